@@ -1,0 +1,81 @@
+"""Backbone: an image tower and a text tower with one space of unit vectors. The contract, and the way from a name to one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Sequence
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from wordsight.config import BACKBONES, WordsightError, resolve
+
+MICRO = Path(__file__).parent / "micro"  # the bundled micro CLIP, a folder in transformers' layout
+JOINED_FILE = "wordsight_backbone.json"  # marks a folder that is ours rather than transformers'
+
+
+class Backbone(ABC):
+    """What every method sees of a vision-language model. Towers are frozen, in eval mode, and give unit vectors of width `dim`."""
+
+    name: str  # what the user wrote
+    dim: int  # D, the shared width
+    logit_scale: float  # zero-shot logits are logit_scale * cosine
+    image_fingerprint: str  # changes with everything that decides an image vector: weights, preprocessing, dtype
+    text_fingerprint: str  # the same for text vectors
+
+    @abstractmethod
+    def preprocess(self, image: Image.Image, box: tuple[float, float, float, float] | None = None) -> UInt8[Tensor, "3 H W"]:
+        """An RGB image as the tower's pixels: shorter side resized (bicubic), centre crop. `box` (left, top, right, bottom in pixels)
+        takes that part instead, resized to the tower's size: an augmented view. Mean and standard deviation are applied in encode_image."""
+
+    @abstractmethod
+    def encode_image(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Unit image vectors, float32, on the CPU or the tower's device."""
+
+    @abstractmethod
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
+        """Unit text vectors, float32, in the order of `texts`. Equal texts are encoded once; batches are sorted by length."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that `load_backbone` reads back to the same vectors."""
+
+
+def load_backbone(name: str | Path, *, device: str = "auto", dtype: str = "float32") -> Backbone:
+    """The backbone behind a name: `micro`, a local folder, or a hub name such as `openai/clip-vit-base-patch16`.
+
+    Errors: WordsightError when it is neither a folder, cached, nor reachable; nothing is substituted for it.
+    """
+    folder = MICRO if str(name) == "micro" else Path(name)
+    kind = "clip"
+    if (folder / JOINED_FILE).is_file():
+        kind = json.loads((folder / JOINED_FILE).read_text())["kind"]
+    elif folder.is_dir() and not (folder / "config.json").is_file():
+        raise WordsightError(f"backbone folder {str(name)!r} holds neither config.json (transformers) nor {JOINED_FILE} (wordsight join)")
+    return resolve(BACKBONES, kind, "backbone kind").from_pretrained(str(folder) if folder.is_dir() else str(name), name=str(name), device=pick_device(device), dtype=dtype)
+
+
+def pick_device(device: str) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fingerprint(tensors: dict[str, Tensor], *facts: object) -> str:
+    """A hash of weights and of whatever else decides a vector."""
+    digest = hashlib.blake2b(repr(facts).encode(), digest_size=16)
+    for key in sorted(tensors):
+        tensor = tensors[key].detach().cpu().contiguous()
+        digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def unit(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+    """Rows scaled to length one."""
+    return torch.nn.functional.normalize(x, dim=-1)

@@ -1,0 +1,199 @@
+"""Tables of names, the settings of a run, and the strict reader of both. Imports no torch: `wordsight list` needs only this file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterable, Literal, Mapping, NamedTuple
+
+
+class WordsightError(ValueError):
+    """Something the user can mend: the message says what was wrong, which value, and what would be right. The command line exits with 2."""
+
+
+class Entry(NamedTuple):
+    target: str  # "module:Class", imported only when it is used
+    summary: str  # one line for `wordsight list`
+
+
+METHODS: dict[str, Entry] = {
+    "zero_shot": Entry("wordsight.methods.zero_shot:ZeroShot", "cosine between the image and the class name in one template"),
+    "sentence_mean": Entry("wordsight.methods.zero_shot:SentenceMean", "cosine to the mean of each class's sentences (CuPL)"),
+    "linear_probe": Entry("wordsight.methods.linear_probe:LinearProbe", "logistic regression on image features; knows only labelled classes"),
+    "aape": Entry("wordsight.methods.aape:AAPE", "sentences condensed into one prompt embedding per image (AAPE)"),
+}
+BACKBONES: dict[str, Entry] = {
+    "clip": Entry("wordsight.backbones.clip:CLIP", "a CLIP or SigLIP checkpoint of transformers, hub name or local folder; `micro` is bundled"),
+    "joined": Entry("wordsight.backbones.joined:Joined", "any vision encoder and any text encoder, joined by a ridge map"),
+}
+
+
+def resolve(table: Mapping[str, Entry], name: str, what: str) -> type:
+    """The class that stands behind `name` in a table."""
+    if name not in table:
+        raise WordsightError(f"{what} {name!r} is not known{nearest(name, table)}; the choices are {', '.join(table)}")
+    module, _, attribute = table[name].target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """' (did you mean ...?)' or nothing: ready to stand inside a message."""
+    folded = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(word.lower(), folded, n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(repr(folded[word]) for word in close)}?)" if close else ""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How the one loop of train.py trains. A method's YAML in configs/ sets what its paper says."""
+
+    epochs: int = 40
+    batch_size: int = 32
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.9  # SGD only
+    warmup_epochs: int = 0  # epochs at `warmup_lr` before the cosine begins
+    warmup_lr: float = 1e-5
+    clip_norm: float | None = None
+    save_seconds: float = 10.0  # how often state/ is written, so that a killed run resumes
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that decides a run's result. Saved as config.yaml in the run folder."""
+
+    data: str
+    backbone: str = "openai/clip-vit-base-patch16"
+    method: str = "aape"
+    shots: int | None = 16  # labelled images per class; null takes all
+    classes: Literal["all", "base", "new"] = "all"  # base: the first half of the classes, rounded up
+    sentences: str | None = None  # a JSON file {class: [sentences]} or the name of a template set
+    aliases: str | None = None  # a JSON file {class name: key in the sentence file}
+    template: str = "a photo of a {}."
+    seed: int = 1
+    views: int = 1  # image views in the feature cache: the centre crop, and augmented ones after it
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    out: str | None = None  # the run folder; by default runs/<data>-<method>-<shots>shot-<classes>-seed<seed>
+    settings: dict[str, Any] = field(default_factory=dict)  # the method's own settings
+    train: dict[str, Any] = field(default_factory=dict)  # TrainSettings that differ from the method's
+
+
+def read(cls: type, *sources: str | Path | Mapping[str, Any]):
+    """Build the settings dataclass `cls` from YAML files, `key=value` words and mappings, later ones winning.
+
+    A dotted key reaches into a mapping (`settings.width=16`). An unknown key fails with the nearest known name.
+    """
+    merged: dict[str, Any] = {}
+    for source in sources:
+        _merge(merged, _as_mapping(source))
+    return build(cls, merged)
+
+
+def build(cls: type, values: Mapping[str, Any], prefix: str = ""):
+    """`cls(**values)` with every key known and every value of the annotated type, or a sentence."""
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key in values:
+        if key not in known:
+            raise WordsightError(f"unknown setting {prefix + key!r}{nearest(key, known)}; known: {', '.join(prefix + name for name in known)}")
+    missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values]
+    if missing:
+        raise WordsightError(f"setting {prefix + missing[0]!r} is missing; give it as {prefix + missing[0]}=...")
+    return cls(**{key: coerce(value, hints[key], prefix + key) for key, value in values.items()})
+
+
+def coerce(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the annotated type. Text is read as YAML 1.2 would read it: `1e-4` is a number, `yes` is text."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() in ("null", "none")):
+            if type(None) in arguments:
+                return None
+        for argument in arguments:
+            if argument is not type(None):
+                try:
+                    return coerce(value, argument, where)
+                except WordsightError as error:
+                    last = error
+        raise last
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise WordsightError(f"{where}={value!r} is not a choice{nearest(str(value), map(str, arguments))}; the choices are {', '.join(map(str, arguments))}")
+    if origin in (dict, Mapping) or hint is dict:
+        if isinstance(value, Mapping):
+            return dict(value)
+    elif origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if isinstance(items, (list, tuple)):
+            return tuple(coerce(item, arguments[0], where) for item in items)
+    elif hint is bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+    elif hint in (int, float):
+        if not isinstance(value, bool):
+            try:
+                number = hint(value)
+                if number == float(value):
+                    return number
+            except (TypeError, ValueError):
+                pass
+    elif hint is str and isinstance(value, (str, int, float, Path)):
+        return str(value)
+    raise WordsightError(f"{where}={value!r} is not {_spoken(hint)}")
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as plain values, ready for YAML."""
+    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise WordsightError(f"settings file {str(path)!r} does not exist")
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise WordsightError(f"{path} is not readable as YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(loaded, dict):
+        raise WordsightError(f"{path} holds no settings; expected lines such as `method: aape`")
+    return loaded
+
+
+def _as_mapping(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(source, Mapping):
+        return dict(source)
+    word = str(source)
+    key, equals, value = word.partition("=")
+    if not equals:
+        if word.endswith((".yaml", ".yml")):
+            return load_yaml(word)
+        raise WordsightError(f"{word!r} is neither key=value nor a YAML file")
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _spoken(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return names.get(hint, "of the right kind: " + str(hint).replace("typing.", ""))

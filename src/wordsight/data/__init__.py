@@ -1,0 +1,42 @@
+"""Dataset: images with class labels, in splits. The contract, and the way from a path or a name to one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Int
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image that is not yet read. `load` gives encoded bytes (a file, a tar member, a parquet cell), an array or a PIL image."""
+
+    name: str  # what a message or a table shows: usually the path
+    load: Callable[[], bytes | np.ndarray | Image.Image]
+
+
+@dataclass(frozen=True)
+class Split:
+    pictures: Sequence[Picture]
+    labels: Int[np.ndarray, "n"]  # indices into Dataset.class_names
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def take(self, indices: Sequence[int]) -> Split:
+        return Split([self.pictures[i] for i in indices], self.labels[np.asarray(indices, dtype=np.int64)])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Named classes with their splits. `test` is None where the source has no test part: what the few-shot draw leaves is tested on then."""
+
+    name: str
+    class_names: tuple[str, ...]  # label order is the source's own, never re-sorted
+    train: Split
+    val: Split | None = None
+    test: Split | None = None
+    template: str | None = None  # the source's own template, where it has one
