@@ -1,0 +1,110 @@
+"""Preprocess: an image as the pixels its tower was trained on, exactly as transformers' own processor makes them with PIL (no torchvision)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES, get_image_processor_class_from_name
+
+from wordsight.config import WordsightError
+
+FILE = "preprocessor_config.json"
+
+
+class Preprocess:
+    """Resize and crop with transformers' PIL processor; rescaling and normalising wait for the device (`normalise`).
+
+    The pixels stay uint8 until then: four times less to move and to cache, and equal to transformers' float pixels to the last bits.
+    """
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+        rescale = 1 / processor.rescale_factor if processor.do_rescale else 1.0
+        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+        # (x / rescale - mean) / std with x in 0..255, as one subtraction and one division
+        self.mean: Float[Tensor, "3 1 1"] = _per_channel(mean) * rescale
+        self.std: Float[Tensor, "3 1 1"] = _per_channel(std) * rescale
+        self.height, self.width = self._probe()
+
+    @classmethod
+    def from_pretrained(cls, config: Mapping[str, Any], *, model_type: str | None = None, name: str = "") -> Preprocess:
+        """From the contents of a preprocessor_config.json. `model_type` (config.json's) decides where an old file names no processor;
+        `name` is what the user wrote, for messages."""
+        values = dict(config.get("image_processor", config))  # processor_config.json nests it
+        kind = values.get("image_processor_type") or values.pop("feature_extractor_type", None)
+        if kind is None and model_type in IMAGE_PROCESSOR_MAPPING_NAMES:
+            names = IMAGE_PROCESSOR_MAPPING_NAMES[model_type]
+            kind = names.get("pil") or names.get("torchvision")
+        if kind is None:
+            raise WordsightError(f"the preprocessing of {name or 'this model'!r} names no image_processor_type in {FILE}; add one, such as CLIPImageProcessor")
+        kind = kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+        found = get_image_processor_class_from_name(kind + "Pil")
+        if found is None or getattr(found, "is_dummy", False):
+            raise WordsightError(
+                f"image processor {kind!r} of {name or 'this model'!r} has no PIL form in transformers, so its pixels cannot be made exactly; "
+                f"a model whose {FILE} names CLIPImageProcessor, SiglipImageProcessor, ViTImageProcessor, BitImageProcessor or ConvNextImageProcessor works"
+            )
+        try:
+            return cls(found(**values))
+        except WordsightError as error:
+            raise WordsightError(f"image processor {kind!r} of {name or 'this model'!r}: {error}") from None
+
+    def __call__(self, image: Image.Image, box: tuple[float, float, float, float] | None = None) -> UInt8[Tensor, "3 H W"]:
+        """The tower's pixels. `box` (left, top, right, bottom in pixels of `image`) is resized to the tower's size instead, nothing cropped."""
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        if box is not None:
+            resized = image.resize((self.width, self.height), resample=self.processor.resample, box=box)
+            return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+        return self._pixels(image)
+
+    def normalise(self, pixels: UInt8[Tensor, "B 3 H W"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "B 3 H W"]:
+        """Pixels as the tower takes them, on the device they are on. Computed in float32, then cast."""
+        return ((pixels.float() - self.mean.to(pixels.device)) / self.std.to(pixels.device)).to(dtype)
+
+    def facts(self) -> str:
+        """All that decides the pixels, for a fingerprint."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a preprocessor_config.json that `from_pretrained` reads back. Keys that no processor reads are dropped."""
+        plain = json.loads(self.processor.to_json_string())
+        return {key: value for key, value in plain.items() if key == "image_processor_type" or hasattr(type(self.processor), key)}
+
+    def _pixels(self, image: Image.Image) -> UInt8[Tensor, "3 H W"]:
+        return self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+
+    def _probe(self) -> tuple[int, int]:
+        """The tower's size, and proof that the processor only resizes, crops, rescales and normalises: some cut patches or keep the aspect."""
+        shapes = set()
+        for width, height in ((37, 50), (50, 37)):
+            image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+            pixels = self._pixels(image)
+            shapes.add(tuple(pixels.shape))
+            if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(shapes) > 1:
+                raise WordsightError("it does not make pixels of one fixed size (NaFlex, tiles or kept aspect ratios), which a frozen tower's cache needs")
+            theirs = self.processor(image, return_tensors="pt")["pixel_values"][0]
+            if not torch.allclose(self.normalise(pixels), theirs.float(), atol=1e-5, rtol=1e-5):
+                raise WordsightError("it does more than resize, crop, rescale and normalise, which is all that Wordsight does after caching pixels")
+        return pixels.shape[1], pixels.shape[2]
+
+
+def read_preprocessor_config(folder: str | Path) -> dict[str, Any] | None:
+    """The image part of preprocessor_config.json or processor_config.json of a local folder; None where there is neither."""
+    for file in (Path(folder) / FILE, Path(folder) / "processor_config.json"):
+        if file.is_file():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if file.name == FILE or "image_processor" in found:
+                return found.get("image_processor", found)
+    return None
+
+
+def _per_channel(value: float | list[float]) -> Float[Tensor, "3 1 1"]:
+    return torch.tensor(value, dtype=torch.float32).expand(3).reshape(3, 1, 1)
