@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Callable, Sequence
 
@@ -40,3 +41,9 @@ class Dataset:
     val: Split | None = None
     test: Split | None = None
     template: str | None = None  # the source's own template, where it has one
+    notes: tuple[str, ...] = ()  # what the source left out, in sentences for the user: ignored files, rows whose image is missing
+
+
+def open_dataset(spec: str) -> Dataset:
+    """The dataset behind a path or a name; `wordsight.data.sources` lists the forms. No image is read yet."""
+    return importlib.import_module("wordsight.data.sources").open_dataset(spec)
