@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES, get_image_processor_class_from_name
+from transformers.utils import cached_file
 
 from wordsight.config import WordsightError
 
@@ -44,13 +46,15 @@ class Preprocess:
             names = IMAGE_PROCESSOR_MAPPING_NAMES[model_type]
             kind = names.get("pil") or names.get("torchvision")
         if kind is None:
-            raise WordsightError(f"the preprocessing of {name or 'this model'!r} names no image_processor_type in {FILE}; add one, such as CLIPImageProcessor")
+            raise WordsightError(
+                f"the preprocessing of {name or 'this model'!r} names no image_processor_type in {FILE}; add one, such as CLIPImageProcessor"
+            )
         kind = kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
         found = get_image_processor_class_from_name(kind + "Pil")
         if found is None or getattr(found, "is_dummy", False):
             raise WordsightError(
                 f"image processor {kind!r} of {name or 'this model'!r} has no PIL form in transformers, so its pixels cannot be made exactly; "
-                f"a model whose {FILE} names CLIPImageProcessor, SiglipImageProcessor, ViTImageProcessor, BitImageProcessor or ConvNextImageProcessor works"
+                f"take a model with the image processor of CLIP, SigLIP, ViT, BiT (DINOv2) or ConvNeXt"
             )
         try:
             return cls(found(**values))
@@ -61,7 +65,7 @@ class Preprocess:
         """The tower's pixels. `box` (left, top, right, bottom in pixels of `image`) is resized to the tower's size instead, nothing cropped."""
         image = image if image.mode == "RGB" else image.convert("RGB")
         if box is not None:
-            resized = image.resize((self.width, self.height), resample=self.processor.resample, box=box)
+            resized = _cut(image, box).resize((self.width, self.height), resample=self.processor.resample)
             return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
         return self._pixels(image)
 
@@ -89,19 +93,37 @@ class Preprocess:
             pixels = self._pixels(image)
             shapes.add(tuple(pixels.shape))
             if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(shapes) > 1:
-                raise WordsightError("it does not make pixels of one fixed size (NaFlex, tiles or kept aspect ratios), which a frozen tower's cache needs")
+                raise WordsightError(
+                    "it does not make pixels of one fixed size (NaFlex, tiles or kept aspect ratios), which a frozen tower's cache needs"
+                )
             theirs = self.processor(image, return_tensors="pt")["pixel_values"][0]
             if not torch.allclose(self.normalise(pixels), theirs.float(), atol=1e-5, rtol=1e-5):
                 raise WordsightError("it does more than resize, crop, rescale and normalise, which is all that Wordsight does after caching pixels")
         return pixels.shape[1], pixels.shape[2]
 
 
-def read_preprocessor_config(folder: str | Path) -> dict[str, Any] | None:
-    """The image part of preprocessor_config.json or processor_config.json of a local folder; None where there is neither."""
-    for file in (Path(folder) / FILE, Path(folder) / "processor_config.json"):
-        if file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if file.name == FILE or "image_processor" in found:
+def _cut(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+    """The whole pixels that `box` touches. Cut before resizing, as torchvision does: resize(box=...) would let in neighbours from outside."""
+    left, top, right, bottom = box
+    if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
+        raise WordsightError(f"box={tuple(box)} is not inside the image of {image.width}x{image.height} pixels; expected (left, top, right, bottom)")
+    return image.crop((math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)))
+
+
+def read_preprocessor_config(path: str | Path, *, local_files_only: bool = True) -> dict[str, Any] | None:
+    """The image part of processor_config.json or preprocessor_config.json of a folder or hub name, the first winning as in transformers.
+    None where there is neither."""
+    for name in ("processor_config.json", FILE):
+        file = cached_file(
+            str(path),
+            name,
+            local_files_only=local_files_only,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if file is not None:
+            found = json.loads(Path(file).read_text(encoding="utf-8"))
+            if name == FILE or "image_processor" in found:
                 return found.get("image_processor", found)
     return None
 
