@@ -114,7 +114,8 @@ def completion(text: str | None) -> str:
 
 
 def locally(model: str, **changes) -> WriterSettings:
-    return replace(WriterSettings(model, local=True, questions=("Describe a(n) {}.", "What is a(n) {}?"), per_question=2, max_tokens=8, device="cpu"), **changes)
+    questions = "Describe a(n) {}.", "What is a(n) {}?"
+    return replace(WriterSettings(model, local=True, questions=questions, per_question=2, max_tokens=8, device="cpu"), **changes)
 
 
 def write(names, settings, path):
@@ -284,7 +285,12 @@ def test_a_model_without_chat_template_is_asked_as_q_and_a(tmp_path, monkeypatch
     plain = save_tiny_writer(tmp_path / "plain", chat=False)
     asked = []
     real = generated._prompt
-    monkeypatch.setattr(generated, "_prompt", lambda tokenizer, *rest: asked.append(tokenizer.decode(real(tokenizer, *rest)["input_ids"][0])) or real(tokenizer, *rest))
+
+    def kept(tokenizer, *rest):
+        asked.append(tokenizer.decode(real(tokenizer, *rest)["input_ids"][0]))
+        return real(tokenizer, *rest)
+
+    monkeypatch.setattr(generated, "_prompt", kept)
     assert write(["owl"], locally(plain), tmp_path / "s.json")["owl"]
     assert "Describe" in asked[0] and "plain sentence" not in asked[0] and asked[0].endswith("A:")
 

@@ -187,7 +187,8 @@ def test_cupl_lacks_eight_of_caltechs_names_and_the_alias_table_mends_it(shared)
 
 def test_class_texts_encodes_everything_in_one_call():
     calls = []
-    texts = class_texts(lambda batch: calls.append(list(batch)) or encode(batch), ["sea_horse", "cat"], "a {}.", {"cat": ["purrs"], "sea_horse": ["a", "b"], "x": ["c"]})
+    table = {"cat": ["purrs"], "sea_horse": ["a", "b"], "x": ["c"]}
+    texts = class_texts(lambda batch: calls.append(list(batch)) or encode(batch), ["sea_horse", "cat"], "a {}.", table)
     assert calls == [["a sea horse.", "a cat.", "a", "b", "purrs"]]
     assert texts.names == ("sea_horse", "cat") and texts.sentences == (("a", "b"), ("purrs",))
     assert torch.equal(texts.name_vectors, encode(["a sea horse.", "a cat."]))

@@ -47,7 +47,8 @@ def _clip80() -> tuple[str, ...]:
     traits = "hard to see ", "clean ", "dirty ", "cool ", "nice ", "weird ", "large ", "small ", ""
     forms = [f"a {look} photo of %s {{}}." for look in looks] + [f"a {thing} of %s {{}}." for thing in made] + [f"%s {kind} {{}}." for kind in kinds]
     forms += [f"a photo of %s {trait}{{}}." for trait in traits] + ["art of %s {}.", "graffiti of %s {}.", "itap of %s {}.", "%s {} in a video game."]
-    return (*(form % word for form in forms for word in ("a", "the")), "a photo of many {}.", "a photo of one {}.", "a photo of my {}.", "itap of my {}.")
+    alone = "a photo of many {}.", "a photo of one {}.", "a photo of my {}.", "itap of my {}."
+    return (*(form % word for form in forms for word in ("a", "the")), *alone)
 
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
@@ -226,7 +227,8 @@ def _match(names: Sequence[str], table: Mapping[str, Any], aliases: Mapping[str,
         if len(choices) > 1:
             raise WordsightError(f"class {name!r} matches {_listed(choices)} of {where}; give an alias table that names one")
         if choices and name not in aliases and owner.setdefault(choices[0], name) != name:
-            raise WordsightError(f"classes {owner[choices[0]]!r} and {name!r} both match key {choices[0]!r} of {where}; give an alias table if that is meant")
+            both = f"classes {owner[choices[0]]!r} and {name!r} both match key {choices[0]!r} of {where}"
+            raise WordsightError(f"{both}; give an alias table if that is meant")
         if choices:
             found[name] = choices[0]
     return found

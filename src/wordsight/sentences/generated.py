@@ -61,7 +61,7 @@ def read_questions(which: str | Sequence[str]) -> tuple[str, ...]:
     if isinstance(which, str):
         table = load_json(QUESTIONS, "question file")
         if which not in table:
-            raise WordsightError(f"question set {which!r} is not known{nearest(which, table)}; the sets are {', '.join(table)}; or give your own list")
+            raise WordsightError(f"question set {which!r} is not known{nearest(which, table)}; give your own list or one of {', '.join(table)}")
         which = table[which]
     if not which:
         raise WordsightError("the list of questions is empty; 'generic' names a ready set")
@@ -139,7 +139,7 @@ def _answers(name: str, questions: Sequence[str], settings: WriterSettings, ask:
     jobs = [(ask_about(question, name), settings.seed + i) for question in questions for i in range(settings.per_question)]
     answers = list(pool.map(lambda job: _answer(ask, settings, *job), jobs))
     if not any(answer.text for answer in answers):
-        raise WordsightError(f"model {settings.model!r} gave only empty answers about class {name!r}; a larger max_tokens or another model may mend it")
+        raise WordsightError(f"model {settings.model!r} gave only empty answers about class {name!r}; try a larger max_tokens or another model")
     return answers
 
 
@@ -221,7 +221,8 @@ def _client(settings: WriterSettings):
     key = os.environ.get(settings.api_key_env) or (settings.base_url and "none")
     if not key:
         raise WordsightError(
-            f"no API key: environment variable {settings.api_key_env} is not set. Set it, or give base_url= (a server of your own needs none) or local=true"
+            f"no API key: environment variable {settings.api_key_env} is not set. Set it, "
+            "or give base_url= (a server of your own needs none) or local=true"
         )
     return openai.OpenAI(api_key=key, base_url=settings.base_url, max_retries=settings.retries)
 
@@ -229,7 +230,7 @@ def _client(settings: WriterSettings):
 def _ask_server(client: Any, settings: WriterSettings, question: str, seed: int) -> tuple[str, bool]:
     import openai
 
-    limit = "max_tokens" if settings.base_url else "max_completion_tokens"  # OpenAI's newer models refuse the one, other servers do not know the other
+    limit = "max_tokens" if settings.base_url else "max_completion_tokens"  # OpenAI's newer models refuse the first, other servers lack the second
     try:
         reply = client.chat.completions.create(
             model=settings.model,
