@@ -1,5 +1,6 @@
 """CLIP equals transformers; and says in words what it cannot load."""
 
+import importlib.util
 import json
 import logging
 import shutil
@@ -392,7 +393,16 @@ def test_the_position_buffers_of_old_checkpoints_are_no_error(folders, tmp_path)
 def test_a_broken_file(folders, file, tmp_path):
     folder = copied(folders["clip"], tmp_path)
     (folder / file).write_bytes(b"broken")
-    with pytest.raises(WordsightError, match="cannot be read"):
+    with pytest.raises(WordsightError, match=r"cannot be read|not readable"):
+        load(folder)
+
+
+def test_a_tokenizer_without_its_library(folders, tmp_path):
+    if importlib.util.find_spec("sentencepiece"):
+        pytest.skip("sentencepiece is installed")
+    folder = copied(folders["siglip"], tmp_path)
+    rewrite(folder / "tokenizer_config.json", tokenizer_class="SiglipTokenizer")
+    with pytest.raises(WordsightError, match=r"SentencePiece.*pip install sentencepiece"):
         load(folder)
 
 

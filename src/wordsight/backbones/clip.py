@@ -241,7 +241,8 @@ def _reading(name: str, what: str) -> Iterator[None]:
     except WordsightError:
         raise
     except (OSError, ValueError, TypeError, RuntimeError, ImportError, LookupError, AttributeError, SafetensorError) as error:
-        raise WordsightError(f"backbone {name!r}: {what} cannot be read ({_first_line(error)})") from error
+        mend = "; pip install sentencepiece protobuf" if isinstance(error, ImportError) else ""
+        raise WordsightError(f"backbone {name!r}: {what} cannot be read ({_first_line(error)}){mend}") from error
 
 
 def _load_model(path: str, name: str, kind: type[PreTrainedModel], local_files_only: bool) -> PreTrainedModel:
@@ -362,12 +363,14 @@ def _shape(config: PreTrainedConfig) -> str:
 
 
 def _tokenizer_facts(tokenizer: Any) -> str:
+    """What decides the ids of a text, and no path of a file."""
+    reading = [tokenizer.padding_side, tokenizer.pad_token_id, tokenizer.model_input_names]
     if tokenizer.is_fast:
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
-        return json.dumps(
-            {key: value for key, value in rules.items() if key not in ("truncation", "padding")}, sort_keys=True
-        )  # those two change with calls
-    return json.dumps([tokenizer.__class__.__name__, tokenizer.get_vocab(), tokenizer.init_kwargs], sort_keys=True, default=str)
+        reading.append({key: value for key, value in rules.items() if key not in ("truncation", "padding")})  # those two change with calls
+    else:
+        reading += [type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.init_kwargs.get("do_lower_case")]
+    return json.dumps(reading, sort_keys=True)
 
 
 @contextlib.contextmanager

@@ -122,7 +122,10 @@ def read_preprocessor_config(path: str | Path, *, local_files_only: bool = True)
             _raise_exceptions_for_connection_errors=False,
         )
         if file is not None:
-            found = json.loads(Path(file).read_text(encoding="utf-8"))
+            try:
+                found = json.loads(Path(file).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise WordsightError(f"{name} of {str(path)!r} is not readable as JSON: {error}") from error
             if name == FILE or "image_processor" in found:
                 return found.get("image_processor", found)
     return None
