@@ -136,7 +136,9 @@ def _class_folders(root: Path, spec: str) -> Dataset:
     labels = Labels({name: name for name in sorted(classes)})
     others = [file for file in ignored if file.suffix.lower() not in IMAGES]
     if others:
-        labels.notes.append(f"ignored {_counted(len(others), 'file')} that {'is' if len(others) == 1 else 'are'} no image: {_few(file.name for file in others)}")
+        labels.notes.append(
+            f"ignored {_counted(len(others), 'file')} that {'is' if len(others) == 1 else 'are'} no image: {_few(file.name for file in others)}"
+        )
     if loose:
         labels.notes.append(f"ignored {_counted(len(loose), 'image')} outside the class folders: {_few(file.name for file in loose)}")
     imageless = [folder for folder in imageless if folder.name not in classes]
@@ -181,7 +183,9 @@ def _read_csv(path: Path) -> Table:
     (_, names), body = rows[0], rows[1:]
     for line, row in body:
         if len(row) != len(names):
-            raise WordsightError(f"line {line} of {str(path)!r} has {len(row)} cells, the header has {len(names)} ({', '.join(names)}); quote cells with commas")
+            raise WordsightError(
+                f"line {line} of {str(path)!r} has {len(row)} cells, the header has {len(names)} ({', '.join(names)}); quote cells with commas"
+            )
     return Table({name.strip(): [row[column].strip() for _, row in body] for column, name in enumerate(names)})
 
 
@@ -236,7 +240,9 @@ def _label_names(table: Table, keys: str, names: str, folder: Path, spec: str) -
     column = list(map(_key, table.columns[keys]))
     blank = [row for row, key in enumerate(column, 1) if key is None or key == ""]
     if blank:
-        raise WordsightError(f"column {keys} of {spec!r} is blank in {_counted(len(blank), 'row')}: {_few(map(str, blank))}; every image needs a label")
+        raise WordsightError(
+            f"column {keys} of {spec!r} is blank in {_counted(len(blank), 'row')}: {_few(map(str, blank))}; every image needs a label"
+        )
     whole = all(isinstance(key, int) for key in column)
     order = sorted(set(column)) if whole else list(dict.fromkeys(column))
     if names != keys:
@@ -256,7 +262,9 @@ def _label_names(table: Table, keys: str, names: str, folder: Path, spec: str) -
 def _numbered(keys: Iterable[int], listed: Sequence[str], spec: str) -> dict[int, str]:
     outside = [key for key in keys if not 0 <= key < len(listed)]
     if outside:
-        raise WordsightError(f"{spec!r} has labels that its list of {len(listed)} class names does not reach: {_few(map(str, outside))}; labels count from 0")
+        raise WordsightError(
+            f"{spec!r} has labels that its list of {len(listed)} class names does not reach: {_few(map(str, outside))}; labels count from 0"
+        )
     return dict(enumerate(listed))
 
 
@@ -352,7 +360,9 @@ def _from_hub(loaded: Any, spec: str) -> Dataset:
     if label in classed:
         labels = Labels(dict(enumerate(features[label].names)))
     elif any(isinstance(key, int) for key in order):
-        raise WordsightError(f"column {label} of {spec!r} holds numbers without class names, and words are needed; cast it to ClassLabel(names=[...])")
+        raise WordsightError(
+            f"column {label} of {spec!r} holds numbers without class names, and words are needed; cast it to ClassLabel(names=[...])"
+        )
     else:
         labels = Labels({key: key for key in dict.fromkeys(order)})
     others = [split for split in parts if split not in known]
@@ -412,7 +422,9 @@ def _tars(tars: dict[str, list[str]], root: Path, spec: str) -> Dataset:
         labels = Labels(_numbered(keys, [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()], spec))
     templates = root / "zeroshot_classification_templates.txt"  # CLIP_benchmark's, with {c} for the class
     if templates.is_file():
-        labels.template = next((line.strip().replace("{c}", "{}") for line in templates.read_text(encoding="utf-8").splitlines() if "{c}" in line), None)
+        labels.template = next(
+            (line.strip().replace("{c}", "{}") for line in templates.read_text(encoding="utf-8").splitlines() if "{c}" in line), None
+        )
     if unlabelled:
         labels.notes.append(f"left out {_counted(len(unlabelled), 'image')} without a label: {_few(item.picture.name for item in unlabelled)}")
     return _dataset(spec, items, labels)
@@ -505,7 +517,9 @@ def _check_distinct(names: Sequence[str], spec: str) -> None:
     twice = [word for word, count in Counter(spoken).items() if count > 1]
     if twice:
         groups = [" and ".join(repr(name) for name, word in zip(names, spoken) if word == each) for each in twice]
-        raise WordsightError(f"{spec!r} names a class twice (case, _ and spaces aside): {_few(groups, ', then ')}; merge them, or give each a name of its own")
+        raise WordsightError(
+            f"{spec!r} names a class twice (case, _ and spaces aside): {_few(groups, ', then ')}; merge them, or give each a name of its own"
+        )
     if "" in spoken:
         raise WordsightError(f"{spec!r} has a class without a name (label {spoken.index('')})")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -49,7 +50,9 @@ def held_out(dataset: Dataset, shots: int | None, seed: int) -> Split:
     drawn = set(_draw_train(dataset, shots, random.Random(seed)))
     rest = [index for index in range(len(dataset.train)) if index not in drawn]
     if not rest:
-        raise WordsightError(f"{dataset.name} has no test part and shots={shots} draws every image; give a smaller shots=, or a test/ folder or split")
+        raise WordsightError(
+            f"{dataset.name} has no test part and shots={shots} draws every image; give a smaller shots=, or a test/ folder or split"
+        )
     return dataset.train.take(rest)
 
 
@@ -65,7 +68,9 @@ def select_classes(dataset: Dataset, which: Which) -> Dataset:
     if which == "all":
         return dataset
     if len(chosen) < 2:
-        raise WordsightError(f"classes={which} of {dataset.name} leaves {len(chosen)} of {len(dataset.class_names)} classes; at least 2 are needed to choose among")
+        raise WordsightError(
+            f"classes={which} of {dataset.name} leaves {len(chosen)} of {len(dataset.class_names)} classes; at least 2 are needed to choose among"
+        )
     names = tuple(dataset.class_names[label] for label in chosen)
     parts = {part: keep_classes(split, chosen) for part in ("train", "val", "test") if (split := getattr(dataset, part)) is not None}
     return replace(dataset, class_names=names, **parts)
@@ -95,8 +100,14 @@ def _draw_train(dataset: Dataset, shots: int, stream: random.Random) -> list[int
     if short:
         listed = ", ".join(f"{dataset.class_names[label]} {counts[label]}" for label in short[:10])
         more = f", ... and {len(short) - 10} more" if len(short) > 10 else ""
-        right = f"give shots={counts.min()} or fewer, shots=null for every image, or add images" if counts.min() else "add images to them or take these classes out"
-        raise WordsightError(f"shots={shots} needs {shots} training images of every class; {len(short)} of {len(counts)} classes have fewer: {listed}{more}; {right}")
+        right = (
+            f"give shots={counts.min()} or fewer, shots=null for every image, or add images"
+            if counts.min()
+            else "add images to them or take these classes out"
+        )
+        raise WordsightError(
+            f"shots={shots} needs {shots} training images of every class; {len(short)} of {len(counts)} classes have fewer: {listed}{more}; {right}"
+        )
     return _draw(dataset.train.labels, shots, stream)
 
 
