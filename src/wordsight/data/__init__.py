@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -22,7 +22,7 @@ class Picture:
 @dataclass(frozen=True)
 class Split:
     pictures: Sequence[Picture]
-    labels: Int[np.ndarray, "n"]  # indices into Dataset.class_names
+    labels: Int[np.ndarray, n]  # indices into Dataset.class_names
 
     def __len__(self) -> int:
         return len(self.pictures)

@@ -38,6 +38,7 @@ VIEW_RECIPE = "centre, then random resized crop (0.08, 1) x (3/4, 4/3), flip 1/2
 SHARD_ROWS = 2000  # a kill loses at most this many images,
 SHARD_SECONDS = 20.0  # or this much time
 MERGE_SHARDS = 32  # so many small shards are merged into one
+MAX_WORKERS = 16
 MAX_ELONGATION = 500  # beyond it, resizing the shorter side to a tower's size would take gigabytes
 
 log = logging.getLogger("wordsight")
@@ -210,10 +211,11 @@ class _ImageJob:
         self.claimed: set[bytes] = set()
         self.lock = threading.Lock()
         self.stop = threading.Event()
-        self.threads = torch.get_num_threads()
-        self.workers = max(1, min(self.threads, 16, len(pictures)))
-        self.chunk = max(1, min(batch_size // views or 1, math.ceil(len(pictures) / self.workers)))
         self.device = getattr(backbone, "device", torch.device("cpu")).type  # the contract does not ask for it
+        self.threads = torch.get_num_threads()
+        decoders = self.threads if self.device == "cpu" else os.cpu_count() or 1  # launchers set one thread a process: too few to feed a GPU
+        self.workers = max(1, min(decoders, MAX_WORKERS, len(pictures)))
+        self.chunk = max(1, min(batch_size // views or 1, math.ceil(len(pictures) / self.workers)))
         self.in_tower = threading.Semaphore(self.workers if self.device == "cpu" else 2)  # bounds the batches on an accelerator
         self.results: queue.Queue = queue.Queue()
 
