@@ -22,7 +22,7 @@ class Picture:
 @dataclass(frozen=True)
 class Split:
     pictures: Sequence[Picture]
-    labels: Int[np.ndarray, n]  # indices into Dataset.class_names
+    labels: Int[np.ndarray, " n"]  # indices into Dataset.class_names
 
     def __len__(self) -> int:
         return len(self.pictures)
