@@ -71,7 +71,7 @@ def main():
     parser.add_argument("folders", nargs="+")
     parser.add_argument("--images", type=int, default=10000)
     parser.add_argument("--round", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--bare-batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--backbone", help="a backbone's name; a random ViT-Tiny otherwise")

@@ -65,7 +65,7 @@ def image_features(
     seed: int = 0,
     flip: bool = True,
     folder: str | Path | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,  # 32 on the CPU, where each core has its own; 128 on an accelerator
     progress: bool = True,
 ) -> Features:
     """Vectors of `pictures` under `views` views each; what the cache in `folder` holds is not computed again.
@@ -203,8 +203,8 @@ class _ImageJob:
     waiting of threads that share one operation, which costs more than decoding does (benchmarks/features).
     """
 
-    def __init__(self, backbone: Backbone, pictures: Sequence[Picture], views: int, seed: int, flip: bool, batch_size: int, store: _Store):
-        self.backbone, self.pictures, self.store, self.batch_size = backbone, pictures, store, batch_size
+    def __init__(self, backbone: Backbone, pictures: Sequence[Picture], views: int, seed: int, flip: bool, batch_size: int | None, store: _Store):
+        self.backbone, self.pictures, self.store = backbone, pictures, store
         self.views, self.seed, self.flip = views, seed, flip
         self.digests: list[bytes | None] = [None] * len(pictures)
         self.unread: dict[int | bytes, str] = {}  # reasons, by index where nothing could be loaded, by digest where it could not be decoded
@@ -212,10 +212,11 @@ class _ImageJob:
         self.lock = threading.Lock()
         self.stop = threading.Event()
         self.device = getattr(backbone, "device", torch.device("cpu")).type  # the contract does not ask for it
+        self.batch_size = batch_size or (32 if self.device == "cpu" else 128)
         self.threads = torch.get_num_threads()
         decoders = self.threads if self.device == "cpu" else os.cpu_count() or 1  # launchers set one thread a process: too few to feed a GPU
         self.workers = max(1, min(decoders, MAX_WORKERS, len(pictures)))
-        self.chunk = max(1, min(batch_size // views or 1, math.ceil(len(pictures) / self.workers)))
+        self.chunk = max(1, min(self.batch_size // views or 1, math.ceil(len(pictures) / self.workers)))
         self.in_tower = threading.Semaphore(self.workers if self.device == "cpu" else 2)  # bounds the batches on an accelerator
         self.results: queue.Queue = queue.Queue()
 
