@@ -1,0 +1,669 @@
+"""Joined: any image encoder and any text encoder made one backbone by a linear map that is fitted in closed form, in seconds."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import math
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from huggingface_hub import snapshot_download
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, ViTConfig, ViTModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from wordsight.backbones import JOINED_FILE, Backbone, fingerprint, pick_device, unit
+from wordsight.backbones.clip import DTYPES, TOKENIZER_FILES, TOKENS_PER_BATCH, _first_line, _quiet, _reading, _shape, _tokenizer_facts
+from wordsight.backbones.images import FILE as PREPROCESSOR_FILE
+from wordsight.backbones.images import Preprocess, read_preprocessor_config
+from wordsight.config import WordsightError
+
+FORMAT = 1
+MAP_FILE = "map.safetensors"
+MAP_NAMES = ("image_mean", "text_mean", "text_to_shared")
+MAX_TOKENS = 256  # where the text encoder does not say: sentences about classes are shorter, and a longer cap costs only memory
+BATCH = 32
+SAMPLE = 2000  # targets among which the temperature is measured, at most
+TOWER_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class JoinSettings:
+    """What `join` needs to know. Fitted on class names where the image encoder has a classification head, or on image-caption pairs."""
+
+    vision: str  # folder or hub name of an image encoder, or a safetensors file of a ViT with timm's names
+    text: str  # folder or hub name of a text encoder
+    out: str  # the folder to write
+    names: str | None = None  # class names in the head's order: a text file (one a line) or JSON; by default those in the encoder's config.json
+    template: str = "a photo of a {}."  # the sentence that stands for a class name
+    images: str | None = None  # folder or manifest of images whose mean vector centres image vectors; read by the caller
+    captions: str | None = None  # CSV of images and captions, instead of names; read by the caller
+    ridge: float = 3.0  # lambda: how strongly the map is pulled to zero
+    pooling: Literal["auto", "cls", "mean", "pooler"] = "auto"  # what of the image encoder's output is the image's vector
+    text_pooling: Literal["auto", "mean", "cls", "last"] = "auto"  # auto: as 1_Pooling/config.json of sentence-transformers says, or mean
+    preprocessor: str | None = None  # a preprocessor_config.json to use instead of the image encoder's own
+    device: str = "auto"
+
+
+class ImageTower(NamedTuple):
+    """An image encoder with its pixels and the part of its output that is the vector."""
+
+    model: PreTrainedModel
+    transform: Preprocess
+    pooling: str
+
+    def __call__(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        weight = next(self.model.parameters())
+        output = self.model(pixel_values=self.transform.normalise(pixels.to(weight.device), weight.dtype))
+        if self.pooling == "pooler":
+            return output.pooler_output.flatten(1).float()
+        states = output.last_hidden_state.float()
+        if states.ndim == 4:  # a convolutional encoder's map, [B, D, h, w]
+            return states.mean((2, 3))
+        return states[:, 0] if self.pooling == "cls" else states[:, self._special() :].mean(1)
+
+    def _special(self) -> int:
+        """Tokens before the patches: class and register tokens."""
+        patch, size = getattr(self.model.config, "patch_size", None), (self.transform.height, self.transform.width)
+        if not isinstance(patch, int) or not hasattr(getattr(self.model, "embeddings", None), "cls_token"):
+            return 0
+        return 1 + getattr(self.model.config, "num_register_tokens", 0) if min(size) >= patch else 0
+
+
+class TextTower(NamedTuple):
+    """A text encoder with its tokenizer; its vector is pooled over the tokens and scaled to length one."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    pooling: str
+    max_tokens: int
+
+    def __call__(self, texts: list[str]) -> Float[Tensor, "B W"]:
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        tokens = {key: value.to(self.model.device) for key, value in tokens.items()}
+        states = self.model(**tokens).last_hidden_state.float()
+        mask = tokens["attention_mask"]
+        if self.pooling == "cls":
+            return unit(states[:, 0])
+        if self.pooling == "last":
+            return unit(states[torch.arange(len(states)), mask.sum(1) - 1])
+        return unit((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        ids = self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
+        known, highest = self.model.get_input_embeddings().num_embeddings, max((max(row, default=0) for row in ids), default=0)
+        if highest >= known:
+            raise WordsightError(f"the tokenizer gives token {highest}, but the text encoder knows only {known}: they do not belong together")
+        return [len(row) for row in ids]
+
+
+class Joined(Backbone):
+    """Two frozen encoders that were never trained together, in one space.
+
+    The space is the image encoder's, centred: image = unit(vision(x) - image_mean), text = unit((text(t) - text_mean) @ text_to_shared).
+    Made by `join`; kept as a folder that needs nothing outside it.
+    """
+
+    def __init__(
+        self, vision: ImageTower, text: TextTower, tensors: dict[str, Tensor], facts: dict[str, Any], *, name: str, device: torch.device, dtype: str
+    ):
+        self.name = name
+        self.device = device
+        self.dtype = DTYPES[dtype]
+        self.vision = vision._replace(model=vision.model.eval().requires_grad_(False).to(device, self.dtype))
+        self.text = text._replace(model=text.model.eval().requires_grad_(False).to(device, self.dtype))
+        self.tensors = {key: tensors[key].float().to(device) for key in MAP_NAMES}  # the map stays in float32
+        self.facts = facts
+        self.logit_scale = float(facts["logit_scale"])
+        self.dim = len(self.tensors["image_mean"])
+        self.truncated_texts = 0  # texts that were longer than the text encoder reads and lost their tail
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, name: str, device: torch.device, dtype: str = "float32") -> Joined:
+        """From a folder of `join`. Errors: WordsightError for whatever is absent or does not fit; no tensor is random, nothing is unpickled."""
+        if dtype not in DTYPES:
+            raise WordsightError(f"dtype={dtype!r} is not a choice; the choices are {', '.join(DTYPES)}")
+        path = Path(path)
+        facts = _read_facts(path / JOINED_FILE)
+        vision = _image_tower(path / "vision", name, facts["pooling"], whole=True)
+        text = _text_tower(path / "text", name, facts["text_pooling"], facts["max_tokens"], whole=True)
+        tensors = _read_map(path / MAP_FILE, name, _width(vision, name), _width(text, name))
+        return cls(vision, text, tensors, facts, name=name, device=device, dtype=dtype)
+
+    def preprocess(self, image: Image.Image, box: tuple[float, float, float, float] | None = None) -> UInt8[Tensor, "3 H W"]:
+        return self.vision.transform(image, box)
+
+    @torch.no_grad()
+    def encode_image(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        return unit(self.vision(pixels) - self.tensors["image_mean"])
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
+        vectors, cut = _encode_texts(self.text, texts, self.name)
+        self.truncated_texts += cut
+        return unit((vectors - self.tensors["text_mean"]) @ self.tensors["text_to_shared"])
+
+    @cached_property
+    def image_fingerprint(self) -> str:
+        tensors = self.vision.model.state_dict() | {"image_mean": self.tensors["image_mean"]}
+        return fingerprint(tensors, _shape(self.vision.model.config), self.vision.transform.facts(), self.vision.pooling, self.dtype)
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        tensors = self.text.model.state_dict() | {key: self.tensors[key] for key in ("text_mean", "text_to_shared")}
+        reading = (_tokenizer_facts(self.text.tokenizer), self.text.pooling, self.text.max_tokens)
+        return fingerprint(tensors, _shape(self.text.model.config), reading, self.dtype)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write both encoders in transformers' layout and the map, under a temporary name until all is there."""
+        folder = _free(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = folder.with_name(f".{folder.name}.saving")
+        shutil.rmtree(temporary, ignore_errors=True)  # of a save that was killed
+        with _quiet():
+            self.vision.model.save_pretrained(temporary / "vision")
+            self.text.model.save_pretrained(temporary / "text")
+        self.text.tokenizer.save_pretrained(temporary / "text")
+        (temporary / "vision" / PREPROCESSOR_FILE).write_text(json.dumps(self.vision.transform.to_dict(), indent=2) + "\n", encoding="utf-8")
+        save_file({key: value.cpu().contiguous() for key, value in self.tensors.items()}, temporary / MAP_FILE)
+        (temporary / JOINED_FILE).write_text(json.dumps(self.facts, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(folder)
+
+
+# Fitting
+
+
+@torch.no_grad()
+def join(
+    settings: JoinSettings, images: Iterable[Image.Image] | None = None, pairs: Iterable[tuple[Image.Image, Sequence[str]]] | None = None
+) -> Joined:
+    """Join an image encoder and a text encoder, write the folder `settings.out`, and return the backbone.
+
+    On names (a): sentences of the class names of the image encoder's classification head are mapped to the head's rows, centred and scaled to
+    length one; `images` give the mean that centres image vectors (none: zero). On pairs (b): captions are mapped to the vectors of their images,
+    centred by the mean over `images`, or over the pairs' own.
+
+    logit_scale is ours, no paper's: the temperature under which each left-out sentence (or caption) best picks its target among all targets.
+    """
+    _check_settings(settings, pairs)
+    device = pick_device(settings.device)
+    vision, head, own_names = _vision_source(settings)
+    text = _text_source(settings)
+    for tower in (vision, text):
+        tower.model.eval().to(device)
+    image_mean = _mean(vision, images)
+    if pairs is not None:
+        targets, captions, image_mean, group = _from_pairs(vision, pairs, image_mean)
+        on = f"{len(captions)} captions of {len(targets)} images"
+    else:
+        targets, names = _from_head(settings, vision, head, own_names)
+        captions, group = [settings.template.format(name) for name in names], torch.arange(len(names))
+        on = f"{len(names)} class names"
+    texts = _encode_texts(text, captions, settings.text)[0].cpu()
+    wanted = targets[group]
+    text_mean, matrix = ridge(texts, wanted, settings.ridge)
+    scale, accuracy = temperature(leave_one_out(texts, wanted, settings.ridge, group), targets, group)
+    facts = {
+        "kind": "joined", "format": FORMAT, "logit_scale": round(scale, 4), "pooling": vision.pooling, "text_pooling": text.pooling, "max_tokens": text.max_tokens,
+        "fitted": {"vision": settings.vision, "text": settings.text, "on": on, "template": settings.template if pairs is None else None, "ridge": settings.ridge,
+                   "left_out_top1": round(100 * accuracy, 2)},
+    }  # fmt: skip
+    tensors = {"image_mean": torch.zeros(targets.shape[1]) if image_mean is None else image_mean, "text_mean": text_mean, "text_to_shared": matrix}
+    joined = Joined(vision, text, tensors, facts, name=settings.out, device=device, dtype="float32")
+    joined.save_pretrained(settings.out)
+    return joined
+
+
+def ridge(texts: Float[Tensor, "N W"], targets: Float[Tensor, "N D"], lam: float) -> tuple[Float[Tensor, W], Float[Tensor, "W D"]]:
+    """The mean of `texts`, and the M that makes |(texts - mean) M - targets|^2 + lam |M|^2 smallest. Solved in float64."""
+    mean = texts.double().mean(0)
+    centred = texts.double() - mean
+    matrix = torch.linalg.solve(_gram(centred, lam), centred.T @ targets.double())
+    return mean.to(texts.dtype), matrix.to(texts.dtype)
+
+
+def leave_one_out(texts: Float[Tensor, "N W"], targets: Float[Tensor, "N D"], lam: float, group: Int[Tensor, N]) -> Float[Tensor, "N D"]:
+    """What `ridge` would predict for each text had it not seen the texts of the same group, without refitting (the mean stays).
+
+    With H the hat matrix and b the rows of a group: y_b - (I - H_bb)^-1 (y_b - (H y)_b).
+    """
+    centred, wanted = texts.double() - texts.double().mean(0), targets.double()
+    weights = torch.linalg.solve(_gram(centred, lam), centred.T).T  # H = weights @ centred.T, of which only the blocks are needed
+    rest = wanted - weights @ (centred.T @ wanted)
+    order, sizes = group.argsort(stable=True), group.bincount()
+    predicted = torch.empty_like(wanted)
+    for rows in order.split(sizes[sizes > 0].tolist()):
+        block = torch.eye(len(rows), dtype=torch.float64) - weights[rows] @ centred[rows].T
+        predicted[rows] = wanted[rows] - torch.linalg.solve(block, rest[rows])
+    return predicted.to(texts.dtype)
+
+
+def temperature(predicted: Float[Tensor, "N D"], targets: Float[Tensor, "T D"], labels: Int[Tensor, N]) -> tuple[float, float]:
+    """The scale of most likelihood for softmax(scale * cosine) to pick each row's target among all, by golden section, and the top-1 share."""
+    step = max(1, math.ceil(len(targets) / SAMPLE))
+    kept = labels % step == 0
+    cosine, labels = unit(predicted[kept]) @ unit(targets[::step]).T, labels[kept] // step
+
+    def loss(log_scale: float) -> float:
+        return torch.nn.functional.cross_entropy(math.exp(log_scale) * cosine, labels).item()
+
+    low, high, golden = 0.0, math.log(200.0), (math.sqrt(5) - 1) / 2
+    while high - low > 1e-3:  # the loss is convex in the scale, so it has one valley
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        low, high = (low, right) if loss(left) < loss(right) else (left, high)
+    return math.exp((low + high) / 2), (cosine.argmax(1) == labels).float().mean().item()
+
+
+def _gram(centred: Float[Tensor, "N W"], lam: float) -> Float[Tensor, "W W"]:
+    return centred.T @ centred + lam * torch.eye(centred.shape[1], dtype=centred.dtype)
+
+
+def _check_settings(settings: JoinSettings, pairs: object) -> None:
+    if not settings.ridge > 0:
+        raise WordsightError(f"ridge={settings.ridge} is not possible; give a number above 0, such as 3")
+    if settings.template.count("{}") != 1 or settings.template.replace("{}", "").count("{"):
+        raise WordsightError(f"template={settings.template!r} must hold {{}} once, where the class name stands")
+    if pairs is not None and settings.names is not None:
+        raise WordsightError(f"names={settings.names!r} and captions were both given; the map is fitted on one of them")
+    _free(settings.out)
+
+
+def _mean(vision: ImageTower, images: Iterable[Image.Image] | None) -> Float[Tensor, D] | None:
+    if images is None:
+        return None
+    vectors = _encode_images(vision, images)
+    if not len(vectors):
+        raise WordsightError("there are no images to take the mean vector of")
+    return vectors.mean(0)
+
+
+def _from_head(settings: JoinSettings, vision: ImageTower, head: Tensor | None, own: list[str] | None) -> tuple[Float[Tensor, "C D"], list[str]]:
+    """Unit targets of the classes, and their names."""
+    if head is None:
+        raise WordsightError(f"the image encoder {settings.vision!r} has no classification head to fit on; give image-caption pairs (captions=...)")
+    names = own if settings.names is None else _read_names(Path(settings.names))
+    if names is None:
+        raise WordsightError(f"the class names of the head of {settings.vision!r} are not known; give names=FILE, one a line, in the head's order")
+    if len(names) != len(head):
+        raise WordsightError(
+            f"{settings.names or settings.vision!r} gives {len(names)} class names, but the head of {settings.vision!r} has {len(head)} rows"
+        )
+    if head.shape[1] != _width(vision, settings.vision):
+        raise WordsightError(
+            f"the head of {settings.vision!r} reads vectors of width {head.shape[1]}, but pooling={vision.pooling} gives {_width(vision, settings.vision)}; "
+            "choose another pooling, or give image-caption pairs (captions=...)"
+        )
+    return unit(head.float() - head.float().mean(0)), names
+
+
+def _from_pairs(vision: ImageTower, pairs: Iterable[tuple[Image.Image, Sequence[str]]], mean: Tensor | None):
+    """Unit targets of the images, all captions, the image mean, and of which image each caption is."""
+    captions: list[str] = []
+    group: list[int] = []
+
+    def images() -> Iterator[Image.Image]:
+        for row, (image, words) in enumerate(pairs):
+            if isinstance(words, str) or not words:
+                raise WordsightError(f"pair {row} has {words!r} where a list of captions is expected")
+            captions.extend(words)
+            group.extend([row] * len(words))
+            yield image
+
+    vectors = _encode_images(vision, images())
+    if len(vectors) < 2:
+        raise WordsightError(f"{len(vectors)} image-caption pairs are too few to fit a map; hundreds are a start")
+    mean = vectors.mean(0) if mean is None else mean
+    return unit(vectors - mean), captions, mean, torch.tensor(group)
+
+
+@torch.no_grad()
+def _encode_images(vision: ImageTower, images: Iterable[Image.Image]) -> Float[Tensor, "N D"]:
+    vectors, batch = [], []
+
+    def flush() -> None:
+        if batch:
+            vectors.append(vision(torch.stack(batch)).cpu())
+            batch.clear()
+
+    for image in images:
+        batch.append(vision.transform(image))
+        if len(batch) == BATCH:
+            flush()
+    flush()
+    return torch.cat(vectors) if vectors else torch.empty(0, 0)
+
+
+@torch.no_grad()
+def _encode_texts(text: TextTower, texts: Sequence[str], name: str) -> tuple[Float[Tensor, "N W"], int]:
+    """Vectors in the order of `texts`, each distinct text once, longest first; and how many distinct texts lost their ends."""
+    distinct = list(dict.fromkeys(texts))
+    lengths = [min(length, text.max_tokens + 1) for length in text.lengths(distinct)]
+    cut = sum(length > text.max_tokens for length in lengths)
+    if cut:
+        log.warning("%d of %d texts are longer than the %d tokens that %s reads; their ends were cut off", cut, len(distinct), text.max_tokens, name)
+    order = sorted(range(len(distinct)), key=lambda row: -lengths[row])
+    vectors, start = torch.empty(len(distinct), text.model.config.hidden_size, device=text.model.device), 0
+    while start < len(order):
+        rows = order[start : start + max(1, TOKENS_PER_BATCH // max(1, lengths[order[start]]))]
+        vectors[rows] = text([distinct[row] for row in rows])
+        start += len(rows)
+    row_of = {words: row for row, words in enumerate(distinct)}
+    return vectors[[row_of[words] for words in texts]], cut
+
+
+# Reading encoders
+
+
+def _vision_source(settings: JoinSettings) -> tuple[ImageTower, Tensor | None, list[str] | None]:
+    """The image encoder, its head's rows if it has one, and the head's class names if it tells them."""
+    name = settings.vision
+    given = _read_json(Path(settings.preprocessor)) if settings.preprocessor else None
+    if Path(name).is_file():
+        if Path(name).suffix != ".safetensors":
+            raise WordsightError(f"image encoder {name!r} is a file but not .safetensors; a pickle is never opened")
+        with _reading(name, "the weights"):
+            model, head = vit_from_timm(load_file(name), name)
+        transform = Preprocess.from_pretrained(given or _timm_pixels(model.config.image_size), name=name)
+        vision = ImageTower(model.eval(), transform, "cls" if settings.pooling == "auto" else settings.pooling)
+        if vision.pooling == "pooler":
+            raise WordsightError(f"pooling='pooler' is not possible: the ViT in {name!r} has no pooler; take cls or mean")
+        _width(vision, name)
+        return vision, head, None
+    folder = _local(name, "image")
+    return _image_tower(folder, name, settings.pooling, whole=False, preprocessor=given), _head(folder), _own_names(folder)
+
+
+def _text_source(settings: JoinSettings) -> TextTower:
+    folder = _local(settings.text, "text")
+    pooling = settings.text_pooling
+    if pooling == "auto":
+        said = _read_json(folder / "1_Pooling" / "config.json") if (folder / "1_Pooling" / "config.json").is_file() else {}
+        pooling = next(
+            (ours for key, ours in (("mean_tokens", "mean"), ("cls_token", "cls"), ("lasttoken", "last")) if said.get(f"pooling_mode_{key}")), "mean"
+        )
+    longest = _read_json(folder / "sentence_bert_config.json").get("max_seq_length") if (folder / "sentence_bert_config.json").is_file() else None
+    return _text_tower(folder, settings.text, pooling, longest, whole=False)
+
+
+def _local(name: str, sort: str) -> Path:
+    """The folder behind a folder or hub name; the cache is asked before the network."""
+    if Path(name).is_dir():
+        return Path(name)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise WordsightError(f"{sort} encoder {name!r} does not exist; give a folder in transformers' layout or a hub name")
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=TOWER_FILES, local_files_only=True))
+        if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
+            return folder
+    except (OSError, ValueError):
+        pass  # not cached: the hub is asked, and says what is wrong with a name
+    try:
+        return Path(snapshot_download(name, allow_patterns=TOWER_FILES, etag_timeout=10))
+    except Exception as error:
+        raise WordsightError(
+            f"{sort} encoder {name!r} is not a local folder, not in the hub's cache, and the hub did not give it ({_first_line(error)})"
+        ) from error
+
+
+def _image_tower(folder: Path, name: str, pooling: str, *, whole: bool, preprocessor: dict[str, Any] | None = None) -> ImageTower:
+    config = _config(folder, name, "pixel_values")
+    plain_vit = pooling == "auto" and config.model_type in ("vit", "deit")  # their heads read the class token; their pooler is often untrained
+    model = _load_tower(folder, name, config, pooler=not plain_vit and pooling in ("auto", "pooler"), whole=whole)
+    preprocessor = preprocessor or read_preprocessor_config(folder)
+    if preprocessor is None:
+        raise WordsightError(
+            f"image encoder {str(folder)!r} holds no {PREPROCESSOR_FILE}, so how to make its pixels is unknown; copy it, or give preprocessor=FILE"
+        )
+    with _reading(name, PREPROCESSOR_FILE):
+        transform = Preprocess.from_pretrained(preprocessor, model_type=config.model_type, name=name)
+    if pooling == "auto":
+        pooling = "cls" if plain_vit or _output(ImageTower(model, transform, "pooler"), name).get("pooler_output") is None else "pooler"
+    tower = ImageTower(model, transform, pooling)
+    _width(tower, name)
+    return tower
+
+
+def _text_tower(folder: Path, name: str, pooling: str, max_tokens: int | None, *, whole: bool) -> TextTower:
+    config = _config(folder, name, "input_ids")
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise WordsightError(
+            f"text encoder {str(folder)!r} holds no tokenizer ({', '.join(TOKENIZER_FILES[:2])} or the like); copy it from its origin"
+        )
+    with _quiet(), _reading(name, "the tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+        raise WordsightError(f"the tokenizer of {name!r} knows no words, only {tokenizer.all_special_tokens}: its vocabulary file is missing")
+    tokenizer.padding_side = "right"
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # decoders have none; the mask hides it
+    reads = [max_tokens or MAX_TOKENS, tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or MAX_TOKENS]
+    tower = TextTower(_load_tower(folder, name, config, pooler=False, whole=whole), tokenizer, pooling, min(reads))
+    _width(tower, name)
+    return tower
+
+
+def _config(folder: Path, name: str, wanted: str) -> Any:
+    """The encoder's config.json, if it is of the sort that takes `wanted`."""
+    sort, other = ("image", "text") if wanted == "pixel_values" else ("text", "image")
+    if not (folder / "config.json").is_file():
+        raise WordsightError(f"{sort} encoder {str(folder)!r} holds no config.json of transformers")
+    with _quiet(), _reading(name, "config.json"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    kind = MODEL_MAPPING.get(type(config), None)
+    if hasattr(config, "vision_config") and hasattr(config, "text_config"):
+        raise WordsightError(f"{name!r} ({config.model_type}) is both an image and a text encoder; a {sort} encoder alone is needed to join")
+    if getattr(kind, "main_input_name", None) != wanted:
+        raise WordsightError(
+            f"{name!r} ({config.model_type}) is not an {sort} encoder; it was given as one, is it the {other} encoder?".replace("an text", "a text")
+        )
+    return config
+
+
+def _load_tower(folder: Path, name: str, config: Any, *, pooler: bool, whole: bool) -> PreTrainedModel:
+    """The encoder in float32, every tensor of it from the checkpoint. `whole`: and none of the checkpoint left over; otherwise a head may be."""
+    if not any(folder.glob("model*.safetensors")):
+        pickled = sorted(file.name for file in folder.glob("*.bin"))
+        why = f"only {pickled[0]}, a pickle, which is never opened; save it with safetensors" if pickled else "no weights (model.safetensors)"
+        raise WordsightError(f"encoder folder {str(folder)!r} holds {why}")
+    kind = MODEL_MAPPING[type(config)]
+    settings = {"add_pooling_layer": pooler} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
+    with _quiet(), _reading(name, "the weights"):
+        model, info = kind.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            local_files_only=True,
+            **settings,
+        )
+    own = {"embeddings", "encoder", *(part for part, _ in model.named_children())}
+    left = [key for key in info["unexpected_keys"] if whole or key.removeprefix(f"{kind.base_model_prefix}.").split(".")[0] in own]
+    for what, keys in (("lacks", info["missing_keys"]), ("has too many:", left), ("has in another shape than config.json:", info["mismatched_keys"])):
+        if keys:
+            listed = sorted(key if isinstance(key, str) else key[0] for key in keys)
+            more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+            raise WordsightError(f"the checkpoint in {str(folder)!r} {what} {', '.join(listed[:3])}{more}; nothing is filled with random numbers")
+    return model.eval()
+
+
+@torch.no_grad()
+def _output(tower: ImageTower, name: str) -> Any:
+    """What the image encoder says to black pixels: the proof that encoder and pixels fit."""
+    pixels = torch.zeros(1, 3, tower.transform.height, tower.transform.width)
+    try:
+        return tower.model(pixel_values=pixels)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise WordsightError(
+            f"{PREPROCESSOR_FILE} of {name!r} makes {tuple(pixels.shape[2:])} pixels, which its image encoder does not take ({_first_line(error)})"
+        ) from error
+
+
+@torch.no_grad()
+def _width(tower: ImageTower | TextTower, name: str) -> int:
+    """The width of a tower's vectors, found by trying."""
+    try:
+        if isinstance(tower, TextTower):
+            return tower(["a"]).shape[1]
+        pixels = torch.zeros(1, 3, tower.transform.height, tower.transform.width, dtype=torch.uint8)
+        return tower(pixels).shape[1]
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise WordsightError(
+            f"encoder {name!r} ({tower.model.config.model_type}) gives no vector with pooling={tower.pooling} ({_first_line(error)})"
+        ) from error
+
+
+def _head(folder: Path) -> Float[Tensor, "C D"] | None:
+    """The rows of the checkpoint's classification head."""
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            if "classifier.weight" in tensors.keys():  # noqa: SIM118  safe_open has no `in`
+                return tensors.get_tensor("classifier.weight")
+    return None
+
+
+def _own_names(folder: Path) -> list[str] | None:
+    """The head's class names in config.json: of `tench, Tinca tinca` the first, and None where they are only LABEL_0, LABEL_1, ..."""
+    labels = _read_json(folder / "config.json").get("id2label") or {}
+    names = [labels[key].split(",")[0] for key in sorted(labels, key=int)]
+    return names if names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names) else None
+
+
+# timm
+
+
+def vit_from_timm(tensors: dict[str, Tensor], name: str) -> tuple[ViTModel, Float[Tensor, "C D"] | None]:
+    """A ViT of timm's names as transformers' ViTModel in float32, and its head's rows. Every tensor is used, or it is not such a ViT."""
+    left = {key: value.float() for key, value in tensors.items()}
+    head = left.pop("head.weight", None)
+    left.pop("head.bias", None)  # moves all scores of a class alike; a text has none
+    try:
+        _, _, patch, _ = left["patch_embed.proj.weight"].shape
+        _, tokens, width = left["pos_embed"].shape
+        inner, depth = len(left["blocks.0.mlp.fc1.bias"]), 1 + max(int(key.split(".")[1]) for key in left if key.startswith("blocks."))
+        if width % 64 or math.isqrt(tokens - 1) ** 2 != tokens - 1:
+            raise WordsightError(
+                f"{name!r} is {width} wide with {tokens - 1} patches; expected a square of patches and heads of width 64, as timm's ViTs have"
+            )
+        found = {
+            theirs: left.pop(ours)
+            for theirs, ours in [
+                ("embeddings.cls_token", "cls_token"),
+                ("embeddings.position_embeddings", "pos_embed"),
+                *((f"embeddings.patch_embeddings.projection.{kind}", f"patch_embed.proj.{kind}") for kind in ("weight", "bias")),
+                *((f"layernorm.{kind}", f"norm.{kind}") for kind in ("weight", "bias")),
+                *(
+                    (f"layers.{i}.{theirs}.{kind}", f"blocks.{i}.{ours}.{kind}")
+                    for i in range(depth)
+                    for theirs, ours in TIMM_PARTS
+                    for kind in ("weight", "bias")
+                ),
+            ]
+        }
+        for layer in range(depth):
+            for kind in ("weight", "bias"):
+                parts = left.pop(f"blocks.{layer}.attn.qkv.{kind}").chunk(3)
+                found |= {f"layers.{layer}.attention.{letter}_proj.{kind}": part.clone() for letter, part in zip("qkv", parts)}
+    except KeyError as error:
+        raise WordsightError(f"{name!r} lacks {error.args[0]}; expected a plain ViT with timm's names") from error
+    if left:
+        raise WordsightError(f"{name!r} has {', '.join(sorted(left)[:3])}, which a plain ViT of timm's names has not; it is another kind of model")
+    config = ViTConfig(
+        hidden_size=width, num_hidden_layers=depth, num_attention_heads=width // 64, intermediate_size=inner, layer_norm_eps=1e-6,
+        patch_size=patch, image_size=patch * math.isqrt(tokens - 1),
+    )  # fmt: skip
+    model = ViTModel(config, add_pooling_layer=False)
+    try:
+        model.load_state_dict(found, strict=True)
+    except RuntimeError as error:
+        raise WordsightError(f"{name!r} does not become a ViT of transformers: {' '.join(str(error).split())[:300]}") from error
+    return model.eval(), head
+
+
+TIMM_PARTS = (
+    ("attention.o_proj", "attn.proj"),
+    ("layernorm_before", "norm1"),
+    ("layernorm_after", "norm2"),
+    ("mlp.fc1", "mlp.fc1"),
+    ("mlp.fc2", "mlp.fc2"),
+)
+
+
+def _timm_pixels(size: int) -> dict[str, Any]:
+    """timm's evaluation of its own ViTs: shorter side size / 0.9, centre crop, mean and deviation one half. A guess for others: give preprocessor=FILE."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": math.floor(size / 0.9)},
+        "crop_size": {"height": size, "width": size},
+        "resample": 3,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+
+
+# Files
+
+
+def _read_facts(file: Path) -> dict[str, Any]:
+    facts = _read_json(file)
+    kinds = {"kind": str, "format": int, "logit_scale": (int, float), "pooling": str, "text_pooling": str, "max_tokens": int}
+    for key, kind in kinds.items():
+        if not isinstance(facts.get(key), kind):
+            raise WordsightError(f"{file} has {key}={facts.get(key)!r}; it is not a folder that `wordsight join` wrote, or was edited")
+    if facts["kind"] != "joined" or facts["format"] != FORMAT:
+        raise WordsightError(f"{file} is of kind {facts['kind']!r} and format {facts['format']}; this version reads kind 'joined', format {FORMAT}")
+    return facts
+
+
+def _read_map(file: Path, name: str, width: int, text_width: int) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise WordsightError(f"backbone {name!r} holds no {MAP_FILE}; it is not complete, make it again with `wordsight join`")
+    with _reading(name, MAP_FILE):
+        tensors = load_file(file)
+    expected = {"image_mean": (width,), "text_mean": (text_width,), "text_to_shared": (text_width, width)}
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    if found != expected:
+        raise WordsightError(f"{MAP_FILE} of {name!r} holds {found}, but its encoders need exactly {expected}")
+    if not all(value.isfinite().all() for value in tensors.values()):
+        raise WordsightError(f"{MAP_FILE} of {name!r} holds numbers that are not finite")
+    return tensors
+
+
+def _read_names(file: Path) -> list[str]:
+    if not file.is_file():
+        raise WordsightError(f"names={str(file)!r} does not exist")
+    if file.suffix == ".json":
+        found = _read_json(file)
+        names = found.get("classes") if isinstance(found, dict) else found
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise WordsightError(f"{file} holds neither a list of class names nor one under 'classes'")
+        return names
+    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WordsightError(f"{file} is not readable as JSON: {_first_line(error)}") from error
+
+
+def _free(folder: str | Path) -> Path:
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WordsightError(f"{str(folder)!r} already holds something; give a folder that does not exist yet")
+    return folder
