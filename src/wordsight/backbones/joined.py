@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from safetensors import safe_open
@@ -74,14 +74,11 @@ class ImageTower(NamedTuple):
         states = output.last_hidden_state.float()
         if states.ndim == 4:  # a convolutional encoder's map, [B, D, h, w]
             return states.mean((2, 3))
-        return states[:, 0] if self.pooling == "cls" else states[:, self._special() :].mean(1)
-
-    def _special(self) -> int:
-        """Tokens before the patches: class and register tokens."""
-        patch, size = getattr(self.model.config, "patch_size", None), (self.transform.height, self.transform.width)
-        if not isinstance(patch, int) or not hasattr(getattr(self.model, "embeddings", None), "cls_token"):
-            return 0
-        return 1 + getattr(self.model.config, "num_register_tokens", 0) if min(size) >= patch else 0
+        if self.pooling == "cls":
+            return states[:, 0]
+        patch = getattr(self.model.config, "patch_size", None)
+        patches = (self.transform.height // patch) * (self.transform.width // patch) if isinstance(patch, int) else states.shape[1]
+        return states[:, max(0, states.shape[1] - patches) :].mean(1)  # class and register tokens stand before the patches
 
 
 class TextTower(NamedTuple):
@@ -124,8 +121,8 @@ class Joined(Backbone):
         self.name = name
         self.device = device
         self.dtype = DTYPES[dtype]
-        self.vision = vision._replace(model=vision.model.eval().requires_grad_(False).to(device, self.dtype))
-        self.text = text._replace(model=text.model.eval().requires_grad_(False).to(device, self.dtype))
+        self.vision = vision._replace(model=vision.model.eval().requires_grad_(False).to(device))
+        self.text = text._replace(model=text.model.eval().requires_grad_(False).to(device))
         self.tensors = {key: tensors[key].float().to(device) for key in MAP_NAMES}  # the map stays in float32
         self.facts = facts
         self.logit_scale = float(facts["logit_scale"])
@@ -139,8 +136,8 @@ class Joined(Backbone):
             raise WordsightError(f"dtype={dtype!r} is not a choice; the choices are {', '.join(DTYPES)}")
         path = Path(path)
         facts = _read_facts(path / JOINED_FILE)
-        vision = _image_tower(path / "vision", name, facts["pooling"], whole=True)
-        text = _text_tower(path / "text", name, facts["text_pooling"], facts["max_tokens"], whole=True)
+        vision = _image_tower(path / "vision", name, facts["pooling"], whole=True, dtype=DTYPES[dtype])
+        text = _text_tower(path / "text", name, facts["text_pooling"], facts["max_tokens"], whole=True, dtype=DTYPES[dtype])
         tensors = _read_map(path / MAP_FILE, name, _width(vision, name), _width(text, name))
         return cls(vision, text, tensors, facts, name=name, device=device, dtype=dtype)
 
@@ -153,6 +150,8 @@ class Joined(Backbone):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
+        if not texts:
+            return torch.empty(0, self.dim, device=self.device)
         vectors, cut = _encode_texts(self.text, texts, self.name)
         self.truncated_texts += cut
         return unit((vectors - self.tensors["text_mean"]) @ self.tensors["text_to_shared"])
@@ -199,7 +198,7 @@ def join(
 
     logit_scale is ours, no paper's: the temperature under which each left-out sentence (or caption) best picks its target among all targets.
     """
-    _check_settings(settings, pairs)
+    _check_settings(settings, images, pairs)
     device = pick_device(settings.device)
     vision, head, own_names = _vision_source(settings)
     text = _text_source(settings)
@@ -217,18 +216,23 @@ def join(
     wanted = targets[group]
     text_mean, matrix = ridge(texts, wanted, settings.ridge)
     scale, accuracy = temperature(leave_one_out(texts, wanted, settings.ridge, group), targets, group)
+    fitted = {"vision": settings.vision, "text": settings.text, "on": on, "ridge": settings.ridge, "left_out_top1": round(100 * accuracy, 2)}
     facts = {
-        "kind": "joined", "format": FORMAT, "logit_scale": round(scale, 4), "pooling": vision.pooling, "text_pooling": text.pooling, "max_tokens": text.max_tokens,
-        "fitted": {"vision": settings.vision, "text": settings.text, "on": on, "template": settings.template if pairs is None else None, "ridge": settings.ridge,
-                   "left_out_top1": round(100 * accuracy, 2)},
-    }  # fmt: skip
+        "kind": "joined",
+        "format": FORMAT,
+        "logit_scale": round(scale, 4),
+        "pooling": vision.pooling,
+        "text_pooling": text.pooling,
+        "max_tokens": text.max_tokens,
+        "fitted": fitted if pairs is not None else fitted | {"template": settings.template},
+    }
     tensors = {"image_mean": torch.zeros(targets.shape[1]) if image_mean is None else image_mean, "text_mean": text_mean, "text_to_shared": matrix}
     joined = Joined(vision, text, tensors, facts, name=settings.out, device=device, dtype="float32")
     joined.save_pretrained(settings.out)
     return joined
 
 
-def ridge(texts: Float[Tensor, "N W"], targets: Float[Tensor, "N D"], lam: float) -> tuple[Float[Tensor, W], Float[Tensor, "W D"]]:
+def ridge(texts: Float[Tensor, "N W"], targets: Float[Tensor, "N D"], lam: float) -> tuple[Float[Tensor, " W"], Float[Tensor, "W D"]]:
     """The mean of `texts`, and the M that makes |(texts - mean) M - targets|^2 + lam |M|^2 smallest. Solved in float64."""
     mean = texts.double().mean(0)
     centred = texts.double() - mean
@@ -236,7 +240,7 @@ def ridge(texts: Float[Tensor, "N W"], targets: Float[Tensor, "N D"], lam: float
     return mean.to(texts.dtype), matrix.to(texts.dtype)
 
 
-def leave_one_out(texts: Float[Tensor, "N W"], targets: Float[Tensor, "N D"], lam: float, group: Int[Tensor, N]) -> Float[Tensor, "N D"]:
+def leave_one_out(texts: Float[Tensor, "N W"], targets: Float[Tensor, "N D"], lam: float, group: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
     """What `ridge` would predict for each text had it not seen the texts of the same group, without refitting (the mean stays).
 
     With H the hat matrix and b the rows of a group: y_b - (I - H_bb)^-1 (y_b - (H y)_b).
@@ -252,7 +256,7 @@ def leave_one_out(texts: Float[Tensor, "N W"], targets: Float[Tensor, "N D"], la
     return predicted.to(texts.dtype)
 
 
-def temperature(predicted: Float[Tensor, "N D"], targets: Float[Tensor, "T D"], labels: Int[Tensor, N]) -> tuple[float, float]:
+def temperature(predicted: Float[Tensor, "N D"], targets: Float[Tensor, "T D"], labels: Int[Tensor, " N"]) -> tuple[float, float]:
     """The scale of most likelihood for softmax(scale * cosine) to pick each row's target among all, by golden section, and the top-1 share."""
     step = max(1, math.ceil(len(targets) / SAMPLE))
     kept = labels % step == 0
@@ -272,7 +276,10 @@ def _gram(centred: Float[Tensor, "N W"], lam: float) -> Float[Tensor, "W W"]:
     return centred.T @ centred + lam * torch.eye(centred.shape[1], dtype=centred.dtype)
 
 
-def _check_settings(settings: JoinSettings, pairs: object) -> None:
+def _check_settings(settings: JoinSettings, images: object, pairs: object) -> None:
+    for key, given in (("images", images), ("captions", pairs)):
+        if getattr(settings, key) is not None and given is None:
+            raise WordsightError(f"{key}={getattr(settings, key)!r} was set, but join was not given what it holds; `wordsight join` reads it")
     if not settings.ridge > 0:
         raise WordsightError(f"ridge={settings.ridge} is not possible; give a number above 0, such as 3")
     if settings.template.count("{}") != 1 or settings.template.replace("{}", "").count("{"):
@@ -282,7 +289,7 @@ def _check_settings(settings: JoinSettings, pairs: object) -> None:
     _free(settings.out)
 
 
-def _mean(vision: ImageTower, images: Iterable[Image.Image] | None) -> Float[Tensor, D] | None:
+def _mean(vision: ImageTower, images: Iterable[Image.Image] | None) -> Float[Tensor, " D"] | None:
     if images is None:
         return None
     vectors = _encode_images(vision, images)
@@ -356,13 +363,13 @@ def _encode_texts(text: TextTower, texts: Sequence[str], name: str) -> tuple[Flo
     if cut:
         log.warning("%d of %d texts are longer than the %d tokens that %s reads; their ends were cut off", cut, len(distinct), text.max_tokens, name)
     order = sorted(range(len(distinct)), key=lambda row: -lengths[row])
-    vectors, start = torch.empty(len(distinct), text.model.config.hidden_size, device=text.model.device), 0
+    vectors, start = [], 0
     while start < len(order):
         rows = order[start : start + max(1, TOKENS_PER_BATCH // max(1, lengths[order[start]]))]
-        vectors[rows] = text([distinct[row] for row in rows])
+        vectors.append(text([distinct[row] for row in rows]))
         start += len(rows)
-    row_of = {words: row for row, words in enumerate(distinct)}
-    return vectors[[row_of[words] for words in texts]], cut
+    place = {distinct[row]: position for position, row in enumerate(order)}
+    return torch.cat(vectors)[[place[words] for words in texts]], cut
 
 
 # Reading encoders
@@ -412,17 +419,20 @@ def _local(name: str, sort: str) -> Path:
     except (OSError, ValueError):
         pass  # not cached: the hub is asked, and says what is wrong with a name
     try:
-        return Path(snapshot_download(name, allow_patterns=TOWER_FILES, etag_timeout=10))
+        HfApi().model_info(name, timeout=10)  # one quick question instead of long retries
+        return Path(snapshot_download(name, allow_patterns=TOWER_FILES))
     except Exception as error:
         raise WordsightError(
             f"{sort} encoder {name!r} is not a local folder, not in the hub's cache, and the hub did not give it ({_first_line(error)})"
         ) from error
 
 
-def _image_tower(folder: Path, name: str, pooling: str, *, whole: bool, preprocessor: dict[str, Any] | None = None) -> ImageTower:
+def _image_tower(
+    folder: Path, name: str, pooling: str, *, whole: bool, dtype: torch.dtype = torch.float32, preprocessor: dict[str, Any] | None = None
+) -> ImageTower:
     config = _config(folder, name, "pixel_values")
     plain_vit = pooling == "auto" and config.model_type in ("vit", "deit")  # their heads read the class token; their pooler is often untrained
-    model = _load_tower(folder, name, config, pooler=not plain_vit and pooling in ("auto", "pooler"), whole=whole)
+    model = _load_tower(folder, name, config, pooler=not plain_vit and pooling in ("auto", "pooler"), whole=whole, dtype=dtype)
     preprocessor = preprocessor or read_preprocessor_config(folder)
     if preprocessor is None:
         raise WordsightError(
@@ -437,7 +447,7 @@ def _image_tower(folder: Path, name: str, pooling: str, *, whole: bool, preproce
     return tower
 
 
-def _text_tower(folder: Path, name: str, pooling: str, max_tokens: int | None, *, whole: bool) -> TextTower:
+def _text_tower(folder: Path, name: str, pooling: str, max_tokens: int | None, *, whole: bool, dtype: torch.dtype = torch.float32) -> TextTower:
     config = _config(folder, name, "input_ids")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise WordsightError(
@@ -450,7 +460,7 @@ def _text_tower(folder: Path, name: str, pooling: str, max_tokens: int | None, *
     tokenizer.padding_side = "right"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # decoders have none; the mask hides it
     reads = [max_tokens or MAX_TOKENS, tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or MAX_TOKENS]
-    tower = TextTower(_load_tower(folder, name, config, pooler=False, whole=whole), tokenizer, pooling, min(reads))
+    tower = TextTower(_load_tower(folder, name, config, pooler=False, whole=whole, dtype=dtype), tokenizer, pooling, min(reads))
     _width(tower, name)
     return tower
 
@@ -466,14 +476,12 @@ def _config(folder: Path, name: str, wanted: str) -> Any:
     if hasattr(config, "vision_config") and hasattr(config, "text_config"):
         raise WordsightError(f"{name!r} ({config.model_type}) is both an image and a text encoder; a {sort} encoder alone is needed to join")
     if getattr(kind, "main_input_name", None) != wanted:
-        raise WordsightError(
-            f"{name!r} ({config.model_type}) is not an {sort} encoder; it was given as one, is it the {other} encoder?".replace("an text", "a text")
-        )
+        raise WordsightError(f"{name!r} ({config.model_type}) was given as the {sort} encoder, but is none; is it the {other} encoder?")
     return config
 
 
-def _load_tower(folder: Path, name: str, config: Any, *, pooler: bool, whole: bool) -> PreTrainedModel:
-    """The encoder in float32, every tensor of it from the checkpoint. `whole`: and none of the checkpoint left over; otherwise a head may be."""
+def _load_tower(folder: Path, name: str, config: Any, *, pooler: bool, whole: bool, dtype: torch.dtype) -> PreTrainedModel:
+    """The encoder, every tensor of it from the checkpoint. `whole`: and none of the checkpoint left over; otherwise a head may be."""
     if not any(folder.glob("model*.safetensors")):
         pickled = sorted(file.name for file in folder.glob("*.bin"))
         why = f"only {pickled[0]}, a pickle, which is never opened; save it with safetensors" if pickled else "no weights (model.safetensors)"
@@ -484,7 +492,7 @@ def _load_tower(folder: Path, name: str, config: Any, *, pooler: bool, whole: bo
         model, info = kind.from_pretrained(
             folder,
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -504,7 +512,7 @@ def _load_tower(folder: Path, name: str, config: Any, *, pooler: bool, whole: bo
 @torch.no_grad()
 def _output(tower: ImageTower, name: str) -> Any:
     """What the image encoder says to black pixels: the proof that encoder and pixels fit."""
-    pixels = torch.zeros(1, 3, tower.transform.height, tower.transform.width)
+    pixels = torch.zeros(1, 3, tower.transform.height, tower.transform.width, dtype=tower.model.dtype)
     try:
         return tower.model(pixel_values=pixels)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -619,11 +627,15 @@ def _timm_pixels(size: int) -> dict[str, Any]:
 
 
 def _read_facts(file: Path) -> dict[str, Any]:
-    facts = _read_json(file)
+    facts = _read_json(file) if file.is_file() else {}
     kinds = {"kind": str, "format": int, "logit_scale": (int, float), "pooling": str, "text_pooling": str, "max_tokens": int}
     for key, kind in kinds.items():
         if not isinstance(facts.get(key), kind):
             raise WordsightError(f"{file} has {key}={facts.get(key)!r}; it is not a folder that `wordsight join` wrote, or was edited")
+    if facts["pooling"] not in ("cls", "mean", "pooler") or facts["text_pooling"] not in ("mean", "cls", "last"):
+        raise WordsightError(
+            f"{file} has pooling={facts['pooling']!r}, text_pooling={facts['text_pooling']!r}; the choices are cls, mean, pooler and mean, cls, last"
+        )
     if facts["kind"] != "joined" or facts["format"] != FORMAT:
         raise WordsightError(f"{file} is of kind {facts['kind']!r} and format {facts['format']}; this version reads kind 'joined', format {FORMAT}")
     return facts
