@@ -1,3 +1,31 @@
 """Wordsight adapts vision-language models through their language side."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+# torch is imported with the first of these that is used, so that `import wordsight` and the command line's help stay fast
+_EXPORTS = {
+    "Classifier": "wordsight.estimator",
+    "load": "wordsight.estimator",
+    "load_backbone": "wordsight.backbones",
+    "fit": "wordsight.tasks.classify",
+    "evaluate": "wordsight.tasks.classify",
+    "RunSettings": "wordsight.config",
+    "WordsightError": "wordsight.config",
+    "write_sentences": "wordsight.sentences.generated",
+}
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'wordsight' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

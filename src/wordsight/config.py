@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
+import os
 import types
 import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterable, Literal, Mapping, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 class WordsightError(ValueError):
@@ -53,6 +56,7 @@ class TrainSettings:
     """How the one loop of train.py trains. A method's YAML in configs/ sets what its paper says."""
 
     epochs: int = 40
+    min_steps: int = 500  # epochs are added until there are as many steps: a few images make short epochs
     batch_size: int = 32
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
@@ -75,9 +79,10 @@ class RunSettings:
     classes: Literal["all", "base", "new"] = "all"  # base: the first half of the classes, rounded up
     sentences: str | None = None  # a JSON file {class: [sentences]} or the name of a template set
     aliases: str | None = None  # a JSON file {class name: key in the sentence file}
-    template: str = "a photo of a {}."
+    template: str | None = None  # one {} for the class name; by default the dataset's own, else "a photo of a {}."
     seed: int = 1
     views: int = 1  # image views in the feature cache: the centre crop, and augmented ones after it
+    flip: bool = True  # augmented views may be mirrored; false for glyphs
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     out: str | None = None  # the run folder; by default runs/<data>-<method>-<shots>shot-<classes>-seed<seed>
@@ -155,6 +160,26 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
 def to_dict(settings: Any) -> dict[str, Any]:
     """A settings dataclass as plain values, ready for YAML."""
     return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+
+
+def write_file(path: str | Path, content: bytes | str) -> None:
+    """Write a whole file or none: a temporary name in the same folder, then a rename.
+
+    Errors: WordsightError when the disk is full or the folder is closed; what stood there before is intact.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise WordsightError(f"{str(path)!r} cannot be written: {error.strerror or error}; what stood there before is intact") from error
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:

@@ -193,13 +193,12 @@ def test_class_texts_encodes_everything_in_one_call():
     assert texts.names == ("sea_horse", "cat") and texts.sentences == (("a", "b"), ("purrs",))
     assert torch.equal(texts.name_vectors, encode(["a sea horse.", "a cat."]))
     assert torch.equal(texts.sentence_vectors[0], encode(["a", "b"])) and torch.equal(texts.sentence_vectors[1], encode(["purrs"]))
-    assert texts.labelled.tolist() == [True, True]
 
 
 def test_without_sentences_the_vectors_are_empty_and_the_mean_is_the_name():
     for sentences in (None, {"cat": [], "dog": []}):
-        texts = class_texts(encode, ["cat", "dog"], "a photo of a {}.", sentences, labelled=[True, False])
-        assert [tuple(vectors.shape) for vectors in texts.sentence_vectors] == [(0, 8), (0, 8)] and texts.labelled.tolist() == [True, False]
+        texts = class_texts(encode, ["cat", "dog"], "a photo of a {}.", sentences)
+        assert [tuple(vectors.shape) for vectors in texts.sentence_vectors] == [(0, 8), (0, 8)]
         assert torch.allclose(texts.means(), texts.name_vectors)
 
 
@@ -214,8 +213,6 @@ def test_class_texts_fails_in_words():
         class_texts(encode, [])
     with pytest.raises(WordsightError, match="no entry for 'dog'"):
         class_texts(encode, ["cat", "dog"], sentences={"cat": ["x"]})
-    with pytest.raises(WordsightError, match=r"labelled has shape \(1,\)"):
-        class_texts(encode, ["cat", "dog"], labelled=[True])
     with pytest.raises(WordsightError, match=r"no unit vector for 1 of 2 texts, the first 'a photo of a dog.'"):
         class_texts(lambda texts: encode(texts) * torch.tensor([[1.0], [torch.nan]]), ["cat", "dog"])
     with pytest.raises(WordsightError, match="one row for each"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import torch
 from jaxtyping import Float, UInt8
@@ -24,6 +24,7 @@ class Backbone(ABC):
 
     name: str  # what the user wrote
     dim: int  # D, the shared width
+    device: torch.device  # where the towers are; vectors may stay there
     logit_scale: float  # zero-shot logits are logit_scale * cosine
     image_fingerprint: str  # changes with everything that decides an image vector: weights, preprocessing, dtype
     text_fingerprint: str  # the same for text vectors

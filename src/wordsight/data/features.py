@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wordsight.backbones import Backbone
-from wordsight.config import WordsightError
+from wordsight.config import WordsightError, write_file
 from wordsight.data import Picture
 
 VIEW_RECIPE = "centre, then random resized crop (0.08, 1) x (3/4, 4/3), flip 1/2; 1"  # change it when views change: it is part of the key
@@ -211,7 +211,7 @@ class _ImageJob:
         self.claimed: set[bytes] = set()
         self.lock = threading.Lock()
         self.stop = threading.Event()
-        self.device = getattr(backbone, "device", torch.device("cpu")).type  # the contract does not ask for it
+        self.device = backbone.device.type
         self.batch_size = batch_size or (32 if self.device == "cpu" else 128)
         self.threads = torch.get_num_threads()
         decoders = self.threads if self.device == "cpu" else os.cpu_count() or 1  # launchers set one thread a process: too few to feed a GPU
@@ -380,7 +380,11 @@ class _Store:
         rows = {digest: row for path in merged for digest, row in zip(*(_read_shard(path) or ([], [])))} | self.fresh
         path = self.folder / f"{len(rows):04d}-{uuid.uuid4().hex}.safetensors"
         digests = np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 16).copy()
-        _write(path, save({"digests": torch.from_numpy(digests), "vectors": torch.from_numpy(np.stack(list(rows.values())))}), self._cannot_write)
+        shard = save({"digests": torch.from_numpy(digests), "vectors": torch.from_numpy(np.stack(list(rows.values())))})
+        try:
+            write_file(path, shard)
+        except WordsightError as error:
+            raise self._cannot_write(error.__cause__) from error
         self.places = self.places | dict.fromkeys(rows, path)
         for old in merged:
             _remove(old)
@@ -433,16 +437,3 @@ def _read_shard(path: Path, vectors: bool = True) -> tuple[list[bytes], np.ndarr
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):  # a cache that this user may only read
         path.unlink()
-
-
-def _write(path: Path, content: bytes, failure: Callable[[OSError], WordsightError]) -> None:
-    part = path.with_suffix(".part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise failure(error) from error

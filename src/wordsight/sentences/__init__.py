@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from wordsight.config import WordsightError, nearest
@@ -31,7 +31,6 @@ class ClassTexts:
     name_vectors: Float[Tensor, "C D"]  # the class name in the template
     sentences: tuple[tuple[str, ...], ...]  # per class; may be empty
     sentence_vectors: tuple[Float[Tensor, "n D"], ...]
-    labelled: Bool[Tensor, " C"]  # which classes had labelled images when the method was fitted
 
     def means(self) -> Float[Tensor, "C D"]:
         """The unit mean of each class's sentences; the name's vector where it has none (CuPL)."""
@@ -118,12 +117,11 @@ def class_texts(
     names: Sequence[str],
     template: str = "a photo of a {}.",
     sentences: Mapping[str, Sequence[str]] | None = None,
-    labelled: Sequence[bool] | Tensor | None = None,
 ) -> ClassTexts:
     """Class names and sentences as unit vectors, all texts in one call of `encode`.
 
     `sentences` must have a key for every name (an empty list is allowed: that class has none) and may have more, so one table serves
-    every subset of the classes. `labelled` is True for each class that had labelled images; left out, all had.
+    every subset of the classes.
     """
     names = tuple(names)
     if not names:
@@ -131,12 +129,9 @@ def class_texts(
     if sentences is not None and (missing := [name for name in names if name not in sentences]):
         raise WordsightError(f"sentences has no entry for {_listed(missing)}; read_sentences(source, class_names) matches names to keys")
     kept = tuple(_texts(name, sentences[name], "sentences") if sentences is not None else () for name in names)
-    marks = torch.ones(len(names), dtype=torch.bool) if labelled is None else torch.as_tensor(labelled, dtype=torch.bool)
-    if marks.shape != (len(names),):
-        raise WordsightError(f"labelled has shape {tuple(marks.shape)}, expected one flag for each of the {len(names)} classes")
     texts = [fill(template, name) for name in names] + [text for group in kept for text in group]
     name_vectors, *groups = _encode(encode, texts).split([len(names), *map(len, kept)])
-    return ClassTexts(names, name_vectors, kept, tuple(groups), marks.to(name_vectors.device))
+    return ClassTexts(names, name_vectors, kept, tuple(groups))
 
 
 def load_json(path: str | Path, what: str) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wordsight.backbones import pick_device
-from wordsight.config import WordsightError, nearest
+from wordsight.config import WordsightError, nearest, write_file
 from wordsight.sentences import CACHE_FORMAT, cached_texts, fill, load_json
 
 QUESTIONS = Path(__file__).parent / "questions.json"
@@ -119,7 +119,7 @@ def write_sentences(class_names: Sequence[str], settings: WriterSettings, path: 
     cache = _open_cache(path, _header(settings, questions))
     missing = [name for name in names if not cache["sentences"].get(name)]
     if missing:
-        _write(path, cache)  # a folder that cannot be written to is found before the first answer is paid for
+        write_file(path, json.dumps(cache, ensure_ascii=False, indent=1) + "\n")  # a folder that cannot be written to is found before the first answer is paid for
         with _writer(settings) as ask, ThreadPoolExecutor(1 if settings.local else settings.workers) as pool:
             try:
                 for name in _shown(missing, progress):
@@ -127,7 +127,7 @@ def write_sentences(class_names: Sequence[str], settings: WriterSettings, path: 
                     cache["sentences"][name] = [answer._asdict() for answer in answers if answer.text]
                     if empty := sum(not answer.text for answer in answers):
                         cache["empty"][name] = empty
-                    _write(path, cache)
+                    write_file(path, json.dumps(cache, ensure_ascii=False, indent=1) + "\n")
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
         _warn(cache, missing, settings, path)
@@ -187,16 +187,6 @@ def _open_cache(path: Path, header: dict[str, Any]) -> dict[str, Any]:
     if changed:
         raise WordsightError(f"{str(path)!r} was written with other settings ({'; '.join(changed)}); give another path, or the file's settings")
     return {"empty": {}, **cache}
-
-
-def _write(path: Path, cache: Mapping[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(cache, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise WordsightError(f"sentences cannot be written to {str(path)!r}: {error.strerror or error}") from error
 
 
 def _shown(names: Sequence[str], progress: bool) -> Iterator[str]:

@@ -1,0 +1,283 @@
+"""The command line: a table of verbs, each calling a Python function. It parses, then imports, so that help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from wordsight import __version__
+from wordsight.config import BACKBONES, METHODS, RunSettings, WordsightError, nearest, read, resolve, to_dict
+
+DATA_FORMS = (
+    ("photos/", "a folder of class folders, or of train/, val/, test/ with class folders"),
+    ("table.csv, table.parquet", "columns of image path (or bytes) and label, perhaps of split"),
+    ("org/name, hf:org/name", "a Hugging Face dataset, or a folder written by save_to_disk"),
+    ("shards/x-{000..003}.tar", "a webdataset of tars"),
+    ("digits", "scikit-learn's 1,797 handwritten digits"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb. Exit codes: 0 done, 2 something the user can mend (a sentence says what), 130 interrupted."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.verb is None:
+        parser.print_help()
+        return 0
+    try:
+        result = VERBS[options.verb].run(options)
+        if options.json:
+            print(json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False))
+        return 0
+    except WordsightError as error:
+        print(f"wordsight: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"\nwordsight: {stop or 'stopped'}; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `wordsight list | head -1`
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        return 0
+
+
+# -- verbs: options -> plain values for --json; each prints what a person wants unless --json is given -------------------------------------
+
+
+def fit(options: argparse.Namespace) -> Any:
+    settings = read(RunSettings, *options.words)
+    from wordsight.tasks.classify import fit
+
+    run = fit(settings, progress=True, say=_say)
+    results, fitted = run.events("eval"), run.events("fit")[-1:]
+    latest = {event["classes"]: event for event in results}
+    if not options.json:
+        for event in fitted:
+            print(f"fitted {settings.method} on {event['images']} images of {len(run.facts.classes)} classes in {event['seconds']['fit']:.1f} s")
+        _print_results(list(latest.values()))
+        print(f"run folder: {run.folder}")
+    return {"run": str(run.folder), "fit": fitted, "eval": [_short(event) for event in latest.values()]}
+
+
+def evaluate(options: argparse.Namespace) -> Any:
+    given = _pairs(options.words, ("data", "classes"))
+    from wordsight.tasks.classify import evaluate
+
+    results = evaluate(options.run, **given, progress=True, say=_say)
+    if not options.json:
+        _print_results(results)
+    return [_short(event) for event in results]
+
+
+def predict(options: argparse.Namespace) -> Any:
+    from wordsight.data.features import image_features
+    from wordsight.estimator import load, pictures_of
+
+    classifier = load(options.run)
+    if options.classes:
+        classifier = classifier.with_classes([name.strip() for name in options.classes.split(",") if name.strip()], options.sentences)
+    elif options.sentences:
+        raise WordsightError("--sentences describes the classes of --classes; give both")
+    features = image_features(classifier.backbone_, pictures_of(options.images))
+    matrix = features.vectors[:, 0].numpy()
+    chances = classifier.predict_proba(matrix)
+    reasons = classifier.explain(matrix, options.top) if options.explain else [[]] * len(matrix)
+    rows = []
+    for index, row, why in zip(features.kept, chances, reasons):
+        best = row.argsort()[::-1][: options.top]
+        entry = {"image": options.images[index], "classes": [{"class": str(classifier.classes_[i]), "probability": round(float(row[i]), 4)} for i in best]}
+        if options.explain:
+            entry["sentences"] = [{"class": name, "sentence": text, "cosine": round(value, 4)} for name, text, value in why]
+        rows.append(entry)
+    for name, reason in features.skipped:
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    if not options.json:
+        for entry in rows:
+            print(entry["image"] + "  " + "  ".join(f"{c['class']} {c['probability']:.1%}" for c in entry["classes"]))
+            for line in entry.get("sentences", []):
+                print(f"    {line['cosine']:.2f}  {line['class']}: {line['sentence']}")
+    return {"predictions": rows, "skipped": [{"image": name, "reason": reason} for name, reason in features.skipped]}
+
+
+def report(options: argparse.Namespace) -> Any:
+    from wordsight.report import report
+
+    written = report(options.runs, options.out)
+    if not options.json:
+        print(written["markdown"])
+        print(f"report: {written['html']}")
+    return written
+
+
+def listing(options: argparse.Namespace) -> Any:
+    tables = {"methods": METHODS, "backbones": BACKBONES}
+    if not options.json:
+        for title, table in tables.items():
+            print(title)
+            for name, entry in table.items():
+                print(f"  {name:15} {entry.summary}")
+        print("data=")
+        for form, meaning in DATA_FORMS:
+            print(f"  {form:25} {meaning}")
+    return {title: {name: entry.summary for name, entry in table.items()} for title, table in tables.items()} | {"data": dict(DATA_FORMS)}
+
+
+def show(options: argparse.Namespace) -> Any:
+    import dataclasses
+    import inspect
+
+    kind = resolve(METHODS, options.name, "method")
+    settings, training = kind.Settings(), getattr(kind, "training_defaults", None)
+    if not options.json:
+        print(f"{options.name}: {inspect.getdoc(kind)}\n")
+        print("settings.NAME=VALUE changes one of these:")
+        for line in inspect.getsource(kind.Settings).splitlines()[2:]:
+            if line.strip() and not line.strip().startswith('"""'):
+                print(line)
+        if training is not None:
+            print("\ntrain.NAME=VALUE changes one of these:")
+            for field in dataclasses.fields(training):
+                print(f"    {field.name} = {getattr(training, field.name)}")
+    return {"name": options.name, "about": inspect.getdoc(kind), "settings": to_dict(settings), "train": to_dict(training) if training else None}
+
+
+def sentences(options: argparse.Namespace) -> Any:
+    from wordsight.config import build
+    from wordsight.data import open_dataset
+    from wordsight.sentences.generated import WriterSettings, write_sentences
+
+    given = _pairs(options.words)
+    data, classes, out = given.pop("data", None), given.pop("classes", None), given.pop("out", None)
+    if (data is None) == (classes is None) or out is None:
+        raise WordsightError("give data=... or classes=a,b,c (whose names to ask about), model=..., and out=sentences.json")
+    names = open_dataset(data).class_names if data else tuple(name.strip() for name in classes.split(","))
+    written = write_sentences(names, build(WriterSettings, given), out, progress=sys.stderr.isatty())
+    counts = {name: len(texts) for name, texts in written.items()}
+    if not options.json:
+        print(f"{sum(counts.values())} sentences for {len(counts)} classes in {out}; use them with sentences={out}")
+    return {"out": out, "sentences": counts}
+
+
+def join(options: argparse.Namespace) -> Any:
+    from wordsight.backbones.joined import JoinSettings, join_folder
+
+    settings = read(JoinSettings, *options.words)
+    result = join_folder(settings)
+    if not options.json:
+        print(f"joined backbone in {settings.out}; use it with backbone={settings.out}")
+    return result
+
+
+def demo(options: argparse.Namespace) -> Any:
+    from wordsight.demo import demo
+
+    return demo(options.out, show=not options.json)
+
+
+class Verb:
+    """A verb of the command line: what runs, what help says, and its arguments."""
+
+    def __init__(self, run: Callable[[argparse.Namespace], Any], summary: str, *arguments: tuple[tuple[str, ...], dict[str, Any]]):
+        self.run, self.summary, self.arguments = run, summary, arguments
+
+
+def _argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return names, options
+
+
+_RUN = _argument("run", metavar="RUN", help="a run folder, or hf:org/name")
+_WORDS = _argument("words", nargs="*", metavar="KEY=VALUE", help="settings, or YAML files of settings; later ones win")
+VERBS: dict[str, Verb] = {
+    "fit": Verb(fit, "fit a method to labelled images: wordsight fit data=photos/ shots=16", _WORDS),
+    "eval": Verb(
+        evaluate,
+        "figures of a run on its test images, or on other data",
+        _RUN,
+        _argument("words", nargs="*", metavar="KEY=VALUE", help="data=..., classes=all|base|new"),
+    ),
+    "predict": Verb(
+        predict,
+        "classify images with a run",
+        _RUN,
+        _argument("images", nargs="+", metavar="IMAGE"),
+        _argument("--top", type=int, default=1, metavar="K", help="how many classes to name (default 1)"),
+        _argument("--explain", action="store_true", help="the sentences closest to what the method says about the image"),
+        _argument("--classes", metavar="A,B,...", help="choose among these classes instead, by name; no retraining"),
+        _argument("--sentences", metavar="FILE", help="sentences for new classes of --classes"),
+    ),
+    "report": Verb(
+        report,
+        "compare runs: a table, and one HTML file with plots",
+        _argument("runs", nargs="+", metavar="RUN"),
+        _argument("--out", default="report.html", metavar="FILE", help="the HTML file (default report.html)"),
+    ),
+    "sentences": Verb(
+        sentences,
+        "have an LLM write sentences about classes: wordsight sentences data=photos/ model=... out=s.json",
+        _argument("words", nargs="*", metavar="KEY=VALUE", help="data= or classes=, model=, base_url=, questions=, per_question=, temperature=, seed=, local=, out="),
+    ),
+    "join": Verb(join, "make a CLIP-like backbone of a vision encoder and a text encoder", _WORDS),
+    "list": Verb(listing, "methods, backbones and forms of data"),
+    "show": Verb(show, "what a method does, and its settings", _argument("name", metavar="METHOD")),
+    "demo": Verb(
+        demo,
+        "adapt the bundled micro CLIP to real handwritten digits: a table and a report",
+        _argument("--out", default="runs/demo", metavar="FOLDER", help="where its runs and report go (default runs/demo)"),
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with the nearest verb where one is mistyped."""
+
+    def error(self, message: str) -> Any:
+        word = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+        hint = nearest(word, VERBS) if "invalid choice" in message else ""
+        super().error(message + hint)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="wordsight", description="Adapts vision-language models through their language side.")
+    parser.add_argument("--version", action="version", version=f"wordsight {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    for name, verb in VERBS.items():
+        sub = verbs.add_parser(name, help=verb.summary, description=verb.summary)
+        for names, options in verb.arguments:
+            sub.add_argument(*names, **options)
+        sub.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _pairs(words: Sequence[str], known: Sequence[str] | None = None) -> dict[str, str]:
+    """key=value words as a dict; with `known`, no other keys."""
+    pairs = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or (known is not None and key not in known):
+            choices = f"; expected {', '.join(f'{name}=...' for name in known)}" if known is not None else "; expected key=value"
+            raise WordsightError(f"{word!r} is not understood{nearest(key, known or ())}{choices}")
+        pairs[key] = value
+    return pairs
+
+
+def _short(event: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in event.items() if key not in ("confusion", "class_recall", "event")}
+
+
+def _print_results(results: Sequence[dict[str, Any]]) -> None:
+    from wordsight.metrics import harmonic_mean
+
+    for event in results:
+        five = "" if event["top5"] is None else f"  top-5 {event['top5']:5.1f}%"
+        print(f"{event['classes']:>5}: accuracy {event['accuracy']:5.1f}%  mean class recall {event['mean_class_recall']:5.1f}%{five}  ({event['images']} test images)")
+    by_part = {event["classes"]: event["accuracy"] for event in results}
+    if {"base", "new"} <= by_part.keys():
+        print(f"    H: {harmonic_mean(by_part['base'], by_part['new']):5.1f}%  (harmonic mean of base and new)")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,279 @@
+"""AAPE: natural-language sentences, condensed into one prompt embedding per image, adapt CLIP's class weights.
+
+"Aggregate-and-Adapt Natural Language Prompts for Downstream Generalization of CLIP", Huang et al., NeurIPS 2024 (arXiv 2410.23698).
+Shapes: B images, C classes, D shared width, r inner width, N sentences of a class, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wordsight import losses
+from wordsight.backbones import unit
+from wordsight.config import TrainSettings, WordsightError
+from wordsight.methods import Classifier, Learner
+from wordsight.sentences import ClassTexts
+
+PAIRS_IN_CACHE = 16_384  # image-class pairs scored at once: their r-wide activations stay in the processor's cache
+CALIBRATION_IMAGES = 2_000  # more than this many labelled images cannot move three numbers
+
+
+@dataclass(frozen=True)
+class AAPESettings:
+    """The settings that act on the residual form alone say so. Choices measured in benchmarks/aape."""
+
+    form: Literal["residual", "as_in_paper", "h_only"] = "residual"
+    width: int = 16  # r, of the generator and of the projection; the paper's is 32
+    aggregator: Literal["attention", "mlp", "mean", "random"] = "attention"
+    query: Literal["mean", "mean+image"] = "mean"  # what the aggregator's slot starts as: the paper's eq. 1, or "input-adapted" as its text says
+    heads: int = 4
+    distill: float = 5.0  # weight of the distillation loss; the paper: 3 to 9 work about as well
+    pull: float = 0.0  # residual: weight of the pull of adapted class weights towards the words they started from
+    class_residual: bool = True  # residual: each labelled class also learns an offset of its own
+    calibrate: bool = True  # residual: name against sentences, image centre and temperature by likelihood on the labelled images
+    new_strength: float = 0.2  # residual: how much of the learned change applies to classes that had no labels
+
+
+class AAPE(Classifier, Learner):
+    """Class weights that follow the image: w_c(x) = w_c + r_c + s_c g([w_c ; h(x)]); score = cosine to x, times a temperature.
+
+    Generator h and projection g are two-layer perceptrons (section 3.2 and eq. 3); h is distilled from sentences that an aggregator condenses
+    (eqs. 1 and 2) and needs neither sentences nor aggregator at prediction.
+
+    As in the paper with `form=as_in_paper` (w_c(x) = g([w_c ; h(x)])) and `form=h_only` (cos(h(x), w_c)).
+    Differs from the paper in the default, `form=residual`, which starts exactly at zero-shot and therefore cannot lose what the words knew:
+      - the last layer of g starts at zero and is added to w_c; classes without labels get `new_strength` of it;
+      - w_c mixes name and sentences, images are centred, and the temperature is set, each by likelihood on the labelled images (`calibrate`);
+      - labelled classes learn an offset r_c (as in TaskRes); classes without labels have none.
+    With a weak text space the paper's form forgets the classes it did not train on (benchmarks/aape).
+    """
+
+    Settings = AAPESettings
+    needs_sentences = True
+    training_only = ("aggregator.",)
+    training_defaults = TrainSettings(epochs=40, batch_size=32, optimizer="adamw", lr=1e-3)
+
+    def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: AAPESettings):
+        super().__init__(class_names, dim, logit_scale, settings)
+        self.residual = settings.form == "residual"
+        self.generator = nn.Sequential(nn.Linear(dim, settings.width), nn.ReLU(), nn.Linear(settings.width, dim))
+        if settings.form != "h_only":  # g([w ; h]) = project(relu(from_class(w) + from_prompt(h)))
+            self.from_class = nn.Linear(dim, settings.width)
+            self.from_prompt = nn.Linear(dim, settings.width, bias=False)
+            self.project = nn.Linear(settings.width, dim)
+        if self.residual:
+            nn.init.zeros_(self.project.weight)
+            nn.init.zeros_(self.project.bias)
+        if self.residual and settings.class_residual:
+            self.class_residual = nn.Parameter(torch.zeros(len(class_names), dim))
+        self.register_buffer("mix", torch.tensor(0.5 if self.residual else 0.0))  # share of the sentences in w_c; the paper's w_c is the name alone
+        self.register_buffer("centre", torch.zeros(dim))
+        self.register_buffer("scale", torch.tensor(float(logit_scale)))
+
+    # -- fitting ------------------------------------------------------------------------------------------------------------------------
+
+    def begin(self, images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts, seed: int) -> None:
+        if self.residual and self.settings.calibrate:
+            mix, centre, scale = calibrate(images, labels, texts)
+            self.mix.fill_(mix), self.centre.copy_(centre), self.scale.fill_(scale)
+        groups = [vectors if len(vectors) else name[None] for vectors, name in zip(texts.sentence_vectors, texts.name_vectors)]
+        if self.settings.aggregator == "random":
+            stream = torch.Generator().manual_seed(seed)
+            groups = [vectors[torch.randint(len(vectors), (1,), generator=stream)] for vectors in groups]
+        self.sentences = nn.utils.rnn.pad_sequence(groups, batch_first=True)  # [C, N, D]
+        self.present = torch.arange(self.sentences.shape[1]) < torch.tensor([len(vectors) for vectors in groups])[:, None]
+        self.aggregator = AGGREGATORS[self.settings.aggregator](self.dim, self.settings.heads)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        own = [self.class_residual] if hasattr(self, "class_residual") else []
+        rest = [parameter for parameter in self.parameters() if all(parameter is not other for other in own)]
+        return [{"params": rest, "lr_scale": 1.0}] + ([{"params": own, "lr_scale": 3.0}] if own else [])
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        """Eq. 4 (distillation and cross entropy), the aggregator's reward, and the pull of the residual form."""
+        images, labels = self.centred(batch["images"]), batch["labels"]
+        prompt = self.condense(images, labels)
+        said = self.generator(images)
+        cosines, kept = self.cosines(images, said)
+        terms = {
+            "cross_entropy": F.cross_entropy(self.scale * cosines, labels),
+            "distill": self.settings.distill * losses.embedding_distillation(said, prompt),
+        }
+        if prompt.requires_grad:
+            terms["reward"] = -losses.clip_reward(images, prompt)
+        if self.residual and self.settings.pull:
+            terms["pull"] = self.settings.pull * losses.pull(kept)
+        return terms
+
+    def condense(self, images: Float[Tensor, "B D"], labels: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        """The aggregated prompt p_a of each image: a unit vector made of its class's sentences (eq. 1)."""
+        sentences, present = self.sentences.to(images.device), self.present.to(images.device)
+        if self.settings.query == "mean+image":
+            return self.aggregator(sentences[labels], present[labels], images)
+        classes, place = labels.unique(return_inverse=True)  # without the image in the query, a class has one prompt
+        return self.aggregator(sentences[classes], present[classes], None)[place]
+
+    # -- prediction ---------------------------------------------------------------------------------------------------------------------
+
+    def bind(self, texts: ClassTexts) -> None:
+        place = {name: row for row, name in enumerate(self.class_names)}
+        rows = [place.get(name, -1) for name in texts.names]
+        device = self.scale.device
+        labelled = torch.tensor([row >= 0 for row in rows], device=device)
+        words = unit((1 - self.mix) * texts.name_vectors.to(device) + self.mix * texts.means().to(device))
+        self.register_buffer("words", words, persistent=False)
+        self.register_buffer("rows", torch.tensor(rows, device=device), persistent=False)
+        strength = torch.where(labelled, 1.0, self.settings.new_strength if self.residual else 1.0).to(words)
+        self.register_buffer("strength", strength, persistent=False)
+
+    def centred(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return unit(images - self.centre)
+
+    def says(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return unit(self.generator(self.centred(images)))
+
+    def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        images = self.centred(images)
+        block = max(1, PAIRS_IN_CACHE // max(1, len(self.words)))
+        parts = [self.cosines(part, self.generator(part))[0] for part in images.split(block)]
+        return self.scale * torch.cat(parts)
+
+    def start(self) -> Float[Tensor, "C D"]:
+        """What g's output is added to: w_c + r_c, or zero in the paper's form."""
+        if not self.residual:
+            return torch.zeros_like(self.words)
+        if not hasattr(self, "class_residual"):
+            return self.words
+        offsets = F.pad(self.class_residual, (0, 0, 0, 1))  # row -1 is zero: a class without labels
+        return self.words + offsets[self.rows]
+
+    def class_weights(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C D"]:
+        """w_c(x) for centred images, written plainly: what `cosines` must equal, and too large to build for many classes."""
+        said = self.generator(images)
+        inner = F.relu(self.from_class(self.words)[None] + self.from_prompt(said)[:, None])
+        return self.start() + self.strength[:, None] * self.project(inner)
+
+    def cosines(self, images: Float[Tensor, "B D"], said: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]]:
+        """cos(x, w_c(x)) and cos(w_c, w_c(x)) without the B x C x D tensor.
+
+        With z = relu(...) of width r, V and v the last layer, u_c = w_c + r_c and s_c the strength:
+        x . w_c(x) = x . u_c + s_c (V'x) . z + s_c x . v   and   |w_c(x)|^2 = |u_c + s_c v|^2 + 2 s_c z . V'(u_c + s_c v) + s_c^2 z'(V'V)z.
+        """
+        if self.settings.form == "h_only":
+            cosines = unit(said) @ self.words.T
+            return cosines, torch.ones_like(cosines)
+        V, v, strength = self.project.weight, self.project.bias, self.strength
+        fixed = self.start() + strength[:, None] * v
+        z = F.relu(self.from_class(self.words)[None] + self.from_prompt(said)[:, None])  # [B, C, r]
+        dots = torch.addcmul(images @ fixed.T, strength, (z @ (images @ V)[:, :, None]).squeeze(-1))
+        linear = 2 * strength[:, None] * (fixed @ V)
+        norms = fixed.square().sum(-1) + (z * torch.addcmul(linear, strength.square()[:, None], z @ (V.T @ V))).sum(-1)
+        lengths = norms.clamp_min(1e-12).rsqrt()
+        kept = dots
+        if torch.is_grad_enabled() and self.residual and self.settings.pull:
+            kept = ((self.words * fixed).sum(-1) + strength * (z * (self.words @ V)).sum(-1)) * lengths
+        return dots * lengths, kept
+
+
+# -- aggregators: sentences [G, N, D] with a mask [G, N], and images [G, D] or None -> unit prompts [G, D]; invariant to the order of sentences --
+
+
+def mean_of(sentences: Float[Tensor, "G N D"], present: Bool[Tensor, "G N"]) -> Float[Tensor, "G D"]:
+    return unit((sentences * present[..., None]).sum(1))
+
+
+class MeanAggregator(nn.Module):
+    """The unit mean; after `begin` has kept one sentence a class, also the random sentence of the paper's ablation."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+
+    def forward(self, sentences: Float[Tensor, "G N D"], present: Bool[Tensor, "G N"], images: Float[Tensor, "G D"] | None) -> Float[Tensor, "G D"]:
+        return unit(mean_of(sentences, present) + images) if images is not None else mean_of(sentences, present)
+
+
+class MLPAggregator(nn.Module):
+    """alpha f(mean) + (1 - alpha) mean, f a two-layer bottleneck, alpha learned (the paper's ablation)."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.f = nn.Sequential(nn.Linear(dim, max(1, dim // 4)), nn.ReLU(), nn.Linear(max(1, dim // 4), dim))
+        self.alpha = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, sentences: Float[Tensor, "G N D"], present: Bool[Tensor, "G N"], images: Float[Tensor, "G D"] | None) -> Float[Tensor, "G D"]:
+        slot = MeanAggregator.forward(self, sentences, present, images)
+        return unit(self.alpha * self.f(slot) + (1 - self.alpha) * slot)
+
+
+class AttentionAggregator(nn.Module):
+    """One attention layer over [slot ; sentences], of which only the slot's output is kept (eq. 1). The slot starts as the mean, or mean + image.
+
+    As in the paper, with pre-normalisation and zero last layers, so that training starts at the mean itself (the paper leaves both open).
+    One query needs no key and value vectors: its products with the key matrix are taken first, so a sentence costs H x D and not D x D.
+    """
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        if dim % heads:
+            heads = math.gcd(dim, heads)
+        self.heads = heads
+        self.norm, self.norm_after = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query, self.output = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.key, self.value = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.feed_forward = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
+        for last in (self.output, self.feed_forward[-1]):
+            nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
+
+    def forward(self, sentences: Float[Tensor, "G N D"], present: Bool[Tensor, "G N"], images: Float[Tensor, "G D"] | None) -> Float[Tensor, "G D"]:
+        slot = MeanAggregator.forward(self, sentences, present, images)
+        seen = self.norm(torch.cat([slot[:, None], sentences], 1))  # [G, 1 + N, D]
+        width = slot.shape[-1] // self.heads
+        query = self.query(seen[:, 0]).unflatten(-1, (self.heads, width))
+        query = torch.einsum("ghk,hkd->ghd", query, self.key.weight.unflatten(0, (self.heads, width)))
+        scores = torch.einsum("ghd,gnd->ghn", query, seen) / math.sqrt(width)
+        shares = scores.masked_fill(~F.pad(present, (1, 0), value=True)[:, None], -torch.inf).softmax(-1)
+        gathered = torch.einsum("ghn,gnd->ghd", shares, seen)
+        attended = torch.einsum("ghd,hkd->ghk", gathered, self.value.weight.unflatten(0, (self.heads, width))).flatten(1)
+        prompt = slot + self.output(attended)
+        return unit(prompt + self.feed_forward(self.norm_after(prompt)))
+
+
+AGGREGATORS = {"attention": AttentionAggregator, "mlp": MLPAggregator, "mean": MeanAggregator, "random": MeanAggregator}
+
+
+# -- calibration ------------------------------------------------------------------------------------------------------------------------
+
+
+def calibrate(images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts) -> tuple[float, Float[Tensor, " D"], float]:
+    """How much sentences weigh beside the name, how far images move to their common centre, and the temperature, in closed form.
+
+    Zero-shot classification of the labelled images is scored on a small grid; what is returned is the mean over the posterior of a flat prior, so few
+    images stay near the middle of the grid and many choose. Nothing is trained, so the labelled images are as good as unseen ones here.
+    Ours; neither paper has it. Returns (mix, centre [D], scale).
+    """
+    if len(images) > CALIBRATION_IMAGES:
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]
+        images, labels = images[chosen], labels[chosen]
+    middle = images.sum(0) / (len(images) + 10)  # ten images' worth of doubt: a mean of few is not a centre
+    grid, scales = torch.linspace(0, 1, 5), torch.tensor([3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 70.0, 100.0, 150.0])
+    means = texts.means()
+    fit = torch.empty(len(grid), len(grid))
+    warmth = torch.empty(len(grid), len(grid))
+    for i, mix in enumerate(grid):
+        words = unit((1 - mix) * texts.name_vectors + mix * means)
+        for j, shift in enumerate(grid):
+            cosines = unit(images - shift * middle) @ words.T
+            likelihood = torch.stack([-F.cross_entropy(scale * cosines, labels, reduction="sum") for scale in scales])
+            fit[i, j], warmth[i, j] = likelihood.max(), scales[likelihood.argmax()].log()
+    posterior = fit.flatten().softmax(0).view_as(fit)
+    mix, shift = (posterior.sum(1) @ grid).item(), (posterior.sum(0) @ grid).item()
+    if not math.isfinite(mix + shift):
+        raise WordsightError("image or text vectors are not finite; look at the features")
+    return mix, shift * middle, (posterior * warmth).sum().exp().item()

@@ -1,0 +1,56 @@
+"""Linear probe: logistic regression on image features, the field's baseline that uses no words."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from wordsight.config import WordsightError
+from wordsight.methods import Classifier
+from wordsight.sentences import ClassTexts
+
+
+@dataclass(frozen=True)
+class LinearProbeSettings:
+    strength: float = 0.1  # lambda of the L2 penalty lambda/2 |W|^2 beside the summed loss; scikit-learn's C is 1/lambda
+    max_iter: int = 1000
+
+
+class LinearProbe(Classifier):
+    """scikit-learn's L-BFGS logistic regression on unit features (CLIP, section 3.2).
+
+    Differs from the paper: the penalty is a setting instead of a sweep over a validation set, since few-shot sets have none to spare.
+    It can score only classes that had labels.
+    """
+
+    Settings = LinearProbeSettings
+
+    def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: LinearProbeSettings):
+        super().__init__(class_names, dim, logit_scale, settings)
+        self.register_buffer("weight", torch.zeros(len(class_names), dim))
+        self.register_buffer("bias", torch.zeros(len(class_names)))
+
+    def begin(self, images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts, seed: int) -> None:
+        from sklearn.linear_model import LogisticRegression
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")  # true of one shot, and no mistake here
+            probe = LogisticRegression(C=1 / self.settings.strength, max_iter=self.settings.max_iter).fit(images.cpu().numpy(), labels.cpu().numpy())
+        weight, bias = torch.from_numpy(probe.coef_), torch.from_numpy(probe.intercept_)
+        if len(self.class_names) == 2:  # scikit-learn keeps one row for two classes
+            weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+
+    def bind(self, texts: ClassTexts) -> None:
+        unknown = [name for name in texts.names if name not in self.class_names]
+        if unknown:
+            raise WordsightError(f"linear_probe has seen no images of {', '.join(unknown[:10])}; it scores only {', '.join(self.class_names[:10])}")
+        self.register_buffer("rows", torch.tensor([self.class_names.index(name) for name in texts.names]), persistent=False)
+
+    def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        return images @ self.weight[self.rows].T + self.bias[self.rows]

@@ -1,0 +1,33 @@
+"""Zero-shot: no labels, words alone. Cosine between the image and each class's text."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from wordsight.methods import Classifier
+from wordsight.sentences import ClassTexts
+
+
+class ZeroShot(Classifier):
+    """The class name in one template (CLIP, Radford et al. 2021, section 3.1). As in the paper, with a single template."""
+
+    needs_labels = False
+
+    def bind(self, texts: ClassTexts) -> None:
+        self.register_buffer("class_vectors", self.class_weights(texts), persistent=False)
+
+    def class_weights(self, texts: ClassTexts) -> Float[Tensor, "C D"]:
+        return texts.name_vectors
+
+    def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        return self.logit_scale * images @ self.class_vectors.T
+
+
+class SentenceMean(ZeroShot):
+    """The mean of each class's sentences (CuPL, Pratt et al. 2023; template ensembles in CLIP). A class without sentences keeps its name."""
+
+    needs_sentences = True
+
+    def class_weights(self, texts: ClassTexts) -> Float[Tensor, "C D"]:
+        return texts.means()

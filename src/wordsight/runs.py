@@ -1,0 +1,173 @@
+"""Run: a folder that can be resumed, loaded, compared and served.
+
+config.yaml          what was asked for, and the facts that loading needs
+sentences.json       the sentences that were used, so that the run depends on no other file
+weights.safetensors  every fitted tensor that prediction needs; written last
+metrics.jsonl        one event a line
+predictions-*.csv    what the last evaluation said of each image
+state/               what an interrupted fit goes on from; gone when it is finished
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, build, load_yaml, resolve, to_dict, write_file
+from wordsight.methods import Classifier
+
+FORMAT = 1  # of the folder; a loader refuses any other
+NOT_COMPARED = ("out", "device")  # where a run lies and what it runs on do not decide its result
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What loading needs beside the settings."""
+
+    classes: tuple[str, ...]  # the classes with labelled images, in label order
+    dim: int
+    logit_scale: float
+    template: str
+    labels: tuple[int, ...] = ()  # what predict returns, where labels were whole numbers
+    image_fingerprint: str = ""  # of the backbone; empty without one
+    text_fingerprint: str = ""
+
+
+class Run:
+    """One run folder. `Run.start` begins or resumes one, `Run.open` reads a finished one."""
+
+    def __init__(self, folder: Path, settings: RunSettings, facts: Facts):
+        self.folder, self.settings, self.facts = folder, settings, facts
+
+    @classmethod
+    def start(cls, folder: str | Path, settings: RunSettings, facts: Facts, sentences: dict[str, tuple[str, ...]]) -> Run:
+        """Begin a run, or go on with the same one. Errors: WordsightError showing the difference where the folder holds another run."""
+        folder = Path(folder)
+        if (folder / "config.yaml").exists():
+            there = cls._read(folder)
+            changed = _differences(there.settings, settings) or _differences(there.facts, facts)
+            if not changed and _read_sentences(folder) != sentences:
+                changed = ["the sentences differ"]
+            if changed:
+                raise WordsightError(f"{folder} holds another run: {'; '.join(changed)}. Give another out=..., or delete that folder")
+            return there
+        if folder.is_dir() and any(folder.iterdir()):
+            raise WordsightError(f"{folder} is not empty and is no run folder (it has no config.yaml); give another out=...")
+        write_file(folder / "sentences.json", json.dumps(sentences, ensure_ascii=False, indent=1))
+        content = {"format": FORMAT, "settings": to_dict(settings), "facts": {name: list(value) if isinstance(value, tuple) else value for name, value in to_dict(facts).items()}}
+        write_file(folder / "config.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=150))
+        return cls(folder, settings, facts)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """A finished run. Errors: WordsightError for no run, another version's run, or an unfinished one."""
+        folder = Path(folder)
+        if not (folder / "config.yaml").is_file():
+            raise WordsightError(f"{str(folder)!r} is no run folder: it has no config.yaml. `wordsight fit data=... out={folder}` makes one")
+        run = cls._read(folder)
+        if not run.finished:
+            raise WordsightError(f"the run in {str(folder)!r} is not finished; give its `wordsight fit` command again, it goes on from where it stopped")
+        return run
+
+    @classmethod
+    def _read(cls, folder: Path) -> Run:
+        content = load_yaml(folder / "config.yaml")
+        if content.get("format") != FORMAT:
+            raise WordsightError(f"{folder} was written in run format {content.get('format')}; this version of wordsight reads format {FORMAT}")
+        try:
+            return cls(folder, build(RunSettings, content["settings"]), build(Facts, content["facts"]))
+        except (KeyError, TypeError) as error:
+            raise WordsightError(f"{folder / 'config.yaml'} is not complete: {error}") from error
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "weights.safetensors").is_file()
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def sentences(self) -> dict[str, tuple[str, ...]]:
+        return _read_sentences(self.folder)
+
+    def finish(self, method: Classifier, extra: dict[str, Tensor] | None = None) -> None:
+        """Write the weights; `extra` tensors lie in a file of their own."""
+        if extra:
+            write_file(self.folder / "extra.safetensors", save({name: tensor.contiguous() for name, tensor in extra.items()}))
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.weights().items()}
+        write_file(self.folder / "weights.safetensors", save(tensors, metadata={"format": str(FORMAT)}))
+        shutil.rmtree(self.state, ignore_errors=True)
+
+    def method(self) -> Classifier:
+        """The fitted method, with exactly the tensors it has saved; not yet bound to classes."""
+        method = build_method(self.settings, self.facts)
+        expected, found = method.weights(), read_tensors(self.folder / "weights.safetensors")
+        if expected.keys() != found.keys():
+            missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+            raise WordsightError(f"{self.folder / 'weights.safetensors'} does not fit {self.settings.method}: missing {missing}, not known {extra}")
+        for name, tensor in found.items():
+            if tensor.shape != expected[name].shape:
+                raise WordsightError(f"{self.folder / 'weights.safetensors'}: {name} has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
+        method.load_state_dict(found)
+        return method.eval()
+
+    def extra(self, name: str) -> Tensor:
+        tensors = read_tensors(self.folder / "extra.safetensors")
+        if name not in tensors:
+            raise WordsightError(f"{self.folder / 'extra.safetensors'} has no tensor {name!r}")
+        return tensors[name]
+
+    def log(self, event: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        try:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n")
+        except OSError as error:
+            raise WordsightError(f"{self.folder / 'metrics.jsonl'} cannot be written: {error.strerror or error}") from error
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [event for line in lines if line.endswith("}") and (event := json.loads(line))["event"] == kind]
+
+
+def build_method(settings: RunSettings, facts: Facts) -> Classifier:
+    """A fresh method of the kind, shape and settings that a run names."""
+    kind = resolve(METHODS, settings.method, "method")
+    return kind(facts.classes, facts.dim, facts.logit_scale, build(kind.Settings, settings.settings, "settings."))
+
+
+def train_settings(settings: RunSettings) -> TrainSettings:
+    """The method's own training settings, with what the run changes."""
+    defaults = getattr(resolve(METHODS, settings.method, "method"), "training_defaults", TrainSettings())
+    return build(TrainSettings, {**asdict(defaults), **settings.train}, "train.")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WordsightError(f"{path} cannot be read: {error}") from error
+
+
+def _read_sentences(folder: Path) -> dict[str, tuple[str, ...]]:
+    try:
+        loaded = json.loads((folder / "sentences.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WordsightError(f"{folder / 'sentences.json'} cannot be read: {error}") from error
+    return {name: tuple(texts) for name, texts in loaded.items()}
+
+
+def _differences(there: Any, asked: Any) -> list[str]:
+    old, new = to_dict(there), to_dict(asked)
+    return [f"{key} is {old[key]!r} there and {new[key]!r} here" for key in new if key not in NOT_COMPARED and old[key] != new[key]]

@@ -1,0 +1,229 @@
+"""Classify: from settings to a run folder, and from a run folder to figures and predictions."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from wordsight import metrics
+from wordsight.backbones import Backbone, load_backbone, pick_device
+from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, resolve, write_file
+from wordsight.data import Dataset, Split, open_dataset
+from wordsight.data.features import Features, image_features, text_features
+from wordsight.data.splits import prepare, select_classes
+from wordsight.methods import Classifier, Learner
+from wordsight.runs import Facts, Run, build_method, train_settings
+from wordsight.sentences import ClassTexts, class_texts, read_sentences
+from wordsight.train import FeatureBatches, train
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+DEFAULT_SENTENCES = "clip7"  # what stands in where a method wants sentences and none were given
+
+
+def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bool = False, say: Callable[[str], None] = lambda line: None) -> Run:
+    """Fit one run and evaluate it; the same settings again resume it, or give it back where it is finished.
+
+    `say` receives sentences for the user: what was left out of the data, what stood in for missing sentences.
+    """
+    check_settings(settings)
+    whole = open_dataset(settings.data)
+    for note in whole.notes:
+        say(note)
+    dataset = prepare(whole, settings.shots, settings.seed, settings.classes)
+    if len(dataset.class_names) < 2:
+        raise WordsightError(f"{settings.data} has one class only, {dataset.class_names[0]!r}; at least 2 are needed to choose among")
+    source = sentence_source(settings, say)
+    sentences = read_sentences(source, whole.class_names, settings.aliases)
+    backbone = backbone or load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype)
+    facts = facts_of(backbone, dataset.class_names, settings.template or whole.template or DEFAULT_TEMPLATE)
+    run = Run.start(settings.out or default_folder(settings), settings, facts, sentences)
+    if run.finished:
+        say(f"{run.folder} is finished already; nothing to fit")
+        return run
+    began = time.monotonic()
+    features = featurise(backbone, dataset.train, settings, progress, say)
+    labels = torch.from_numpy(dataset.train.labels)[features.kept]
+    seconds = {"features": round(time.monotonic() - began, 3)}
+    began = time.monotonic()
+    texts = words(backbone, facts, dataset.class_names, sentences)
+    seconds["texts"] = round(time.monotonic() - began, 3)
+    began = time.monotonic()
+    torch.manual_seed(settings.seed)
+    method = build_method(settings, facts)
+    fit_method(method, features.vectors, labels, texts, train_settings(settings), settings.seed, backbone.device, run.state, run.log, progress)
+    seconds["fit"] = round(time.monotonic() - began, 3)
+    run.finish(method)
+    trained = sum(parameter.numel() for parameter in method.parameters())
+    run.log({"event": "fit", "seconds": seconds, "images": len(labels), "parameters": trained, "skipped": [list(pair) for pair in features.skipped]})
+    evaluate(run, backbone=backbone, progress=progress, say=say)
+    return run
+
+
+def evaluate(
+    run: Run | str | Path,
+    *,
+    data: str | None = None,
+    classes: str | None = None,
+    backbone: Backbone | None = None,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Figures of a run on its test images, kept in metrics.jsonl.
+
+    A run fitted on all classes is tested on all. One fitted on the base half is tested on the base classes among themselves and on the new classes
+    among themselves (the field's base-to-new protocol). `data` names another dataset, whose classes are scored by their names.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    settings = run.settings
+    method = run.method()
+    backbone = open_backbone(run, backbone)
+    device = backbone.device
+    whole = open_dataset(data or settings.data)
+    parts = [classes] if classes else ["all"] if data or settings.classes == "all" else ["base", "new"]
+    results = []
+    for part in parts:
+        dataset = prepare(whole, settings.shots, settings.seed, part) if data is None else select_classes(test_only(whole), part)
+        sentences = run.sentences if data is None else dict.fromkeys(dataset.class_names, ())
+        try:
+            method.bind(words(backbone, run.facts, dataset.class_names, sentences))
+        except WordsightError as error:
+            if classes or data:
+                raise
+            say(f"classes={part}: {error}")
+            continue
+        features = featurise(backbone, dataset.test, replace(settings, views=1), progress, say)
+        labels = torch.from_numpy(dataset.test.labels)[features.kept]
+        method.to(device)
+        logits = predict_logits(method, features.vectors[:, 0].to(device))
+        result = {"event": "eval", "data": data or settings.data, "classes": part, **figures(logits, labels, dataset.class_names)}
+        result["skipped"] = [list(pair) for pair in features.skipped]
+        run.log(result)
+        write_predictions(run, part if data is None else "other", dataset.test, features, logits, dataset.class_names)
+        results.append(result)
+    return results
+
+
+def figures(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], names: Sequence[str]) -> dict[str, Any]:
+    """What an evaluation reports; percentages."""
+    counts = metrics.confusion(logits, labels)
+    guess = counts.sum(0).max().item() / len(labels)
+    return {
+        "images": len(labels),
+        "accuracy": metrics.top_k(logits, labels),
+        "top5": metrics.top_k(logits, labels, 5),
+        "mean_class_recall": metrics.mean_class_recall(counts),
+        "calibration_error": metrics.calibration_error(logits, labels),
+        "chance": 100 / len(names),
+        "largest_predicted_share": 100 * guess,  # a constant answer looks like a number; this shows it
+        "class_recall": dict(zip(names, metrics.class_recall(counts))),
+        "confusion": counts.tolist(),
+    }
+
+
+def fit_method(
+    method: Classifier,
+    images: Float[Tensor, "n V D"],
+    labels: Int[Tensor, " n"],
+    texts: ClassTexts,
+    training: TrainSettings,
+    seed: int,
+    device: torch.device | str = "cpu",
+    state: Path | None = None,
+    log: Callable[[dict[str, Any]], None] = lambda event: None,
+    progress: bool = False,
+) -> None:
+    """Fit a method to features: its closed forms, then, where it learns, the one loop. It is bound to `texts` afterwards."""
+    if method.needs_labels:
+        method.begin(images[:, 0], labels, texts, seed)
+    method.bind(texts)
+    if isinstance(method, Learner):
+        method.to(device)
+        train(method, FeatureBatches(images, labels, training.batch_size, seed), training, seed=seed, device=device, state=state, log=log, progress=progress)
+    method.eval()
+
+
+@torch.inference_mode()
+def predict_logits(method: Classifier, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+    """Scores on the CPU, in float32."""
+    return method.logits(images).float().cpu()
+
+
+def words(backbone: Backbone, facts: Facts, names: Sequence[str], sentences: Mapping[str, Sequence[str]]) -> ClassTexts:
+    """Text vectors of classes, from the cache where they are in it."""
+    return class_texts(functools.partial(text_features, backbone), names, facts.template, sentences)
+
+
+def featurise(backbone: Backbone, split: Split, settings: RunSettings, progress: bool, say: Callable[[str], None]) -> Features:
+    features = image_features(backbone, split.pictures, views=settings.views, flip=settings.flip, progress=progress)
+    if features.skipped:
+        listed = "\n".join(f"  {name}: {reason}" for name, reason in features.skipped[:10])
+        more = f"\n  ... and {len(features.skipped) - 10} more" if len(features.skipped) > 10 else ""
+        say(f"skipped {len(features.skipped)} of {len(split)} images:\n{listed}{more}")
+    return features
+
+
+def facts_of(backbone: Backbone, class_names: Sequence[str], template: str) -> Facts:
+    prints = {side: getattr(backbone, side) for side in ("image_fingerprint", "text_fingerprint")}
+    return Facts(tuple(class_names), backbone.dim, backbone.logit_scale, template, **prints)
+
+
+def open_backbone(run: Run, backbone: Backbone | None = None) -> Backbone:
+    """The backbone a run was fitted on, or the given one. Errors: WordsightError where it gives other vectors than it did then."""
+    backbone = backbone or load_backbone(run.settings.backbone, device=run.settings.device, dtype=run.settings.dtype)
+    for side in ("image_fingerprint", "text_fingerprint"):
+        if getattr(backbone, side) != getattr(run.facts, side):
+            raise WordsightError(
+                f"backbone {run.settings.backbone!r} has changed since {run.folder} was fitted ({side} differs); its features would not fit. Fit again"
+            )
+    return backbone
+
+
+def sentence_source(settings: RunSettings, say: Callable[[str], None]) -> str | None:
+    if settings.sentences is not None or not resolve(METHODS, settings.method, "method").needs_sentences:
+        return settings.sentences
+    say(f"no sentences= given: the template set {DEFAULT_SENTENCES!r} stands in. `wordsight sentences` has an LLM write some")
+    return DEFAULT_SENTENCES
+
+
+def default_folder(settings: RunSettings) -> Path:
+    data = re.sub(r"[^A-Za-z0-9]+", "-", Path(settings.data).name or settings.data).strip("-")
+    shots = "all" if settings.shots is None else settings.shots
+    return Path("runs") / f"{data}-{settings.method}-{shots}shot-{settings.classes}-seed{settings.seed}"
+
+
+def check_settings(settings: RunSettings) -> None:
+    """Every name and setting is checked before any work is done."""
+    kind = resolve(METHODS, settings.method, "method")
+    build_method(settings, Facts(("a", "b"), 8, 1.0, ""))
+    train_settings(settings)
+    pick_device(settings.device)
+    if settings.shots is not None and settings.shots < 1:
+        raise WordsightError(f"shots={settings.shots} is not possible; it is the number of labelled images per class, 1 or more, or null for all")
+    if settings.classes == "new" and kind.needs_labels:
+        raise WordsightError("classes=new would train on the new classes; fit with classes=base, which is tested on both halves")
+
+
+def test_only(dataset: Dataset) -> Dataset:
+    return dataset if dataset.test is not None else replace(dataset, test=dataset.train)
+
+
+def write_predictions(run: Run, part: str, split: Split, features: Features, logits: Float[Tensor, "B C"], names: Sequence[str]) -> None:
+    """predictions-<part>.csv: image, label, predicted, probability."""
+    chances, predicted = logits.softmax(1).max(1)
+    out = io.StringIO()
+    table = csv.writer(out)
+    table.writerow(["image", "label", "predicted", "probability"])
+    for row, index in enumerate(features.kept):
+        table.writerow([split.pictures[index].name, names[split.labels[index]], names[predicted[row]], f"{chances[row]:.4f}"])
+    write_file(run.folder / f"predictions-{part}.csv", out.getvalue())
