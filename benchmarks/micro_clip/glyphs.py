@@ -33,6 +33,7 @@ def enlarge(few: int, many: int) -> Float[Tensor, "many few"]:
 ENLARGE = {sizes: enlarge(*sizes) for sizes in ((5, FIELD), (8, SIDE), (16, SIDE))}
 
 
+@cache
 def fonts() -> list[Path]:
     """Fonts shipped with matplotlib that draw all 62 glyphs, sorted. LastResort draws boxes and is left out."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
