@@ -1,9 +1,32 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use: real data where it is there, and tiny stand-ins for a backbone and for photographs."""
 
+import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+
+from wordsight.backbones import Backbone, unit
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "yellow": (225, 215, 30), "purple": (150, 30, 170)}
+LETTERS = "abcdefghijklmnopqrstuvwxyz."
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Towers and matrices this small lose more to threads than they win."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """No test reads or fills the user's feature cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORDSIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -12,4 +35,77 @@ def shared() -> Path:
     folder = Path(os.environ.get("WORDSIGHT_SHARED", Path(__file__).parents[2] / "shared"))
     if not (folder / "data").is_dir():
         pytest.skip(f"real data is not at {folder}; set WORDSIGHT_SHARED")
+    return folder
+
+
+class ColourBackbone(Backbone):
+    """A backbone without weights: images are known by their mean colour, texts by their words, of which colour words mean that colour."""
+
+    name, dim, device, logit_scale = "colours", 12, torch.device("cpu"), 20.0
+    image_fingerprint, text_fingerprint = "colour-image", "colour-text"
+
+    def preprocess(self, image, box=None):
+        return torch.from_numpy(np.array(image.resize((4, 4), box=box))).permute(2, 0, 1).contiguous()
+
+    def encode_image(self, pixels):
+        means = pixels.float().mean((2, 3)) / 255 - 0.4
+        corners = pixels[:, :, ::3, ::3].float().flatten(1)[:, :9] / 255 - 0.5
+        return unit(torch.cat([means, 0.3 * corners], 1))
+
+    def encode_text(self, texts):
+        return unit(torch.stack([sum(map(self._word, text.lower().strip(".").split())) for text in texts]))
+
+    def save_pretrained(self, folder):
+        raise NotImplementedError
+
+    def _word(self, word):
+        seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=6).digest())
+        vector = 0.15 * torch.randn(self.dim, generator=torch.Generator().manual_seed(seed))
+        if word in COLOURS:
+            vector[:3] += torch.tensor(COLOURS[word]) / 255 - 0.4
+        return vector
+
+
+@pytest.fixture(scope="session")
+def backbone() -> ColourBackbone:
+    return ColourBackbone()
+
+
+def paint(colour, seed: int, size: int = 8) -> Image.Image:
+    """A noisy patch of one colour."""
+    noise = np.random.default_rng(seed).normal(0, 45, (size, size, 3))
+    return Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
+
+
+def fill_folder(root: Path, names=("red", "green", "blue"), count: int = 6) -> Path:
+    for number, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            paint(COLOURS[name], 100 * number + index).save(root / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """Class folders of six tiny images each. Tests read it and do not write to it."""
+    return fill_folder(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory) -> Path:
+    """A random CLIP with a few thousand numbers, in transformers' layout: for the command line, which knows backbones by folder."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    words = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = tower | {"vocab_size": len(words), "eos_token_id": len(words) - 1, "bos_token_id": len(words) - 2}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=tower | {"image_size": 8, "patch_size": 4}, projection_dim=12))
+    tokenizer = CLIPTokenizer({word: row for row, word in enumerate(words)}, [], model_max_length=77)
+    folder = tmp_path_factory.mktemp("models") / "tiny-clip"
+    for part in (model, tokenizer, CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=8)):
+        part.save_pretrained(folder)
     return folder

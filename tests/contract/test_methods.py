@@ -1,0 +1,168 @@
+"""What every method of the table keeps to. A new method is tested by standing in METHODS."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from wordsight.backbones import unit
+from wordsight.config import METHODS, RunSettings, WordsightError, resolve
+from wordsight.methods import Learner
+from wordsight.runs import Facts, Run, build_method, train_settings
+from wordsight.sentences import ClassTexts, class_texts
+from wordsight.tasks.classify import fit_method, predict_logits
+
+NAMES = ("red", "green", "blue", "yellow")
+DIM, SCALE = 12, 20.0
+LABELLED_ONLY = {"linear_probe"}  # methods that score only classes with labelled images, and say so
+SENTENCES = {"red": ("a red rose", "blood is red"), "green": ("grass",), "blue": (), "yellow": ("a yellow lemon", "sun", "yellow sand")}
+QUICK = {"epochs": 3, "min_steps": 15, "batch_size": 6}
+
+
+@pytest.fixture(params=METHODS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Images [24, 12] around a direction a class, and their labels."""
+    stream = torch.Generator().manual_seed(0)
+    labels = torch.arange(24) % len(NAMES)
+    return unit(torch.randn(len(NAMES), DIM, generator=stream)[labels] + 0.7 * torch.randn(24, DIM, generator=stream)), labels
+
+
+@pytest.fixture(scope="module")
+def texts(backbone):
+    return class_texts(backbone.encode_text, NAMES, sentences=SENTENCES)
+
+
+def facts(names=NAMES):
+    return Facts(tuple(names), DIM, SCALE, "a photo of a {}.")
+
+
+def settings_of(name):
+    return RunSettings(data="d", method=name, train=QUICK)
+
+
+def fitted(name, data, texts):
+    images, labels = data
+    torch.manual_seed(0)
+    method = build_method(settings_of(name), facts())
+    fit_method(method, images[:, None], labels, texts, train_settings(settings_of(name)), seed=1)
+    return method
+
+
+def test_scores_one_finite_row_an_image(name, data, texts):
+    method = fitted(name, data, texts)
+    logits = predict_logits(method, data[0])
+    assert logits.shape == (24, 4) and logits.isfinite().all() and logits.dtype == torch.float32
+    assert predict_logits(method, data[0][:0]).shape == (0, 4)
+    assert torch.allclose(method.says(data[0]).norm(dim=1), torch.ones(24), atol=1e-5)
+
+
+def test_is_saved_and_loaded_to_the_same_scores(name, data, texts, tmp_path):
+    method = fitted(name, data, texts)
+    run = Run.start(tmp_path / "run", settings_of(name), facts(), SENTENCES)
+    run.finish(method)
+    loaded = Run.open(tmp_path / "run").method()
+    loaded.bind(texts)
+    assert torch.equal(predict_logits(loaded, data[0]), predict_logits(method, data[0]))
+
+
+@pytest.mark.parametrize("damage", ["missing", "extra", "shape"])
+def test_demands_exactly_the_saved_tensors(name, data, texts, tmp_path, damage):
+    run = Run.start(tmp_path / "run", settings_of(name), facts(), SENTENCES)
+    run.finish(fitted(name, data, texts))
+    path = run.folder / "weights.safetensors"
+    tensors = load_file(path)
+    if damage != "extra" and not tensors:
+        assert not list(build_method(settings_of(name), facts()).weights())  # a method without fitted tensors has none to lose
+        return
+    first = next(iter(tensors), "another")
+    if damage == "missing":
+        del tensors[first]
+    elif damage == "extra":
+        tensors["another"] = torch.zeros(2)
+    else:
+        tensors[first] = torch.zeros(*tensors[first].shape, 2)
+    save_file(tensors, path)
+    with pytest.raises(WordsightError, match={"missing": "missing", "extra": "not known", "shape": "has shape"}[damage]) as error:
+        Run.open(run.folder).method()
+    assert "another" in str(error.value) if damage == "extra" else first in str(error.value)
+
+
+def test_other_classes_are_bound_after_training(name, data, texts, backbone):
+    method = fitted(name, data, texts)
+    before = predict_logits(method, data[0])
+    others = class_texts(backbone.encode_text, ("blue", "purple", "red"), sentences=SENTENCES | {"purple": ("violets",)})
+    if name in LABELLED_ONLY:
+        with pytest.raises(WordsightError, match="has seen no images of purple"):
+            method.bind(others)
+        others = class_texts(backbone.encode_text, ("blue", "red"), sentences=SENTENCES)
+    method.bind(others)
+    logits = predict_logits(method, data[0])
+    assert logits.shape == (24, len(others.names)) and logits.isfinite().all()
+    assert torch.allclose(logits[:, [0, -1]], before[:, [2, 0]], atol=1e-4)  # a known class keeps what it learned
+    method.bind(texts)
+    assert torch.equal(predict_logits(method, data[0]), before)
+
+
+def test_the_order_of_classes_only_orders_the_scores(name, data, texts):
+    method = fitted(name, data, texts)
+    before, order = predict_logits(method, data[0]), [2, 0, 3, 1]
+    turned = ClassTexts(*(tuple(part[i] for i in order) if isinstance(part, tuple) else part[order] for part in vars(texts).values()))
+    method.bind(turned)
+    assert torch.allclose(predict_logits(method, data[0]), before[:, order], atol=1e-5)
+
+
+def test_an_image_is_scored_alone(name, data, texts):
+    method = fitted(name, data, texts)
+    whole = predict_logits(method, data[0])
+    assert torch.allclose(torch.cat([predict_logits(method, image[None]) for image in data[0]]), whole, atol=1e-4)
+
+
+def test_training_mode_changes_no_type_and_no_score(name, data, texts):
+    method = fitted(name, data, texts)
+    assert not method.training
+    assert torch.equal(predict_logits(method.train(), data[0]), predict_logits(method.eval(), data[0]))
+
+
+def test_features_rounded_to_bfloat16_give_nearly_the_same(name, data, texts):
+    method = fitted(name, data, texts)
+    exact, rounded = (predict_logits(method, images) for images in (data[0], data[0].bfloat16().float()))
+    assert (exact.argmax(1) == rounded.argmax(1)).float().mean() >= 0.9
+    assert torch.allclose(exact, rounded, atol=0.03 * exact.abs().max().item())
+
+
+def test_fitting_twice_gives_the_same_bits(name, data, texts):
+    first, second = (fitted(name, data, texts).weights() for _ in range(2))
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if issubclass(resolve(METHODS, name, "method"), Learner)])
+def test_gradients_reach_what_is_trained_and_nothing_else(name, data, texts):
+    images, labels = data
+    torch.manual_seed(0)
+    method = build_method(settings_of(name), facts())
+    method.begin(images, labels, texts, seed=1)
+    method.bind(texts)
+    optimizer = torch.optim.SGD(method.parameter_groups(), lr=0.1)
+    frozen = {key: tensor.clone() for key, tensor in method.named_buffers()}
+    grouped = [parameter for group in method.parameter_groups() for parameter in group["params"]]
+    assert sorted(map(id, grouped)) == sorted(id(parameter) for parameter in method.parameters() if parameter.requires_grad)
+    for _ in range(3):  # a layer behind one that starts at zero is reached once that has moved
+        optimizer.zero_grad()
+        terms = method.loss({"images": images, "labels": labels})
+        assert isinstance(terms, dict) and all(term.shape == () and term.isfinite() for term in terms.values())
+        sum(terms.values()).backward()
+        optimizer.step()
+    for key, parameter in method.named_parameters():
+        assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == parameter.requires_grad, key
+    assert all(torch.equal(frozen[key], tensor) for key, tensor in method.named_buffers())
+
+
+def test_an_ensemble_of_one_sentence_is_zero_shot(data, backbone):
+    texts = class_texts(backbone.encode_text, NAMES, sentences={name: (f"a photo of a {name}.",) for name in NAMES})
+    mean, single = (fitted(name, data, texts) for name in ("sentence_mean", "zero_shot"))
+    assert torch.allclose(predict_logits(mean, data[0]), predict_logits(single, data[0]), atol=1e-5)
+    assert torch.equal(predict_logits(mean, data[0]).argmax(1), predict_logits(single, data[0]).argmax(1))
