@@ -97,7 +97,7 @@ class TextTower(NamedTuple):
         if self.pooling == "cls":
             return unit(states[:, 0])
         if self.pooling == "last":
-            return unit(states[torch.arange(len(states)), mask.sum(1) - 1])
+            return unit(states[torch.arange(len(states), device=mask.device), mask.sum(1) - 1])
         return unit((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
 
     def lengths(self, texts: list[str]) -> list[int]:
