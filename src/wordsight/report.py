@@ -1,0 +1,498 @@
+"""Report: many finished runs as one Markdown table, one CSV, and one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any, NamedTuple
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from PIL import Image
+
+from wordsight import __version__
+from wordsight.backbones import Backbone
+from wordsight.config import METHODS, RunSettings, WordsightError, build, resolve, write_file
+from wordsight.data import Picture, open_dataset
+from wordsight.data.features import image_features, read_image
+from wordsight.data.splits import prepare
+from wordsight.estimator import load
+from wordsight.metrics import harmonic_mean
+from wordsight.runs import Run, read_tensors, train_settings
+
+PARTS = ("all", "base", "new", "H")
+ABSENT = "–"
+NO_LABELS = 0  # the shots of a method that takes none
+ALL_LABELS = 10**9  # shots=null, sorted after every number
+HARD_IMAGES = 12
+TABLE_CLASSES = 20  # a confusion matrix of more classes is drawn, without names
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")  # Okabe and Ito: told apart by colour-blind readers
+ALSO_COMPARED = ("sentences", "aliases", "template", "views", "flip", "dtype")  # settings outside the method's own that decide a result
+LEGEND = (
+    "Accuracy in percent, mean ± standard deviation over seeds. all: trained and tested on all classes. base, new: trained on the base half of the "
+    "classes, tested on each half by itself. H: harmonic mean of the seed-averaged base and new; its spread is that of H per seed. –: not "
+    "measured, or not possible for the method. The best of equal data and shots is bold."
+)
+
+
+class Value(NamedTuple):
+    """A figure over seeds."""
+
+    mean: float
+    spread: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.spread:.1f}" if self.count > 1 else f"{self.mean:.1f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in their seed and in which classes they were trained on."""
+
+    data: str
+    backbone: str
+    method: str
+    differs: str  # the settings in which it differs from other rows of its method
+    shots: int
+    seeds: int
+    figures: dict[str, Value]  # by part; a part that is absent was not measured
+    seconds: float | None
+    parameters: int | None
+    runs: tuple[Run, ...]
+
+    @property
+    def label(self) -> str:
+        return f"{self.method} {self.differs}".strip()
+
+    @property
+    def shots_text(self) -> str:
+        return {NO_LABELS: ABSENT, ALL_LABELS: "all"}.get(self.shots, str(self.shots))
+
+    @property
+    def group(self) -> tuple[str, str, int]:
+        return self.data, self.backbone, self.shots
+
+
+def report(folders: Sequence[str | Path], out: str | Path = "report.html", *, backbone: Backbone | None = None) -> dict[str, str]:
+    """Compare finished runs; returns {"html": path, "csv": path, "markdown": text}. `backbone` spares loading it again for the explained images.
+
+    Errors: WordsightError for a folder that holds no finished run, or where `out` cannot be written.
+    """
+    page = Path(out)
+    if page.is_dir() or page.suffix.lower() == ".csv":
+        raise WordsightError(f"out={str(out)!r} must name the HTML file, such as {str(page / 'report.html' if page.is_dir() else page.with_suffix('.html'))!r}")
+    rows = read_rows(folders)
+    table = page.with_suffix(".csv")
+    write_file(table, as_csv(rows))
+    write_file(page, as_html(rows, backbone))
+    return {"html": str(page), "csv": str(table), "markdown": as_markdown(rows)}
+
+
+# -- from run folders to rows -----------------------------------------------------------------------------------------------------------
+
+
+def read_rows(folders: Sequence[str | Path]) -> list[Row]:
+    """One row for runs that are equal but for seed and classes: by data, backbone, shots, then in the order of `wordsight list`."""
+    runs = [Run.open(folder) for folder in {Path(folder).resolve(): folder for folder in folders}.values()]
+    if not runs:
+        raise WordsightError("a report needs at least one run folder")
+    groups: dict[tuple[Any, ...], list[tuple[Run, dict[str, float]]]] = {}
+    for run, differs in zip(runs, differences([run.settings for run in runs])):
+        settings = run.settings
+        for data, accuracies in accuracies_of(run).items():
+            groups.setdefault((data, settings.backbone, settings.method, differs, shots_of(settings)), []).append((run, accuracies))
+    order = list(METHODS)
+    return sorted((make_row(key, members) for key, members in groups.items()), key=lambda row: (*row.group, order.index(row.method), row.differs))
+
+
+def shots_of(settings: RunSettings) -> int:
+    if not resolve(METHODS, settings.method, "method").needs_labels:
+        return NO_LABELS
+    return ALL_LABELS if settings.shots is None else settings.shots
+
+
+def accuracies_of(run: Run) -> dict[str, dict[str, float]]:
+    """{data: {part: accuracy}}: the last figure of each part that the run was made for, and of other data it was tested on."""
+    own = run.settings.data
+    parts = ("all",) if run.settings.classes == "all" else ("base", "new")
+    found: dict[str, dict[str, float]] = {own: {}}
+    for event in run.events("eval"):
+        if event["data"] != own or event["classes"] in parts:
+            data = own if event["data"] == own else f"{own} → {event['data']}"
+            found.setdefault(data, {})[event["classes"]] = event["accuracy"]
+    return found
+
+
+def make_row(key: tuple[Any, ...], members: Sequence[tuple[Run, dict[str, float]]]) -> Row:
+    accuracies = [found for _, found in members]
+    figures = {part: value_of([found[part] for found in accuracies if part in found]) for part in PARTS[:3] if any(part in found for found in accuracies)}
+    if {"base", "new"} <= figures.keys():
+        by_seed = [harmonic_mean(found["base"], found["new"]) for found in accuracies if {"base", "new"} <= found.keys()]
+        figures["H"] = Value(harmonic_mean(figures["base"].mean, figures["new"].mean), pstdev(by_seed) if by_seed else 0.0, len(by_seed))
+    whole = [run for run, _ in members if run.settings.classes == "all"] or [run for run, _ in members]
+    costs = [cost for run in whole if (cost := cost_of(run))]
+    seconds = fmean(cost[0] for cost in costs) if costs else None
+    return Row(*key, len({run.settings.seed for run, _ in members}), figures, seconds, costs[0][1] if costs else None, tuple(run for run, _ in members))
+
+
+def value_of(values: Sequence[float]) -> Value:
+    return Value(fmean(values), pstdev(values), len(values))
+
+
+def cost_of(run: Run) -> tuple[float, int] | None:
+    """Seconds of the fit alone and the count of fitted numbers; a closed form keeps its in buffers, which are counted in the weights."""
+    events = run.events("fit")
+    if not events:
+        return None
+    counted = events[-1]["parameters"] or sum(tensor.numel() for tensor in read_tensors(run.folder / "weights.safetensors").values())
+    return events[-1]["seconds"]["fit"], counted
+
+
+def differences(runs: Sequence[RunSettings]) -> list[str]:
+    """For each run the settings, as `name=value`, that are not the same in all runs of its data and method."""
+    described = [settings_in_full(settings) for settings in runs]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for settings, values in zip(runs, described):
+        groups.setdefault((settings.data, settings.method), []).append(values)
+    texts = []
+    for settings, values in zip(runs, described):
+        others = groups[settings.data, settings.method]
+        texts.append(" ".join(f"{name}={value}" for name, value in values.items() if any(other[name] != value for other in others)))
+    return texts
+
+
+def settings_in_full(settings: RunSettings) -> dict[str, Any]:
+    """Everything that decides a result beside data, backbone, method, shots, classes and seed; defaults written out."""
+    own = asdict(build(resolve(METHODS, settings.method, "method").Settings, settings.settings))
+    training = {f"train.{name}": value for name, value in asdict(train_settings(settings)).items()}
+    return own | training | {name: getattr(settings, name) for name in ALSO_COMPARED}
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------------------------
+
+
+def cells(row: Row) -> dict[str, str]:
+    """What a table shows of a row, by column."""
+    figures = {part: str(row.figures[part]) if part in row.figures else ABSENT for part in PARTS}
+    seconds = ABSENT if row.seconds is None else f"{row.seconds:.2f}"
+    parameters = ABSENT if row.parameters is None else f"{row.parameters:,}"
+    return {"method": row.label, "shots": row.shots_text, "seeds": str(row.seeds), **figures, "fit s": seconds, "parameters": parameters}
+
+
+def best_cells(rows: Sequence[Row]) -> set[tuple[int, str]]:
+    """(row, part) of the highest figure, as shown, among rows of equal data, backbone and shots; none where nothing is compared."""
+    best = set()
+    for group in {row.group for row in rows}:
+        for part in PARTS:
+            shown = {index: round(row.figures[part].mean, 1) for index, row in enumerate(rows) if row.group == group and part in row.figures}
+            if len(shown) > 1:
+                best |= {(index, part) for index, value in shown.items() if value == max(shown.values())}
+    return best
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """One aligned table; data and backbone are columns where they vary."""
+    best, varied = best_cells(rows), [name for name in ("data", "backbone") if len({getattr(row, name) for row in rows}) > 1]
+    lines = []
+    for index, row in enumerate(rows):
+        shown = {column: f"**{text}**" if (index, column) in best else text.replace("|", "\\|") for column, text in cells(row).items()}
+        lines.append({name: getattr(row, name).replace("|", "\\|") for name in varied} | shown)
+    columns = list(lines[0])
+    widths = {column: max(3, len(column), *(len(line[column]) for line in lines)) for column in columns}
+    left = {"data", "backbone", "method"}
+    rule = [":" + "-" * (widths[column] - 1) if column in left else "-" * (widths[column] - 1) + ":" for column in columns]
+    body = [[line[column].ljust(widths[column]) if column in left else line[column].rjust(widths[column]) for column in columns] for line in lines]
+    head = [column.ljust(widths[column]) if column in left else column.rjust(widths[column]) for column in columns]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body))
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Every figure with its spread, in full precision; an empty cell where there is none."""
+    out = io.StringIO()
+    table = csv.writer(out)
+    spread = [name for part in PARTS for name in (part, f"{part}_spread")]
+    table.writerow(["data", "backbone", "method", "settings", "shots", "seeds", *spread, "fit_seconds", "parameters"])
+    for row in rows:
+        figures = [number for part in PARTS for number in (row.figures[part][:2] if part in row.figures else ("", ""))]
+        shots = {NO_LABELS: "", ALL_LABELS: "all"}.get(row.shots, row.shots)
+        table.writerow([row.data, row.backbone, row.method, row.differs, shots, row.seeds, *figures, row.seconds, row.parameters])
+    return out.getvalue()
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------------------------
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; color: #1d2430; background: #f6f7f9; margin: 0; }
+main { max-width: 1000px; margin: 0 auto; padding: 28px 20px 60px; }
+h1 { font-size: 25px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 34px 0 8px; overflow-wrap: anywhere; } h3 { font-size: 16px; margin: 0 0 8px; }
+p { margin: 6px 0; } .note { color: #5b6675; font-size: 13.5px; }
+.panel { background: #fff; border: 1px solid #e1e5ea; border-radius: 8px; padding: 16px 18px; margin: 14px 0; overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table.figures { width: 100%; }
+.figures th, .figures td { padding: 5px 9px; border-bottom: 1px solid #eceff3; white-space: nowrap; }
+.figures th { color: #5b6675; font-weight: 600; font-size: 13px; border-bottom: 1.5px solid #c9d0d9; }
+.figures tr.first td { border-top: 1.5px solid #c9d0d9; }
+td.n, th.n { text-align: right; } td.m { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 130px; } th.m { text-align: left; }
+svg, img.plot { max-width: 100%; height: auto; display: block; margin: 0 auto; }
+.pair { display: flex; flex-wrap: wrap; gap: 26px; align-items: flex-start; } .pair > * { min-width: 0; }
+.confusion td { width: 33px; height: 29px; text-align: center; font-size: 13px; border: 1px solid #fff; padding: 0 3px; }
+.confusion th { font-weight: 500; font-size: 13px; padding: 2px 7px; text-align: right; }
+.confusion thead th { text-align: left; vertical-align: bottom; padding: 4px 2px; } .confusion thead span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 150px; }
+.hard { display: grid; grid-template-columns: repeat(auto-fill, minmax(285px, 1fr)); gap: 14px; }
+.card { border: 1px solid #e1e5ea; border-radius: 8px; padding: 11px; overflow-wrap: anywhere; }
+.card .top { display: flex; gap: 12px; } .card img { width: 84px; height: 84px; object-fit: contain; background: #eceff3; border-radius: 4px; flex: none; }
+.card dl { margin: 0; display: grid; grid-template-columns: auto 1fr; gap: 2px 9px; align-content: center; } .card dt { color: #5b6675; } .card dd { margin: 0; font-weight: 600; }
+.card ul { margin: 9px 0 0; padding: 0; list-style: none; font-size: 13px; line-height: 1.4; } .card li { margin: 4px 0; } .card li b { font-weight: 600; } .card li span { color: #5b6675; }
+details { margin-top: 28px; } code { font-size: 13px; }
+"""
+
+
+def as_html(rows: Sequence[Row], backbone: Backbone | None = None) -> str:
+    sections = "".join(section(part, backbone) for part in split_by(rows, lambda row: (row.data, row.backbone)))
+    folders = sorted({str(run.folder) for row in rows for run in row.runs})
+    listed = "".join(f"<li><code>{escape(folder)}</code></li>" for folder in folders)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Wordsight report</title><style>{STYLE}</style></head><body><main>\n<h1>Wordsight report</h1>\n"
+        f'<p class="note">{len(folders)} runs, wordsight {escape(__version__)}. {escape(LEGEND)}</p>\n{sections}'
+        f"<details><summary>The run folders</summary><ul>{listed}</ul></details>\n</main></body></html>\n"
+    )
+
+
+def section(rows: Sequence[Row], backbone: Backbone | None) -> str:
+    """All there is to say of one dataset on one backbone."""
+    panels = [figures_table(rows)]
+    if any(row.shots != NO_LABELS and row.figures for row in rows):
+        panels.append(f"<h3>Accuracy against labelled images per class</h3>{shots_plot(rows)}")
+    run = best_run(rows)
+    if run is not None:
+        panels.append(confusion_panel(run))
+    run = best_run([row for row in rows if resolve(METHODS, row.method, "method").needs_sentences]) or run
+    if run is not None and " → " not in rows[0].data:
+        panels.append(hard_panel(run, backbone))
+    body = "".join(f'<div class="panel">{panel}</div>\n' for panel in panels)
+    return f'<h2>{escape(rows[0].data)} <span class="note">on backbone {escape(rows[0].backbone)}</span></h2>\n{body}'
+
+
+def figures_table(rows: Sequence[Row]) -> str:
+    best, columns, lines = best_cells(rows), list(cells(rows[0])), []
+    head = "".join(f'<th class="{"m" if column == "method" else "n"}">{escape(column)}</th>' for column in columns)
+    for index, row in enumerate(rows):
+        first = ' class="first"' if index and row.group != rows[index - 1].group else ""
+        shown = [(column, f"<b>{escape(text)}</b>" if (index, column) in best else escape(text)) for column, text in cells(row).items()]
+        lines.append(f"<tr{first}>" + "".join(f'<td class="{"m" if column == "method" else "n"}">{text}</td>' for column, text in shown) + "</tr>")
+    return f'<table class="figures"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>{test_facts(rows)}'
+
+
+def test_facts(rows: Sequence[Row]) -> str:
+    """How many test images there were and what a guess would score, so that a figure can be judged."""
+    facts = {event["classes"]: (event["images"], event["chance"]) for row in rows for run in row.runs for event in run.events("eval")}
+    texts = [f"{part}: {facts[part][0]:,} test images, chance {facts[part][1]:.1f}" for part in PARTS if part in facts]
+    return f'<p class="note">{escape("; ".join(texts))}</p>' if texts else ""
+
+
+def shots_plot(rows: Sequence[Row]) -> str:
+    """One line per method with its spread; a method without labels is a dashed level."""
+    parts = [part for part in ("all", "H") if any(part in row.figures for row in rows)] or ["base"]
+    shots = sorted({row.shots for row in rows if row.shots != NO_LABELS})
+    labels = list(dict.fromkeys(row.label for row in sorted(rows, key=lambda row: list(METHODS).index(row.method))))
+    with rc_context({"font.size": 10, "svg.hashsalt": "wordsight"}):
+        figure = Figure(figsize=(4.9 * max(len(parts), 1) + 0.2, 3.9), layout="constrained")
+        handles: dict[str, Any] = {}
+        for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts):
+            draw_part(axes, rows, part, shots, labels, handles)
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 4) or 1, frameon=False)
+        return svg(figure)
+
+
+def draw_part(axes: Any, rows: Sequence[Row], part: str, shots: Sequence[int], labels: Sequence[str], handles: dict[str, Any]) -> None:
+    for index, label in enumerate(labels):
+        mine = [row for row in rows if row.label == label and part in row.figures]
+        colour, text = COLOURS[index % len(COLOURS)], plain(label)
+        levels = [row.figures[part] for row in mine if row.shots == NO_LABELS]
+        if levels:
+            handles[text] = axes.axhline(levels[0].mean, color=colour, linestyle=(0, (5, 2 + index % 3)), linewidth=1.5)
+        points = [(shots.index(row.shots), row.figures[part]) for row in mine if row.shots != NO_LABELS]
+        if points:
+            aside = 0.06 * (index - (len(labels) - 1) / 2)  # bars of equal height stay apart
+            x, y, spread = zip(*((place + aside, value.mean, value.spread) for place, value in points))
+            handles[text] = axes.errorbar(x, y, spread, color=colour, marker="o", markersize=5, linewidth=1.8, capsize=3)
+    axes.set_xticks(range(len(shots)), ["all" if number == ALL_LABELS else str(number) for number in shots])
+    axes.set_xlim(-0.4, max(len(shots) - 0.6, 0.4))
+    axes.set_xlabel("labelled images per class")
+    axes.set_title({"all": "all classes", "H": "H of base and new classes", "base": "base classes"}[part], fontsize=11)
+    axes.set_ylabel("accuracy, %" if part != "H" else "H, %")
+    axes.grid(axis="y", color="#e3e7ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def svg(figure: Figure) -> str:
+    """A figure as SVG that can stand in a page; a character without a glyph becomes a box, which is no reason to warn."""
+    out = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
+    text = out.getvalue()
+    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+
+
+def best_run(rows: Iterable[Row]) -> Run | None:
+    """The most accurate run of the largest shots, trained on all classes where there is one."""
+    candidates = []
+    for row in rows:
+        for run in row.runs:
+            event = last_eval(run)
+            if event is not None:
+                candidates.append(((event["classes"] == "all", row.shots, event["accuracy"]), len(candidates), run))
+    return max(candidates)[2] if candidates else None
+
+
+def last_eval(run: Run) -> dict[str, Any] | None:
+    """The run's last figures on its own classes."""
+    part = "all" if run.settings.classes == "all" else "base"
+    events = [event for event in run.events("eval") if event["data"] == run.settings.data and event["classes"] == part]
+    return events[-1] if events else None
+
+
+def confusion_panel(run: Run) -> str:
+    event = last_eval(run)
+    names, counts = list(event["class_recall"]), event["confusion"]
+    drawn = confusion_table(names, counts) if len(names) <= TABLE_CLASSES else confusion_plot(counts)
+    wrong = sorted(((counts[i][j], i, j) for i in range(len(names)) for j in range(len(names)) if i != j and counts[i][j]), key=lambda item: (-item[0], *item[1:]))
+    listed = "".join(f'<tr><td class="m">{escape(names[i])}</td><td class="m">{escape(names[j])}</td><td class="n">{count}</td></tr>' for count, i, j in wrong[:8])
+    pairs = f'<table class="figures"><thead><tr><th class="m">is</th><th class="m">was called</th><th class="n">images</th></tr></thead><tbody>{listed}</tbody></table>'
+    return (
+        f"<h3>What is taken for what</h3><p class='note'>{escape(caption(run))}: {event['accuracy']:.1f} % of {event['images']:,} test images. "
+        f"A row is the true class, a column the predicted one.</p>"
+        f"<div class='pair'><div>{drawn}</div><div style='flex:1'>{pairs if wrong else '<p>No image is wrong.</p>'}</div></div>"
+    )
+
+
+def confusion_table(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    head = "".join(f"<th><span>{escape(name)}</span></th>" for name in names)
+    body = "".join(
+        f"<tr><th>{escape(name)}</th>" + "".join(confusion_cell(count, sum(line), right=i == j) for j, count in enumerate(line)) + "</tr>"
+        for i, (name, line) in enumerate(zip(names, counts))
+    )
+    return f'<table class="confusion"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def confusion_cell(count: int, total: int, right: bool) -> str:
+    """Blue where right, red where wrong; a small share of mistakes is still seen."""
+    share = count / total if total else 0.0
+    tint = f"rgba(0,114,178,{0.12 + 0.68 * share:.2f})" if right else f"rgba(213,94,0,{0.15 + 0.85 * share**0.5:.2f})"
+    colour = "#fff" if right and share > 0.6 else "#1d2430"
+    return f'<td style="background:{tint if count else "#f3f5f7"};color:{colour}">{count or ""}</td>'
+
+
+def confusion_plot(counts: Sequence[Sequence[int]]) -> str:
+    """Shares of each true class as grey levels, for more classes than a table can name."""
+    shares = [[count / max(sum(line), 1) for count in line] for line in counts]
+    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    figure.colorbar(shown, label="share of the true class", shrink=0.8)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=160)
+    return f'<img class="plot" style="width:520px" alt="confusion matrix" src="{data_address(out.getvalue())}">'
+
+
+# -- hard images ------------------------------------------------------------------------------------------------------------------------
+
+
+def hard_panel(run: Run, backbone: Backbone | None) -> str:
+    """The mistakes a run was surest of, each with what the method saw in it. Where data or backbone are gone, a line says so."""
+    title = "<h3>Hard images: wrong, and sure of it</h3>"
+    try:
+        mistakes = surest_mistakes(run)
+        if not mistakes:
+            return f"{title}<p class='note'>{escape(caption(run))} has no wrong prediction to show.</p>"
+        shown = explained(run, mistakes, backbone)
+    except (WordsightError, OSError) as error:
+        return f"{title}<p class='note'>Left out: {escape(str(error))}</p>"
+    cards = "".join(card(*entry) for entry in shown)
+    return f"{title}<p class='note'>{escape(caption(run))}. Below each image, the sentences closest to what the method says about it.</p><div class='hard'>{cards}</div>"
+
+
+def surest_mistakes(run: Run) -> list[dict[str, str]]:
+    """Rows of the run's predictions that are wrong, the most probable first."""
+    path = run.folder / f"predictions-{'all' if run.settings.classes == 'all' else 'base'}.csv"
+    if not path.is_file():
+        raise WordsightError(f"{path} is not there; `wordsight eval {run.folder}` writes it")
+    wrong = [row for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))) if row["label"] != row["predicted"]]
+    return sorted(wrong, key=lambda row: -float(row["probability"]))[:HARD_IMAGES]
+
+
+def explained(run: Run, mistakes: Sequence[dict[str, str]], backbone: Backbone | None) -> list[tuple[dict[str, str], Picture, list[tuple[str, str, float]]]]:
+    """Each mistake with its picture, found again by name, and the sentences the method matched."""
+    settings = run.settings
+    test = prepare(open_dataset(settings.data), settings.shots, settings.seed, settings.classes).test
+    by_name = {picture.name: picture for picture in test.pictures}
+    found = [(row, by_name[row["image"]]) for row in mistakes if row["image"] in by_name]
+    if not found:
+        raise WordsightError(f"the images named in {run.folder} are no longer in {settings.data!r}")
+    same = backbone is not None and backbone.image_fingerprint == run.facts.image_fingerprint and backbone.text_fingerprint == run.facts.text_fingerprint
+    classifier = load(run.folder, backbone=backbone if same else None)
+    features = image_features(classifier.backbone_, [picture for _, picture in found], progress=False)
+    sentences = classifier.explain(features.vectors[:, 0].numpy())
+    return [(*found[index], lines) for index, lines in zip(features.kept, sentences)]
+
+
+def card(row: dict[str, str], picture: Picture, sentences: Sequence[tuple[str, str, float]]) -> str:
+    lines = "".join(f"<li><span>{cosine:.2f}</span> <b>{escape(name)}</b>: {escape(sentence)}</li>" for name, sentence, cosine in sentences)
+    return (
+        f'<div class="card" title="{escape(row["image"])}"><div class="top"><img alt="" src="{thumbnail(picture)}">'
+        f"<dl><dt>is</dt><dd>{escape(row['label'])}</dd><dt>called</dt><dd>{escape(row['predicted'])} {float(row['probability']):.0%}</dd></dl></div>"
+        f"<ul>{lines}</ul></div>"
+    )
+
+
+def thumbnail(picture: Picture, side: int = 168) -> str:
+    """The image as a PNG in the page; a tiny one is enlarged in whole pixels, so that it is not a blur."""
+    image = read_image(picture.load())
+    larger = side // max(image.size)
+    image = image.resize((image.width * larger, image.height * larger), Image.Resampling.NEAREST) if larger > 1 else image
+    image.thumbnail((side, side))
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return data_address(out.getvalue())
+
+
+def caption(run: Run) -> str:
+    settings = run.settings
+    shots = "no labels" if shots_of(settings) == NO_LABELS else "all labelled images" if settings.shots is None else f"{settings.shots} shots"
+    return f"{settings.method}, {shots}, {settings.classes} classes, seed {settings.seed}"
+
+
+def data_address(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def escape(text: str) -> str:
+    return html.escape(str(text), quote=True)
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib does not read as mathematics, short enough for a legend; a leading underscore would hide it."""
+    text = text if len(text) <= 40 else text[:39] + "…"
+    return text.replace("$", r"\$").removeprefix("_")
+
+
+def split_by(rows: Sequence[Row], key: Any) -> list[list[Row]]:
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return list(groups.values())
