@@ -56,7 +56,7 @@ class TrainSettings:
     """How the one loop of train.py trains. A method's YAML in configs/ sets what its paper says."""
 
     epochs: int = 40
-    min_steps: int = 500  # epochs are added until there are as many steps: a few images make short epochs
+    min_steps: int = 100  # epochs are added until there are as many steps: a few images make short epochs
     batch_size: int = 32
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
@@ -105,7 +105,7 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = ""):
     """`cls(**values)` with every key known and every value of the annotated type, or a sentence."""
     hints = typing.get_type_hints(cls)
     known = [f.name for f in dataclasses.fields(cls)]
-    for key in values:
+    for key in map(str, values):  # YAML reads `3:` and `on:` as a number and a truth value
         if key not in known:
             raise WordsightError(f"unknown setting {prefix + key!r}{nearest(key, known)}; known: {', '.join(prefix + name for name in known)}")
     missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values]
@@ -150,9 +150,9 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
                 number = hint(value)
                 if number == float(value):
                     return number
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 pass
-    elif hint is str and isinstance(value, (str, int, float, Path)):
+    elif hint is str and isinstance(value, (str, int, float, Path)) and not isinstance(value, bool):  # YAML reads a bare `yes` as true
         return str(value)
     raise WordsightError(f"{where}={value!r} is not {_spoken(hint)}")
 

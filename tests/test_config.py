@@ -1,0 +1,152 @@
+"""The strict reader: every mistake ends in a sentence with the value and what would be right."""
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, nearest, read, resolve, to_dict, write_file
+
+
+@dataclass(frozen=True)
+class Sample:
+    count: int = 1
+    rate: float = 0.5
+    on: bool = False
+    kind: Literal["small", "large"] = "small"
+    maybe: int | None = 3
+    text: str | None = None
+    several: tuple[int, ...] = ()
+
+
+def test_words_are_read_as_yaml_1_2_would():
+    assert read(Sample, "rate=1e-4").rate == 1e-4
+    assert read(Sample, "count=3", "rate=2", "on=true", "kind=large", "several=1,2") == Sample(3, 2.0, True, "large", several=(1, 2))
+    assert read(Sample, "on=False").on is False
+    assert read(Sample, "maybe=null").maybe is None and read(Sample, "maybe=None").maybe is None and read(Sample, "maybe=7").maybe == 7
+    assert read(Sample, "text=null").text is None and read(Sample, "text=yes").text == "yes" and read(Sample, "text=a=b").text == "a=b"
+    assert type(read(Sample, {"rate": 2}).rate) is float
+
+
+@pytest.mark.parametrize(
+    "word, message",
+    [
+        ("count=1.5", "count='1.5' is not a whole number"),
+        ("count=many", "not a whole number"),
+        ("count=null", "not a whole number"),
+        ("rate=fast", "rate='fast' is not a number"),
+        ("rate=nan", "not a number"),
+        ("on=yes", "on='yes' is not true or false"),
+        ("on=1", "not true or false"),
+        ("kind=larg", "did you mean 'large'.*the choices are small, large"),
+        ("maybe=some", "not a whole number"),
+        ("several=1,x", "not a whole number"),
+        ("ratio=1", "unknown setting 'ratio'.*did you mean 'rate'.*known: count, rate"),
+        ("=3", "unknown setting ''"),
+        ("count", "neither key=value nor a YAML file"),
+        ("count.deep=1", "not a whole number"),
+    ],
+)
+def test_a_wrong_word_ends_in_a_sentence(word, message):
+    with pytest.raises(WordsightError, match=message):
+        read(Sample, word)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"count": True}, "count=True is not a whole number"),
+        ({"count": float("inf")}, "not a whole number"),
+        ({"rate": 10**400}, "not a number"),
+        ({"text": ["a"]}, r"text=\['a'\] is not"),
+        ({"text": True}, "text=True is not text"),
+        ({"kind": []}, "not a choice"),
+        ({3: 4}, "unknown setting '3'"),
+        ({True: 4}, "unknown setting 'True'"),
+    ],
+)
+def test_a_wrong_value_ends_in_a_sentence(values, message):
+    with pytest.raises(WordsightError, match=message):
+        read(Sample, values)
+
+
+def test_later_sources_win_and_mappings_merge(tmp_path):
+    (tmp_path / "a.yaml").write_text("data: x\nshots: 4\nsettings: {width: 8, heads: 2}\ntrain:\n  lr: 1e-4\n")
+    (tmp_path / "b.yaml").write_text("shots: null\nsettings:\n  width: 16\n")
+    settings = read(RunSettings, tmp_path / "a.yaml", str(tmp_path / "b.yaml"), "settings.heads=4", "train.epochs=2", {"seed": 3})
+    assert settings == RunSettings(data="x", shots=None, seed=3, settings={"width": 16, "heads": "4"}, train={"lr": "1e-4", "epochs": "2"})
+    assert read(TrainSettings, settings.train) == TrainSettings(lr=1e-4, epochs=2)
+    assert read(RunSettings, "data=x", tmp_path / "b.yaml", "data=y").data == "y"
+
+
+def test_reading_changes_no_source():
+    first = {"data": "x", "settings": {"width": 1}}
+    read(RunSettings, first, "settings.width=2")
+    assert first == {"data": "x", "settings": {"width": 1}}
+
+
+def test_data_is_demanded():
+    with pytest.raises(WordsightError, match=r"setting 'data' is missing; give it as data=\.\.\."):
+        read(RunSettings, "shots=1")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"a: [1", "not readable as YAML"),
+        (b"\xff\xfe\xfa", "not readable as YAML"),
+        (b"- 1\n- 2\n", "holds no settings"),
+        (b"", "holds no settings"),
+        (b"just text", "holds no settings"),
+        (b"a: !!python/object/apply:os.getcwd []", "not readable as YAML"),
+    ],
+)
+def test_a_yaml_that_cannot_be_read_is_named(tmp_path, content, message):
+    (tmp_path / "broken.yaml").write_bytes(content)
+    with pytest.raises(WordsightError, match=message) as error:
+        read(Sample, tmp_path / "broken.yaml")
+    assert "broken.yaml" in str(error.value)
+
+
+def test_a_yaml_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(WordsightError, match="none.yaml' does not exist"):
+        read(Sample, tmp_path / "none.yaml")
+
+
+def test_settings_go_to_yaml_and_back():
+    import yaml
+
+    settings = RunSettings(data="x", shots=None, settings={"width": 3}, template="a {}: yes")
+    assert read(RunSettings, yaml.safe_load(yaml.safe_dump(to_dict(settings)))) == settings
+
+
+def test_a_name_is_found_or_its_nearest_is_said():
+    assert resolve(METHODS, "zero_shot", "method").__name__ == "ZeroShot"
+    with pytest.raises(WordsightError, match="method 'aap' is not known.*did you mean 'aape'.*the choices are zero_shot,"):
+        resolve(METHODS, "aap", "method")
+    assert nearest("AAPE", METHODS) == " (did you mean 'aape'?)" and nearest("qqqqq", METHODS) == ""
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "file"
+    write_file(path, "first ö")
+    assert path.read_text(encoding="utf-8") == "first ö"
+    write_file(path, b"second")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("replace", "fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, full)
+            with pytest.raises(WordsightError, match="cannot be written: No space left on device"):
+                write_file(path, "third")
+        assert path.read_bytes() == b"second" and [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+def test_a_path_through_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(WordsightError, match="cannot be written"):
+        write_file(tmp_path / "file" / "below", "y")
