@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -131,8 +131,11 @@ def _restore(learner: nn.Module, optimizer: Any, state: Path | None) -> int:
     """The step to go on from: 0 without a saved state."""
     if state is None or not (state / STATE_FILE).is_file():
         return 0
-    with safe_open(state / STATE_FILE, framework="pt") as file:
-        tensors, step = {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["step"])  # noqa: SIM118
+    try:
+        with safe_open(state / STATE_FILE, framework="pt") as file:
+            tensors, step = {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["step"])  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WordsightError(f"{state / STATE_FILE} cannot be read: {error}; delete {state} to begin anew") from error
     learner.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")})
     known = optimizer.state_dict()
     for name, tensor in tensors.items():
