@@ -25,6 +25,7 @@ from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError
 from wordsight.methods import Classifier
 
 FORMAT = 1  # of the folder; a loader refuses any other
+STARTED = {"sentences.json", "config.yaml"}  # what a start that was killed may leave, finished or as .part
 NOT_COMPARED = ("out", "device")  # where a run lies and what it runs on do not decide its result
 
 
@@ -50,7 +51,7 @@ class Run:
     @classmethod
     def start(cls, folder: str | Path, settings: RunSettings, facts: Facts, sentences: dict[str, tuple[str, ...]]) -> Run:
         """Begin a run, or go on with the same one. Errors: WordsightError showing the difference where the folder holds another run."""
-        folder = Path(folder)
+        folder, settings = Path(folder), plain(settings)
         if (folder / "config.yaml").exists():
             there = cls._read(folder)
             changed = _differences(there.settings, settings) or _differences(there.facts, facts)
@@ -59,7 +60,7 @@ class Run:
             if changed:
                 raise WordsightError(f"{folder} holds another run: {'; '.join(changed)}. Give another out=..., or delete that folder")
             return there
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and {path.name.removesuffix(".part") for path in folder.iterdir()} - STARTED:
             raise WordsightError(f"{folder} is not empty and is no run folder (it has no config.yaml); give another out=...")
         write_file(folder / "sentences.json", json.dumps(sentences, ensure_ascii=False, indent=1))
         content = {"format": FORMAT, "settings": to_dict(settings), "facts": {name: list(value) if isinstance(value, tuple) else value for name, value in to_dict(facts).items()}}
@@ -83,7 +84,7 @@ class Run:
         if content.get("format") != FORMAT:
             raise WordsightError(f"{folder} was written in run format {content.get('format')}; this version of wordsight reads format {FORMAT}")
         try:
-            return cls(folder, build(RunSettings, content["settings"]), build(Facts, content["facts"]))
+            return cls(folder, plain(build(RunSettings, content["settings"])), build(Facts, content["facts"]))
         except (KeyError, TypeError) as error:
             raise WordsightError(f"{folder / 'config.yaml'} is not complete: {error}") from error
 
@@ -127,17 +128,21 @@ class Run:
         return tensors[name]
 
     def log(self, event: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
+        """Add a line to metrics.jsonl, below any half line that a kill has left."""
+        line = json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         try:
-            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n")
+            with open(self.folder / "metrics.jsonl", "a+b") as file:
+                if file.seek(0, 2):
+                    file.seek(-1, 2)
+                    line = line if file.read() == b"\n" else b"\n" + line
+                file.write(line)
         except OSError as error:
             raise WordsightError(f"{self.folder / 'metrics.jsonl'} cannot be written: {error.strerror or error}") from error
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return [event for line in lines if line.endswith("}") and (event := json.loads(line))["event"] == kind]
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+        return [event for line in lines if (event := _event(line)) and event["event"] == kind]
 
 
 def build_method(settings: RunSettings, facts: Facts) -> Classifier:
@@ -149,7 +154,21 @@ def build_method(settings: RunSettings, facts: Facts) -> Classifier:
 def train_settings(settings: RunSettings) -> TrainSettings:
     """The method's own training settings, with what the run changes."""
     defaults = getattr(resolve(METHODS, settings.method, "method"), "training_defaults", TrainSettings())
-    return build(TrainSettings, {**asdict(defaults), **settings.train}, "train.")
+    training = build(TrainSettings, {**asdict(defaults), **settings.train}, "train.")
+    least = {"batch_size": 1, "epochs": 0, "min_steps": 0, "lr": 0, "weight_decay": 0, "momentum": 0, "warmup_epochs": 0, "warmup_lr": 0}
+    for name, value in least.items():
+        if getattr(training, name) < value:
+            raise WordsightError(f"train.{name}={getattr(training, name)} is not possible; it is {value} or more")
+    return training
+
+
+def plain(settings: RunSettings) -> RunSettings:
+    """The same settings with every value of its annotated type, so that `8`, `"8"` and numpy's 8 are one setting and YAML can hold it."""
+    kind = resolve(METHODS, settings.method, "method")
+    parts = {"settings": (kind.Settings, "settings."), "train": (TrainSettings, "train.")}
+    typed = {name: build(cls, {**getattr(settings, name)}, prefix) for name, (cls, prefix) in parts.items()}
+    given = {name: {key: getattr(typed[name], key) for key in getattr(settings, name)} for name in parts}
+    return build(RunSettings, {**to_dict(settings), **given})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -158,6 +177,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WordsightError(f"{path} cannot be read: {error}") from error
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:  # empty, or half a line
+        return None
 
 
 def _read_sentences(folder: Path) -> dict[str, tuple[str, ...]]:
