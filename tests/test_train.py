@@ -146,7 +146,9 @@ def test_the_schedule_is_the_protocol_s():
 def test_the_loop_follows_the_schedule_and_each_group_s_scale(monkeypatch):
     seen = []
     original = torch.optim.SGD.step
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *a, **k: (seen.append([g["lr"] for g in self.param_groups]), original(self, *a, **k))[1])
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda self, *a, **k: (seen.append([g["lr"] for g in self.param_groups]), original(self, *a, **k))[1]
+    )
     train(small(), batches(SGD), SGD, seed=1)
     assert len(seen) == 18
     for step, (one, three) in enumerate(seen):

@@ -33,7 +33,9 @@ def make(texts=None, known=NAMES[:3], shake=True, begin=True, **settings):
     method = AAPE(tuple(known), DIM, SCALE, AAPESettings(**{"calibrate": False, **settings}))
     if begin:
         counts = [texts.names.index(name) for name in known]
-        own = ClassTexts(tuple(known), texts.name_vectors[counts], *(tuple(part[i] for i in counts) for part in (texts.sentences, texts.sentence_vectors)))
+        own = ClassTexts(
+            tuple(known), texts.name_vectors[counts], *(tuple(part[i] for i in counts) for part in (texts.sentences, texts.sentence_vectors))
+        )
         method.begin(draw(9, DIM), torch.arange(9) % len(known), own, seed=3)
     if shake:
         with torch.no_grad():
@@ -87,7 +89,9 @@ def test_no_tensor_of_a_block_is_as_large_as_images_by_classes_by_width():
         def __torch_dispatch__(self, function, types, arguments=(), others=None):
             nonlocal largest
             result = function(*arguments, **(others or {}))
-            largest = max([largest, *(part.numel() for part in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(part, torch.Tensor))])
+            largest = max(
+                [largest, *(part.numel() for part in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(part, torch.Tensor))]
+            )
             return result
 
     method, images = make(width=4), draw(50, DIM)
