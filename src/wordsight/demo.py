@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,11 @@ from wordsight.tasks.classify import evaluate, fit
 
 BACKBONE = "micro"
 WIDTH = 110  # of the table
-TITLES = {"fit s": "seconds to fit", "parameters": "trained"}
+TITLES = {"fit s": "seconds", "parameters": "trained"}
+MEANING = (
+    "all: ten digits. base: trained on 0-4, tested on 0-4. new: the same run tested on 5-9, of which it saw no labelled image. H: harmonic mean "
+    "of base and new. ±: standard deviation over seeds. seconds: to fit. trained: fitted numbers."
+)
 
 
 def demo(
@@ -35,7 +40,7 @@ def demo(
 ) -> dict[str, Any]:
     """Fit `methods` for each of `shots` and `seeds`, on all digits and on the base half, and compare them. The same call resumes.
 
-    Returns {"rows", "runs", "fitted", "seconds", "html", "csv"}; with `show` it prints the table and what to try next.
+    Returns {"rows", "runs", "fitted", "seconds", "html", "csv"} (seconds: all there was to do before the report); with `show` it prints the table and what to try next.
     """
     began = time.monotonic()
     backbone = load_backbone(BACKBONE)
@@ -62,7 +67,15 @@ def runs_of(out: Path, methods: Sequence[str], shots: Sequence[int], seeds: Sequ
             for classes in ("all", "base"):
                 name = f"{method}-{number}shot-{classes}-seed{seed}" if labelled else f"{method}-{classes}"
                 yield RunSettings(
-                    data="digits", backbone=BACKBONE, method=method, shots=number, classes=classes, sentences="digits", seed=seed, flip=False, out=str(out / name)
+                    data="digits",
+                    backbone=BACKBONE,
+                    method=method,
+                    shots=number,
+                    classes=classes,
+                    sentences="digits",
+                    seed=seed,
+                    flip=False,
+                    out=str(out / name),
                 )
 
 
@@ -116,11 +129,11 @@ def print_table(rows: Sequence[Row]) -> None:
 
 def print_words(rows: Sequence[Row], fitted: int, planned: int, seconds: float, page: str, run: RunSettings, image: Path) -> None:
     """What the table shows, where the report is, and what to try next."""
-    print(f"{fitted} of {planned} runs fitted now, in {seconds:.1f} s. all: ten digits; base: trained on 0-4, tested on 0-4; new: tested on 5-9, of which")
-    print("no labelled image was seen. H: harmonic mean of base and new. ±: standard deviation over seeds.")
-    for line in findings(rows):
-        print(line)
-    print(f"\nReport: {page}\nTry:    wordsight predict {run.out} {image} --explain\n        wordsight fit data=photos/ shots=16    (your own folder of class folders)")
+    for text in (MEANING, " ".join(findings(rows)), f"{fitted} of {planned} runs fitted now, in {seconds:.1f} s. Report: {page}"):
+        if text:
+            print(textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False))
+    print(f"\nTry  wordsight predict {run.out} {image} --explain --top 3")
+    print("     wordsight fit data=photos/ shots=16        (your own folder of class folders)")
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
@@ -130,7 +143,9 @@ def findings(rows: Sequence[Row]) -> list[str]:
     lines = []
     if {"zero_shot", "aape"} <= by_method.keys():
         zero, aape = by_method["zero_shot"].figures, by_method["aape"].figures
-        lines.append(f"Words alone give {zero['all'].mean:.1f}; {most} labelled image{'s' * (most > 1)} of each digit take aape to {aape['all'].mean:.1f}.")
+        lines.append(
+            f"Words alone give {zero['all'].mean:.1f}; {most} labelled image{'s' * (most > 1)} of each digit take aape to {aape['all'].mean:.1f}."
+        )
         lines.append(f"On the five digits without labels it scores {aape['new'].mean:.1f} (words alone: {zero['new'].mean:.1f}).")
         if "linear_probe" in by_method:
             lines[-1] = lines[-1].removesuffix(".") + ", where linear_probe has no answer."

@@ -32,6 +32,7 @@ PARTS = ("all", "base", "new", "H")
 ABSENT = "–"
 NO_LABELS = 0  # the shots of a method that takes none
 ALL_LABELS = 10**9  # shots=null, sorted after every number
+ELSEWHERE = " → "  # between the data of training and other data of a test
 HARD_IMAGES = 12
 TABLE_CLASSES = 20  # a confusion matrix of more classes is drawn, without names
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")  # Okabe and Ito: told apart by colour-blind readers
@@ -78,6 +79,10 @@ class Row:
         return {NO_LABELS: ABSENT, ALL_LABELS: "all"}.get(self.shots, str(self.shots))
 
     @property
+    def tested(self) -> str:
+        return self.data.split(ELSEWHERE)[-1]
+
+    @property
     def group(self) -> tuple[str, str, int]:
         return self.data, self.backbone, self.shots
 
@@ -89,7 +94,9 @@ def report(folders: Sequence[str | Path], out: str | Path = "report.html", *, ba
     """
     page = Path(out)
     if page.is_dir() or page.suffix.lower() == ".csv":
-        raise WordsightError(f"out={str(out)!r} must name the HTML file, such as {str(page / 'report.html' if page.is_dir() else page.with_suffix('.html'))!r}")
+        raise WordsightError(
+            f"out={str(out)!r} must name the HTML file, such as {str(page / 'report.html' if page.is_dir() else page.with_suffix('.html'))!r}"
+        )
     rows = read_rows(folders)
     table = page.with_suffix(".csv")
     write_file(table, as_csv(rows))
@@ -127,21 +134,25 @@ def accuracies_of(run: Run) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {own: {}}
     for event in run.events("eval"):
         if event["data"] != own or event["classes"] in parts:
-            data = own if event["data"] == own else f"{own} → {event['data']}"
+            data = own if event["data"] == own else f"{own}{ELSEWHERE}{event['data']}"
             found.setdefault(data, {})[event["classes"]] = event["accuracy"]
     return found
 
 
 def make_row(key: tuple[Any, ...], members: Sequence[tuple[Run, dict[str, float]]]) -> Row:
     accuracies = [found for _, found in members]
-    figures = {part: value_of([found[part] for found in accuracies if part in found]) for part in PARTS[:3] if any(part in found for found in accuracies)}
+    figures = {
+        part: value_of([found[part] for found in accuracies if part in found]) for part in PARTS[:3] if any(part in found for found in accuracies)
+    }
     if {"base", "new"} <= figures.keys():
         by_seed = [harmonic_mean(found["base"], found["new"]) for found in accuracies if {"base", "new"} <= found.keys()]
         figures["H"] = Value(harmonic_mean(figures["base"].mean, figures["new"].mean), pstdev(by_seed) if by_seed else 0.0, len(by_seed))
     whole = [run for run, _ in members if run.settings.classes == "all"] or [run for run, _ in members]
     costs = [cost for run in whole if (cost := cost_of(run))]
     seconds = fmean(cost[0] for cost in costs) if costs else None
-    return Row(*key, len({run.settings.seed for run, _ in members}), figures, seconds, costs[0][1] if costs else None, tuple(run for run, _ in members))
+    return Row(
+        *key, len({run.settings.seed for run, _ in members}), figures, seconds, costs[0][1] if costs else None, tuple(run for run, _ in members)
+    )
 
 
 def value_of(values: Sequence[float]) -> Value:
@@ -240,8 +251,8 @@ p { margin: 6px 0; } .note { color: #5b6675; font-size: 13.5px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 table.figures { width: 100%; }
 .figures th, .figures td { padding: 5px 9px; border-bottom: 1px solid #eceff3; white-space: nowrap; }
-.figures th { color: #5b6675; font-weight: 600; font-size: 13px; border-bottom: 1.5px solid #c9d0d9; }
-.figures tr.first td { border-top: 1.5px solid #c9d0d9; }
+.figures th { color: #5b6675; font-weight: 600; font-size: 13px; border-bottom: 2px solid #c9d0d9; }
+.figures tr.first td { border-top: 2px solid #c9d0d9; }
 td.n, th.n { text-align: right; } td.m { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 130px; } th.m { text-align: left; }
 svg, img.plot { max-width: 100%; height: auto; display: block; margin: 0 auto; }
 .pair { display: flex; flex-wrap: wrap; gap: 26px; align-items: flex-start; } .pair > * { min-width: 0; }
@@ -276,10 +287,8 @@ def section(rows: Sequence[Row], backbone: Backbone | None) -> str:
         panels.append(f"<h3>Accuracy against labelled images per class</h3>{shots_plot(rows)}")
     run = best_run(rows)
     if run is not None:
-        panels.append(confusion_panel(run))
-    run = best_run([row for row in rows if resolve(METHODS, row.method, "method").needs_sentences]) or run
-    if run is not None and " → " not in rows[0].data:
-        panels.append(hard_panel(run, backbone))
+        worded = best_run([row for row in rows if resolve(METHODS, row.method, "method").needs_sentences])
+        panels += [confusion_panel(run), hard_panel(worded or run, backbone)]
     body = "".join(f'<div class="panel">{panel}</div>\n' for panel in panels)
     return f'<h2>{escape(rows[0].data)} <span class="note">on backbone {escape(rows[0].backbone)}</span></h2>\n{body}'
 
@@ -296,7 +305,8 @@ def figures_table(rows: Sequence[Row]) -> str:
 
 def test_facts(rows: Sequence[Row]) -> str:
     """How many test images there were and what a guess would score, so that a figure can be judged."""
-    facts = {event["classes"]: (event["images"], event["chance"]) for row in rows for run in row.runs for event in run.events("eval")}
+    events = [event for row in rows for run in row.runs for event in run.events("eval") if event["data"] == row.tested]
+    facts = {event["classes"]: (event["images"], event["chance"]) for event in events}
     texts = [f"{part}: {facts[part][0]:,} test images, chance {facts[part][1]:.1f}" for part in PARTS if part in facts]
     return f'<p class="note">{escape("; ".join(texts))}</p>' if texts else ""
 
@@ -316,6 +326,7 @@ def shots_plot(rows: Sequence[Row]) -> str:
 
 
 def draw_part(axes: Any, rows: Sequence[Row], part: str, shots: Sequence[int], labels: Sequence[str], handles: dict[str, Any]) -> None:
+    lined = [label for label in labels if any(row.label == label and row.shots != NO_LABELS and part in row.figures for row in rows)]
     for index, label in enumerate(labels):
         mine = [row for row in rows if row.label == label and part in row.figures]
         colour, text = COLOURS[index % len(COLOURS)], plain(label)
@@ -324,7 +335,7 @@ def draw_part(axes: Any, rows: Sequence[Row], part: str, shots: Sequence[int], l
             handles[text] = axes.axhline(levels[0].mean, color=colour, linestyle=(0, (5, 2 + index % 3)), linewidth=1.5)
         points = [(shots.index(row.shots), row.figures[part]) for row in mine if row.shots != NO_LABELS]
         if points:
-            aside = 0.06 * (index - (len(labels) - 1) / 2)  # bars of equal height stay apart
+            aside = 0.06 * (lined.index(label) - (len(lined) - 1) / 2)  # bars of equal height stay apart
             x, y, spread = zip(*((place + aside, value.mean, value.spread) for place, value in points))
             handles[text] = axes.errorbar(x, y, spread, color=colour, marker="o", markersize=5, linewidth=1.8, capsize=3)
     axes.set_xticks(range(len(shots)), ["all" if number == ALL_LABELS else str(number) for number in shots])
@@ -353,7 +364,7 @@ def best_run(rows: Iterable[Row]) -> Run | None:
     for row in rows:
         for run in row.runs:
             event = last_eval(run)
-            if event is not None:
+            if event is not None and event["data"] == row.data:
                 candidates.append(((event["classes"] == "all", row.shots, event["accuracy"]), len(candidates), run))
     return max(candidates)[2] if candidates else None
 
@@ -369,8 +380,13 @@ def confusion_panel(run: Run) -> str:
     event = last_eval(run)
     names, counts = list(event["class_recall"]), event["confusion"]
     drawn = confusion_table(names, counts) if len(names) <= TABLE_CLASSES else confusion_plot(counts)
-    wrong = sorted(((counts[i][j], i, j) for i in range(len(names)) for j in range(len(names)) if i != j and counts[i][j]), key=lambda item: (-item[0], *item[1:]))
-    listed = "".join(f'<tr><td class="m">{escape(names[i])}</td><td class="m">{escape(names[j])}</td><td class="n">{count}</td></tr>' for count, i, j in wrong[:8])
+    wrong = sorted(
+        ((counts[i][j], i, j) for i in range(len(names)) for j in range(len(names)) if i != j and counts[i][j]),
+        key=lambda item: (-item[0], *item[1:]),
+    )
+    listed = "".join(
+        f'<tr><td class="m">{escape(names[i])}</td><td class="m">{escape(names[j])}</td><td class="n">{count}</td></tr>' for count, i, j in wrong[:8]
+    )
     pairs = f'<table class="figures"><thead><tr><th class="m">is</th><th class="m">was called</th><th class="n">images</th></tr></thead><tbody>{listed}</tbody></table>'
     return (
         f"<h3>What is taken for what</h3><p class='note'>{escape(caption(run))}: {event['accuracy']:.1f} % of {event['images']:,} test images. "
@@ -436,7 +452,9 @@ def surest_mistakes(run: Run) -> list[dict[str, str]]:
     return sorted(wrong, key=lambda row: -float(row["probability"]))[:HARD_IMAGES]
 
 
-def explained(run: Run, mistakes: Sequence[dict[str, str]], backbone: Backbone | None) -> list[tuple[dict[str, str], Picture, list[tuple[str, str, float]]]]:
+def explained(
+    run: Run, mistakes: Sequence[dict[str, str]], backbone: Backbone | None
+) -> list[tuple[dict[str, str], Picture, list[tuple[str, str, float]]]]:
     """Each mistake with its picture, found again by name, and the sentences the method matched."""
     settings = run.settings
     test = prepare(open_dataset(settings.data), settings.shots, settings.seed, settings.classes).test
@@ -444,7 +462,9 @@ def explained(run: Run, mistakes: Sequence[dict[str, str]], backbone: Backbone |
     found = [(row, by_name[row["image"]]) for row in mistakes if row["image"] in by_name]
     if not found:
         raise WordsightError(f"the images named in {run.folder} are no longer in {settings.data!r}")
-    same = backbone is not None and backbone.image_fingerprint == run.facts.image_fingerprint and backbone.text_fingerprint == run.facts.text_fingerprint
+    same = (
+        backbone is not None and backbone.image_fingerprint == run.facts.image_fingerprint and backbone.text_fingerprint == run.facts.text_fingerprint
+    )
     classifier = load(run.folder, backbone=backbone if same else None)
     features = image_features(classifier.backbone_, [picture for _, picture in found], progress=False)
     sentences = classifier.explain(features.vectors[:, 0].numpy())

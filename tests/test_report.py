@@ -1,0 +1,149 @@
+"""The report: what is averaged over what, what is bold, and a page that needs nothing beside it."""
+
+import csv
+import re
+import shutil
+
+import pytest
+
+from wordsight.config import RunSettings, WordsightError
+from wordsight.report import ABSENT, PARTS, as_csv, as_html, as_markdown, best_cells, cells, read_rows, report
+from wordsight.runs import Facts, Run, build_method
+from wordsight.tasks.classify import fit
+
+NAMES = ("<b>eins</b>", "zwölf & 十二", "$x_2$")
+
+
+def fabricate(folder, *, method="aape", classes="all", seed=1, shots=4, names=NAMES, data="nowhere", accuracies=None, **changed):
+    """A finished run whose figures are given: {part: accuracy}."""
+    settings = RunSettings(data=data, backbone="tiny", method=method, classes=classes, seed=seed, shots=shots, **changed)
+    facts = Facts(names, 8, 1.0, "a {}.")
+    run = Run.start(folder, settings, facts, dict.fromkeys(names, ("a sentence",)))
+    run.finish(build_method(settings, facts))
+    run.log({"event": "fit", "seconds": {"features": 1.0, "texts": 0.5, "fit": 0.5 * seed}, "images": 12, "parameters": 100, "skipped": []})
+    for part, accuracy in (accuracies or {}).items():
+        matrix = [[3 if i == j else 1 for j in range(len(names))] for i in range(len(names))]
+        figures = {"images": 15, "accuracy": accuracy, "chance": 33.3, "class_recall": dict.fromkeys(names, 60.0), "confusion": matrix}
+        run.log({"event": "eval", "data": data, "classes": part, **figures})
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """AAPE on two seeds and on both kinds of classes, and a linear probe that knows no new classes."""
+    made = []
+    for seed, all_, base, new in ((1, 80.0, 90.0, 30.0), (2, 84.0, 60.0, 60.0)):
+        made.append(fabricate(tmp_path / f"a{seed}", seed=seed, accuracies={"all": all_}))
+        made.append(fabricate(tmp_path / f"b{seed}", seed=seed, classes="base", accuracies={"base": base, "new": new}))
+        made.append(fabricate(tmp_path / f"p{seed}", seed=seed, method="linear_probe", accuracies={"all": 85.0}))
+        made.append(fabricate(tmp_path / f"q{seed}", seed=seed, method="linear_probe", classes="base", accuracies={"base": 70.0}))
+    return made
+
+
+def test_seeds_are_averaged_and_h_is_of_the_means(folders):
+    probe, aape = read_rows(folders)
+    assert (probe.method, aape.method, aape.seeds) == ("linear_probe", "aape", 2)
+    assert str(aape.figures["all"]) == "82.0 ± 2.0"
+    assert aape.figures["base"].mean == 75 and aape.figures["new"].mean == 45
+    assert aape.figures["H"].mean == pytest.approx(2 * 75 * 45 / (75 + 45))  # 56.25; the mean of H would be 52.5
+    assert aape.figures["H"].spread == pytest.approx((60 - 45) / 2)
+    assert aape.seconds == pytest.approx(0.75) and aape.parameters == 100
+
+
+def test_what_a_method_cannot_do_is_a_dash(folders):
+    probe = cells(read_rows(folders)[0])
+    assert probe["new"] == probe["H"] == ABSENT and probe["base"] == "70.0 ± 0.0"
+
+
+def test_the_best_of_equal_shots_is_bold(folders, tmp_path):
+    other = fabricate(tmp_path / "other", shots=16, accuracies={"all": 99.0})
+    rows = read_rows([*folders, other])
+    assert best_cells(rows) == {(0, "all"), (1, "base")}  # alone in new, in H and at 16 shots, nothing is best
+    assert "**85.0 ± 0.0**" in as_markdown(rows) and "**75.0 ± 15.0**" in as_markdown(rows) and "**99.0**" not in as_markdown(rows)
+    assert "<b>85.0 ± 0.0</b>" in as_html(rows)
+
+
+def test_only_settings_that_differ_are_named_and_they_part_the_rows(tmp_path):
+    narrow = fabricate(tmp_path / "n", settings={"width": 8, "heads": 4}, accuracies={"all": 50.0})
+    default = fabricate(tmp_path / "d", accuracies={"all": 60.0})
+    longer = fabricate(tmp_path / "l", method="zero_shot", sentences="s.json", accuracies={"all": 60.0})
+    assert {row.label for row in read_rows([narrow, default, longer])} == {"aape width=8", "aape width=16", "zero_shot"}
+
+
+def test_a_method_without_labels_has_no_shots_and_one_row(tmp_path):
+    made = [fabricate(tmp_path / f"z{shots}", method="zero_shot", shots=shots, accuracies={"all": 70.0}) for shots in (1, 4)]
+    (row,) = read_rows(made)
+    assert row.shots_text == ABSENT and row.seeds == 1
+
+
+def test_the_last_evaluation_counts_and_other_data_has_a_row_of_its_own(tmp_path):
+    run = Run.open(fabricate(tmp_path / "a", accuracies={"all": 50.0}))
+    first = run.events("eval")[0]
+    run.log({**first, "accuracy": 55.0})
+    run.log({**first, "classes": "new", "accuracy": 1.0})  # of a run on all classes this is not what base-to-new means
+    run.log({**first, "data": "elsewhere", "accuracy": 40.0})
+    own, other = read_rows([run.folder])
+    assert {part: value.mean for part, value in own.figures.items()} == {"all": 55.0}
+    assert other.data == "nowhere → elsewhere" and other.figures["all"].mean == 40
+    assert "nowhere → elsewhere" in as_markdown([own, other]) and as_html([own, other]).count("What is taken for what") == 1
+
+
+def test_the_page_is_escaped_and_self_contained(folders, tmp_path):
+    written = report([*folders, folders[0]], tmp_path / "deep" / "page.html")
+    page = (tmp_path / "deep" / "page.html").read_text(encoding="utf-8")
+    assert "<b>eins" not in page and "&lt;b&gt;eins&lt;/b&gt;" in page and "zwölf &amp; 十二" in page
+    assert not re.search(r"(src|href)\s*=\s*(?!['\"]?(data:|#))", page) and "@import" not in page and "<script" not in page
+    assert "<svg" in page and "8 runs" in page and written["markdown"].startswith("| method")
+
+
+def test_data_that_is_gone_leaves_a_line(folders, tmp_path):
+    (folders[0] / "predictions-all.csv").write_text("image,label,predicted,probability\na.png,x,y,0.9\n")
+    assert "Left out: " in as_html(read_rows(folders[:1]))
+    assert "predictions-base.csv is not there" in as_html(read_rows(folders[3:4]))
+
+
+def test_the_csv_has_every_figure(folders):
+    lines = list(csv.DictReader(as_csv(read_rows(folders)).splitlines()))
+    assert [line["method"] for line in lines] == ["linear_probe", "aape"]
+    assert float(lines[1]["H"]) == pytest.approx(56.25) and float(lines[1]["all_spread"]) == 2 and lines[0]["new"] == ""
+    assert all(part in lines[0] for part in PARTS)
+
+
+def test_many_classes_are_drawn(tmp_path):
+    names = tuple(f"class {number}" for number in range(30))
+    page = as_html(read_rows([fabricate(tmp_path / "many", names=names, accuracies={"all": 12.0})]))
+    assert 'alt="confusion matrix" src="data:image/png;base64,' in page
+
+
+def test_hard_images_are_shown_with_their_sentences(photos, backbone, tmp_path):
+    run = fit(
+        RunSettings(data=str(photos), backbone="colours", method="sentence_mean", shots=1, sentences="clip7", out=str(tmp_path / "run")),
+        backbone=backbone,
+    )
+    table = run.folder / "predictions-all.csv"
+    head, first, *rest = table.read_text().splitlines()
+    image, label, _, probability = first.split(",")
+    table.write_text("\n".join([head, f"{image},{label},wrong,{probability}", *rest]))
+    page = as_html(read_rows([run.folder]), backbone)
+    assert "<dd>wrong " in page and 'src="data:image/png;base64,' in page and re.search(r"<li><span>\d\.\d\d</span> <b>(\w+)</b>: [^<]*\1", page)
+
+
+def test_what_is_no_finished_run_is_said(folders, tmp_path):
+    with pytest.raises(WordsightError, match="no run folder"):
+        report([tmp_path / "none"], tmp_path / "r.html")
+    (folders[0] / "weights.safetensors").unlink()
+    with pytest.raises(WordsightError, match="not finished"):
+        report(folders, tmp_path / "r.html")
+    with pytest.raises(WordsightError, match="at least one"):
+        report([], tmp_path / "r.html")
+    for out in (tmp_path, tmp_path / "r.csv"):
+        with pytest.raises(WordsightError, match="must name the HTML file"):
+            report(folders[1:2], out)
+
+
+def test_a_run_without_figures_is_listed(tmp_path):
+    folder = fabricate(tmp_path / "bare")
+    shutil.rmtree(folder / "state", ignore_errors=True)
+    (folder / "metrics.jsonl").unlink()
+    rows = read_rows([folder])
+    assert set(cells(rows[0]).values()) >= {ABSENT} and rows[0].figures == {} and "aape" in as_html(rows)
