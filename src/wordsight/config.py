@@ -118,9 +118,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated type. Text is read as YAML 1.2 would read it: `1e-4` is a number, `yes` is text."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() in ("null", "none")):
-            if type(None) in arguments:
-                return None
+        if type(None) in arguments and (value is None or (isinstance(value, str) and value.lower() in ("null", "none"))):
+            return None
         for argument in arguments:
             if argument is not type(None):
                 try:

@@ -31,6 +31,8 @@ class LinearProbe(Classifier):
 
     def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: LinearProbeSettings):
         super().__init__(class_names, dim, logit_scale, settings)
+        if settings.strength <= 0 or settings.max_iter < 1:
+            raise WordsightError(f"settings.strength={settings.strength} must be above 0, and settings.max_iter={settings.max_iter} 1 or more")
         self.register_buffer("weight", torch.zeros(len(class_names), dim))
         self.register_buffer("bias", torch.zeros(len(class_names)))
 

@@ -50,6 +50,8 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
     run = Run.start(settings.out or default_folder(settings), settings, facts, sentences)
     if run.finished:
         say(f"{run.folder} is finished already; nothing to fit")
+        if not run.events("eval"):  # stopped between the two
+            evaluate(run, backbone=backbone, progress=progress, say=say)
         return run
     began = time.monotonic()
     features = featurise(backbone, dataset.train, settings, progress, say)
@@ -94,7 +96,7 @@ def evaluate(
     results = []
     for part in parts:
         dataset = prepare(whole, settings.shots, settings.seed, part) if data is None else select_classes(test_only(whole), part)
-        sentences = run.sentences if data is None else dict.fromkeys(dataset.class_names, ())
+        sentences = {name: run.sentences.get(name, ()) for name in dataset.class_names}  # other data may have classes that the run has no words for
         try:
             method.bind(words(backbone, run.facts, dataset.class_names, sentences))
         except WordsightError as error:
@@ -102,6 +104,8 @@ def evaluate(
                 raise
             say(f"classes={part}: {error}")
             continue
+        if not len(dataset.test):
+            raise WordsightError(f"{whole.name} has no test images for classes={part}; name other data=..., or add images to its test part")
         features = featurise(backbone, dataset.test, replace(settings, views=1), progress, say)
         labels = torch.from_numpy(dataset.test.labels)[features.kept]
         method.to(device)
@@ -145,10 +149,13 @@ def fit_method(
 ) -> None:
     """Fit a method to features: its closed forms, then, where it learns, the one loop. It is bound to `texts` afterwards."""
     if method.needs_labels:
+        without = [name for name, count in zip(method.class_names, labels.bincount(minlength=len(method.class_names))) if not count]
+        if without:
+            raise WordsightError(f"no training image that can be read is left of {', '.join(without[:10])}; add some, or leave that class out")
         method.begin(images[:, 0], labels, texts, seed)
     method.bind(texts)
+    method.to(device)
     if isinstance(method, Learner):
-        method.to(device)
         train(method, FeatureBatches(images, labels, training.batch_size, seed), training, seed=seed, device=device, state=state, log=log, progress=progress)
     method.eval()
 
@@ -180,6 +187,8 @@ def facts_of(backbone: Backbone, class_names: Sequence[str], template: str) -> F
 
 def open_backbone(run: Run, backbone: Backbone | None = None) -> Backbone:
     """The backbone a run was fitted on, or the given one. Errors: WordsightError where it gives other vectors than it did then."""
+    if not run.facts.image_fingerprint:
+        raise WordsightError(f"{run.folder} was fitted on feature matrices without a backbone; `wordsight.load` in Python predicts from such matrices")
     backbone = backbone or load_backbone(run.settings.backbone, device=run.settings.device, dtype=run.settings.dtype)
     for side in ("image_fingerprint", "text_fingerprint"):
         if getattr(backbone, side) != getattr(run.facts, side):
@@ -207,7 +216,10 @@ def check_settings(settings: RunSettings) -> None:
     kind = resolve(METHODS, settings.method, "method")
     build_method(settings, Facts(("a", "b"), 8, 1.0, ""))
     train_settings(settings)
-    pick_device(settings.device)
+    try:
+        torch.empty(0, device=pick_device(settings.device))
+    except (RuntimeError, AssertionError) as error:
+        raise WordsightError(f"device={settings.device!r} is not there: {str(error).splitlines()[0]}; give device=cpu, cuda or auto") from error
     if settings.shots is not None and settings.shots < 1:
         raise WordsightError(f"shots={settings.shots} is not possible; it is the number of labelled images per class, 1 or more, or null for all")
     if settings.classes == "new" and kind.needs_labels:

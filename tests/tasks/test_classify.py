@@ -1,0 +1,161 @@
+"""From settings to a run folder and back to figures, with a backbone that knows colours."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ColourBackbone, fill_folder
+
+from wordsight.config import METHODS, RunSettings, WordsightError, resolve
+from wordsight.runs import Run
+from wordsight.tasks import classify
+from wordsight.tasks.classify import evaluate, fit
+
+QUICK = {"epochs": 2, "min_steps": 10}
+
+
+def settings_for(photos, out, method="aape", **others):
+    learns = hasattr(resolve(METHODS, method, "method"), "training_defaults")
+    return RunSettings(data=str(photos), out=str(out), method=method, shots=2, **{"train": QUICK if learns else {}, **others})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_holds_all_that_is_known_of_it(photos, backbone, tmp_path, method):
+    run = fit(settings_for(photos, tmp_path / "run", method), backbone=backbone)
+    (event,) = run.events("eval")
+    assert event["images"] == 12 and event["accuracy"] > 90 and event["chance"] == pytest.approx(100 / 3) and event["top5"] is None
+    assert set(event["class_recall"]) == {"red", "green", "blue"} and len(event["confusion"]) == 3 and event["skipped"] == []
+    (fitted,) = run.events("fit")
+    assert fitted["images"] == 6 and fitted["seconds"].keys() == {"features", "texts", "fit"}
+    rows = list(csv.DictReader((run.folder / "predictions-all.csv").read_text().splitlines()))
+    assert len(rows) == 12 and sum(row["label"] == row["predicted"] for row in rows) == round(event["accuracy"] * 0.12)
+    assert evaluate(run.folder, backbone=backbone)[0] == event
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_images_under_another_name_get_the_same_figures(photos, backbone, tmp_path, method):
+    sentences = tmp_path / "s.json"
+    sentences.write_text(json.dumps({"red": ["a green thing"], "green": ["a blue thing"], "blue": ["a red thing", "x"]}))
+    test = fill_folder(tmp_path / "both" / "test")
+    shutil.copytree(photos, tmp_path / "both" / "train")
+    run = fit(settings_for(tmp_path / "both", tmp_path / "run", method, sentences=str(sentences)), backbone=backbone)
+    (own,), (other,) = run.events("eval"), evaluate(run, data=str(test), backbone=backbone)
+    assert own["confusion"] == other["confusion"] and own["calibration_error"] == pytest.approx(other["calibration_error"])
+
+
+def test_the_same_settings_give_the_run_back(photos, backbone, tmp_path):
+    settings, said = settings_for(photos, tmp_path / "run"), []
+    before = (fit(settings, backbone=backbone).folder / "weights.safetensors").read_bytes()
+    again = fit(settings, backbone=backbone, say=said.append)
+    assert any("finished already" in line for line in said) and len(again.events("eval")) == 1
+    assert (again.folder / "weights.safetensors").read_bytes() == before
+    with pytest.raises(WordsightError, match=r"holds another run: shots is 2 there and 3 here"):
+        fit(replace(settings, shots=3), backbone=backbone)
+
+
+def test_a_run_that_was_stopped_before_its_figures_gets_them(photos, backbone, tmp_path, monkeypatch):
+    settings = settings_for(photos, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(classify, "evaluate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fit(settings, backbone=backbone)
+    assert Run.open(tmp_path / "run").events("eval") == []
+    assert len(fit(settings, backbone=backbone).events("eval")) == 1
+
+
+def test_base_and_new_are_tested_among_themselves(backbone, tmp_path):
+    data = fill_folder(tmp_path / "four", ("red", "green", "blue", "yellow"))
+    said = []
+    base, new = fit(settings_for(data, tmp_path / "run", classes="base"), backbone=backbone).events("eval")
+    assert (base["classes"], list(base["class_recall"])) == ("base", ["blue", "green"])  # the first half in label order
+    assert (new["classes"], list(new["class_recall"])) == ("new", ["red", "yellow"]) and new["accuracy"] > 80
+    probe = fit(settings_for(data, tmp_path / "probe", "linear_probe", classes="base"), backbone=backbone, say=said.append)
+    assert [event["classes"] for event in probe.events("eval")] == ["base"]
+    assert any("has seen no images of red, yellow" in line for line in said)
+    with pytest.raises(WordsightError, match="has seen no images"):
+        evaluate(probe, classes="new", backbone=backbone)
+    with pytest.raises(WordsightError, match="would train on the new classes"):
+        fit(settings_for(data, tmp_path / "x", classes="new"), backbone=backbone)
+
+
+def test_a_test_part_without_some_classes_is_said(backbone, tmp_path):
+    fill_folder(tmp_path / "d" / "train", ("red", "green", "blue", "yellow"))
+    fill_folder(tmp_path / "d" / "test", ("blue", "green"))
+    with pytest.raises(WordsightError, match="has no test images for classes=new"):
+        fit(settings_for(tmp_path / "d", tmp_path / "run", classes="base"), backbone=backbone)
+
+
+def test_unreadable_images_are_counted_and_listed(backbone, tmp_path):
+    data = fill_folder(tmp_path / "photos", count=8)
+    for index in range(3):
+        (data / "red" / f"{index}.png").write_bytes(b"")
+    said = []
+    run = fit(settings_for(data, tmp_path / "run", "linear_probe", seed=3), backbone=backbone, say=said.append)
+    skipped = run.events("fit")[0]["skipped"] + run.events("eval")[0]["skipped"]
+    assert sorted(skipped) == [[f"red/{index}.png", "empty (0 bytes)"] for index in range(3)]
+    assert "images:\n  red/" in "".join(said)
+    assert run.events("fit")[0]["images"] + run.events("eval")[0]["images"] == 24 - 3
+
+
+@pytest.mark.parametrize("method", ["linear_probe", "aape"])
+def test_a_class_without_a_readable_image_is_named(backbone, tmp_path, method):
+    data = fill_folder(tmp_path / "photos", count=3)
+    for file in (data / "red").iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(WordsightError, match="no training image that can be read is left of red"):
+        fit(settings_for(data, tmp_path / "run", method), backbone=backbone)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"shots": 0}, "shots=0 is not possible"),
+        ({"shots": 7}, r"shots=7 needs 7 training images of every class; 3 of 3 classes have fewer: blue 6, green 6, red 6"),
+        ({"shots": 6}, "draws every image"),
+        ({"shots": None}, "shots=null trains on every image"),
+        ({"method": "apee"}, "did you mean 'aape'"),
+        ({"settings": {"widht": 3}}, r"unknown setting 'settings.widht'.*did you mean 'width'"),
+        ({"settings": {"width": 0}}, "width"),
+        ({"train": {"batch_size": 0}}, r"train.batch_size=0 is not possible"),
+        ({"device": "gpu"}, "device='gpu' is not there"),
+        ({"sentences": "clip8"}, "did you mean 'clip80'|did you mean 'clip7'"),
+        ({"template": "a photo"}, "must hold it once"),
+        ({"views": 0}, "views=0 is not possible"),
+    ],
+)
+def test_what_cannot_work_is_said_before_work(photos, backbone, tmp_path, change, message):
+    with pytest.raises(WordsightError, match=message):
+        fit(replace(settings_for(photos, tmp_path / "run"), **change), backbone=backbone)
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
+def test_a_changed_backbone_is_refused(photos, backbone, tmp_path):
+    fit(settings_for(photos, tmp_path / "run", "zero_shot"), backbone=backbone)
+
+    class Other(ColourBackbone):
+        text_fingerprint = "other"
+
+    with pytest.raises(WordsightError, match=r"has changed since .* was fitted \(text_fingerprint differs\)"):
+        evaluate(tmp_path / "run", backbone=Other())
+
+
+def test_a_stand_in_for_sentences_is_said(photos, backbone, tmp_path):
+    said = []
+    run = fit(settings_for(photos, tmp_path / "run", "sentence_mean"), backbone=backbone, say=said.append)
+    assert any("template set 'clip7' stands in" in line for line in said) and len(run.sentences["red"]) == 7
+    said.clear()
+    assert fit(settings_for(photos, tmp_path / "zs", "zero_shot"), backbone=backbone, say=said.append).sentences["red"] == () and not said
+
+
+def test_views_are_trained_on_and_not_tested_on(photos, backbone, tmp_path):
+    first, second = (fit(settings_for(photos, tmp_path / str(views), views=views), backbone=backbone) for views in (1, 3))
+    assert not torch.equal(first.method().generator[0].weight, second.method().generator[0].weight)
+    assert second.events("eval")[0]["images"] == 12
+
+
+def test_a_folder_is_named_after_what_decides_the_run():
+    settings = RunSettings(data="my data/Photos 1.csv", method="aape", shots=None, classes="base", seed=3)
+    assert str(classify.default_folder(settings)) == "runs/Photos-1-csv-aape-allshot-base-seed3"
