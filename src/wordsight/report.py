@@ -177,8 +177,13 @@ def differences(runs: Sequence[RunSettings]) -> list[str]:
     texts = []
     for settings, values in zip(runs, described):
         others = groups[settings.data, settings.method]
-        texts.append(" ".join(f"{name}={value}" for name, value in values.items() if any(other[name] != value for other in others)))
+        texts.append(" ".join(f"{name}={as_typed(value)}" for name, value in values.items() if any(other[name] != value for other in others)))
     return texts
+
+
+def as_typed(value: Any) -> str:
+    """A setting as the command line takes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def settings_in_full(settings: RunSettings) -> dict[str, Any]:
@@ -254,11 +259,11 @@ table.figures { width: 100%; }
 .figures th { color: #5b6675; font-weight: 600; font-size: 13px; border-bottom: 2px solid #c9d0d9; }
 .figures tr.first td { border-top: 2px solid #c9d0d9; }
 td.n, th.n { text-align: right; } td.m { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 130px; } th.m { text-align: left; }
-svg, img.plot { max-width: 100%; height: auto; display: block; margin: 0 auto; }
-.pair { display: flex; flex-wrap: wrap; gap: 26px; align-items: flex-start; } .pair > * { min-width: 0; }
+svg { min-width: 560px; } svg, img.plot { max-width: 100%; height: auto; display: block; margin: 0 auto; }
+.pair { display: flex; flex-wrap: wrap; gap: 26px; align-items: flex-start; } .pair > * { min-width: 0; } .pair > .side { flex: 1 1 260px; }
 .confusion td { width: 33px; height: 29px; text-align: center; font-size: 13px; border: 1px solid #fff; padding: 0 3px; }
-.confusion th { font-weight: 500; font-size: 13px; padding: 2px 7px; text-align: right; }
-.confusion thead th { text-align: left; vertical-align: bottom; padding: 4px 2px; } .confusion thead span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 150px; }
+.confusion th { font-weight: 500; font-size: 13px; padding: 2px 7px; text-align: right; max-width: 190px; overflow-wrap: anywhere; }
+.confusion thead th { text-align: left; vertical-align: bottom; padding: 4px 2px; } .confusion thead span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 130px; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
 .hard { display: grid; grid-template-columns: repeat(auto-fill, minmax(285px, 1fr)); gap: 14px; }
 .card { border: 1px solid #e1e5ea; border-radius: 8px; padding: 11px; overflow-wrap: anywhere; }
 .card .top { display: flex; gap: 12px; } .card img { width: 84px; height: 84px; object-fit: contain; background: #eceff3; border-radius: 4px; flex: none; }
@@ -299,6 +304,7 @@ def figures_table(rows: Sequence[Row]) -> str:
     for index, row in enumerate(rows):
         first = ' class="first"' if index and row.group != rows[index - 1].group else ""
         shown = [(column, f"<b>{escape(text)}</b>" if (index, column) in best else escape(text)) for column, text in cells(row).items()]
+        shown[0] = ("method", f'{escape(row.method)} <span class="note">{escape(row.differs)}</span>')
         lines.append(f"<tr{first}>" + "".join(f'<td class="{"m" if column == "method" else "n"}">{text}</td>' for column, text in shown) + "</tr>")
     return f'<table class="figures"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>{test_facts(rows)}'
 
@@ -321,7 +327,7 @@ def shots_plot(rows: Sequence[Row]) -> str:
         handles: dict[str, Any] = {}
         for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts):
             draw_part(axes, rows, part, shots, labels, handles)
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 4) or 1, frameon=False)
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=4 if max(map(len, handles), default=0) < 24 else 1, frameon=False)
         return svg(figure)
 
 
@@ -391,12 +397,12 @@ def confusion_panel(run: Run) -> str:
     return (
         f"<h3>What is taken for what</h3><p class='note'>{escape(caption(run))}: {event['accuracy']:.1f} % of {event['images']:,} test images. "
         f"A row is the true class, a column the predicted one.</p>"
-        f"<div class='pair'><div>{drawn}</div><div style='flex:1'>{pairs if wrong else '<p>No image is wrong.</p>'}</div></div>"
+        f"<div class='pair'><div>{drawn}</div><div class='side'>{pairs if wrong else '<p>No image is wrong.</p>'}</div></div>"
     )
 
 
 def confusion_table(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    head = "".join(f"<th><span>{escape(name)}</span></th>" for name in names)
+    head = "".join(f'<th title="{escape(name)}"><span>{escape(name)}</span></th>' for name in names)
     body = "".join(
         f"<tr><th>{escape(name)}</th>" + "".join(confusion_cell(count, sum(line), right=i == j) for j, count in enumerate(line)) + "</tr>"
         for i, (name, line) in enumerate(zip(names, counts))
@@ -507,7 +513,7 @@ def escape(text: str) -> str:
 
 def plain(text: str) -> str:
     """Text that matplotlib does not read as mathematics, short enough for a legend; a leading underscore would hide it."""
-    text = text if len(text) <= 40 else text[:39] + "…"
+    text = text if len(text) <= 110 else text[:109] + "…"
     return text.replace("$", r"\$").removeprefix("_")
 
 
