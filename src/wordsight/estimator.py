@@ -24,7 +24,7 @@ from wordsight.data import Picture
 from wordsight.data.features import image_features
 from wordsight.runs import Facts, Run, build_method, train_settings
 from wordsight.sentences import ClassTexts, read_sentences
-from wordsight.tasks.classify import DEFAULT_SENTENCES, DEFAULT_TEMPLATE, check_settings, facts_of, fit_method, open_backbone, predict_logits, words
+from wordsight.tasks.classify import DEFAULT_SENTENCES, check_settings, facts_of, fit_method, open_backbone, predict_logits, words
 
 FROM_PYTHON = "python"  # what config.yaml names as data where the images came from Python
 NO_BACKBONE = "none"  # and as backbone where there was none
@@ -49,7 +49,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         *,
         sentences: str | Mapping[str, Sequence[str]] | None = None,
         aliases: str | Mapping[str, str] | None = None,
-        template: str = DEFAULT_TEMPLATE,
+        template: str = RunSettings.template,
         class_names: Sequence[str] | None = None,
         settings: Mapping[str, Any] | None = None,
         train: Mapping[str, Any] | None = None,
@@ -83,11 +83,15 @@ class Classifier(ClassifierMixin, BaseEstimator):
             raise WordsightError("Classifier requires y to be passed, but the target y is None")
         if self.backbone is None or _is_matrix(X):
             X, y = validate_data(self, X, y, dtype=np.float32)
+        else:
+            X = pictures_of(X)
         y = column_or_1d(y, warn=True)
+        if len(X) != len(y):
+            raise WordsightError(f"{len(X)} images and {len(y)} labels; each image needs one label")
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise WordsightError(f"all labels are of one class, {self.classes_[0]!r}; at least 2 classes are needed to choose among")
+            raise WordsightError(f"all labels are of one class, {str(self.classes_[0])!r}; at least 2 classes are needed to choose among")
         names = self._names()
         self.backbone_ = load_backbone(self.backbone, device=self.device, dtype=self.dtype) if isinstance(self.backbone, str) else self.backbone
         vectors, kept, self.skipped_ = self._vectors(X, self.views)
@@ -100,12 +104,12 @@ class Classifier(ClassifierMixin, BaseEstimator):
             self.facts_ = facts_of(self.backbone_, names, self.template)
             self.sentences_ = read_sentences(self.sentences if self.sentences is not None else DEFAULT_SENTENCES, names, self.aliases)
             texts = words(self.backbone_, self.facts_, names, self.sentences_)
-        if self.classes_.dtype.kind in "iu" and self.class_names is None:
+        if self.classes_.dtype.kind in "iu":
             self.facts_ = replace(self.facts_, labels=tuple(self.classes_.tolist()))
         self.texts_, self.n_features_in_ = texts, self.facts_.dim
-        torch.manual_seed(self.seed)
+        torch.manual_seed(settings.seed)
         self.method_ = build_method(settings, self.facts_)
-        fit_method(self.method_, vectors, labels, texts, train_settings(settings), self.seed, self._device())
+        fit_method(self.method_, vectors, labels, texts, train_settings(settings), settings.seed, self._device())
         if self.backbone_ is None:
             self.method_.double()  # matrices of a few columns leave float32 too little room for scikit-learn's checks
         return self
@@ -127,6 +131,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def encode(self, images: Sequence[Any]) -> np.ndarray:
         """Unit image vectors [n, D], float32: a feature matrix that fit and predict take in place of the images."""
         self.backbone_ = load_backbone(self.backbone, device=self.device, dtype=self.dtype) if isinstance(self.backbone, str) else self.backbone
+        if self.backbone_ is None:
+            raise WordsightError("backbone=None has no image tower to encode with; name a backbone")
         return self._readable(images)[:, 0].numpy()
 
     def with_classes(self, class_names: Sequence[str], sentences: str | Mapping[str, Sequence[str]] | None = None) -> Classifier:
@@ -138,35 +144,37 @@ class Classifier(ClassifierMixin, BaseEstimator):
         names = tuple(class_names)
         if self.backbone_ is None:
             raise WordsightError("new classes need words: fit with a backbone, which has a text tower, to use with_classes")
-        if len(names) < 2:
-            raise WordsightError(f"{list(names)} leaves nothing to choose among; give at least 2 class names")
+        if len(set(names)) < 2 or len(set(names)) < len(names):
+            raise WordsightError(f"{list(names)} cannot be chosen among; give at least 2 class names, each once")
         known = {name: self.sentences_.get(name, ()) for name in names}
         if isinstance(sentences, Mapping):
             known |= read_sentences(sentences, [name for name in names if name in sentences])
         elif sentences is not None:
             known |= read_sentences(sentences, [name for name in names if name not in self.facts_.classes])
         other = copy.copy(self)
-        other.method_, other.classes_, other.sentences_ = copy.deepcopy(self.method_), np.asarray(names), known
+        other.method_, other.classes_, other.sentences_ = copy.deepcopy(self.method_), np.asarray(names), self.sentences_ | known
         other.texts_ = words(self.backbone_, self.facts_, names, known)
         other.method_.bind(other.texts_)
+        other.method_.to(self._device())
         return other
 
     def explain(self, X: Any, top: int = 3) -> list[list[tuple[str, str, float]]]:
         """For each image the sentences closest to what the method says about it: (class, sentence, cosine), the closest first."""
-        check_is_fitted(self, "method_")
-        texts = self.texts_
+        images, texts = self._seen(X), self.texts_
         lines, vectors = [], []
         for name, sentences, rows, name_row in zip(texts.names, texts.sentences, texts.sentence_vectors, texts.name_vectors):
             lines += [(name, sentence) for sentence in sentences or (name,)]
             vectors.append(rows if len(rows) else name_row[None])
         with torch.inference_mode():
-            said = self.method_.says(self._readable(X)[:, 0].to(self._device()))
+            said = self.method_.says(images)
             values, places = (said @ torch.cat(vectors).to(said).T).topk(min(top, len(lines)))
         return [[(*lines[place], value) for value, place in zip(*pair)] for pair in zip(values.tolist(), places.tolist())]
 
     def save(self, folder: str | Path) -> Path:
         """Write a run folder, which `wordsight.load` and every verb of the command line read."""
         check_is_fitted(self, "method_")
+        if self.texts_.names != self.facts_.classes:
+            raise WordsightError("a classifier over other classes is not saved; save the fitted one, and call with_classes on what `wordsight.load` gives")
         run = Run.start(folder, self._run_settings(), self.facts_, self.sentences_)
         run.finish(self.method_, {"name_vectors": self.texts_.name_vectors} if self.backbone_ is None else {})
         return run.folder
@@ -218,11 +226,16 @@ class Classifier(ClassifierMixin, BaseEstimator):
             raise WordsightError(f"{len(skipped)} images cannot be read; the first: {skipped[0][0]}: {skipped[0][1]}")
         return vectors
 
-    def _logits(self, X: Any) -> Float[Tensor, "n C"]:
+    def _seen(self, X: Any) -> Float[Tensor, "n D"]:
+        """Unit vectors of what a fitted classifier is asked about."""
         check_is_fitted(self, "method_")
         if self.backbone_ is None or _is_matrix(X):
             X = validate_data(self, X, reset=False, dtype=np.float32 if self.backbone_ is not None else np.float64)
-        return predict_logits(self.method_, self._readable(X)[:, 0].to(self._device()))
+        return self._readable(X)[:, 0].to(self._device())
+
+    def _logits(self, X: Any) -> Float[Tensor, "n C"]:
+        images = self._seen(X)
+        return predict_logits(self.method_, images)
 
     def _card(self, repo_id: str) -> str:
         settings, classes = self._run_settings(), ", ".join(self.facts_.classes[:50])
@@ -250,8 +263,9 @@ def load(folder: str | Path, *, backbone: Backbone | None = None) -> Classifier:
     else:
         classifier.backbone_ = open_backbone(run, backbone)
         classifier.texts_ = words(classifier.backbone_, facts, facts.classes, classifier.sentences_)
-    classifier.method_ = run.method().to(classifier._device())
+    classifier.method_ = run.method()
     classifier.method_.bind(classifier.texts_)
+    classifier.method_.to(classifier._device())
     if classifier.backbone_ is None:
         classifier.method_.double()
     return classifier
@@ -265,6 +279,8 @@ def pictures_of(images: Sequence[Any]) -> list[Picture]:
 
 
 def _picture(image: Any, name: str) -> Picture:
+    if isinstance(image, Picture):
+        return image
     if isinstance(image, (str, Path)):
         return Picture(str(image), Path(image).read_bytes)
     if isinstance(image, (Image.Image, np.ndarray)):
@@ -292,4 +308,4 @@ def _download(repo_id: str) -> str:
     try:
         return snapshot_download(repo_id, allow_patterns=["*.yaml", "*.json", "*.safetensors", "*.jsonl"])
     except Exception as error:  # the hub's errors have no common class; all mean that there is no folder to read
-        raise WordsightError(f"hf:{repo_id} cannot be read from the hub: {str(error).splitlines()[0]}") from error
+        raise WordsightError(f"hf:{repo_id} cannot be read from the hub: {(str(error) or type(error).__name__).splitlines()[0]}") from error

@@ -1,0 +1,303 @@
+"""Classifier keeps scikit-learn's conventions, and says the same of an image in whatever form it comes."""
+
+import warnings
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from conftest import COLOURS, paint
+from PIL import Image
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError, SkipTestWarning
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.utils.estimator_checks import check_estimator, estimator_checks_generator
+
+from wordsight import estimator
+from wordsight.config import METHODS, WordsightError, resolve
+from wordsight.estimator import Classifier, load
+
+QUICK = {"epochs": 2, "min_steps": 10}
+COLOUR_NAMES = ["red", "green", "blue"]
+SENTENCES = {"red": ["a red rose", "red blood"], "green": ["green grass", "a green leaf"], "blue": ["the blue sky"]}
+
+
+def training_of(method):
+    return QUICK if hasattr(resolve(METHODS, method, "method"), "training_defaults") else {}
+
+
+def make(backbone, method="aape", **settings):
+    return Classifier(backbone, method, train=training_of(method), **settings)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [paint(COLOURS[name], seed) for seed, name in enumerate(COLOUR_NAMES * 4)]
+
+
+@pytest.fixture(scope="module")
+def labels():
+    return COLOUR_NAMES * 4
+
+
+@pytest.fixture(scope="module")
+def fitted(backbone, images, labels):
+    return make(backbone, sentences=SENTENCES).fit(images, labels)
+
+
+# -- scikit-learn's conventions -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scikit_learn_s_own_checks_pass(method):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SkipTestWarning)
+        results = check_estimator(make(None, method), on_fail=None, on_skip=None)
+    assert [(result["check_name"], result["exception"]) for result in results if result["status"] == "failed"] == []
+    # Skipped by scikit-learn itself: array-API inputs are tested only where SCIPY_ARRAY_API=1 is set before scipy is imported; the method takes
+    # no sparse matrix, no string features and no sample weights, for which it has no checks here to skip.
+    assert {result["check_name"] for result in results if result["status"] == "skipped"} <= {"check_array_api_input"}
+    assert len(results) > 40 and not any(result["status"] == "xfail" for result in results)
+
+
+def test_it_is_a_classifier_of_scikit_learn():
+    assert make(None).__sklearn_tags__().estimator_type == "classifier"
+    assert len(list(estimator_checks_generator(make(None, "zero_shot")))) > 40
+
+
+def test_cloning_keeps_every_parameter(backbone):
+    original = make("micro", sentences=SENTENCES, settings={"width": 4}, class_names=["a"], seed=3)
+    copied = clone(original)
+    assert copied.get_params() == original.get_params() and copied is not original
+    assert clone(make(backbone)).backbone.dim == backbone.dim
+
+
+def test_cross_validation_and_grid_search(backbone, images, labels):
+    matrix = np.concatenate([make(backbone).encode(images), make(backbone).encode(images)])
+    assert cross_val_score(make(backbone, "zero_shot"), matrix, labels * 2, cv=3).mean() > 0.9
+    grid = {"settings": [{"strength": value} for value in np.array([1e-6, 1e4])]}
+    search = GridSearchCV(make(None, "linear_probe"), grid, cv=3, scoring="neg_log_loss").fit(matrix, labels * 2)
+    assert search.best_params_ == {"settings": {"strength": 1e-6}}
+    assert search.best_estimator_.score(matrix, labels * 2) > 0.9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_are_probabilities_of_the_sorted_classes(backbone, images, labels, method):
+    classifier = make(backbone, method).fit(images, labels)
+    assert classifier.classes_.tolist() == sorted(COLOUR_NAMES) and classifier.n_features_in_ == backbone.dim
+    chances = classifier.predict_proba(images)
+    assert chances.shape == (12, 3) and np.allclose(chances.sum(1), 1)
+    assert (classifier.classes_[chances.argmax(1)] == classifier.predict(images)).all() and classifier.score(images, labels) > 0.9
+    scores = classifier.decision_function(images)
+    assert np.allclose(np.exp(scores) / np.exp(scores).sum(1, keepdims=True), chances, atol=1e-5)
+
+
+def test_two_classes_have_one_score(backbone, images, labels):
+    keep = [row for row, label in enumerate(labels) if label != "blue"]
+    classifier = make(backbone, "zero_shot").fit([images[row] for row in keep], [labels[row] for row in keep])
+    chances, scores = classifier.predict_proba(images), classifier.decision_function(images)
+    assert scores.shape == (12,) and np.allclose(1 / (1 + np.exp(-scores)), chances[:, 1], atol=1e-6)
+
+
+# -- forms of an image --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_form_of_an_image_is_the_same_image(backbone, images, labels, tmp_path, method):
+    paths = [tmp_path / f"{row}.png" for row in range(len(images))]
+    for image, path in zip(images, paths):
+        image.save(path)
+    matrix = make(backbone).encode(images)
+    assert matrix.dtype == np.float32 and np.allclose(np.linalg.norm(matrix, axis=1), 1, atol=1e-6)
+    arrays = [np.asarray(image) for image in images]
+    forms = [images, paths, [str(path) for path in paths], arrays, np.stack(arrays), matrix, matrix.astype(np.float64), matrix.tolist(), 3 * matrix]
+    first = make(backbone, method, sentences=SENTENCES).fit(images, labels)
+    for form in forms:
+        refitted = make(backbone, method, sentences=SENTENCES).fit(form, labels)
+        assert np.allclose(refitted.predict_proba(images), first.predict_proba(images), atol=1e-4)
+        assert np.allclose(first.predict_proba(form), first.predict_proba(images), atol=1e-5)
+        assert [[line[:2] for line in why] for why in first.explain(form)] == [[line[:2] for line in why] for why in first.explain(images)]
+
+
+def test_labels_are_text_or_numbers(backbone, images, labels):
+    numbers = [{"red": 7, "green": 2, "blue": 5}[label] for label in labels]
+    named = make(backbone, "zero_shot", class_names=["green", "blue", "red"]).fit(images, numbers)  # in the order of the sorted labels
+    assert named.predict(images).tolist() == numbers
+    assert named.predict_proba(images)[:, 2].tolist() == make(backbone, "zero_shot").fit(images, labels).predict_proba(images)[:, 2].tolist()
+    assert make(backbone, "linear_probe").fit(images, np.array(numbers)).predict(images).tolist() == numbers
+
+
+# -- keeping ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["text", "numbers", "named numbers", "no backbone"])
+def test_save_and_load_keep_every_prediction(backbone, images, labels, tmp_path, method, kind):
+    y = labels if kind == "text" else [COLOUR_NAMES.index(label) for label in labels]
+    X = make(backbone).encode(images) if kind == "no backbone" else images
+    names = COLOUR_NAMES if kind == "named numbers" else None
+    used = None if kind == "no backbone" else backbone
+    classifier = make(used, method, class_names=names, seed=np.int64(4)).fit(X, y)
+    classifier.save(tmp_path / "run")
+    loaded = load(tmp_path / "run", backbone=used)
+    assert loaded.predict(X).tolist() == classifier.predict(X).tolist() and loaded.classes_.dtype == classifier.classes_.dtype
+    assert np.allclose(loaded.predict_proba(X), classifier.predict_proba(X), atol=1e-6)
+    assert loaded.get_params()["method"] == method and loaded.seed == 4
+    assert [[line[:2] for line in why] for why in loaded.explain(X)] == [[line[:2] for line in why] for why in classifier.explain(X)]
+
+
+def test_numbers_of_numpy_can_be_saved(backbone, images, labels, tmp_path):
+    classifier = Classifier(backbone, "aape", settings={"width": np.int64(4), "pull": np.float32(0.5)}, train={**QUICK, "lr": np.float64(0.01)})
+    assert load(classifier.fit(images, labels).save(tmp_path / "run"), backbone=backbone).settings == {"width": 4, "pull": 0.5}
+
+
+def test_a_backbone_folder_is_enough_to_load(tiny_clip, images, labels, tmp_path):
+    classifier = make(str(tiny_clip), "zero_shot", device="cpu").fit(images, labels)
+    loaded = load(classifier.save(tmp_path / "run"))
+    assert np.array_equal(loaded.predict_proba(images), classifier.predict_proba(images))
+
+
+# -- other classes ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_other_classes_are_chosen_by_name(fitted, images):
+    weights = {name: tensor.clone() for name, tensor in fitted.method_.weights().items()}
+    before = fitted.decision_function(images)
+    other = fitted.with_classes(["yellow", "red", "green"], {"yellow": ["a yellow lemon", "yellow sand"]})
+    after = other.decision_function(images)
+    assert np.allclose(after[:, [2, 1]], before[:, [1, 2]], atol=1e-4)  # what it was fitted on keeps what it learned
+    assert other.predict([paint(COLOURS["yellow"], 50)]).tolist() == ["yellow"]
+    assert any(name == "yellow" and "lemon" in text or "sand" in text for name, text, _ in other.explain([paint(COLOURS["yellow"], 50)], 2)[0])
+    assert all(torch.equal(weights[name], tensor) for name, tensor in other.method_.weights().items())
+    assert np.array_equal(fitted.decision_function(images), before) and fitted.classes_.tolist() == ["blue", "green", "red"]
+
+
+def test_chosen_classes_can_be_chosen_again(fitted, images):
+    twice = fitted.with_classes(["red", "purple"]).with_classes(["blue", "green", "red"])
+    assert np.allclose(twice.decision_function(images), fitted.decision_function(images), atol=1e-5)
+
+
+def test_other_classes_from_a_file(fitted, tmp_path):
+    (tmp_path / "s.json").write_text('{"yellow": ["a yellow lemon"], "Purple": ["a purple plum"]}')
+    other = fitted.with_classes(["yellow", "purple", "red"], str(tmp_path / "s.json"))
+    assert other.sentences_["purple"] == ("a purple plum",) and other.sentences_["red"] == tuple(SENTENCES["red"])
+    with pytest.raises(WordsightError, match=r"s\.json has no sentences for 1 of 2 classes: 'orange'"):
+        fitted.with_classes(["orange", "purple"], str(tmp_path / "s.json"))
+
+
+@pytest.mark.parametrize("names", [["red"], [], ["red", "red"], ["red", "blue", "red"]])
+def test_classes_that_cannot_be_chosen_among(fitted, names):
+    with pytest.raises(WordsightError, match="at least 2 class names, each once"):
+        fitted.with_classes(names)
+
+
+def test_only_what_was_fitted_is_saved(fitted, tmp_path):
+    with pytest.raises(WordsightError, match="over other classes is not saved"):
+        fitted.with_classes(["red", "purple"]).save(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_explaining_names_the_closest_sentences_first(fitted, backbone, images, labels):
+    for why in fitted.explain(images, top=2):
+        assert len(why) == 2 and why[0][2] >= why[1][2] and all(text in SENTENCES[name] for name, text, _ in why)
+    itself = make(backbone, "zero_shot", sentences=SENTENCES).fit(images, labels)  # the image alone is compared with the sentences
+    assert [why[0][0] for why in itself.explain(images, top=1)] == labels
+    assert len(fitted.explain(images[:1], top=99)[0]) == 5
+
+
+# -- mistakes -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_end_in_sentences(backbone, images, labels, fitted):
+    cases = [
+        (lambda: make(backbone).fit(images, ["red"] * 12), "all labels are of one class, 'red'"),
+        (lambda: make(backbone).fit(images, labels[:-1]), "12 images and 11 labels"),
+        (lambda: make(backbone).fit(images, [*labels, "red"]), "12 images and 13 labels"),
+        (lambda: make(backbone).fit(images, None), "requires y to be passed"),
+        (lambda: make(backbone).fit(images[0], labels), "expected a list of images, not one Image; put it in a list"),
+        (lambda: make(backbone).fit("photos/a.png", ["red"]), "not one str; put it in a list"),
+        (lambda: fitted.predict(Path("a.png")), "put it in a list"),
+        (lambda: fitted.predict([3]), "image 0 is a int; an image is a path"),
+        (lambda: make(backbone).fit(np.ones((12, 5), np.float32), labels), "feature matrix of width 5 does not fit backbone 'colours'.*have 12"),
+        (lambda: fitted.predict(np.ones((2, 5), np.float32)), "X has 5 features, but Classifier is expecting 12"),
+        (lambda: fitted.predict(["none.png"]), r"none of 1 images could be read; the first: none\.png"),
+        (lambda: fitted.predict([np.zeros((4, 4), np.float32), images[0]]), "1 images cannot be read.*expected uint8"),
+        (lambda: make(backbone, "aaep").fit(images, labels), "method 'aaep' is not known.*did you mean 'aape'"),
+        (lambda: make(backbone, settings={"with": 3}).fit(images, labels), "unknown setting 'settings.with'.*did you mean 'width'"),
+        (lambda: make(backbone, class_names=["a", "b"]).fit(images, labels), "class_names has 2 names, the labels have 3 classes"),
+        (lambda: make(backbone, class_names=["a", "b", "a"]).fit(images, labels), "must differ, but 'a'"),
+        (lambda: make(backbone, sentences={"red": ["x"]}).fit(images, labels), "has no sentences for 2 of 3 classes"),
+        (lambda: make(backbone, device="gpu").fit(images, labels), "device='gpu' is not there"),
+        (lambda: make(None, "zero_shot").fit(np.eye(4), list("aabb")).with_classes(["a", "c"]), "new classes need words"),
+        (lambda: make(None).encode(images), "no image tower"),
+    ]
+    for act, message in cases:
+        with pytest.raises(ValueError, match=message):
+            act()
+    with pytest.raises(NotFittedError):
+        make(backbone).predict(images)
+
+
+def test_an_image_that_cannot_be_read_is_left_out_of_fitting(backbone, images, labels, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"not an image")
+    mixed = [images[0], str(tmp_path / "bad.png"), *images[1:]]
+    classifier = make(backbone).fit(mixed, [labels[0], "blue", *labels[1:]])
+    assert classifier.skipped_ == [(str(tmp_path / "bad.png"), "not an image that Pillow knows")]
+    assert np.array_equal(classifier.predict_proba(images), make(backbone).fit(images, labels).predict_proba(images))
+    with pytest.raises(WordsightError, match="1 images cannot be read"):
+        classifier.predict(mixed)
+
+
+def test_a_class_whose_every_image_is_unreadable_is_named(backbone, images, labels, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"")
+    mixed = [str(tmp_path / "bad.png") if label == "green" else image for image, label in zip(images, labels)]
+    with pytest.raises(WordsightError, match="no training image that can be read is left of green"):
+        make(backbone, "linear_probe").fit(mixed, labels)
+
+
+# -- the hub ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_classifier_goes_to_the_hub_and_back(fitted, backbone, images, monkeypatch, tmp_path):
+    import shutil
+
+    class Api:
+        def __init__(self, token=None):
+            assert token == "t"
+
+        def create_repo(self, repo_id, private=None, exist_ok=False):
+            assert (repo_id, private, exist_ok) == ("me/colours", True, True)
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            shutil.copytree(folder_path, tmp_path / "hub")
+            return f"https://huggingface.co/{repo_id}"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert fitted.push_to_hub("me/colours", private=True, token="t") == "https://huggingface.co/me/colours"
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: wordsight") and 'wordsight.load("hf:me/colours")' in card and "blue, green, red" in card
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id, **_: str(tmp_path / "hub") if repo_id == "me/colours" else None)
+    assert np.array_equal(load("hf:me/colours", backbone=backbone).predict_proba(images), fitted.predict_proba(images))
+
+
+@pytest.mark.parametrize("error", [OSError("no network\nsecond line"), RuntimeError()])
+def test_a_hub_that_does_not_answer_is_said(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(WordsightError, match=r"hf:me/none cannot be read from the hub: (no network$|RuntimeError$)"):
+        load("hf:me/none")
+
+
+def test_a_large_card_does_not_list_every_class(fitted, monkeypatch):
+    from dataclasses import replace
+
+    monkeypatch.setattr(fitted, "facts_", replace(fitted.facts_, classes=tuple(map(str, range(60)))))
+    assert "48, 49 and 10 more" in fitted._card("me/x")
+
+
+def test_pictures_of_passes_pictures_through(images):
+    pictures = estimator.pictures_of([images[0], np.asarray(images[1])])
+    assert estimator.pictures_of(pictures) == pictures and isinstance(pictures[0].load(), Image.Image)
