@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"wordsight: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"\nwordsight: {stop or 'stopped'}; the same command goes on from here", file=sys.stderr)
+        print(f"\nwordsight: {str(stop) or 'stopped'}; the same command goes on from here", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `wordsight list | head -1`
         with contextlib.suppress(OSError):
@@ -77,7 +77,11 @@ def predict(options: argparse.Namespace) -> Any:
     from wordsight.data.features import image_features
     from wordsight.estimator import load, pictures_of
 
+    if options.top < 1:
+        raise WordsightError(f"--top {options.top} names no class; give 1 or more")
     classifier = load(options.run)
+    if classifier.backbone_ is None:
+        raise WordsightError(f"{options.run} was fitted on feature matrices without a backbone; `wordsight.load` in Python predicts from such matrices")
     if options.classes:
         classifier = classifier.with_classes([name.strip() for name in options.classes.split(",") if name.strip()], options.sentences)
     elif options.sentences:
@@ -89,7 +93,7 @@ def predict(options: argparse.Namespace) -> Any:
     rows = []
     for index, row, why in zip(features.kept, chances, reasons):
         best = row.argsort()[::-1][: options.top]
-        entry = {"image": options.images[index], "classes": [{"class": str(classifier.classes_[i]), "probability": round(float(row[i]), 4)} for i in best]}
+        entry = {"image": options.images[index], "classes": [{"class": classifier.texts_.names[i], "probability": round(float(row[i]), 4)} for i in best]}
         if options.explain:
             entry["sentences"] = [{"class": name, "sentence": text, "cosine": round(value, 4)} for name, text, value in why]
         rows.append(entry)
@@ -196,7 +200,7 @@ VERBS: dict[str, Verb] = {
     "eval": Verb(
         evaluate,
         "figures of a run on its test images, or on other data",
-        _RUN,
+        _argument("run", metavar="RUN", help="a run folder, where the figures are kept"),
         _argument("words", nargs="*", metavar="KEY=VALUE", help="data=..., classes=all|base|new"),
     ),
     "predict": Verb(
@@ -235,9 +239,8 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with the nearest verb where one is mistyped."""
 
     def error(self, message: str) -> Any:
-        word = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-        hint = nearest(word, VERBS) if "invalid choice" in message else ""
-        super().error(message + hint)
+        word = message.partition("invalid choice: '")[2].partition("'")[0]
+        super().error(message + nearest(word, VERBS))
 
 
 def _parser() -> argparse.ArgumentParser:
