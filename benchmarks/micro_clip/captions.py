@@ -184,7 +184,14 @@ PLAIN = [
     "look for {f}; {g} helps too.", "{f}, with {g} and {h}.", "{f}; {g}; {h}.", "the figure usually has {f}.",
     "in handwriting it is drawn as {f} with {g}.", "what marks it is {f}, together with {g}.",
 ]  # fmt: skip
-MIXED = ["a photo of a {n}, {s}", "the {n}: {s}", "a {n} has {f} and {g}.", "a {n} is drawn with {f}.", "a handwritten {n} with {f}.", "{s} this is the {n}."]
+MIXED = [
+    "a photo of a {n}, {s}",
+    "the {n}: {s}",
+    "a {n} has {f} and {g}.",
+    "a {n} is drawn with {f}.",
+    "a handwritten {n} with {f}.",
+    "{s} this is the {n}.",
+]
 SYNONYMS = {
     "stroke": "line mark stroke", "loop": "ring circle loop bowl", "ring": "loop circle ring", "stem": "post upright line stroke stem", "bar": "line stroke bar",
     "middle": "centre waist middle", "top": "upper end top", "bottom": "base foot bottom lower part", "slanted": "diagonal leaning sloping slanting slanted", "round": "rounded curved circular round",

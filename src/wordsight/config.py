@@ -79,7 +79,7 @@ class RunSettings:
     classes: Literal["all", "base", "new"] = "all"  # base: the first half of the classes, rounded up
     sentences: str | None = None  # a JSON file {class: [sentences]} or the name of a template set
     aliases: str | None = None  # a JSON file {class name: key in the sentence file}
-    template: str | None = None  # one {} for the class name; by default the dataset's own, else "a photo of a {}."
+    template: str = "a photo of a {}."  # one for every dataset, as AAPE's paper has it; `own` takes the dataset's own where it has one
     seed: int = 1
     views: int = 1  # image views in the feature cache: the centre crop, and augmented ones after it
     flip: bool = True  # augmented views may be mirrored; false for glyphs
@@ -108,7 +108,11 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = ""):
     for key in map(str, values):  # YAML reads `3:` and `on:` as a number and a truth value
         if key not in known:
             raise WordsightError(f"unknown setting {prefix + key!r}{nearest(key, known)}; known: {', '.join(prefix + name for name in known)}")
-    missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values]
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
+    ]
     if missing:
         raise WordsightError(f"setting {prefix + missing[0]!r} is missing; give it as {prefix + missing[0]}=...")
     return cls(**{key: coerce(value, hints[key], prefix + key) for key, value in values.items()})
@@ -130,7 +134,9 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if origin is Literal:
         if value in arguments:
             return value
-        raise WordsightError(f"{where}={value!r} is not a choice{nearest(str(value), map(str, arguments))}; the choices are {', '.join(map(str, arguments))}")
+        raise WordsightError(
+            f"{where}={value!r} is not a choice{nearest(str(value), map(str, arguments))}; the choices are {', '.join(map(str, arguments))}"
+        )
     if origin in (dict, Mapping) or hint is dict:
         if isinstance(value, Mapping):
             return dict(value)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -22,11 +22,19 @@ from wordsight.report import NO_LABELS, Row, best_cells, cells, read_rows, repor
 from wordsight.tasks.classify import evaluate, fit
 
 BACKBONE = "micro"
-WIDTH = 110  # of the table
-TITLES = {"fit s": "seconds", "parameters": "trained"}
+WIDTH = 100  # of the text, where the terminal is not narrower
+COLUMNS = {
+    "method": "method",
+    "shots": "shots",
+    "all": "all",
+    "base": "base",
+    "new": "new",
+    "H": "H",
+    "fit s": "seconds",
+}  # of a report's, and their titles
 MEANING = (
     "all: ten digits. base: trained on 0-4, tested on 0-4. new: the same run tested on 5-9, of which it saw no labelled image. H: harmonic mean "
-    "of base and new. ±: standard deviation over seeds. seconds: to fit. trained: fitted numbers."
+    "of base and new. ±: standard deviation over {} seeds. seconds: to fit."
 )
 
 
@@ -52,8 +60,10 @@ def demo(
     written = report(folders, Path(out) / "report.html", backbone=backbone)
     image = write_image(Path(out) / "digit.png")
     if show:
-        print_table(rows)
-        print_words(rows, fitted, len(plan), seconds, written["html"], example(plan), image)
+        console = Console()
+        console.width = WIDTH if not console.is_terminal else min(WIDTH, console.width)
+        print_table(console, rows)
+        print_words(console.width, rows, fitted, len(plan), seconds, written["html"], example(plan), image)
     shown = [{"backbone": row.backbone, "data": row.data, **cells(row)} for row in rows]
     return {"rows": shown, "runs": folders, "fitted": fitted, "seconds": round(seconds, 2), "html": written["html"], "csv": written["csv"]}
 
@@ -114,24 +124,29 @@ def write_image(path: Path) -> Path:
     return path
 
 
-def print_table(rows: Sequence[Row]) -> None:
-    console = Console(file=sys.stdout)
-    console = console if console.is_terminal else Console(file=sys.stdout, width=WIDTH)
-    table = Table(title="The bundled micro CLIP on real handwritten digits: test accuracy, %", title_justify="left", width=min(WIDTH, console.width))
+def print_table(console: Console, rows: Sequence[Row]) -> None:
+    """One line a row; narrow enough for a terminal of 80 columns."""
+    table = Table(
+        title="The bundled micro CLIP on real handwritten digits: test accuracy, %", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for column, title in COLUMNS.items():
+        table.add_column(title, justify="left" if column == "method" else "right", no_wrap=True)
     best = best_cells(rows)
-    for column in cells(rows[0]):
-        table.add_column(TITLES.get(column, column), justify="left" if column == "method" else "right")
     for index, row in enumerate(rows):
-        ends = index + 1 < len(rows) and rows[index + 1].shots != row.shots
-        table.add_row(*(f"[bold]{text}[/bold]" if (index, part) in best else text for part, text in cells(row).items()), end_section=ends)
+        shown = {column: f"[bold]{text}[/bold]" if (index, column) in best else text for column, text in cells(row).items()}
+        table.add_row(*(shown[column] for column in COLUMNS), end_section=index + 1 < len(rows) and rows[index + 1].shots != row.shots)
     console.print(table)
 
 
-def print_words(rows: Sequence[Row], fitted: int, planned: int, seconds: float, page: str, run: RunSettings, image: Path) -> None:
+def print_words(width: int, rows: Sequence[Row], fitted: int, planned: int, seconds: float, page: str, run: RunSettings, image: Path) -> None:
     """What the table shows, where the report is, and what to try next."""
-    for text in (MEANING, " ".join(findings(rows)), f"{fitted} of {planned} runs fitted now, in {seconds:.1f} s. Report: {page}"):
+    for text in (
+        MEANING.format(max(row.seeds for row in rows)),
+        " ".join(findings(rows)),
+        f"{fitted} of {planned} runs fitted now, in {seconds:.1f} s. Report: {page}",
+    ):
         if text:
-            print(textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False))
+            print(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False))
     print(f"\nTry  wordsight predict {run.out} {image} --explain --top 3")
     print("     wordsight fit data=photos/ shots=16        (your own folder of class folders)")
 

@@ -174,12 +174,16 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """Write a run folder, which `wordsight.load` and every verb of the command line read."""
         check_is_fitted(self, "method_")
         if self.texts_.names != self.facts_.classes:
-            raise WordsightError("a classifier over other classes is not saved; save the fitted one, and call with_classes on what `wordsight.load` gives")
+            raise WordsightError(
+                "a classifier over other classes is not saved; save the fitted one, and call with_classes on what `wordsight.load` gives"
+            )
         run = Run.start(folder, self._run_settings(), self.facts_, self.sentences_)
         run.finish(self.method_, {"name_vectors": self.texts_.name_vectors} if self.backbone_ is None else {})
         return run.folder
 
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, commit_message: str = "Add a Wordsight classifier") -> str:
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None, commit_message: str = "Add a Wordsight classifier"
+    ) -> str:
         """Upload the run folder with a model card; `wordsight.load("hf:org/name")` reads it. Returns the commit's address."""
         from huggingface_hub import HfApi
 
@@ -215,7 +219,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if self.backbone_ is None or _is_matrix(X):
             matrix = torch.from_numpy(np.array(X))
             if self.backbone_ is not None and matrix.shape[1] != self.backbone_.dim:
-                raise WordsightError(f"a feature matrix of width {matrix.shape[1]} does not fit backbone {self.backbone_.name!r}, whose vectors have {self.backbone_.dim}")
+                raise WordsightError(
+                    f"a feature matrix of width {matrix.shape[1]} does not fit backbone {self.backbone_.name!r}, whose vectors have {self.backbone_.dim}"
+                )
             return unit(matrix)[:, None], list(range(len(matrix))), []
         features = image_features(self.backbone_, pictures_of(X), views=views, flip=self.flip)
         return features.vectors, features.kept, features.skipped

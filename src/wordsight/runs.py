@@ -63,7 +63,11 @@ class Run:
         if folder.is_dir() and {path.name.removesuffix(".part") for path in folder.iterdir()} - STARTED:
             raise WordsightError(f"{folder} is not empty and is no run folder (it has no config.yaml); give another out=...")
         write_file(folder / "sentences.json", json.dumps(sentences, ensure_ascii=False, indent=1))
-        content = {"format": FORMAT, "settings": to_dict(settings), "facts": {name: list(value) if isinstance(value, tuple) else value for name, value in to_dict(facts).items()}}
+        content = {
+            "format": FORMAT,
+            "settings": to_dict(settings),
+            "facts": {name: list(value) if isinstance(value, tuple) else value for name, value in to_dict(facts).items()},
+        }
         write_file(folder / "config.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=150))
         return cls(folder, settings, facts)
 
@@ -75,7 +79,9 @@ class Run:
             raise WordsightError(f"{str(folder)!r} is no run folder: it has no config.yaml. `wordsight fit data=... out={folder}` makes one")
         run = cls._read(folder)
         if not run.finished:
-            raise WordsightError(f"the run in {str(folder)!r} is not finished; give its `wordsight fit` command again, it goes on from where it stopped")
+            raise WordsightError(
+                f"the run in {str(folder)!r} is not finished; give its `wordsight fit` command again, it goes on from where it stopped"
+            )
         return run
 
     @classmethod
@@ -117,7 +123,9 @@ class Run:
             raise WordsightError(f"{self.folder / 'weights.safetensors'} does not fit {self.settings.method}: missing {missing}, not known {extra}")
         for name, tensor in found.items():
             if tensor.shape != expected[name].shape:
-                raise WordsightError(f"{self.folder / 'weights.safetensors'}: {name} has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
+                raise WordsightError(
+                    f"{self.folder / 'weights.safetensors'}: {name} has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
+                )
         method.load_state_dict(found)
         return method.eval()
 

@@ -238,7 +238,10 @@ def test_a_refusal_is_told_with_the_address_and_without_the_key(tmp_path, monkey
 
 
 def test_a_web_page_is_not_an_answer(tmp_path):
-    with replies(200, "<html>welcome</html>", "text/html") as (url, _), pytest.raises(WordsightError, match="not as an OpenAI-compatible server does"):
+    with (
+        replies(200, "<html>welcome</html>", "text/html") as (url, _),
+        pytest.raises(WordsightError, match="not as an OpenAI-compatible server does"),
+    ):
         write(["fox"], WriterSettings("m", base_url=url, retries=0), tmp_path / "s.json")
     with replies(200, "{broken") as (url, _), pytest.raises(WordsightError, match="not as an OpenAI-compatible server does"):
         write(["fox"], WriterSettings("m", base_url=url, retries=0), tmp_path / "s.json")
@@ -326,7 +329,9 @@ def test_a_killed_call_resumes_where_it_stopped(tiny, tmp_path, monkeypatch):
 
 
 def test_some_empty_answers_are_left_out_counted_and_warned_of(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(generated, "_local", lambda settings: lambda question, seed: (" " if question.startswith("What") else f"It is {seed}.", False))
+    monkeypatch.setattr(
+        generated, "_local", lambda settings: lambda question, seed: (" " if question.startswith("What") else f"It is {seed}.", False)
+    )
     with pytest.warns(UserWarning, match="2 answers were empty 4 times over"):
         assert write(["fox"], locally(tiny), tmp_path / "s.json") == {"fox": ("It is 1.", "It is 2.")}
     assert json.loads((tmp_path / "s.json").read_text())["empty"] == {"fox": 2}

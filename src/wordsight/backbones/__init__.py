@@ -58,7 +58,9 @@ def load_backbone(name: str | Path, *, device: str = "auto", dtype: str = "float
         kind = json.loads((folder / JOINED_FILE).read_text())["kind"]
     elif folder.is_dir() and not (folder / "config.json").is_file():
         raise WordsightError(f"backbone folder {str(name)!r} holds neither config.json (transformers) nor {JOINED_FILE} (wordsight join)")
-    return resolve(BACKBONES, kind, "backbone kind").from_pretrained(str(folder) if folder.is_dir() else str(name), name=str(name), device=pick_device(device), dtype=dtype)
+    return resolve(BACKBONES, kind, "backbone kind").from_pretrained(
+        str(folder) if folder.is_dir() else str(name), name=str(name), device=pick_device(device), dtype=dtype
+    )
 
 
 def pick_device(device: str) -> torch.device:

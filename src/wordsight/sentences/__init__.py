@@ -196,9 +196,7 @@ def _texts(key: str, value: Any, where: str) -> tuple[str, ...]:
     return tuple(text.strip() for text in value if text.strip())
 
 
-def _read_aliases(
-    aliases: str | Path | Mapping[str, str] | None, names: Sequence[str], table: Mapping[str, Any], where: str
-) -> dict[str, str]:
+def _read_aliases(aliases: str | Path | Mapping[str, str] | None, names: Sequence[str], table: Mapping[str, Any], where: str) -> dict[str, str]:
     loaded = {} if aliases is None else aliases if isinstance(aliases, Mapping) else load_json(aliases, "alias file")
     if not isinstance(loaded, Mapping) or not all(isinstance(key, str) for key in loaded.values()):
         raise WordsightError(f"an alias table is an object of {{class name: key in the sentence file}}, text to text; {str(aliases)[:80]!r} is not")

@@ -119,7 +119,9 @@ def write_sentences(class_names: Sequence[str], settings: WriterSettings, path: 
     cache = _open_cache(path, _header(settings, questions))
     missing = [name for name in names if not cache["sentences"].get(name)]
     if missing:
-        write_file(path, json.dumps(cache, ensure_ascii=False, indent=1) + "\n")  # a folder that cannot be written to is found before the first answer is paid for
+        write_file(
+            path, json.dumps(cache, ensure_ascii=False, indent=1) + "\n"
+        )  # a folder that cannot be written to is found before the first answer is paid for
         with _writer(settings) as ask, ThreadPoolExecutor(1 if settings.local else settings.workers) as pool:
             try:
                 for name in _shown(missing, progress):

@@ -27,7 +27,6 @@ from wordsight.runs import Facts, Run, build_method, train_settings
 from wordsight.sentences import ClassTexts, class_texts, read_sentences
 from wordsight.train import FeatureBatches, train
 
-DEFAULT_TEMPLATE = "a photo of a {}."
 DEFAULT_SENTENCES = "clip7"  # what stands in where a method wants sentences and none were given
 
 
@@ -46,7 +45,7 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
     source = sentence_source(settings, say)
     sentences = read_sentences(source, whole.class_names, settings.aliases)
     backbone = backbone or load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype)
-    facts = facts_of(backbone, dataset.class_names, settings.template or whole.template or DEFAULT_TEMPLATE)
+    facts = facts_of(backbone, dataset.class_names, template_of(settings, whole))
     run = Run.start(settings.out or default_folder(settings), settings, facts, sentences)
     if run.finished:
         say(f"{run.folder} is finished already; nothing to fit")
@@ -156,7 +155,16 @@ def fit_method(
     method.bind(texts)
     method.to(device)
     if isinstance(method, Learner):
-        train(method, FeatureBatches(images, labels, training.batch_size, seed), training, seed=seed, device=device, state=state, log=log, progress=progress)
+        train(
+            method,
+            FeatureBatches(images, labels, training.batch_size, seed),
+            training,
+            seed=seed,
+            device=device,
+            state=state,
+            log=log,
+            progress=progress,
+        )
     method.eval()
 
 
@@ -188,7 +196,9 @@ def facts_of(backbone: Backbone, class_names: Sequence[str], template: str) -> F
 def open_backbone(run: Run, backbone: Backbone | None = None) -> Backbone:
     """The backbone a run was fitted on, or the given one. Errors: WordsightError where it gives other vectors than it did then."""
     if not run.facts.image_fingerprint:
-        raise WordsightError(f"{run.folder} was fitted on feature matrices without a backbone; `wordsight.load` in Python predicts from such matrices")
+        raise WordsightError(
+            f"{run.folder} was fitted on feature matrices without a backbone; `wordsight.load` in Python predicts from such matrices"
+        )
     backbone = backbone or load_backbone(run.settings.backbone, device=run.settings.device, dtype=run.settings.dtype)
     for side in ("image_fingerprint", "text_fingerprint"):
         if getattr(backbone, side) != getattr(run.facts, side):
@@ -196,6 +206,14 @@ def open_backbone(run: Run, backbone: Backbone | None = None) -> Backbone:
                 f"backbone {run.settings.backbone!r} has changed since {run.folder} was fitted ({side} differs); its features would not fit. Fit again"
             )
     return backbone
+
+
+def template_of(settings: RunSettings, dataset: Dataset) -> str:
+    if settings.template != "own":
+        return settings.template
+    if dataset.template is None:
+        raise WordsightError(f"template=own, but {dataset.name} names none; give template='a photo of a {{}}.' or another with one {{}}")
+    return dataset.template
 
 
 def sentence_source(settings: RunSettings, say: Callable[[str], None]) -> str | None:
