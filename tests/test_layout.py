@@ -1,0 +1,108 @@
+"""The tree is what the design says: a file imports only what stands above it, every name resolves, every YAML is read."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import wordsight
+from wordsight.config import BACKBONES, METHODS, RunSettings, read, resolve
+from wordsight.runs import plain, train_settings
+from wordsight.tasks.classify import check_settings
+
+ROOT = Path(wordsight.__file__).parent
+CONFIGS = sorted((ROOT.parents[1] / "configs").glob("**/*.yaml"))
+# A package is one unit. A module that is not named here must find its place first.
+ORDER = [
+    "config",
+    "losses",
+    "metrics",
+    "contrast",
+    "backbones",
+    "sentences",
+    "data",
+    "methods",
+    "runs",
+    "train",
+    "tasks",
+    "estimator",
+    "report",
+    "demo",
+    "suites",
+    "serve",
+    "cli",
+]
+
+
+def unit_of(module: str) -> str | None:
+    """The unit that an import of `module` reaches; None for what is not ours, and for the top, which holds the version alone."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "wordsight" and len(parts) > 1 else None
+
+
+def imports(path: Path) -> list[str]:
+    """Every module of ours that a file imports, at the top or inside a function."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "wordsight" else [node.module]
+            found += [name for name in names if name != "wordsight.__version__"]
+    return [module for module in found if module.split(".")[0] == "wordsight"]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_what_stands_above_it(path):
+    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if own == "__init__":
+        assert imports(path) == []  # it forwards names lazily, so that `import wordsight` costs nothing
+        return
+    assert own in ORDER, f"{own} has no place in the order"
+    for module in imports(path):
+        reached = unit_of(module)
+        assert reached in ORDER and (reached == own or ORDER.index(reached) < ORDER.index(own)), f"{own} imports {module}, which stands below it"
+
+
+def test_config_and_cli_import_no_torch_at_the_top():
+    for name in ("config.py", "cli.py", "__init__.py"):
+        tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+        tops = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        modules = {alias.name for node in tops if isinstance(node, ast.Import) for alias in node.names}
+        modules |= {node.module for node in tops if isinstance(node, ast.ImportFrom)}
+        assert not {"torch", "numpy", "yaml", "PIL", "transformers"} & {module.split(".")[0] for module in modules}, name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_resolves_to_settings_that_stand_beside_it(name):
+    kind = resolve(METHODS, name, "method")
+    kind.Settings()
+    assert kind.__doc__ and METHODS[name].summary
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_resolves(name):
+    assert callable(resolve(BACKBONES, name, "backbone kind").from_pretrained) and BACKBONES[name].summary
+
+
+def test_every_export_is_there():
+    for name in wordsight.__all__:
+        assert getattr(wordsight, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'classify'"):
+        wordsight.classify  # noqa: B018
+
+
+def test_no_file_is_named_utils():
+    assert [path for path in ROOT.rglob("*") if path.stem in ("utils", "util", "helpers", "common", "core", "misc")] == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_yaml_is_read_to_the_last_setting(path):
+    settings = plain(read(RunSettings, {"data": "d"}, path))
+    check_settings(settings)
+    train_settings(settings)
+
+
+def test_there_are_settings_to_read():
+    assert CONFIGS
