@@ -126,9 +126,8 @@ def write_image(path: Path) -> Path:
 
 def print_table(console: Console, rows: Sequence[Row]) -> None:
     """One line a row; narrow enough for a terminal of 80 columns."""
-    table = Table(
-        title="The bundled micro CLIP on real handwritten digits: test accuracy, %", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    title = "The bundled micro CLIP on real handwritten digits: test accuracy, %"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column, title in COLUMNS.items():
         table.add_column(title, justify="left" if column == "method" else "right", no_wrap=True)
     best = best_cells(rows)
