@@ -293,9 +293,10 @@ def test_ctrl_c_and_the_same_command_end_in_the_same_bits(photos, tiny_clip, tmp
         f"backbone={tiny_clip}",
         "shots=2",
         "device=cpu",
-        "train.min_steps=1000",
+        "settings.aggregator=mean",
+        "train.min_steps=500",
         "train.epochs=1",
-        "train.save_seconds=0.1",
+        "train.save_seconds=0.02",
     ]
     process = subprocess.Popen(
         [Path(sys.executable).with_name("wordsight"), *words, f"out={tmp_path / 'a'}"],
@@ -306,7 +307,7 @@ def test_ctrl_c_and_the_same_command_end_in_the_same_bits(photos, tiny_clip, tmp
     try:
         state, limit = tmp_path / "a" / "state" / loop.STATE_FILE, time.monotonic() + 60
         while not state.exists() and process.poll() is None and time.monotonic() < limit:
-            time.sleep(0.02)
+            time.sleep(0.005)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     finally:
