@@ -38,6 +38,7 @@ ROWS: dict[str, dict] = {
     "no pull": {"settings": {"pull": 0.0}},
     "pull 1": {"settings": {"pull": 1.0}},
     "new strength 0": {"settings": {"new_strength": 0.0}},
+    "new strength 0.05": {"settings": {"new_strength": 0.05}},
     "new strength 0.3": {"settings": {"new_strength": 0.3}},
     "new strength 1": {"settings": {"new_strength": 1.0}},
 }

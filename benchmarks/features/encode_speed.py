@@ -26,6 +26,7 @@ class Tiny(Backbone):
     """ViT-Tiny/16 at 224 pixels with random weights: speed does not depend on them."""
 
     name, dim, logit_scale, image_fingerprint, text_fingerprint = "vit-tiny", 192, 100.0, "random-vit-tiny", ""
+    device = torch.device("cpu")
 
     def __init__(self):
         config = ViTConfig(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768, image_size=224)

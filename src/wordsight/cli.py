@@ -81,7 +81,9 @@ def predict(options: argparse.Namespace) -> Any:
         raise WordsightError(f"--top {options.top} names no class; give 1 or more")
     classifier = load(options.run)
     if classifier.backbone_ is None:
-        raise WordsightError(f"{options.run} was fitted on feature matrices without a backbone; `wordsight.load` in Python predicts from such matrices")
+        raise WordsightError(
+            f"{options.run} was fitted on feature matrices without a backbone; `wordsight.load` in Python predicts from such matrices"
+        )
     if options.classes:
         classifier = classifier.with_classes([name.strip() for name in options.classes.split(",") if name.strip()], options.sentences)
     elif options.sentences:
@@ -93,7 +95,10 @@ def predict(options: argparse.Namespace) -> Any:
     rows = []
     for index, row, why in zip(features.kept, chances, reasons):
         best = row.argsort()[::-1][: options.top]
-        entry = {"image": options.images[index], "classes": [{"class": classifier.texts_.names[i], "probability": round(float(row[i]), 4)} for i in best]}
+        entry = {
+            "image": options.images[index],
+            "classes": [{"class": classifier.texts_.names[i], "probability": round(float(row[i]), 4)} for i in best],
+        }
         if options.explain:
             entry["sentences"] = [{"class": name, "sentence": text, "cosine": round(value, 4)} for name, text, value in why]
         rows.append(entry)
@@ -222,7 +227,12 @@ VERBS: dict[str, Verb] = {
     "sentences": Verb(
         sentences,
         "have an LLM write sentences about classes: wordsight sentences data=photos/ model=... out=s.json",
-        _argument("words", nargs="*", metavar="KEY=VALUE", help="data= or classes=, model=, base_url=, questions=, per_question=, temperature=, seed=, local=, out="),
+        _argument(
+            "words",
+            nargs="*",
+            metavar="KEY=VALUE",
+            help="data= or classes=, model=, base_url=, questions=, per_question=, temperature=, seed=, local=, out=",
+        ),
     ),
     "join": Verb(join, "make a CLIP-like backbone of a vision encoder and a text encoder", _WORDS),
     "list": Verb(listing, "methods, backbones and forms of data"),
@@ -276,7 +286,9 @@ def _print_results(results: Sequence[dict[str, Any]]) -> None:
 
     for event in results:
         five = "" if event["top5"] is None else f"  top-5 {event['top5']:5.1f}%"
-        print(f"{event['classes']:>5}: accuracy {event['accuracy']:5.1f}%  mean class recall {event['mean_class_recall']:5.1f}%{five}  ({event['images']} test images)")
+        print(
+            f"{event['classes']:>5}: accuracy {event['accuracy']:5.1f}%  mean class recall {event['mean_class_recall']:5.1f}%{five}  ({event['images']} test images)"
+        )
     by_part = {event["classes"]: event["accuracy"] for event in results}
     if {"base", "new"} <= by_part.keys():
         print(f"    H: {harmonic_mean(by_part['base'], by_part['new']):5.1f}%  (harmonic mean of base and new)")

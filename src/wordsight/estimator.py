@@ -78,7 +78,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def fit(self, X: Any, y: Sequence[Any]) -> Classifier:
         """Fit on images (or features) and one label each. An image that cannot be read is left out and listed in `skipped_`."""
         settings = self._run_settings()
-        check_settings(settings)
         if y is None:
             raise WordsightError("Classifier requires y to be passed, but the target y is None")
         if self.backbone is None or _is_matrix(X):
@@ -200,7 +199,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         backbone = self.backbone if isinstance(self.backbone, str) else getattr(self.backbone, "name", NO_BACKBONE)
         values = {name: getattr(self, name) for name in ("method", "seed", "views", "flip", "device", "dtype", "template")}
         values |= {"settings": dict(self.settings or {}), "train": dict(self.train or {})}
-        return build(RunSettings, {"data": FROM_PYTHON, "backbone": backbone, "shots": None, **values})
+        return check_settings(build(RunSettings, {"data": FROM_PYTHON, "backbone": backbone, "shots": None, **values}))
 
     def _names(self) -> tuple[str, ...]:
         if self.class_names is None:

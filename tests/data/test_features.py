@@ -25,6 +25,7 @@ class Stub(Backbone):
     """A small tower that counts what goes through it."""
 
     name, dim, logit_scale, image_fingerprint, text_fingerprint = "stub", 12, 100.0, "stub-1", "stub-t"
+    device = torch.device("cpu")
 
     def __init__(self):
         self.weight = torch.randn(12, 3 * 8 * 8, generator=torch.Generator().manual_seed(0))

@@ -55,7 +55,7 @@ def test_cosines_equal_the_plain_form(settings):
     if settings.get("form") != "as_in_paper" and "new_strength" not in settings:
         assert method.strength.unique().numel() == 2
     plain = method.class_weights(images)
-    cosines, kept = method.cosines(images, method.generator(images))
+    cosines, kept = method.cosines(images, method.generate(images))
     torch.testing.assert_close(cosines, F.cosine_similarity(images[:, None], plain, dim=-1), atol=1e-12, rtol=0)
     if settings.get("pull"):
         torch.testing.assert_close(kept, F.cosine_similarity(method.words[None], plain, dim=-1), atol=1e-12, rtol=0)
@@ -63,7 +63,7 @@ def test_cosines_equal_the_plain_form(settings):
 
 def test_the_fast_form_has_the_plain_form_s_gradients():
     method, images = make(texts_of(dtype=torch.float64), begin=False, pull=1.0).double(), draw(7, DIM, dtype=torch.float64)
-    fast, kept = method.cosines(images, method.generator(images))
+    fast, kept = method.cosines(images, method.generate(images))
     plain = method.class_weights(images)
     pairs = (fast + kept, F.cosine_similarity(images[:, None], plain, dim=-1) + F.cosine_similarity(method.words[None], plain, dim=-1))
     weights = torch.randn(fast.shape, dtype=torch.float64)

@@ -21,7 +21,7 @@ import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -477,6 +477,7 @@ def _read_part(path: str, offset: int, size: int) -> bytes:
 # ---- digits
 
 
+@cache
 def _digits() -> Dataset:
     """Half of each class trains and half tests (random_state 0), in scikit-learn's order. Grey levels 0..16 become 0..255, as RGB."""
     from sklearn.datasets import load_digits

@@ -35,7 +35,7 @@ class AAPESettings:
     query: Literal["mean", "mean+image"] = "mean"  # what the aggregator's slot starts as: the paper's eq. 1, or "input-adapted" as its text says
     heads: int = 4
     distill: float = 5.0  # weight of the distillation loss; the paper: 3 to 9 work about as well
-    pull: float = 0.2  # residual: weight of the pull of adapted class weights towards the words they started from
+    pull: float = 0.05  # residual: weight of the pull of adapted class weights towards the words they started from
     class_residual: bool = True  # residual: each labelled class also learns an offset of its own
     calibrate: bool = True  # residual: name against sentences, image centre and temperature by likelihood on the labelled images
     new_strength: float = 0.1  # residual: how much of the learned change applies to classes that had no labels
@@ -50,6 +50,7 @@ class AAPE(Classifier, Learner):
     As in the paper with `form=as_in_paper` (w_c(x) = g([w_c ; h(x)])) and `form=h_only` (cos(h(x), w_c)).
     Differs from the paper in the default, `form=residual`, which starts exactly at zero-shot and therefore cannot lose what the words knew:
       - the last layer of g starts at zero and is added to w_c; classes without labels get `new_strength` of it;
+      - h(x) = x + perceptron(x), its last layer zero too: what it says starts at the image and moves to the sentences, also after few steps;
       - w_c mixes name and sentences, images are centred, and the temperature is set, each by likelihood on the labelled images (`calibrate`);
       - labelled classes learn an offset r_c (as in TaskRes); classes without labels have none.
     With a weak text space the paper's form forgets the classes it did not train on (benchmarks/aape).
@@ -71,8 +72,8 @@ class AAPE(Classifier, Learner):
             self.from_prompt = nn.Linear(dim, settings.width, bias=False)
             self.project = nn.Linear(settings.width, dim)
         if self.residual:
-            nn.init.zeros_(self.project.weight)
-            nn.init.zeros_(self.project.bias)
+            for last in (self.generator[-1], self.project):
+                nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
         if self.residual and settings.class_residual:
             self.class_residual = nn.Parameter(torch.zeros(len(class_names), dim))
         self.register_buffer("mix", torch.tensor(0.5 if self.residual else 0.0))  # share of the sentences in w_c; the paper's w_c is the name alone
@@ -102,7 +103,7 @@ class AAPE(Classifier, Learner):
         """Eq. 4 (distillation and cross entropy), the aggregator's reward, and the pull of the residual form."""
         images, labels = self.centred(batch["images"]), batch["labels"]
         prompt = self.condense(images, labels)
-        said = self.generator(images)
+        said = self.generate(images)
         cosines, kept = self.cosines(images, said)
         terms = {
             "cross_entropy": F.cross_entropy(self.scale * cosines, labels),
@@ -135,16 +136,20 @@ class AAPE(Classifier, Learner):
         strength = torch.where(labelled, 1.0, self.settings.new_strength if self.residual else 1.0).to(words)
         self.register_buffer("strength", strength, persistent=False)
 
+    def generate(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """h(x): the prompt embedding said of each centred image. Not a unit vector. The residual form starts at the image itself."""
+        return images + self.generator(images) if self.residual else self.generator(images)
+
     def centred(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         return unit(images - self.centre)
 
     def says(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        return unit(self.generator(self.centred(images)))
+        return unit(self.generate(self.centred(images)))
 
     def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         images = self.centred(images)
         block = max(1, PAIRS_IN_CACHE // max(1, len(self.words)))
-        parts = [self.cosines(part, self.generator(part))[0] for part in images.split(block)]
+        parts = [self.cosines(part, self.generate(part))[0] for part in images.split(block)]
         return self.scale * torch.cat(parts)
 
     def start(self) -> Float[Tensor, "C D"]:
@@ -158,7 +163,7 @@ class AAPE(Classifier, Learner):
 
     def class_weights(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C D"]:
         """w_c(x) for centred images, written plainly: what `cosines` must equal, and too large to build for many classes."""
-        said = self.generator(images)
+        said = self.generate(images)
         inner = F.relu(self.from_class(self.words)[None] + self.from_prompt(said)[:, None])
         return self.start() + self.strength[:, None] * self.project(inner)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wordsight import metrics
 from wordsight.backbones import Backbone, load_backbone, pick_device
-from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, resolve, write_file
+from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, resolve, to_dict, write_file
 from wordsight.data import Dataset, Split, open_dataset
 from wordsight.data.features import Features, image_features, text_features
 from wordsight.data.splits import prepare, select_classes
@@ -35,7 +35,7 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
 
     `say` receives sentences for the user: what was left out of the data, what stood in for missing sentences.
     """
-    check_settings(settings)
+    settings = check_settings(settings)
     whole = open_dataset(settings.data)
     for note in whole.notes:
         say(note)
@@ -229,11 +229,11 @@ def default_folder(settings: RunSettings) -> Path:
     return Path("runs") / f"{data}-{settings.method}-{shots}shot-{settings.classes}-seed{settings.seed}"
 
 
-def check_settings(settings: RunSettings) -> None:
-    """Every name and setting is checked before any work is done."""
+def check_settings(settings: RunSettings) -> RunSettings:
+    """Every name and setting is checked before any work is done. Returns the settings with every default written out, as a run keeps them."""
     kind = resolve(METHODS, settings.method, "method")
-    build_method(settings, Facts(("a", "b"), 8, 1.0, ""))
-    train_settings(settings)
+    method = build_method(settings, Facts(("a", "b"), 8, 1.0, ""))
+    training = to_dict(train_settings(settings)) if issubclass(kind, Learner) else settings.train
     try:
         torch.empty(0, device=pick_device(settings.device))
     except (RuntimeError, AssertionError) as error:
@@ -242,6 +242,7 @@ def check_settings(settings: RunSettings) -> None:
         raise WordsightError(f"shots={settings.shots} is not possible; it is the number of labelled images per class, 1 or more, or null for all")
     if settings.classes == "new" and kind.needs_labels:
         raise WordsightError("classes=new would train on the new classes; fit with classes=base, which is tested on both halves")
+    return replace(settings, settings=to_dict(method.settings), train=training)
 
 
 def test_only(dataset: Dataset) -> Dataset:
