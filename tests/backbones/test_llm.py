@@ -128,6 +128,8 @@ def test_states_of_the_text_in_two_passes_are_the_base_lms_bit_for_bit(tokenizer
     seen = (torch.arange(batch.ids.shape[1]) < batch.lengths[:, None]).long()
     expected = lm.model(input_ids=batch.ids, attention_mask=seen, use_cache=True)
     assert torch.equal(states, expected.last_hidden_state)
+    filled = readonly.fill_cache(made.trunk, {"input_ids": batch.ids}, batch.lengths)  # stops in the last layer
+    assert all(torch.equal(ours.values, theirs.values) for ours, theirs in zip(filled.layers, cache.layers, strict=True))
     assert all(torch.equal(ours.keys, theirs.keys) for ours, theirs in zip(cache.layers, expected.past_key_values.layers))
 
 
@@ -171,6 +173,22 @@ def test_what_all_texts_begin_with_is_run_once_and_equal_texts_once(tokenizer, w
     assert prefix == len(tokenizer("USER: A photo of a")["input_ids"])
     assert sum(tokens) < sum(lengths) - (len(lengths) - 2) * prefix + 12 * len(lengths)
     assert made.encode([], way).shape == (0, 12)
+
+
+def test_folding_lora_into_copies_gives_the_same_vectors_and_every_bit_of_the_weights_back(tokenizer):
+    for family in ("llama", "gpt2"):
+        made = tower(tokenizer, make(family))
+        many = [f"{text} {number}" for text in TEXTS for number in range(2)]
+        weights = [parameter.detach().clone() for parameter in made.parameters()]
+        plain = torch.cat([made.encode([text]) for text in many])
+        assert len(many) >= llm.FOLD and close(made.encode(many), plain)
+        with pytest.raises(WordsightError, match="way='three'"):
+            made.encode(many, "three")
+        assert all(torch.equal(before, now) for before, now in zip(weights, made.parameters())) and made.prompts.requires_grad
+        assert close(made.encode(["dog"]), plain.new_tensor(made(["dog"]).tolist()))
+        with made.adapters(False):
+            bare = made.encode(many)
+        assert not close(bare, plain, 1e-3)  # inside, adapters stay off
 
 
 def test_batches_hold_rows_of_like_length_within_the_budget():
@@ -221,7 +239,7 @@ def test_prompt_only_lora_leaves_the_text_and_its_cache_to_the_base_lm(tokenizer
 
 def test_a_sliding_window_keeps_to_two_passes(tokenizer):
     made = tower(tokenizer, make("mistral", sliding_window=24))
-    assert made._way("auto", 40) == "two" and made._way("auto", 19) == "one"
+    assert made._way("auto", 40) == "two" and made._way("auto", 19) == "one"  # with gradient
     with pytest.raises(WordsightError, match="sliding window of 24"):
         made.encode(TEXTS, "one")
     vectors = made.encode(TEXTS)

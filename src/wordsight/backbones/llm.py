@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wordsight.backbones import fingerprint, readonly, unit
-from wordsight.backbones.clip import TOKENS_PER_BATCH, _first_line, _quiet, _reading, _shape, _tokenizer_facts
+from wordsight.backbones.clip import _first_line, _quiet, _reading, _shape, _tokenizer_facts
 from wordsight.backbones.joined import _local
 from wordsight.backbones.language import check_kind, check_vocabulary, drop_dropout, load_lm, resolve_wrapper, sketch, untouched
 from wordsight.config import WordsightError, build, to_dict, write_file
@@ -33,6 +34,11 @@ FORMAT = 1
 TOWER_FILE, TENSORS_FILE = "tower.json", "tower.safetensors"
 ADAPTER_FOLDER, BASE_FOLDER = "adapter", "base"
 MAX_TOKENS = 256  # of a text with its wrapper, where the settings do not say
+TOKENS_PER_BATCH = {
+    "cpu": 2048,
+    "cuda": 16384,
+}  # padding and prompts counted; on a CPU a batch should stay in its caches (measured), a GPU wants to be filled (a guess)
+FOLD = 16  # texts for which adding LoRA to the weights once is cheaper than adding its output to each token's
 SHARE = 2, 8  # a common beginning of so many tokens, in so many texts, is worth a pass of its own
 _LLAMA, _BERT = ("q_proj", "k_proj", "v_proj", "o_proj"), ("query", "key", "value", "attention.output.dense")
 TARGETS: dict[str, tuple[str, ...]] = {  # the attention's projections, where LoRA goes
@@ -291,6 +297,26 @@ class TextTower(nn.Module):
         for parameter, wanted in trained.items():  # peft leaves adapters trainable behind it, even frozen ones
             parameter.requires_grad_(wanted)
 
+    @contextlib.contextmanager
+    def _folded(self) -> Iterator[None]:
+        """LoRA added to copies of the weights, which costs nothing a token. Unlike merging, the weights themselves come back, every bit of them.
+
+        In float32 alone: the sum rounded to bfloat16 would lose a part of LoRA.
+        """
+        layers = [module for module in self.lm.modules() if isinstance(module, LoraLayer)]
+        if not layers or layers[0].disable_adapters or self.settings.prompt_only_lora or self.trunk.dtype != torch.float32:
+            yield
+            return
+        kept = [(module.get_base_layer().weight, module.get_base_layer().weight.data) for module in layers]
+        try:
+            for module, (weight, data) in zip(layers, kept):
+                weight.data = data + module.get_delta_weight("default")
+            with self.adapters(False):
+                yield
+        finally:
+            for weight, data in kept:
+                weight.data = data
+
     # Texts to vectors
 
     def tokenise(self, texts: Sequence[str]) -> TextBatch:
@@ -298,27 +324,30 @@ class TextTower(nn.Module):
         return self._collate(self._tokens(texts))
 
     def forward(self, texts: Sequence[str] | TextBatch, way: Way = "auto", mask: Tensor | None = None) -> Float[Tensor, "N D"]:
-        """Unit vectors with gradient. `auto`: one pass, or two where the text needs no gradient. `mask`: your own for one pass, [N, 1, T + K, T + K]."""
+        """Unit vectors with gradient. `auto`: one pass, or two where the text needs no gradient: no states of its last layer are made, and none kept.
+        `mask`: your own for one pass, [N, 1, T + K, T + K]."""
         batch = texts if isinstance(texts, TextBatch) else self.tokenise(texts)
         return unit(self.head(self._pooled(batch, way, mask=mask)))
 
-    def encode(self, texts: Sequence[str], way: Way = "auto", *, tokens_per_batch: int = TOKENS_PER_BATCH) -> Float[Tensor, "N D"]:
+    def encode(self, texts: Sequence[str], way: Way = "auto", *, tokens_per_batch: int | None = None) -> Float[Tensor, "N D"]:
         """Unit vectors, float32, in the order of `texts`. Equal texts are run once, what all begin with is run once, and like lengths run together."""
         with torch.no_grad():
             return unit(self.head(self.features(texts, way, tokens_per_batch=tokens_per_batch)))
 
     @_alone
-    def features(self, texts: Sequence[str], way: Way = "auto", *, tokens_per_batch: int = TOKENS_PER_BATCH) -> Float[Tensor, "N V"]:
+    def features(self, texts: Sequence[str], way: Way = "auto", *, tokens_per_batch: int | None = None) -> Float[Tensor, "N V"]:
         """Pooled states before the projection. With a frozen LM and mean or last pooling they never change: cache them, and train `head` alone."""
         self._check_merged()
         _check_texts(texts)
         distinct = list(dict.fromkeys(texts))
         tokens = self._tokens(distinct)
-        prefix, past = self._prefix(tokens)
-        rest = [ids[past:] for ids in tokens]
         vectors = torch.empty(len(distinct), self.head[0].in_features, device=self.device)
-        for rows in readonly.batches([len(ids) for ids in rest], past + self.settings.front + self.settings.prompts, tokens_per_batch):
-            vectors[rows] = self._pooled(self._collate([rest[row] for row in rows]), way, prefix=prefix)
+        tokens_per_batch = tokens_per_batch or TOKENS_PER_BATCH.get(self.device.type, TOKENS_PER_BATCH["cuda"])
+        with self._folded() if len(distinct) >= FOLD else contextlib.nullcontext():
+            prefix, past = self._prefix(tokens)
+            rest = [ids[past:] for ids in tokens]
+            for rows in readonly.batches([len(ids) for ids in rest], past + self.settings.front + self.settings.prompts, tokens_per_batch):
+                vectors[rows] = self._pooled(self._collate([rest[row] for row in rows]), way, prefix=prefix)
         row_of = {text: row for row, text in enumerate(distinct)}
         return vectors[[row_of[text] for text in texts]]
 
@@ -338,7 +367,7 @@ class TextTower(nn.Module):
         ahead = past or self.settings.front
         lengths = batch.lengths + ahead
         if self.prompts is None:
-            states, _ = self._text(batch, lengths, prefix, cache=False)
+            states, _ = readonly.text_pass(self.trunk, self._text(batch.ids, prefix), lengths, prefix=prefix, cache=False)
             if prefix:
                 states = torch.cat([prefix.states.expand(len(states), -1, -1), states], 1)
             columns = torch.arange(states.shape[1], device=states.device)
@@ -349,7 +378,7 @@ class TextTower(nn.Module):
             states = readonly.one_pass(self.trunk, self._embed(batch.ids, prefix), self.prompts, lengths, prefix=prefix, both=both, mask=mask)[1]
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self._text_is_constant), self.adapters(not self.settings.prompt_only_lora):
-                _, cache = self._text(batch, lengths, prefix)
+                cache = readonly.fill_cache(self.trunk, self._text(batch.ids, prefix), lengths, prefix=prefix)
             states = readonly.prompt_pass(self.trunk, self.prompts, lengths, cache, both=both)
         return states.float(), torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
 
@@ -362,22 +391,19 @@ class TextTower(nn.Module):
             return "two"
         if way != "auto":
             return way
-        checkpointing = self.training and readonly.checkpoints(self.trunk)
+        if self.training and readonly.checkpoints(self.trunk):
+            return "one"
         sees = readonly.window(self.trunk.config)
         too_far = sees is not None and columns + self.settings.prompts > sees
-        saves = torch.is_grad_enabled() and self._text_is_constant  # no gradient through the text: only the prompts' pass is kept
-        return "two" if too_far or (saves and not checkpointing) else "one"
+        return "two" if too_far or self._text_is_constant or not torch.is_grad_enabled() else "one"
 
     @property
     def _text_is_constant(self) -> bool:
         return (self.settings.train in ("prompts", "head") or self.settings.prompt_only_lora) and self.front is None
 
-    def _text(self, batch: TextBatch, lengths: Tensor, prefix: readonly.Prefix | None, cache: bool = True):
-        if self.settings.kind == "encoder":
-            cache = False
-        if self.front is None or prefix:
-            return readonly.text_pass(self.trunk, {"input_ids": batch.ids}, lengths, prefix=prefix, cache=cache)
-        return readonly.text_pass(self.trunk, {"inputs_embeds": self._embed(batch.ids, None)}, lengths, cache=cache)
+    def _text(self, ids: Int[Tensor, "B T"], prefix: readonly.Prefix | None) -> dict[str, Tensor]:
+        """The LM's input: plain tokens where nothing stands before them, so that its pass is literally its own."""
+        return {"input_ids": ids} if self.front is None or prefix else {"inputs_embeds": self._embed(ids, None)}
 
     def _embed(self, ids: Int[Tensor, "B T"], prefix: readonly.Prefix | None) -> Float[Tensor, "B F+T W"]:
         """Token vectors, after the soft tokens at the front, which a prefix already has."""
@@ -397,8 +423,7 @@ class TextTower(nn.Module):
             return None, 0
         ids = torch.tensor([tokens[0][:shared]], device=self.device)
         with self.adapters(not self.settings.prompt_only_lora):
-            text = {"input_ids": ids} if self.front is None else {"inputs_embeds": self._embed(ids, None)}
-            return readonly.run_prefix(self.trunk, text), shared
+            return readonly.run_prefix(self.trunk, self._text(ids, None)), shared
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         _check_texts(texts)

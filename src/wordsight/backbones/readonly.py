@@ -6,6 +6,7 @@ The text may begin with `past` columns that are already in a key/value cache: th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -29,9 +30,26 @@ class Prefix(NamedTuple):
     cache: list[tuple[Tensor, Tensor]]
     states: Float[Tensor, "1 F W"]
 
-    def expand(self, rows: int) -> DynamicCache:
-        # Not DynamicCache(config=...): for sliding layers it would keep window - 1 keys, and the mask would not fit
-        return DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in self.cache])
+    def expand(self, rows: int) -> list[tuple[Tensor, Tensor]]:
+        return [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in self.cache]
+
+
+class TextCache(DynamicCache):
+    """A key/value cache that stops the LM once the last layer's keys and values are in: the rest of that layer would only make states nobody reads."""
+
+    def __init__(self, last: int, data: Any = None):
+        self.last, self.stops = last, False
+        super().__init__(data)  # which updates
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *more: Any, **others: Any) -> tuple[Tensor, Tensor]:
+        seen = super().update(keys, values, layer_idx, *more, **others)
+        if self.stops and layer_idx == self.last:
+            raise _Filled
+        return seen
+
+
+class _Filled(Exception):
+    pass
 
 
 class AttentionPool(nn.Module):
@@ -99,7 +117,7 @@ def one_pass(
         inputs_embeds=torch.cat([text, prompts.to(text.dtype).expand(len(text), -1, -1)], 1),
         attention_mask=mask,
         position_ids=positions(lengths, width, len(prompts), past=past),
-        past_key_values=prefix.expand(len(text)) if prefix else None,
+        past_key_values=DynamicCache(prefix.expand(len(text))) if prefix else None,
         use_cache=prefix is not None,
     ).last_hidden_state
     return states.split([text.shape[1], len(prompts)], 1)
@@ -109,12 +127,25 @@ def text_pass(
     model: PreTrainedModel, text: dict[str, Tensor], lengths: Int[Tensor, " B"], *, prefix: Prefix | None = None, cache: bool = True
 ) -> tuple[Float[Tensor, "B T-past W"], DynamicCache | None]:
     """The LM's own pass over the text (`input_ids` or `inputs_embeds`), as without any prompts: its states, and the key/value cache if wanted."""
-    rows, columns = next(iter(text.values())).shape[:2]
-    width = columns + (prefix.states.shape[1] if prefix else 0)
-    kept = prefix.expand(rows) if prefix else DynamicCache() if cache else None
+    # Not DynamicCache(config=...): for sliding layers it would keep window - 1 keys, and the mask would not fit
+    kept = DynamicCache(prefix.expand(len(lengths))) if prefix else DynamicCache() if cache else None
+    return _run_text(model, text, lengths, kept).last_hidden_state, kept
+
+
+def fill_cache(model: PreTrainedModel, text: dict[str, Tensor], lengths: Int[Tensor, " B"], *, prefix: Prefix | None = None) -> TextCache:
+    """The cache that `text_pass` gives, bit for bit, without the states: all that the prompts' pass needs."""
+    cache = TextCache(model.config.num_hidden_layers - 1, prefix.expand(len(lengths)) if prefix else None)
+    cache.stops = True
+    with contextlib.suppress(_Filled):
+        _run_text(model, text, lengths, cache)
+    cache.stops = False
+    return cache
+
+
+def _run_text(model: PreTrainedModel, text: dict[str, Tensor], lengths: Int[Tensor, " B"], cache: DynamicCache | None) -> Any:
+    width = next(iter(text.values())).shape[1] + (cache.get_seq_length() if cache is not None else 0)
     seen = (torch.arange(width, device=lengths.device) < lengths[:, None]).long()  # from lengths: a pad token may also be a real one
-    states = model(**text, attention_mask=seen, past_key_values=kept, use_cache=kept is not None).last_hidden_state
-    return states, kept
+    return model(**text, attention_mask=seen, past_key_values=cache, use_cache=cache is not None)
 
 
 def prompt_pass(
