@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from wordsight import losses
 from wordsight.backbones import llm, readonly
 from wordsight.backbones.llm import TextTower, TowerSettings, verify
 from wordsight.config import WordsightError
@@ -251,13 +252,37 @@ def test_a_sliding_window_keeps_to_two_passes(tokenizer):
     assert readonly.window(make("qwen2", sliding_window=8, use_sliding_window=False).config) is None
 
 
-def test_bfloat16_agrees_with_float32(tokenizer):
+def test_bfloat16_agrees_with_float32(tokenizer, tmp_path):
     full = tower(tokenizer)
     half = tower(tokenizer, make(dtype=torch.bfloat16))
     half.load_state_dict(full.state_dict())
     assert half.encode(TEXTS).dtype == torch.float32 and half.prompts.dtype == torch.float32
     assert (half.encode(TEXTS) * full.encode(TEXTS)).sum(1).min() > 0.99
     assert_passed(verify(half))
+    half.save(tmp_path / "tower")
+    again = TextTower.load(tmp_path / "tower", dtype="bfloat16")
+    assert close(again.encode(TEXTS), half.encode(TEXTS), 0.02)  # not equal: .to(bfloat16) rounds rotary frequencies too, loading does not
+    again.save(tmp_path / "again")
+    assert torch.equal(TextTower.load(tmp_path / "again", dtype="bfloat16").encode(TEXTS), again.encode(TEXTS))
+    TextTower.load(tmp_path / "tower").encode(TEXTS)
+
+
+def test_a_few_contrastive_steps_bring_captions_to_their_images(tokenizer):
+    made, texts = tower(tokenizer).train(), list(dict.fromkeys(TEXTS))
+    images = llm.unit(torch.randn(len(texts), 12))
+    trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
+    optimizer, log_scale, seen = torch.optim.AdamW(trained, lr=1e-2), torch.tensor(2.0), []
+    batch, frozen = made.tokenise(texts), made.sketch
+    for _ in range(25):
+        loss = losses.info_nce(images, made(batch), log_scale)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seen.append(loss.item())
+    assert seen[-1] < 0.5 * seen[0]
+    assert ((made.encode(texts) @ images.T).argmax(1) == torch.arange(len(texts))).all()
+    assert llm.sketch(llm.untouched(made.plain)) == frozen
+    assert_passed(verify(made))
 
 
 # Other settings
@@ -412,6 +437,20 @@ def test_with_adapters_off_tokens_and_logits_are_the_untouched_lms(tokenizer, fa
     assert trained == [parameter.requires_grad for parameter in made.parameters()]
     with torch.no_grad():
         assert not torch.equal(made.plain(ids).logits, base(ids).logits)  # on, they do something
+
+
+def test_verify_tells_a_changed_base_and_a_mask_that_leaks(tokenizer, monkeypatch):
+    made = tower(tokenizer)
+    next(made.plain.parameters()).data += 1e-3
+    assert not verify(made)["base_weights"].passed
+    made = tower(tokenizer)
+    monkeypatch.setattr(
+        readonly,
+        "additive_mask",
+        lambda lengths, width, prompts, past=0, both=True, dtype=None: torch.zeros(len(lengths), 1, width + prompts - past, width + prompts),
+    )
+    found = verify(made)
+    assert not found["read_only"].passed and not found["padding"].passed and found["adapters_off_logits"].passed
 
 
 def test_adapters_stay_frozen_when_they_were(tokenizer):

@@ -144,7 +144,7 @@ class TextTower(nn.Module):
         if self.settings.train != "all":
             drop_dropout(lm)
         lm.requires_grad_(False)
-        self.sketch = sketch(lm)  # of the LM as it came: a saved tower asks for the same one
+        self.sketch, self.origin = sketch(lm), sketch(lm, rounded=True)  # of the LM as it came: a saved tower asks for the same one
         tokens, inner = lm.get_input_embeddings().weight, getattr(config, "word_embed_proj_dim", None) or config.hidden_size
         spread = float(tokens.float().std())
         self.prompts = nn.Parameter(spread * torch.randn(self.settings.prompts, tokens.shape[1])) if self.settings.prompts else None
@@ -213,7 +213,7 @@ class TextTower(nn.Module):
             self.lm.save_pretrained(temporary / ADAPTER_FOLDER, save_embedding_layers=False)  # "auto" would ask the hub
         save_file({key: value.detach().cpu().contiguous() for key, value in self.own_tensors().items()}, temporary / TENSORS_FILE)
         origin = None if copied else str(Path(name).resolve()) if Path(name).is_dir() else name
-        now = sketch(untouched(self.plain)) if copied else self.sketch
+        now = sketch(untouched(self.plain), rounded=True) if copied else self.origin
         facts = {
             "kind": "text_tower",
             "format": FORMAT,
@@ -236,7 +236,7 @@ class TextTower(nn.Module):
         base = facts["base"]["name"]
         lm, tokenizer = load_lm(_local(base, "text") if base else folder / BASE_FOLDER, str(base or folder), settings.kind, dtype=dtype)
         tower = cls(lm.to(device), tokenizer, settings, wrapper=(facts["wrapper"], facts["special_tokens"]))
-        if dtype == "float32" and tower.sketch != facts["base"]["sketch"]:  # in another dtype the numbers are rounded
+        if tower.origin != facts["base"]["sketch"]:
             raise WordsightError(f"the tower in {str(folder)!r} was trained on another LM than {base or 'its base/'} now is: their weights differ")
         own, found = tower.own_tensors(), _read_tensors(folder / TENSORS_FILE)
         _demand(TENSORS_FILE, own, found, folder)
@@ -587,7 +587,8 @@ def verify(tower: TextTower) -> dict[str, Check]:
         return found
 
     lengths, text = batch.lengths, {"input_ids": batch.ids}
-    last = batch.ids.scatter(1, lengths[:, None] - 1, (batch.ids.gather(1, lengths[:, None] - 1) + 1) % 64)
+    ends, known = lengths[:, None] - 1, tower.trunk.get_input_embeddings().num_embeddings
+    last = batch.ids.scatter(1, ends, (batch.ids.gather(1, ends) + 1) % known)
     with tower.adapters(False):
         states, _ = readonly.text_pass(tower.trunk, text, lengths)
         later, _ = readonly.text_pass(tower.trunk, {"input_ids": last}, lengths)
