@@ -2,6 +2,7 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import peft
 import pytest
@@ -474,6 +475,23 @@ def test_base_and_adapter_rows_share_a_batch_and_embedding_goes_on_between(token
         made.generate("dog", ["maybe"])
     with pytest.raises(WordsightError, match="nothing to write on"):
         made.generate([])
+
+
+def test_a_server_embeds_and_writes_from_several_threads(tokenizer):
+    made = tower(tokenizer)
+    vectors, written = made.encode(TEXTS), made.generate("A photo", max_new_tokens=5)
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(made.encode, TEXTS) if number % 2 else pool.submit(made.generate, "A photo", max_new_tokens=5) for number in range(12)]
+    for number, job in enumerate(jobs):
+        assert torch.equal(job.result(), vectors) if number % 2 else job.result() == written
+
+
+def test_an_error_inside_leaves_adapters_as_they_were(tokenizer):
+    made = tower(tokenizer).requires_grad_(False)
+    before = made.encode(TEXTS)
+    with pytest.raises(KeyError), made.adapters(False):
+        raise KeyError
+    assert torch.equal(made.encode(TEXTS), before) and not any(parameter.requires_grad for parameter in made.parameters())
 
 
 def test_merging_before_generating_is_refused(tokenizer):

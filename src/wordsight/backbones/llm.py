@@ -292,10 +292,12 @@ class TextTower(nn.Module):
             yield
             return
         trained = {parameter: parameter.requires_grad for parameter in self.lm.parameters()}
-        with self.lm.disable_adapter():
-            yield
-        for parameter, wanted in trained.items():  # peft leaves adapters trainable behind it, even frozen ones
-            parameter.requires_grad_(wanted)
+        try:
+            with _one_at_a_time, self.lm.disable_adapter():
+                yield
+        finally:
+            for parameter, wanted in trained.items():  # peft leaves adapters trainable behind it, even frozen ones
+                parameter.requires_grad_(wanted)
 
     @contextlib.contextmanager
     def _folded(self) -> Iterator[None]:
