@@ -64,7 +64,7 @@ def test_the_best_of_equal_shots_is_bold(folders, tmp_path):
 
 
 def test_only_settings_that_differ_are_named_and_they_part_the_rows(tmp_path):
-    narrow = fabricate(tmp_path / "n", settings={"width": 8, "heads": 4}, accuracies={"all": 50.0})
+    narrow = fabricate(tmp_path / "n", settings={"width": 16, "heads": 4}, accuracies={"all": 50.0})
     default = fabricate(tmp_path / "d", accuracies={"all": 60.0})
     longer = fabricate(tmp_path / "l", method="zero_shot", sentences="s.json", accuracies={"all": 60.0})
     assert {row.label for row in read_rows([narrow, default, longer])} == {"aape width=8", "aape width=16", "zero_shot"}
