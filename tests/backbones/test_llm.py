@@ -153,13 +153,20 @@ def test_both_ways_give_the_same_gradients_and_survive_gradient_checkpointing(to
     assert close(made.encode(TEXTS, "two"), made.encode(TEXTS, "one"))
 
 
+def test_auto_takes_the_faster_way(tokenizer):
+    made = tower(tokenizer)
+    with torch.no_grad():
+        assert made._way("auto", 30, 1) == "one" and made._way("auto", 30, 100) == "two"
+    assert made._way("auto", 30, 100) == "one"  # with gradient through the text
+
+
 def test_a_frozen_text_takes_no_gradient_so_that_only_the_prompts_pass_is_kept(tokenizer):
     made = tower(tokenizer, train="prompts").train()
     auto, one = made(TEXTS), made(TEXTS, "one")
     grads = [torch.autograd.grad(vectors[:, 0].sum(), made.prompts)[0] for vectors in (auto, one)]
-    assert made._way("auto", 30) == "two" and close(auto, one) and close(*grads, 1e-5)
+    assert made._way("auto", 30, 9) == "two" and close(auto, one) and close(*grads, 1e-5)
     made.trunk.activation_checkpointing_enable()
-    assert made._way("auto", 30) == "one"
+    assert made._way("auto", 30, 9) == "one"
 
 
 @pytest.mark.parametrize("way", ["one", "two"])
@@ -241,7 +248,7 @@ def test_prompt_only_lora_leaves_the_text_and_its_cache_to_the_base_lm(tokenizer
 
 def test_a_sliding_window_keeps_to_two_passes(tokenizer):
     made = tower(tokenizer, make("mistral", sliding_window=24))
-    assert made._way("auto", 40) == "two" and made._way("auto", 19) == "one"  # with gradient
+    assert made._way("auto", 40, 9) == "two" and made._way("auto", 19, 9) == "one"  # with gradient
     with pytest.raises(WordsightError, match="sliding window of 24"):
         made.encode(TEXTS, "one")
     vectors = made.encode(TEXTS)

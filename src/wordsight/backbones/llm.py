@@ -38,6 +38,7 @@ TOKENS_PER_BATCH = {
     "cpu": 2048,
     "cuda": 16384,
 }  # padding and prompts counted; on a CPU a batch should stay in its caches (measured), a GPU wants to be filled (a guess)
+FEW = 4  # texts: below, calling the LM twice costs more than the end of its last layer saves (measured)
 FOLD = 16  # texts for which adding LoRA to the weights once is cheaper than adding its output to each token's
 SHARE = 2, 8  # a common beginning of so many tokens, in so many texts, is worth a pass of its own
 _LLAMA, _BERT = ("q_proj", "k_proj", "v_proj", "o_proj"), ("query", "key", "value", "attention.output.dense")
@@ -374,7 +375,7 @@ class TextTower(nn.Module):
                 states = torch.cat([prefix.states.expand(len(states), -1, -1), states], 1)
             columns = torch.arange(states.shape[1], device=states.device)
             return states.float(), (columns >= self.settings.front) & (columns < lengths[:, None])
-        way = self._way(way, ahead + batch.ids.shape[1]) if mask is None else "one"
+        way = self._way(way, ahead + batch.ids.shape[1], len(batch.ids)) if mask is None else "one"
         both = self.settings.prompts_attend == "both"
         if way == "one":
             states = readonly.one_pass(self.trunk, self._embed(batch.ids, prefix), self.prompts, lengths, prefix=prefix, both=both, mask=mask)[1]
@@ -384,7 +385,7 @@ class TextTower(nn.Module):
             states = readonly.prompt_pass(self.trunk, self.prompts, lengths, cache, both=both)
         return states.float(), torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
 
-    def _way(self, way: Way, columns: int) -> Way:
+    def _way(self, way: Way, columns: int, rows: int) -> Way:
         if way not in ("auto", "one", "two"):
             raise WordsightError(f"way={way!r} is not a choice; the choices are auto, one, two")
         if self.settings.prompt_only_lora:
@@ -397,7 +398,9 @@ class TextTower(nn.Module):
             return "one"
         sees = readonly.window(self.trunk.config)
         too_far = sees is not None and columns + self.settings.prompts > sees
-        return "two" if too_far or self._text_is_constant or not torch.is_grad_enabled() else "one"
+        if torch.is_grad_enabled():
+            return "two" if too_far or self._text_is_constant else "one"
+        return "two" if too_far or rows >= FEW else "one"
 
     @property
     def _text_is_constant(self) -> bool:
