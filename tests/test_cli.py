@@ -89,7 +89,7 @@ def test_from_a_folder_of_images_to_predictions(photos, tiny_clip, tmp_path, run
     code, out, _ = run_cli("predict", tmp_path / "run", photos / "red" / "0.png", photos / "blue" / "1.png", "--top", "2", "--explain", "--json")
     first, second = json.loads(out)["predictions"]
     assert code == 0 and first["image"] == str(photos / "red" / "0.png") and second["image"] == str(photos / "blue" / "1.png")
-    assert len(first["classes"]) == 2 == len(first["sentences"]) and first["classes"][0]["probability"] >= first["classes"][1]["probability"]
+    assert len(first["classes"]) == 2 and len(first["sentences"]) == 3 and first["classes"][0]["probability"] >= first["classes"][1]["probability"]
     assert set(first["sentences"][0]) == {"class", "sentence", "cosine"}
 
     (tmp_path / "s.json").write_text(json.dumps({"violet": ["a violet flower"]}))
@@ -97,7 +97,7 @@ def test_from_a_folder_of_images_to_predictions(photos, tiny_clip, tmp_path, run
     code, out, _ = run_cli("predict", tmp_path / "run", image, "--classes", "red, violet", "--sentences", tmp_path / "s.json", "--top", "5", "--json")
     assert code == 0 and {entry["class"] for entry in json.loads(out)["predictions"][0]["classes"]} == {"red", "violet"}
     code, out, _ = run_cli("predict", tmp_path / "run", image, "--explain")
-    assert code == 0 and out.startswith(f"{image}  ") and len(out.splitlines()) == 2
+    assert code == 0 and out.startswith(f"{image}  ") and len(out.splitlines()) == 5  # the image, a heading, three sentences
 
 
 def test_yaml_and_words_together(photos, tiny_clip, tmp_path, run_cli):

@@ -7,11 +7,13 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from wordsight import __version__
 from wordsight.config import BACKBONES, METHODS, RunSettings, WordsightError, nearest, read, resolve, to_dict
 
+EXPLAINED = 3  # sentences an explanation shows at least
 DATA_FORMS = (
     ("photos/", "a folder of class folders, or of train/, val/, test/ with class folders"),
     ("table.csv, table.parquet", "columns of image path (or bytes) and label, perhaps of split"),
@@ -24,7 +26,9 @@ DATA_FORMS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Exit codes: 0 done, 2 something the user can mend (a sentence says what), 130 interrupted."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    asked = [word for word in given if word == "--json"]  # argparse takes no option between words
+    options = parser.parse_args([word for word in given if word != "--json"] + asked)
     if options.verb is None:
         parser.print_help()
         return 0
@@ -50,13 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def fit(options: argparse.Namespace) -> Any:
     settings = read(RunSettings, *options.words)
-    from wordsight.tasks.classify import fit
+    from wordsight.tasks.classify import default_folder, fit
 
+    new = not Path(settings.out or default_folder(settings), "weights.safetensors").exists()
     run = fit(settings, progress=True, say=_say)
     results, fitted = run.events("eval"), run.events("fit")[-1:]
     latest = {event["classes"]: event for event in results}
     if not options.json:
-        for event in fitted:
+        for event in fitted if new else []:
             print(f"fitted {settings.method} on {event['images']} images of {len(run.facts.classes)} classes in {event['seconds']['fit']:.1f} s")
         _print_results(list(latest.values()))
         print(f"run folder: {run.folder}")
@@ -91,7 +96,7 @@ def predict(options: argparse.Namespace) -> Any:
     features = image_features(classifier.backbone_, pictures_of(options.images))
     matrix = features.vectors[:, 0].numpy()
     chances = classifier.predict_proba(matrix)
-    reasons = classifier.explain(matrix, options.top) if options.explain else [[]] * len(matrix)
+    reasons = classifier.explain(matrix, max(options.top, EXPLAINED)) if options.explain else [[]] * len(matrix)
     rows = []
     for index, row, why in zip(features.kept, chances, reasons):
         best = row.argsort()[::-1][: options.top]
@@ -107,6 +112,8 @@ def predict(options: argparse.Namespace) -> Any:
     if not options.json:
         for entry in rows:
             print(entry["image"] + "  " + "  ".join(f"{c['class']} {c['probability']:.1%}" for c in entry["classes"]))
+            if options.explain:
+                print("    closest to what it says about the image:")
             for line in entry.get("sentences", []):
                 print(f"    {line['cosine']:.2f}  {line['class']}: {line['sentence']}")
     return {"predictions": rows, "skipped": [{"image": name, "reason": reason} for name, reason in features.skipped]}

@@ -23,7 +23,7 @@ from wordsight.config import RunSettings, WordsightError, build, write_file
 from wordsight.data import Picture
 from wordsight.data.features import image_features
 from wordsight.runs import Facts, Run, build_method, train_settings
-from wordsight.sentences import ClassTexts, read_sentences
+from wordsight.sentences import ClassTexts, fill, read_sentences
 from wordsight.tasks.classify import DEFAULT_SENTENCES, check_settings, facts_of, fit_method, open_backbone, predict_logits, words
 
 FROM_PYTHON = "python"  # what config.yaml names as data where the images came from Python
@@ -162,7 +162,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         images, texts = self._seen(X), self.texts_
         lines, vectors = [], []
         for name, sentences, rows, name_row in zip(texts.names, texts.sentences, texts.sentence_vectors, texts.name_vectors):
-            lines += [(name, sentence) for sentence in sentences or (name,)]
+            lines += [(name, sentence) for sentence in sentences or (fill(self.facts_.template, name),)]
             vectors.append(rows if len(rows) else name_row[None])
         with torch.inference_mode():
             said = self.method_.says(images)

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from wordsight.config import BACKBONES, WordsightError, resolve
+from wordsight.config import BACKBONES, WordsightError, nearest, resolve
 
 MICRO = Path(__file__).parent / "micro"  # the bundled micro CLIP, a folder in transformers' layout
 JOINED_FILE = "wordsight_backbone.json"  # marks a folder that is ours rather than transformers'
@@ -53,6 +53,8 @@ def load_backbone(name: str | Path, *, device: str = "auto", dtype: str = "float
     Errors: WordsightError when it is neither a folder, cached, nor reachable; nothing is substituted for it.
     """
     folder = MICRO if str(name) == "micro" else Path(name)
+    if not folder.is_dir() and "/" not in str(name) and nearest(str(name), ("micro",)):
+        raise WordsightError(f"backbone {str(name)!r} is neither a folder nor known here{nearest(str(name), ('micro',))}")
     kind = "clip"
     if (folder / JOINED_FILE).is_file():
         kind = json.loads((folder / JOINED_FILE).read_text())["kind"]

@@ -24,7 +24,7 @@ from wordsight.data.features import Features, image_features, text_features
 from wordsight.data.splits import prepare, select_classes
 from wordsight.methods import Classifier, Learner
 from wordsight.runs import Facts, Run, build_method, train_settings
-from wordsight.sentences import ClassTexts, class_texts, read_sentences
+from wordsight.sentences import ClassTexts, class_texts, fill, read_sentences
 from wordsight.train import FeatureBatches, train
 
 DEFAULT_SENTENCES = "clip7"  # what stands in where a method wants sentences and none were given
@@ -226,13 +226,16 @@ def sentence_source(settings: RunSettings, say: Callable[[str], None]) -> str | 
 def default_folder(settings: RunSettings) -> Path:
     data = re.sub(r"[^A-Za-z0-9]+", "-", Path(settings.data).name or settings.data).strip("-")
     shots = "all" if settings.shots is None else settings.shots
-    return Path("runs") / f"{data}-{settings.method}-{shots}shot-{settings.classes}-seed{settings.seed}"
+    words = f"-{Path(settings.sentences).stem}" if settings.sentences else ""
+    return Path("runs") / f"{data}-{settings.method}{words}-{shots}shot-{settings.classes}-seed{settings.seed}"
 
 
 def check_settings(settings: RunSettings) -> RunSettings:
     """Every name and setting is checked before any work is done. Returns the settings with every default written out, as a run keeps them."""
     kind = resolve(METHODS, settings.method, "method")
     method = build_method(settings, Facts(("a", "b"), 8, 1.0, ""))
+    if settings.template != "own":
+        fill(settings.template, "name")
     training = to_dict(train_settings(settings)) if issubclass(kind, Learner) else settings.train
     try:
         torch.empty(0, device=pick_device(settings.device))
