@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,13 +179,20 @@ def sentences(options: argparse.Namespace) -> Any:
 
 
 def join(options: argparse.Namespace) -> Any:
-    from wordsight.backbones.joined import JoinSettings, join_folder
+    from wordsight.backbones.joined import JoinSettings, join
 
     settings = read(JoinSettings, *options.words)
-    result = join_folder(settings)
+    from wordsight.data.sources import read_pairs, read_pictures
+
+    images = pairs = None
+    if settings.images is not None:
+        images = (image for image, _ in _readable((picture, []) for picture in read_pictures(settings.images)))
+    if settings.captions is not None:
+        pairs = _readable((picture, captions) for picture, captions in read_pairs(settings.captions) if captions)
+    backbone = join(settings, images, pairs)
     if not options.json:
-        print(f"joined backbone in {settings.out}; use it with backbone={settings.out}")
-    return result
+        print(f"joined backbone in {settings.out} ({backbone.dim} wide); use it with backbone={settings.out}")
+    return {"out": settings.out, "dim": backbone.dim, "logit_scale": backbone.logit_scale, "fitted": backbone.facts["fitted"]}
 
 
 def demo(options: argparse.Namespace) -> Any:
@@ -282,6 +289,17 @@ def _pairs(words: Sequence[str], known: Sequence[str] | None = None) -> dict[str
             raise WordsightError(f"{word!r} is not understood{nearest(key, known or ())}{choices}")
         pairs[key] = value
     return pairs
+
+
+def _readable(pairs: Iterable[tuple[Any, list[str]]]) -> Iterator[tuple[Any, list[str]]]:
+    """Pictures as images; one that cannot be read is skipped and named."""
+    from wordsight.data.features import Unreadable, read_image
+
+    for picture, captions in pairs:
+        try:
+            yield read_image(picture.load()), captions
+        except (Unreadable, OSError) as error:
+            print(f"skipped {picture.name}: {error}", file=sys.stderr)
 
 
 def _short(event: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from transformers.utils import logging as transformers_logging
 import wordsight.backbones.joined as joined_module
 from wordsight.backbones import load_backbone
 from wordsight.backbones.joined import Joined, JoinSettings, join, leave_one_out, ridge, temperature, vit_from_timm
+from wordsight.cli import main
 from wordsight.config import WordsightError, read
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -581,3 +582,20 @@ def manifest(folder):
 
 def accuracy(scores, labels):
     return 100 * (scores.argmax(1) == labels).float().mean().item()
+
+
+def test_the_verb_joins_on_captions_and_skips_what_cannot_be_read(towers, tmp_path, capsys):
+    for index, image in enumerate(images(6)):
+        image.save(tmp_path / f"{index}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    rows = [f"{index}.png,a caption of {word},another" for index, word in enumerate("abcdef")] + ["broken.png,words,"]
+    (tmp_path / "captions.csv").write_text("\n".join(["path,caption_1,caption_2", *rows]))
+    settings = joining(towers, tmp_path / "out", names=False)
+    words = [f"vision={settings.vision}", f"text={settings.text}", f"out={settings.out}", "device=cpu"]
+    assert main(["join", *words, f"captions={tmp_path / 'captions.csv'}", f"images={tmp_path}", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["fitted"]["on"] == "12 captions of 6 images" and "skipped broken.png: not an image" in err
+    assert load_backbone(tmp_path / "out", device="cpu").dim == json.loads(out)["dim"]
+    (tmp_path / "none.csv").write_text("path,text\n0.png,a")
+    assert main(["join", *words[:2], f"out={tmp_path / 'other'}", f"captions={tmp_path / 'none.csv'}"]) == 2
+    assert "has no caption column" in capsys.readouterr().err

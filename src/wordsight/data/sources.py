@@ -226,6 +226,41 @@ def _table(table: Table, path: Path, spec: str) -> Dataset:
     return _dataset(spec, items, labels)
 
 
+def read_pictures(path: str | Path) -> list[Picture]:
+    """The images of a folder (at any depth) or of a CSV or Parquet table with a path column; no labels are needed."""
+    path = Path(path)
+    if path.is_dir():
+        found = [Picture(str(file), partial(_read_file, str(file))) for file in _files(path) if file.suffix.lower() in IMAGES]
+    else:
+        found = [picture for picture, _ in _captioned(path, captions=False)]
+    if not found:
+        raise WordsightError(f"{str(path)!r} holds no images")
+    return found
+
+
+def read_pairs(path: str | Path) -> list[tuple[Picture, list[str]]]:
+    """Images with their captions, from a CSV or Parquet table with a path column and columns that begin with `caption`."""
+    return _captioned(Path(path), captions=True)
+
+
+def _captioned(path: Path, captions: bool) -> list[tuple[Picture, list[str]]]:
+    if not path.is_file():
+        raise WordsightError(f"{str(path)!r} does not exist; expected a CSV or Parquet table with a path column")
+    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+    found = {name.lower(): name for name in table.columns}
+    images = _column(found, PATH_COLUMNS, "image path", str(path))
+    texts = [name for lower, name in found.items() if lower.startswith("caption")] if captions else []
+    if captions and not texts:
+        raise WordsightError(
+            f"{str(path)!r} has no caption column; its columns are {', '.join(found.values())}; expected caption, or caption_1, caption_2, ..."
+        )
+    rows = [
+        (_cell_picture(table.columns[images], row, path), [str(table.columns[name][row] or "") for name in texts])
+        for row in range(len(table.columns[images]))
+    ]
+    return [(picture, [text for text in words if text.strip()]) for picture, words in rows if picture is not None]
+
+
 def _column(found: dict[str, str], wanted: Sequence[str], what: str, spec: str) -> str:
     for name in wanted:
         if name in found:
