@@ -1,6 +1,6 @@
 """Images a second through `image_features` beside the tower's bare speed: the plain loop of pre-made pixel batches through encode_image.
 
-python benchmarks/features/encode_speed.py --images 10000 --round 1000 /work/shared/data/caltech101 /work/shared/data/cifar10
+python benchmarks/features/encode_speed.py --images 10000 --round 1000 ../shared/data/caltech101 ../shared/data/cifar10
 Rounds are interleaved, bare and cached in turn, on images that no earlier round saw; each round writes to a fresh cache.
 """
 

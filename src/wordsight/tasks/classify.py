@@ -42,11 +42,12 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
     dataset = prepare(whole, settings.shots, settings.seed, settings.classes)
     if len(dataset.class_names) < 2:
         raise WordsightError(f"{settings.data} has one class only, {dataset.class_names[0]!r}; at least 2 are needed to choose among")
-    source = sentence_source(settings, say)
-    sentences = read_sentences(source, whole.class_names, settings.aliases)
+    folder = settings.out or default_folder(settings)
+    settings = replace(settings, sentences=sentence_source(settings, say))
+    sentences = read_sentences(settings.sentences, whole.class_names, settings.aliases)
     backbone = backbone or load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype)
     facts = facts_of(backbone, dataset.class_names, template_of(settings, whole))
-    run = Run.start(settings.out or default_folder(settings), settings, facts, sentences)
+    run = Run.start(folder, settings, facts, sentences)
     if run.finished:
         say(f"{run.folder} is finished already; nothing to fit")
         if not run.events("eval"):  # stopped between the two
