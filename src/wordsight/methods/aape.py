@@ -21,7 +21,7 @@ from wordsight.config import TrainSettings, WordsightError
 from wordsight.methods import Classifier, Learner
 from wordsight.sentences import ClassTexts
 
-PAIRS_IN_CACHE = 16_384
+PAIRS_IN_CACHE = 32_768  # image-class pairs scored at once: their r-wide activations stay in the processor's cache
 CALIBRATION_IMAGES = 2_000  # more than this many labelled images cannot move three numbers
 
 
