@@ -92,7 +92,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if len(self.classes_) < 2:
             raise WordsightError(f"all labels are of one class, {str(self.classes_[0])!r}; at least 2 classes are needed to choose among")
         names = self._names()
-        self.backbone_ = load_backbone(self.backbone, device=self.device, dtype=self.dtype) if isinstance(self.backbone, str) else self.backbone
+        self.backbone_ = self._open_backbone()
         vectors, kept, self.skipped_ = self._vectors(X, self.views)
         labels = torch.from_numpy(labels)[kept]
         if self.backbone_ is None:
@@ -129,7 +129,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def encode(self, images: Sequence[Any]) -> np.ndarray:
         """Unit image vectors [n, D], float32: a feature matrix that fit and predict take in place of the images."""
-        self.backbone_ = load_backbone(self.backbone, device=self.device, dtype=self.dtype) if isinstance(self.backbone, str) else self.backbone
+        self.backbone_ = self._open_backbone()
         if self.backbone_ is None:
             raise WordsightError("backbone=None has no image tower to encode with; name a backbone")
         return self._readable(images)[:, 0].numpy()
@@ -209,6 +209,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
         else:
             raise WordsightError(f"class_names has {len(self.class_names)} names, the labels have {len(self.classes_)} classes")
         return names
+
+    def _open_backbone(self) -> Backbone | None:
+        return load_backbone(self.backbone, device=self.device, dtype=self.dtype) if isinstance(self.backbone, str) else self.backbone
 
     def _device(self) -> torch.device:
         return self.backbone_.device if self.backbone_ is not None else torch.device("cpu")

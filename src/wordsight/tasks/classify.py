@@ -88,15 +88,15 @@ def evaluate(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     settings = run.settings
-    method = run.method()
     backbone = open_backbone(run, backbone)
-    device = backbone.device
+    device, known = backbone.device, run.sentences
+    method = run.method()
     whole = open_dataset(data or settings.data)
     parts = [classes] if classes else ["all"] if data or settings.classes == "all" else ["base", "new"]
     results = []
     for part in parts:
         dataset = prepare(whole, settings.shots, settings.seed, part) if data is None else select_classes(test_only(whole), part)
-        sentences = {name: run.sentences.get(name, ()) for name in dataset.class_names}  # other data may have classes that the run has no words for
+        sentences = {name: known.get(name, ()) for name in dataset.class_names}  # other data may have classes that the run has no words for
         try:
             method.bind(words(backbone, run.facts, dataset.class_names, sentences))
         except WordsightError as error:
