@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from wordsight.backbones.llm import TextTower, TowerSettings
+from wordsight.backbones.text_tower import TextTower, TowerSettings
 
 
 def tokenizer_of(sentences: list[str]) -> PreTrainedTokenizerFast:

@@ -33,7 +33,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.utils import logging as transformers_logging
 
 import wordsight.backbones.joined as joined_module
-from wordsight.backbones import load_backbone
+from wordsight.backbones import hub, load_backbone
 from wordsight.backbones.joined import Joined, JoinSettings, join, leave_one_out, ridge, temperature, vit_from_timm
 from wordsight.cli import main
 from wordsight.config import WordsightError, read
@@ -460,7 +460,7 @@ def test_a_hub_name_out_of_reach(towers, tmp_path, monkeypatch):
     def unreachable(self, name, **_):
         raise ConnectionError("Name or service not known")
 
-    monkeypatch.setattr(joined_module.HfApi, "model_info", unreachable)
+    monkeypatch.setattr(hub.HfApi, "model_info", unreachable)
     with pytest.raises(WordsightError, match=r"image encoder 'nobody/no-such-vit' is not a local folder.*Name or service"):
         join(JoinSettings("nobody/no-such-vit", str(towers / "bert"), str(tmp_path / "out")))
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from safetensors import safe_open
@@ -26,6 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from wordsight.backbones import JOINED_FILE, Backbone, fingerprint, pick_device, unit
 from wordsight.backbones.clip import DTYPES, TOKENIZER_FILES, TOKENS_PER_BATCH, _first_line, _quiet, _reading, _shape, _tokenizer_facts
+from wordsight.backbones.hub import local
 from wordsight.backbones.images import FILE as PREPROCESSOR_FILE
 from wordsight.backbones.images import Preprocess, read_preprocessor_config
 from wordsight.config import WordsightError
@@ -36,7 +36,6 @@ MAP_NAMES = ("image_mean", "text_mean", "text_to_shared")
 MAX_TOKENS = 256  # where the text encoder does not say: sentences about classes are shorter, and a longer cap costs only memory
 BATCH = 32
 SAMPLE = 2000  # targets among which the temperature is measured, at most
-TOWER_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
 
 log = logging.getLogger(__name__)
 
@@ -390,12 +389,12 @@ def _vision_source(settings: JoinSettings) -> tuple[ImageTower, Tensor | None, l
             raise WordsightError(f"pooling='pooler' is not possible: the ViT in {name!r} has no pooler; take cls or mean")
         _width(vision, name)
         return vision, head, None
-    folder = _local(name, "image")
+    folder = local(name, "image")
     return _image_tower(folder, name, settings.pooling, whole=False, preprocessor=given), _head(folder), _own_names(folder)
 
 
 def _text_source(settings: JoinSettings) -> TextTower:
-    folder = _local(settings.text, "text")
+    folder = local(settings.text, "text")
     pooling = settings.text_pooling
     if pooling == "auto":
         said = _read_json(folder / "1_Pooling" / "config.json") if (folder / "1_Pooling" / "config.json").is_file() else {}
@@ -404,27 +403,6 @@ def _text_source(settings: JoinSettings) -> TextTower:
         )
     longest = _read_json(folder / "sentence_bert_config.json").get("max_seq_length") if (folder / "sentence_bert_config.json").is_file() else None
     return _text_tower(folder, settings.text, pooling, longest, whole=False)
-
-
-def _local(name: str, sort: str) -> Path:
-    """The folder behind a folder or hub name; the cache is asked before the network."""
-    if Path(name).is_dir():
-        return Path(name)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise WordsightError(f"{sort} encoder {name!r} does not exist; give a folder in transformers' layout or a hub name")
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=TOWER_FILES, local_files_only=True))
-        if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
-            return folder
-    except (OSError, ValueError):
-        pass  # not cached: the hub is asked, and says what is wrong with a name
-    try:
-        HfApi().model_info(name, timeout=10)  # one quick question instead of long retries
-        return Path(snapshot_download(name, allow_patterns=TOWER_FILES))
-    except Exception as error:
-        raise WordsightError(
-            f"{sort} encoder {name!r} is not a local folder, not in the hub's cache, and the hub did not give it ({_first_line(error)})"
-        ) from error
 
 
 def _image_tower(

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from wordsight import losses
-from wordsight.backbones import llm, readonly
-from wordsight.backbones.llm import TextTower, TowerSettings, verify
+from wordsight.backbones import readonly, text_tower
+from wordsight.backbones.text_tower import TextTower, TowerSettings
+from wordsight.backbones.verify import verify
 from wordsight.config import WordsightError
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 128}
@@ -51,7 +52,7 @@ def tokenizer():
     pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"], show_progress=False)
-    pieces.train_from_iterator([llm.resolve_wrapper("vicuna", None)[0], *TEXTS] * 3, trainer)
+    pieces.train_from_iterator([text_tower.resolve_wrapper("vicuna", None)[0], *TEXTS] * 3, trainer)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=pieces, bos_token="<s>", eos_token="</s>", model_max_length=100000)
 
 
@@ -108,7 +109,7 @@ def test_gradient_reaches_every_trained_tensor_and_no_frozen_one(tokenizer, fami
     assert {name.split(".")[0] for name in trained} == {"prompts", "pool", "head", "lm"}
     layers = {name.rsplit(".lora_", 1)[0] for name in trained if name.startswith("lm.")}
     assert all(".lora_" in name for name in trained if name.startswith("lm."))
-    assert len(layers) == 2 * len(llm.TARGETS[family]) and not any("mlp" in name or "fc" in name for name in layers)  # the attention alone
+    assert len(layers) == 2 * len(text_tower.TARGETS[family]) and not any("mlp" in name or "fc" in name for name in layers)  # the attention alone
 
 
 # The two ways, and what makes them cheap
@@ -190,7 +191,7 @@ def test_folding_lora_into_copies_gives_the_same_vectors_and_every_bit_of_the_we
         many = [f"{text} {number}" for text in TEXTS for number in range(2)]
         weights = [parameter.detach().clone() for parameter in made.parameters()]
         plain = torch.cat([made.encode([text]) for text in many])
-        assert len(many) >= llm.FOLD and close(made.encode(many), plain)
+        assert len(many) >= text_tower.FOLD and close(made.encode(many), plain)
         with pytest.raises(WordsightError, match="way='three'"):
             made.encode(many, "three")
         assert all(torch.equal(before, now) for before, now in zip(weights, made.parameters())) and made.prompts.requires_grad
@@ -277,7 +278,7 @@ def test_bfloat16_agrees_with_float32(tokenizer, tmp_path):
 
 def test_a_few_contrastive_steps_bring_captions_to_their_images(tokenizer):
     made, texts = tower(tokenizer).train(), list(dict.fromkeys(TEXTS))
-    images = llm.unit(torch.randn(len(texts), 12))
+    images = text_tower.unit(torch.randn(len(texts), 12))
     trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
     optimizer, log_scale, seen = torch.optim.AdamW(trained, lr=1e-2), torch.tensor(2.0), []
     batch, frozen = made.tokenise(texts), made.sketch
@@ -289,7 +290,7 @@ def test_a_few_contrastive_steps_bring_captions_to_their_images(tokenizer):
         seen.append(loss.item())
     assert seen[-1] < 0.5 * seen[0]
     assert ((made.encode(texts) @ images.T).argmax(1) == torch.arange(len(texts))).all()
-    assert llm.sketch(llm.untouched(made.plain)) == frozen
+    assert text_tower.sketch(text_tower.untouched(made.plain)) == frozen
     assert_passed(verify(made))
 
 
@@ -325,7 +326,7 @@ def test_soft_tokens_at_the_front_and_layernorms_are_trained_instead_of_lora(tok
 def test_a_frozen_lm_under_an_mlp_can_be_trained_from_cached_features(tokenizer):
     made = tower(tokenizer, train="head", prompts=0, pooling="mean", depth=3)
     assert {name.split(".")[0] for name, parameter in made.named_parameters() if parameter.requires_grad} == {"head"}
-    assert torch.equal(llm.unit(made.head(made.features(TEXTS))), made.encode(TEXTS)) and len(made.head) == 5
+    assert torch.equal(text_tower.unit(made.head(made.features(TEXTS))), made.encode(TEXTS)) and len(made.head) == 5
 
 
 def test_full_tuning_trains_everything(tokenizer):

@@ -1,4 +1,4 @@
-"""LLM: a language model as the text tower. Nothing is decoded to embed a text, and the LM still writes as before when its adapters are off."""
+"""TextTower: a language model as the text tower. Nothing is decoded to embed a text, and the LM still writes as before when its adapters are off."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from wordsight.backbones import fingerprint, readonly, unit
 from wordsight.backbones.clip import _first_line, _quiet, _reading, _shape, _tokenizer_facts
-from wordsight.backbones.joined import _local
+from wordsight.backbones.hub import local
 from wordsight.backbones.language import check_kind, check_vocabulary, drop_dropout, load_lm, resolve_wrapper, sketch, untouched
 from wordsight.config import WordsightError, build, to_dict, write_file
 
@@ -93,16 +93,7 @@ class TextBatch(NamedTuple):
     lengths: Int[Tensor, " B"]
 
 
-class Check(NamedTuple):
-    """One invariant of `verify`: `value` was measured, and is at most (or, for `least`, at least) `bound`."""
-
-    passed: bool
-    value: float
-    bound: float
-    says: str
-
-
-def _alone(method: Callable) -> Callable:
+def alone(method: Callable) -> Callable:
     """Without gradient, in eval mode, and nobody else's call in between."""
 
     @wraps(method)
@@ -188,7 +179,7 @@ class TextTower(nn.Module):
     ) -> TextTower:
         """A new tower on the LM of a folder or hub name. `random`: its shape only, with random weights (LiT trains a text tower from scratch)."""
         settings = settings or TowerSettings()
-        lm, tokenizer = load_lm(_local(str(base), "text"), str(base), settings.kind, dtype=dtype, random=random)
+        lm, tokenizer = load_lm(local(str(base), "text"), str(base), settings.kind, dtype=dtype, random=random)
         return cls(lm.to(device), tokenizer, settings)
 
     def save(self, folder: str | Path, *, copy_base: bool | None = None) -> None:
@@ -235,7 +226,7 @@ class TextTower(nn.Module):
         facts = _read_facts(folder / TOWER_FILE)
         settings = build(TowerSettings, facts["settings"])
         base = facts["base"]["name"]
-        lm, tokenizer = load_lm(_local(base, "text") if base else folder / BASE_FOLDER, str(base or folder), settings.kind, dtype=dtype)
+        lm, tokenizer = load_lm(local(base, "text") if base else folder / BASE_FOLDER, str(base or folder), settings.kind, dtype=dtype)
         tower = cls(lm.to(device), tokenizer, settings, wrapper=(facts["wrapper"], facts["special_tokens"]))
         if tower.origin != facts["base"]["sketch"]:
             raise WordsightError(f"the tower in {str(folder)!r} was trained on another LM than {base or 'its base/'} now is: their weights differ")
@@ -337,7 +328,7 @@ class TextTower(nn.Module):
         with torch.no_grad():
             return unit(self.head(self.features(texts, way, tokens_per_batch=tokens_per_batch)))
 
-    @_alone
+    @alone
     def features(self, texts: Sequence[str], way: Way = "auto", *, tokens_per_batch: int | None = None) -> Float[Tensor, "N V"]:
         """Pooled states before the projection. With a frozen LM and mean or last pooling they never change: cache them, and train `head` alone."""
         self._check_merged()
@@ -475,7 +466,7 @@ class TextTower(nn.Module):
 
     # Texts to texts
 
-    @_alone
+    @alone
     def generate(
         self, texts: str | Sequence[str], adapters: Literal["on", "off"] | Sequence[str] = "off", *, max_new_tokens: int = 64, **settings: Any
     ) -> str | list[str]:
@@ -485,7 +476,7 @@ class TextTower(nn.Module):
         written = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
         return written[0] if isinstance(texts, str) else written
 
-    @_alone
+    @alone
     def generate_tokens(
         self, prompts: list[list[int]], adapters: Literal["on", "off"] | Sequence[str] = "off", **settings: Any
     ) -> Int[Tensor, "B new"]:
@@ -557,82 +548,6 @@ class TextTower(nn.Module):
                 f"{extra}, but there is room for {found} tokens of text; take fewer prompts, or a shorter wrapper"
             )
         return found
-
-
-# Verifying
-
-
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}  # two ways of computing the same: kernels tile other shapes in another order
-
-
-@_alone
-def verify(tower: TextTower) -> dict[str, Check]:
-    """Measure, in seconds, what a text tower promises: which promises there are depends on its settings. All must have `passed`."""
-    settings, found = tower.settings, {}
-    tolerance = TOLERANCE.get(tower.trunk.dtype, 5e-2)
-
-    def note(name: str, value: Tensor | float, bound: float, says: str, *, least: bool = False) -> None:
-        value = float(value)
-        found[name] = Check(value > bound if least else value <= bound, value, bound, says)
-
-    def apart(one: Tensor, other: Tensor) -> Tensor:
-        return (one.float() - other.float()).abs().max()
-
-    bare, changed = untouched(tower.plain), settings.train in ("layernorms", "all")
-    if not changed:
-        note("base_weights", sketch(bare) != tower.sketch, 0, "the LM's weights are those it came with (a sample of every tensor)")
-    texts = ["dog", "a small red house by the sea", "cat", "one more thing"]
-    batch = tower.tokenise(texts)
-    columns = torch.arange(batch.ids.shape[1], device=tower.device)
-    other = torch.where(columns < batch.lengths[:, None], batch.ids, (batch.ids + 1) % tower.trunk.get_input_embeddings().num_embeddings)
-    other = batch._replace(ids=other)
-    note("padding", apart(tower(batch), tower(other)), 0, "what stands in the padding changes nothing")
-    note("batching", apart(tower.encode(texts), torch.cat([tower.encode([text]) for text in texts])), tolerance, "a text's vector is the same alone")
-    if settings.kind == "encoder":
-        return found
-
-    lengths, text = batch.lengths, {"input_ids": batch.ids}
-    ends, known = lengths[:, None] - 1, tower.trunk.get_input_embeddings().num_embeddings
-    last = batch.ids.scatter(1, ends, (batch.ids.gather(1, ends) + 1) % known)
-    with tower.adapters(False):
-        states, _ = readonly.text_pass(tower.trunk, text, lengths)
-        later, _ = readonly.text_pass(tower.trunk, {"input_ids": last}, lengths)
-        earlier = (columns < lengths[:, None] - 1)[..., None]
-        note("causal", apart(states * earlier, later * earlier), 0, "a text's last token changes no state before it: the LM is a decoder")
-        seen = (columns < lengths[:, None]).long()
-        if not changed:
-            base = bare.base_model(**text, attention_mask=seen, use_cache=True).last_hidden_state
-            note("text_states", apart(states, base), 0, "with adapters off, states of the text are the untouched LM's, bit for bit")
-        if tower.can_generate and not changed and settings.bias == "none":
-            logits = [model(**text, attention_mask=seen).logits for model in (tower.plain, bare)]
-            note("adapters_off_logits", apart(*logits), 0, "with adapters off, logits are the untouched LM's, bit for bit")
-            start = {"input_ids": batch.ids[:1, : lengths[0]], "attention_mask": seen[:1, : lengths[0]], "do_sample": False, "max_new_tokens": 8}
-            start["pad_token_id"] = tower.tokenizer.pad_token_id or 0
-            written = [model.generate(**start)[0].tolist() for model in (tower.plain, bare)]
-            note("adapters_off_tokens", written[0] != written[1], 0, "with adapters off, it writes the untouched LM's tokens")
-    if tower.prompts is None:
-        return found
-    both, prompts = settings.prompts_attend == "both", tower.prompts.detach()
-    moved = torch.cat([prompts[:-1], prompts[-1:] + 1])
-    sees = readonly.window(tower.trunk.config)
-    if sees is None or sees >= batch.ids.shape[1] + settings.front + settings.prompts:
-        width = lengths + settings.front
-        embedded = tower._embed(batch.ids, None)
-        one, two = (readonly.one_pass(tower.trunk, embedded, given, width, both=both) for given in (prompts, moved))
-        note("read_only", apart(one[0], two[0]), 0, "prompts change no state of the text")
-        if settings.prompts > 1:
-            shift = apart(one[1][:, 0], two[1][:, 0])
-            note(
-                "prompts_see_one_another",
-                shift,
-                0,
-                "the last prompt moves the first" if both else "the last prompt leaves the first alone",
-                least=both,
-            )
-        if not settings.prompt_only_lora:
-            ways = [tower.encode(texts, way) for way in ("one", "two")]
-            note("two_ways", apart(*ways), tolerance, f"one pass and two give the same vectors, to {tolerance:g}")
-    return found
 
 
 # Inside
