@@ -34,7 +34,8 @@ from transformers.utils import logging as transformers_logging
 
 import wordsight.backbones.joined as joined_module
 from wordsight.backbones import hub, load_backbone
-from wordsight.backbones.joined import Joined, JoinSettings, join, leave_one_out, ridge, temperature, vit_from_timm
+from wordsight.backbones.joined import Joined, JoinSettings, join, leave_one_out, ridge, temperature
+from wordsight.backbones.vision import vit_from_timm
 from wordsight.cli import main
 from wordsight.config import WordsightError, read
 

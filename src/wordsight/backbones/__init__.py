@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from torch import Tensor
 from wordsight.config import BACKBONES, WordsightError, nearest, resolve
 
 MICRO = Path(__file__).parent / "micro"  # the bundled micro CLIP, a folder in transformers' layout
-JOINED_FILE = "wordsight_backbone.json"  # marks a folder that is ours rather than transformers'
+OWN_FILE = "wordsight_backbone.json"  # marks a folder that is ours rather than transformers'
+GIVES_TEXT = "`wordsight join` or a two_tower run gives it a text tower"
 
 
 class Backbone(ABC):
@@ -25,6 +25,7 @@ class Backbone(ABC):
     name: str  # what the user wrote
     dim: int  # D, the shared width
     device: torch.device  # where the towers are; vectors may stay there
+    dtype: torch.dtype = torch.float32  # in which the towers compute
     logit_scale: float  # zero-shot logits are logit_scale * cosine
     image_fingerprint: str  # changes with everything that decides an image vector: weights, preprocessing, dtype
     text_fingerprint: str  # the same for text vectors
@@ -47,22 +48,40 @@ class Backbone(ABC):
         """Write a folder that `load_backbone` reads back to the same vectors."""
 
 
-def load_backbone(name: str | Path, *, device: str = "auto", dtype: str = "float32") -> Backbone:
-    """The backbone behind a name: `micro`, a local folder, or a hub name such as `openai/clip-vit-base-patch16`.
+def load_backbone(name: str | Path, *, device: str = "auto", dtype: str = "float32", text: bool = True) -> Backbone:
+    """The backbone behind a name: `micro`, a local folder, a run folder of two_tower, or a hub name such as `openai/clip-vit-base-patch16`
+    (`hf:` may stand before it). `text=False`: an image encoder alone will do (Vision), as eyes for a text tower that is still to be trained;
+    also one .safetensors file of a ViT.
 
     Errors: WordsightError when it is neither a folder, cached, nor reachable; nothing is substituted for it.
     """
-    folder = MICRO if str(name) == "micro" else Path(name)
-    if not folder.is_dir() and "/" not in str(name) and nearest(str(name), ("micro",)):
-        raise WordsightError(f"backbone {str(name)!r} is neither a folder nor known here{nearest(str(name), ('micro',))}")
-    kind = "clip"
-    if (folder / JOINED_FILE).is_file():
-        kind = json.loads((folder / JOINED_FILE).read_text())["kind"]
-    elif folder.is_dir() and not (folder / "config.json").is_file():
-        raise WordsightError(f"backbone folder {str(name)!r} holds neither config.json (transformers) nor {JOINED_FILE} (wordsight join)")
-    return resolve(BACKBONES, kind, "backbone kind").from_pretrained(
-        str(folder) if folder.is_dir() else str(name), name=str(name), device=pick_device(device), dtype=dtype
-    )
+    kind, path = _find(str(name).removeprefix("hf:"), text)
+    if text and kind == "vision":
+        raise WordsightError(f"backbone {str(name)!r} is an image encoder alone, without a text tower; {GIVES_TEXT}")
+    return resolve(BACKBONES, kind, "backbone kind").from_pretrained(path, name=str(name), device=pick_device(device), dtype=dtype)
+
+
+def _find(name: str, text: bool) -> tuple[str, str]:
+    """What kind of backbone a name is, and where it lies."""
+    from wordsight.backbones import hub
+
+    if name == "micro":
+        return "clip", str(MICRO)
+    path = Path(name)
+    if path.is_file() and path.suffix == ".safetensors":
+        return "vision", name
+    if not path.is_dir() and "/" not in name and nearest(name, ("micro",)):
+        raise WordsightError(f"backbone {name!r} is neither a folder nor known here{nearest(name, ('micro',))}")
+    folder = path if path.is_dir() else hub.own(name)
+    if folder is not None and (folder / OWN_FILE).is_file():
+        facts = hub.read_json(folder / OWN_FILE)
+        return str(facts.get("kind") if isinstance(facts, dict) else None), str(folder)
+    if folder is not None and not (folder / "config.json").is_file():
+        raise WordsightError(f"backbone folder {name!r} holds neither config.json (transformers) nor {OWN_FILE} (wordsight join)")
+    if text:
+        return "clip", name
+    folder = folder or hub.local(name, "image")
+    return "vision" if "text_config" not in hub.read_json(folder / "config.json") else "clip", str(folder)
 
 
 def pick_device(device: str) -> torch.device:

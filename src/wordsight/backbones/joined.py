@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import math
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,17 +15,16 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, ViTConfig, ViTModel
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers import AutoTokenizer, PreTrainedModel
 
-from wordsight.backbones import JOINED_FILE, Backbone, fingerprint, pick_device, unit
-from wordsight.backbones.clip import DTYPES, TOKENIZER_FILES, TOKENS_PER_BATCH, _first_line, _quiet, _reading, _shape, _tokenizer_facts
-from wordsight.backbones.hub import local
+from wordsight.backbones import OWN_FILE, Backbone, fingerprint, pick_device, unit
+from wordsight.backbones.clip import DTYPES, TOKENIZER_FILES, TOKENS_PER_BATCH, _quiet, _reading, _shape, _tokenizer_facts
+from wordsight.backbones.encoders import encoder_config, load_encoder, width_of
+from wordsight.backbones.hub import free, local, read_json
 from wordsight.backbones.images import FILE as PREPROCESSOR_FILE
-from wordsight.backbones.images import Preprocess, read_preprocessor_config
+from wordsight.backbones.vision import ImageTower, image_source, image_tower
 from wordsight.config import WordsightError
 
 FORMAT = 1
@@ -58,28 +55,6 @@ class JoinSettings:
     device: str = "auto"
 
 
-class ImageTower(NamedTuple):
-    """An image encoder with its pixels and the part of its output that is the vector."""
-
-    model: PreTrainedModel
-    transform: Preprocess
-    pooling: str
-
-    def __call__(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        weight = next(self.model.parameters())
-        output = self.model(pixel_values=self.transform.normalise(pixels.to(weight.device), weight.dtype))
-        if self.pooling == "pooler":
-            return output.pooler_output.flatten(1).float()
-        states = output.last_hidden_state.float()
-        if states.ndim == 4:  # a convolutional encoder's map, [B, D, h, w]
-            return states.mean((2, 3))
-        if self.pooling == "cls":
-            return states[:, 0]
-        patch = getattr(self.model.config, "patch_size", None)
-        patches = (self.transform.height // patch) * (self.transform.width // patch) if isinstance(patch, int) else states.shape[1]
-        return states[:, max(0, states.shape[1] - patches) :].mean(1)  # class and register tokens stand before the patches
-
-
 class TextTower(NamedTuple):
     """A text encoder with its tokenizer; its vector is pooled over the tokens and scaled to length one."""
 
@@ -105,6 +80,9 @@ class TextTower(NamedTuple):
         if highest >= known:
             raise WordsightError(f"the tokenizer gives token {highest}, but the text encoder knows only {known}: they do not belong together")
         return [len(row) for row in ids]
+
+    def width(self, name: str) -> int:
+        return width_of(self, ["a"], name)
 
 
 class Joined(Backbone):
@@ -134,10 +112,10 @@ class Joined(Backbone):
         if dtype not in DTYPES:
             raise WordsightError(f"dtype={dtype!r} is not a choice; the choices are {', '.join(DTYPES)}")
         path = Path(path)
-        facts = _read_facts(path / JOINED_FILE)
-        vision = _image_tower(path / "vision", name, facts["pooling"], whole=True, dtype=DTYPES[dtype])
+        facts = _read_facts(path / OWN_FILE)
+        vision = image_tower(path / "vision", name, facts["pooling"], whole=True, dtype=DTYPES[dtype])
         text = _text_tower(path / "text", name, facts["text_pooling"], facts["max_tokens"], whole=True, dtype=DTYPES[dtype])
-        tensors = _read_map(path / MAP_FILE, name, _width(vision, name), _width(text, name))
+        tensors = _read_map(path / MAP_FILE, name, vision.width(name), text.width(name))
         return cls(vision, text, tensors, facts, name=name, device=device, dtype=dtype)
 
     def preprocess(self, image: Image.Image, box: tuple[float, float, float, float] | None = None) -> UInt8[Tensor, "3 H W"]:
@@ -168,7 +146,7 @@ class Joined(Backbone):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write both encoders in transformers' layout and the map, under a temporary name until all is there."""
-        folder = _free(folder)
+        folder = free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = folder.with_name(f".{folder.name}.saving")
         shutil.rmtree(temporary, ignore_errors=True)  # of a save that was killed
@@ -178,7 +156,7 @@ class Joined(Backbone):
         self.text.tokenizer.save_pretrained(temporary / "text")
         (temporary / "vision" / PREPROCESSOR_FILE).write_text(json.dumps(self.vision.transform.to_dict(), indent=2) + "\n", encoding="utf-8")
         save_file({key: value.cpu().contiguous() for key, value in self.tensors.items()}, temporary / MAP_FILE)
-        (temporary / JOINED_FILE).write_text(json.dumps(self.facts, indent=2) + "\n", encoding="utf-8")
+        (temporary / OWN_FILE).write_text(json.dumps(self.facts, indent=2) + "\n", encoding="utf-8")
         temporary.replace(folder)
 
 
@@ -199,7 +177,7 @@ def join(
     """
     _check_settings(settings, images, pairs)
     device = pick_device(settings.device)
-    vision, head, own_names = _vision_source(settings)
+    vision, head, own_names = image_source(settings.vision, settings.pooling, settings.preprocessor)
     text = _text_source(settings)
     for tower in (vision, text):
         tower.model.eval().to(device)
@@ -285,7 +263,7 @@ def _check_settings(settings: JoinSettings, images: object, pairs: object) -> No
         raise WordsightError(f"template={settings.template!r} must hold {{}} once, where the class name stands")
     if pairs is not None and settings.names is not None:
         raise WordsightError(f"names={settings.names!r} and captions were both given; the map is fitted on one of them")
-    _free(settings.out)
+    free(settings.out)
 
 
 def _mean(vision: ImageTower, images: Iterable[Image.Image] | None) -> Float[Tensor, " D"] | None:
@@ -308,9 +286,9 @@ def _from_head(settings: JoinSettings, vision: ImageTower, head: Tensor | None, 
         raise WordsightError(
             f"{settings.names or settings.vision!r} gives {len(names)} class names, but the head of {settings.vision!r} has {len(head)} rows"
         )
-    if head.shape[1] != _width(vision, settings.vision):
+    if head.shape[1] != vision.width(settings.vision):
         raise WordsightError(
-            f"the head of {settings.vision!r} reads vectors of width {head.shape[1]}, but pooling={vision.pooling} gives {_width(vision, settings.vision)}; "
+            f"the head of {settings.vision!r} reads vectors of width {head.shape[1]}, but pooling={vision.pooling} gives {vision.width(settings.vision)}; "
             "choose another pooling, or give image-caption pairs (captions=...)"
         )
     return unit(head.float() - head.float().mean(0)), names
@@ -374,59 +352,20 @@ def _encode_texts(text: TextTower, texts: Sequence[str], name: str) -> tuple[Flo
 # Reading encoders
 
 
-def _vision_source(settings: JoinSettings) -> tuple[ImageTower, Tensor | None, list[str] | None]:
-    """The image encoder, its head's rows if it has one, and the head's class names if it tells them."""
-    name = settings.vision
-    given = _read_json(Path(settings.preprocessor)) if settings.preprocessor else None
-    if Path(name).is_file():
-        if Path(name).suffix != ".safetensors":
-            raise WordsightError(f"image encoder {name!r} is a file but not .safetensors; a pickle is never opened")
-        with _reading(name, "the weights"):
-            model, head = vit_from_timm(load_file(name), name)
-        transform = Preprocess.from_pretrained(given or _timm_pixels(model.config.image_size), name=name)
-        vision = ImageTower(model.eval(), transform, "cls" if settings.pooling == "auto" else settings.pooling)
-        if vision.pooling == "pooler":
-            raise WordsightError(f"pooling='pooler' is not possible: the ViT in {name!r} has no pooler; take cls or mean")
-        _width(vision, name)
-        return vision, head, None
-    folder = local(name, "image")
-    return _image_tower(folder, name, settings.pooling, whole=False, preprocessor=given), _head(folder), _own_names(folder)
-
-
 def _text_source(settings: JoinSettings) -> TextTower:
     folder = local(settings.text, "text")
     pooling = settings.text_pooling
     if pooling == "auto":
-        said = _read_json(folder / "1_Pooling" / "config.json") if (folder / "1_Pooling" / "config.json").is_file() else {}
+        said = read_json(folder / "1_Pooling" / "config.json") if (folder / "1_Pooling" / "config.json").is_file() else {}
         pooling = next(
             (ours for key, ours in (("mean_tokens", "mean"), ("cls_token", "cls"), ("lasttoken", "last")) if said.get(f"pooling_mode_{key}")), "mean"
         )
-    longest = _read_json(folder / "sentence_bert_config.json").get("max_seq_length") if (folder / "sentence_bert_config.json").is_file() else None
+    longest = read_json(folder / "sentence_bert_config.json").get("max_seq_length") if (folder / "sentence_bert_config.json").is_file() else None
     return _text_tower(folder, settings.text, pooling, longest, whole=False)
 
 
-def _image_tower(
-    folder: Path, name: str, pooling: str, *, whole: bool, dtype: torch.dtype = torch.float32, preprocessor: dict[str, Any] | None = None
-) -> ImageTower:
-    config = _config(folder, name, "pixel_values")
-    plain_vit = pooling == "auto" and config.model_type in ("vit", "deit")  # their heads read the class token; their pooler is often untrained
-    model = _load_tower(folder, name, config, pooler=not plain_vit and pooling in ("auto", "pooler"), whole=whole, dtype=dtype)
-    preprocessor = preprocessor or read_preprocessor_config(folder)
-    if preprocessor is None:
-        raise WordsightError(
-            f"image encoder {str(folder)!r} holds no {PREPROCESSOR_FILE}, so how to make its pixels is unknown; copy it, or give preprocessor=FILE"
-        )
-    with _reading(name, PREPROCESSOR_FILE):
-        transform = Preprocess.from_pretrained(preprocessor, model_type=config.model_type, name=name)
-    if pooling == "auto":
-        pooling = "cls" if plain_vit or _output(ImageTower(model, transform, "pooler"), name).get("pooler_output") is None else "pooler"
-    tower = ImageTower(model, transform, pooling)
-    _width(tower, name)
-    return tower
-
-
 def _text_tower(folder: Path, name: str, pooling: str, max_tokens: int | None, *, whole: bool, dtype: torch.dtype = torch.float32) -> TextTower:
-    config = _config(folder, name, "input_ids")
+    config = encoder_config(folder, name, "input_ids")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise WordsightError(
             f"text encoder {str(folder)!r} holds no tokenizer ({', '.join(TOKENIZER_FILES[:2])} or the like); copy it from its origin"
@@ -438,174 +377,16 @@ def _text_tower(folder: Path, name: str, pooling: str, max_tokens: int | None, *
     tokenizer.padding_side = "right"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # decoders have none; the mask hides it
     reads = [max_tokens or MAX_TOKENS, tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or MAX_TOKENS]
-    tower = TextTower(_load_tower(folder, name, config, pooler=False, whole=whole, dtype=dtype), tokenizer, pooling, min(reads))
-    _width(tower, name)
+    tower = TextTower(load_encoder(folder, name, config, pooler=False, whole=whole, dtype=dtype), tokenizer, pooling, min(reads))
+    tower.width(name)
     return tower
-
-
-def _config(folder: Path, name: str, wanted: str) -> Any:
-    """The encoder's config.json, if it is of the sort that takes `wanted`."""
-    sort, other = ("image", "text") if wanted == "pixel_values" else ("text", "image")
-    if not (folder / "config.json").is_file():
-        raise WordsightError(f"{sort} encoder {str(folder)!r} holds no config.json of transformers")
-    with _quiet(), _reading(name, "config.json"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    kind = MODEL_MAPPING.get(type(config), None)
-    if hasattr(config, "vision_config") and hasattr(config, "text_config"):
-        raise WordsightError(f"{name!r} ({config.model_type}) is both an image and a text encoder; a {sort} encoder alone is needed to join")
-    if getattr(kind, "main_input_name", None) != wanted:
-        raise WordsightError(f"{name!r} ({config.model_type}) was given as the {sort} encoder, but is none; is it the {other} encoder?")
-    return config
-
-
-def _load_tower(folder: Path, name: str, config: Any, *, pooler: bool, whole: bool, dtype: torch.dtype) -> PreTrainedModel:
-    """The encoder, every tensor of it from the checkpoint. `whole`: and none of the checkpoint left over; otherwise a head may be."""
-    if not any(folder.glob("model*.safetensors")):
-        pickled = sorted(file.name for file in folder.glob("*.bin"))
-        why = f"only {pickled[0]}, a pickle, which is never opened; save it with safetensors" if pickled else "no weights (model.safetensors)"
-        raise WordsightError(f"encoder folder {str(folder)!r} holds {why}")
-    kind = MODEL_MAPPING[type(config)]
-    settings = {"add_pooling_layer": pooler} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
-    with _quiet(), _reading(name, "the weights"):
-        model, info = kind.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            local_files_only=True,
-            **settings,
-        )
-    own = {"embeddings", "encoder", *(part for part, _ in model.named_children())}
-    left = [key for key in info["unexpected_keys"] if whole or key.removeprefix(f"{kind.base_model_prefix}.").split(".")[0] in own]
-    for what, keys in (("lacks", info["missing_keys"]), ("has too many:", left), ("has in another shape than config.json:", info["mismatched_keys"])):
-        if keys:
-            listed = sorted(key if isinstance(key, str) else key[0] for key in keys)
-            more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-            raise WordsightError(f"the checkpoint in {str(folder)!r} {what} {', '.join(listed[:3])}{more}; nothing is filled with random numbers")
-    return model.eval()
-
-
-@torch.no_grad()
-def _output(tower: ImageTower, name: str) -> Any:
-    """What the image encoder says to black pixels: the proof that encoder and pixels fit."""
-    pixels = torch.zeros(1, 3, tower.transform.height, tower.transform.width, dtype=tower.model.dtype)
-    try:
-        return tower.model(pixel_values=pixels)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise WordsightError(
-            f"{PREPROCESSOR_FILE} of {name!r} makes {tuple(pixels.shape[2:])} pixels, which its image encoder does not take ({_first_line(error)})"
-        ) from error
-
-
-@torch.no_grad()
-def _width(tower: ImageTower | TextTower, name: str) -> int:
-    """The width of a tower's vectors, found by trying."""
-    try:
-        if isinstance(tower, TextTower):
-            return tower(["a"]).shape[1]
-        pixels = torch.zeros(1, 3, tower.transform.height, tower.transform.width, dtype=torch.uint8)
-        return tower(pixels).shape[1]
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise WordsightError(
-            f"encoder {name!r} ({tower.model.config.model_type}) gives no vector with pooling={tower.pooling} ({_first_line(error)})"
-        ) from error
-
-
-def _head(folder: Path) -> Float[Tensor, "C D"] | None:
-    """The rows of the checkpoint's classification head."""
-    for file in sorted(folder.glob("model*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            if "classifier.weight" in tensors.keys():  # noqa: SIM118  safe_open has no `in`
-                return tensors.get_tensor("classifier.weight")
-    return None
-
-
-def _own_names(folder: Path) -> list[str] | None:
-    """The head's class names in config.json: of `tench, Tinca tinca` the first, and None where they are only LABEL_0, LABEL_1, ..."""
-    labels = _read_json(folder / "config.json").get("id2label") or {}
-    names = [labels[key].split(",")[0] for key in sorted(labels, key=int)]
-    return names if names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names) else None
-
-
-# timm
-
-
-def vit_from_timm(tensors: dict[str, Tensor], name: str) -> tuple[ViTModel, Float[Tensor, "C D"] | None]:
-    """A ViT of timm's names as transformers' ViTModel in float32, and its head's rows. Every tensor is used, or it is not such a ViT."""
-    left = {key: value.float() for key, value in tensors.items()}
-    head = left.pop("head.weight", None)
-    left.pop("head.bias", None)  # moves all scores of a class alike; a text has none
-    try:
-        _, _, patch, _ = left["patch_embed.proj.weight"].shape
-        _, tokens, width = left["pos_embed"].shape
-        inner, depth = len(left["blocks.0.mlp.fc1.bias"]), 1 + max(int(key.split(".")[1]) for key in left if key.startswith("blocks."))
-        if width % 64 or math.isqrt(tokens - 1) ** 2 != tokens - 1:
-            raise WordsightError(
-                f"{name!r} is {width} wide with {tokens - 1} patches; expected a square of patches and heads of width 64, as timm's ViTs have"
-            )
-        found = {
-            theirs: left.pop(ours)
-            for theirs, ours in [
-                ("embeddings.cls_token", "cls_token"),
-                ("embeddings.position_embeddings", "pos_embed"),
-                *((f"embeddings.patch_embeddings.projection.{kind}", f"patch_embed.proj.{kind}") for kind in ("weight", "bias")),
-                *((f"layernorm.{kind}", f"norm.{kind}") for kind in ("weight", "bias")),
-                *(
-                    (f"layers.{i}.{theirs}.{kind}", f"blocks.{i}.{ours}.{kind}")
-                    for i in range(depth)
-                    for theirs, ours in TIMM_PARTS
-                    for kind in ("weight", "bias")
-                ),
-            ]
-        }
-        for layer in range(depth):
-            for kind in ("weight", "bias"):
-                parts = left.pop(f"blocks.{layer}.attn.qkv.{kind}").chunk(3)
-                found |= {f"layers.{layer}.attention.{letter}_proj.{kind}": part.clone() for letter, part in zip("qkv", parts)}
-    except KeyError as error:
-        raise WordsightError(f"{name!r} lacks {error.args[0]}; expected a plain ViT with timm's names") from error
-    if left:
-        raise WordsightError(f"{name!r} has {', '.join(sorted(left)[:3])}, which a plain ViT of timm's names has not; it is another kind of model")
-    config = ViTConfig(
-        hidden_size=width, num_hidden_layers=depth, num_attention_heads=width // 64, intermediate_size=inner, layer_norm_eps=1e-6,
-        patch_size=patch, image_size=patch * math.isqrt(tokens - 1),
-    )  # fmt: skip
-    model = ViTModel(config, add_pooling_layer=False)
-    try:
-        model.load_state_dict(found, strict=True)
-    except RuntimeError as error:
-        raise WordsightError(f"{name!r} does not become a ViT of transformers: {' '.join(str(error).split())[:300]}") from error
-    return model.eval(), head
-
-
-TIMM_PARTS = (
-    ("attention.o_proj", "attn.proj"),
-    ("layernorm_before", "norm1"),
-    ("layernorm_after", "norm2"),
-    ("mlp.fc1", "mlp.fc1"),
-    ("mlp.fc2", "mlp.fc2"),
-)
-
-
-def _timm_pixels(size: int) -> dict[str, Any]:
-    """timm's evaluation of its own ViTs: shorter side size / 0.9, centre crop, mean and deviation one half. A guess for others: give preprocessor=FILE."""
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": math.floor(size / 0.9)},
-        "crop_size": {"height": size, "width": size},
-        "resample": 3,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    }
 
 
 # Files
 
 
 def _read_facts(file: Path) -> dict[str, Any]:
-    facts = _read_json(file) if file.is_file() else {}
+    facts = read_json(file) if file.is_file() else {}
     kinds = {"kind": str, "format": int, "logit_scale": (int, float), "pooling": str, "text_pooling": str, "max_tokens": int}
     for key, kind in kinds.items():
         if not isinstance(facts.get(key), kind):
@@ -637,23 +418,9 @@ def _read_names(file: Path) -> list[str]:
     if not file.is_file():
         raise WordsightError(f"names={str(file)!r} does not exist")
     if file.suffix == ".json":
-        found = _read_json(file)
+        found = read_json(file)
         names = found.get("classes") if isinstance(found, dict) else found
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise WordsightError(f"{file} holds neither a list of class names nor one under 'classes'")
         return names
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WordsightError(f"{file} is not readable as JSON: {_first_line(error)}") from error
-
-
-def _free(folder: str | Path) -> Path:
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise WordsightError(f"{str(folder)!r} already holds something; give a folder that does not exist yet")
-    return folder
