@@ -34,6 +34,7 @@ BACKBONES: dict[str, Entry] = {
     "clip": Entry("wordsight.backbones.clip:CLIP", "a CLIP or SigLIP checkpoint of transformers, hub name or local folder; `micro` is bundled"),
     "joined": Entry("wordsight.backbones.joined:Joined", "any vision encoder and any text encoder, joined by a ridge map"),
     "vision": Entry("wordsight.backbones.vision:Vision", "an image encoder alone (DINOv2, a ViT), the eyes of a text tower that is still to be trained"),
+    "llm": Entry("wordsight.backbones.llm:LLM", "a language model as the text tower of a frozen image tower (CLAMP): a run of two_tower, or its folder"),
 }
 
 

@@ -32,7 +32,7 @@ from wordsight.config import WordsightError, build, to_dict, write_file
 
 FORMAT = 1
 TOWER_FILE, TENSORS_FILE = "tower.json", "tower.safetensors"
-ADAPTER_FOLDER, BASE_FOLDER = "adapter", "base"
+ADAPTER_FOLDER, BASE_FOLDER, CARD = "adapter", "base", "README.md"
 MAX_TOKENS = 256  # of a text with its wrapper, where the settings do not say
 TOKENS_PER_BATCH = {
     "cpu": 2048,
@@ -180,6 +180,8 @@ class TextTower(nn.Module):
         """A new tower on the LM of a folder or hub name. `random`: its shape only, with random weights (LiT trains a text tower from scratch)."""
         settings = settings or TowerSettings()
         lm, tokenizer = load_lm(local(str(base), "text"), str(base), settings.kind, dtype=dtype, random=random)
+        if not random:  # by what was said, not by where the hub's cache has it on this machine
+            lm.name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else str(base)
         return cls(lm.to(device), tokenizer, settings)
 
     def save(self, folder: str | Path, *, copy_base: bool | None = None) -> None:
@@ -203,6 +205,10 @@ class TextTower(nn.Module):
             self.tokenizer.save_pretrained(temporary / BASE_FOLDER)
         if self.adapted:
             self.lm.save_pretrained(temporary / ADAPTER_FOLDER, save_embedding_layers=False)  # "auto" would ask the hub
+            (temporary / ADAPTER_FOLDER / CARD).unlink(missing_ok=True)  # peft's form with nothing filled in
+            if copied:
+                file = temporary / ADAPTER_FOLDER / "adapter_config.json"  # the LM is in base/, and no longer where it came from
+                write_file(file, json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": None}, indent=2) + "\n")
         save_file({key: value.detach().cpu().contiguous() for key, value in self.own_tensors().items()}, temporary / TENSORS_FILE)
         origin = None if copied else str(Path(name).resolve()) if Path(name).is_dir() else name
         now = sketch(untouched(self.plain), rounded=True) if copied else self.origin
@@ -227,17 +233,18 @@ class TextTower(nn.Module):
         settings = build(TowerSettings, facts["settings"])
         base = facts["base"]["name"]
         lm, tokenizer = load_lm(local(base, "text") if base else folder / BASE_FOLDER, str(base or folder), settings.kind, dtype=dtype)
+        lm.name_or_path = base or ""  # one that lies in base/ has no name: whoever saves the tower again must copy it again
         tower = cls(lm.to(device), tokenizer, settings, wrapper=(facts["wrapper"], facts["special_tokens"]))
         if tower.origin != facts["base"]["sketch"]:
             raise WordsightError(f"the tower in {str(folder)!r} was trained on another LM than {base or 'its base/'} now is: their weights differ")
-        own, found = tower.own_tensors(), _read_tensors(folder / TENSORS_FILE)
-        _demand(TENSORS_FILE, own, found, folder)
+        own, found = tower.own_tensors(), read_tensors(folder / TENSORS_FILE)
+        demand(TENSORS_FILE, own, found, folder)
         with torch.no_grad():
             for key, value in own.items():
                 value.copy_(found[key])
         if tower.adapted:
-            found = _read_tensors(folder / ADAPTER_FOLDER / "adapter_model.safetensors")
-            _demand(f"{ADAPTER_FOLDER}/", get_peft_model_state_dict(tower.lm, save_embedding_layers=False), found, folder)
+            found = read_tensors(folder / ADAPTER_FOLDER / "adapter_model.safetensors")
+            demand(f"{ADAPTER_FOLDER}/", get_peft_model_state_dict(tower.lm, save_embedding_layers=False), found, folder)
             set_peft_model_state_dict(tower.lm, found)
         return tower
 
@@ -264,6 +271,11 @@ class TextTower(nn.Module):
     @property
     def dim(self) -> int:
         return self.settings.dim
+
+    @property
+    def writes_as_before(self) -> bool:
+        """Whether the LM, with adapters off, writes what it wrote before it became a text tower."""
+        return self.can_generate and self.settings.train not in ("layernorms", "all") and self.settings.bias == "none"
 
     def own_tensors(self) -> dict[str, Tensor]:
         """What tower.safetensors holds: all that is the tower's and not the LM's, and the LM's LayerNorms where those were trained."""
@@ -621,14 +633,14 @@ def _read_facts(file: Path) -> dict[str, Any]:
     return facts
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise WordsightError(f"{str(file)!r} does not exist; the tower is not complete, save it again")
     with _reading(str(file.parent), file.name):
         return load_file(file)
 
 
-def _demand(what: str, wanted: dict[str, Tensor], found: dict[str, Tensor], folder: Path) -> None:
+def demand(what: str, wanted: dict[str, Tensor], found: dict[str, Tensor], folder: Path) -> None:
     """Exactly these names and shapes."""
     for why, names in (("lacks", set(wanted) - set(found)), ("has too many:", set(found) - set(wanted))):
         if names:
