@@ -10,8 +10,11 @@ import torch
 from PIL import Image
 
 from wordsight.backbones import Backbone, unit
+from wordsight.config import METHODS, resolve
+from wordsight.methods import Classifier
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "yellow": (225, 215, 30), "purple": (150, 30, 170)}
+CLASSIFIERS = [name for name in METHODS if issubclass(resolve(METHODS, name, "method"), Classifier)]
 LETTERS = "abcdefghijklmnopqrstuvwxyz."
 
 

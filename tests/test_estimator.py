@@ -7,7 +7,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from conftest import COLOURS, paint
+from conftest import CLASSIFIERS, COLOURS, paint
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError, SkipTestWarning
@@ -49,7 +49,7 @@ def fitted(backbone, images, labels):
 # -- scikit-learn's conventions -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CLASSIFIERS)
 def test_scikit_learn_s_own_checks_pass(method):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SkipTestWarning)
@@ -82,7 +82,7 @@ def test_cross_validation_and_grid_search(backbone, images, labels):
     assert search.best_estimator_.score(matrix, labels * 2) > 0.9
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CLASSIFIERS)
 def test_scores_are_probabilities_of_the_sorted_classes(backbone, images, labels, method):
     classifier = make(backbone, method).fit(images, labels)
     assert classifier.classes_.tolist() == sorted(COLOUR_NAMES) and classifier.n_features_in_ == backbone.dim
@@ -103,7 +103,7 @@ def test_two_classes_have_one_score(backbone, images, labels):
 # -- forms of an image --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CLASSIFIERS)
 def test_every_form_of_an_image_is_the_same_image(backbone, images, labels, tmp_path, method):
     paths = [tmp_path / f"{row}.png" for row in range(len(images))]
     for image, path in zip(images, paths):
@@ -131,7 +131,7 @@ def test_labels_are_text_or_numbers(backbone, images, labels):
 # -- keeping ------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CLASSIFIERS)
 @pytest.mark.parametrize("kind", ["text", "numbers", "named numbers", "no backbone"])
 def test_save_and_load_keep_every_prediction(backbone, images, labels, tmp_path, method, kind):
     y = labels if kind == "text" else [COLOUR_NAMES.index(label) for label in labels]

@@ -108,6 +108,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.texts_, self.n_features_in_ = texts, self.facts_.dim
         torch.manual_seed(settings.seed)
         self.method_ = build_method(settings, self.facts_)
+        self.method_.attach(self.backbone_)
         fit_method(self.method_, vectors, labels, texts, train_settings(settings), settings.seed, self._device())
         if self.backbone_ is None:
             self.method_.double()  # matrices of a few columns leave float32 too little room for scikit-learn's checks
@@ -272,6 +273,7 @@ def load(folder: str | Path, *, backbone: Backbone | None = None) -> Classifier:
         classifier.backbone_ = open_backbone(run, backbone)
         classifier.texts_ = words(classifier.backbone_, facts, facts.classes, classifier.sentences_)
     classifier.method_ = run.method()
+    classifier.method_.attach(classifier.backbone_)
     classifier.method_.bind(classifier.texts_)
     classifier.method_.to(classifier._device())
     if classifier.backbone_ is None:

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, build, load_yaml, resolve, to_dict, write_file
-from wordsight.methods import Classifier
+from wordsight.methods import Classifier, Learner
 
 FORMAT = 1  # of the folder; a loader refuses any other
 STARTED = {"sentences.json", "config.yaml"}  # what a start that was killed may leave, finished or as .part
@@ -117,7 +117,9 @@ class Run:
     def method(self) -> Classifier:
         """The fitted method, with exactly the tensors it has saved; not yet bound to classes."""
         method = build_method(self.settings, self.facts)
-        expected, found = method.weights(), read_tensors(self.folder / "weights.safetensors")
+        found = read_tensors(self.folder / "weights.safetensors")
+        method.make_room(found)
+        expected = method.weights()
         if expected.keys() != found.keys():
             missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
             raise WordsightError(f"{self.folder / 'weights.safetensors'} does not fit {self.settings.method}: missing {missing}, not known {extra}")
@@ -161,7 +163,8 @@ def build_method(settings: RunSettings, facts: Facts) -> Classifier:
 
 def train_settings(settings: RunSettings) -> TrainSettings:
     """The method's own training settings, with what the run changes."""
-    defaults = getattr(resolve(METHODS, settings.method, "method"), "training_defaults", TrainSettings())
+    kind = resolve(METHODS, settings.method, "method")
+    defaults = kind.training(settings.shots) if issubclass(kind, Learner) else TrainSettings()
     training = build(TrainSettings, {**asdict(defaults), **settings.train}, "train.")
     least = {"batch_size": 1, "epochs": 0, "min_steps": 0, "lr": 0, "weight_decay": 0, "momentum": 0, "warmup_epochs": 0, "warmup_lr": 0}
     for name, value in least.items():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import CLASSIFIERS
 from safetensors.torch import load_file, save_file
 
 from wordsight.backbones import unit
@@ -18,7 +19,7 @@ SENTENCES = {"red": ("a red rose", "blood is red"), "green": ("grass",), "blue":
 QUICK = {"epochs": 3, "min_steps": 15, "batch_size": 6}
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=CLASSIFIERS)
 def name(request):
     return request.param
 
@@ -139,7 +140,7 @@ def test_fitting_twice_gives_the_same_bits(name, data, texts):
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if issubclass(resolve(METHODS, name, "method"), Learner)])
+@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if issubclass(resolve(METHODS, name, "method"), Learner)])
 def test_gradients_reach_what_is_trained_and_nothing_else(name, data, texts):
     images, labels = data
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ColourBackbone, fill_folder
+from conftest import CLASSIFIERS, ColourBackbone, fill_folder
 
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.runs import Run
@@ -22,7 +22,7 @@ def settings_for(photos, out, method="aape", **others):
     return RunSettings(data=str(photos), out=str(out), method=method, shots=2, **{"train": QUICK if learns else {}, **others})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CLASSIFIERS)
 def test_a_run_holds_all_that_is_known_of_it(photos, backbone, tmp_path, method):
     run = fit(settings_for(photos, tmp_path / "run", method), backbone=backbone)
     (event,) = run.events("eval")
@@ -35,7 +35,7 @@ def test_a_run_holds_all_that_is_known_of_it(photos, backbone, tmp_path, method)
     assert evaluate(run.folder, backbone=backbone)[0] == event
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CLASSIFIERS)
 def test_the_same_images_under_another_name_get_the_same_figures(photos, backbone, tmp_path, method):
     sentences = tmp_path / "s.json"
     sentences.write_text(json.dumps({"red": ["a green thing"], "green": ["a blue thing"], "blue": ["a red thing", "x"]}))

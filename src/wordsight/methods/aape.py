@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from wordsight import losses
 from wordsight.backbones import unit
 from wordsight.config import TrainSettings, WordsightError
-from wordsight.methods import Classifier, Learner
+from wordsight.methods import Classifier, Labelled, Learner
 from wordsight.sentences import ClassTexts
 
 PAIRS_IN_CACHE = 32_768  # image-class pairs scored at once: their r-wide activations stay in the processor's cache
@@ -82,7 +82,7 @@ class AAPE(Classifier, Learner):
 
     # -- fitting ------------------------------------------------------------------------------------------------------------------------
 
-    def begin(self, images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts, seed: int) -> None:
+    def begin(self, images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts, seed: int, val: Labelled | None = None) -> None:
         if self.residual and self.settings.calibrate:
             mix, centre, scale = calibrate(images, labels, texts)
             self.mix.fill_(mix), self.centre.copy_(centre), self.scale.fill_(scale)

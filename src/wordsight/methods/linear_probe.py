@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wordsight.config import WordsightError
-from wordsight.methods import Classifier
+from wordsight.methods import Classifier, Labelled
 from wordsight.sentences import ClassTexts
 
 
@@ -36,7 +36,7 @@ class LinearProbe(Classifier):
         self.register_buffer("weight", torch.zeros(len(class_names), dim))
         self.register_buffer("bias", torch.zeros(len(class_names)))
 
-    def begin(self, images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts, seed: int) -> None:
+    def begin(self, images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts, seed: int, val: Labelled | None = None) -> None:
         from sklearn.linear_model import LogisticRegression
 
         with warnings.catch_warnings():

@@ -22,7 +22,7 @@ from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError
 from wordsight.data import Dataset, Split, open_dataset
 from wordsight.data.features import Features, image_features, text_features
 from wordsight.data.splits import prepare, select_classes
-from wordsight.methods import Classifier, Learner
+from wordsight.methods import Classifier, Labelled, Learner
 from wordsight.runs import Facts, Run, build_method, train_settings
 from wordsight.sentences import ClassTexts, class_texts, fill, read_sentences
 from wordsight.train import FeatureBatches, train
@@ -56,6 +56,7 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
     began = time.monotonic()
     features = featurise(backbone, dataset.train, settings, progress, say)
     labels = torch.from_numpy(dataset.train.labels)[features.kept]
+    val = validation(backbone, dataset, settings, progress, say)
     seconds = {"features": round(time.monotonic() - began, 3)}
     began = time.monotonic()
     texts = words(backbone, facts, dataset.class_names, sentences)
@@ -63,7 +64,9 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
     began = time.monotonic()
     torch.manual_seed(settings.seed)
     method = build_method(settings, facts)
-    fit_method(method, features.vectors, labels, texts, train_settings(settings), settings.seed, backbone.device, run.state, run.log, progress)
+    method.attach(backbone)
+    training = train_settings(settings)
+    fit_method(method, features.vectors, labels, texts, training, settings.seed, backbone.device, run.state, run.log, progress, val)
     seconds["fit"] = round(time.monotonic() - began, 3)
     run.finish(method)
     trained = sum(parameter.numel() for parameter in method.parameters())
@@ -91,6 +94,7 @@ def evaluate(
     backbone = open_backbone(run, backbone)
     device, known = backbone.device, run.sentences
     method = run.method()
+    method.attach(backbone)
     whole = open_dataset(data or settings.data)
     parts = [classes] if classes else ["all"] if data or settings.classes == "all" else ["base", "new"]
     results = []
@@ -146,19 +150,20 @@ def fit_method(
     state: Path | None = None,
     log: Callable[[dict[str, Any]], None] = lambda event: None,
     progress: bool = False,
+    val: Labelled | None = None,
 ) -> None:
     """Fit a method to features: its closed forms, then, where it learns, the one loop. It is bound to `texts` afterwards."""
     if method.needs_labels:
         without = [name for name, count in zip(method.class_names, labels.bincount(minlength=len(method.class_names))) if not count]
         if without:
             raise WordsightError(f"no training image that can be read is left of {', '.join(without[:10])}; add some, or leave that class out")
-        method.begin(images[:, 0], labels, texts, seed)
+    method.begin(images[:, 0], labels, texts, seed, val)
     method.bind(texts)
     method.to(device)
     if isinstance(method, Learner):
         train(
             method,
-            FeatureBatches(images, labels, training.batch_size, seed),
+            FeatureBatches(*method.examples(images, labels), training.batch_size, seed),
             training,
             seed=seed,
             device=device,
@@ -166,6 +171,9 @@ def fit_method(
             log=log,
             progress=progress,
         )
+        method.end()
+        method.bind(texts)  # what is derived from words may depend on what was trained
+        method.to(device)
     method.eval()
 
 
@@ -187,6 +195,14 @@ def featurise(backbone: Backbone, split: Split, settings: RunSettings, progress:
         more = f"\n  ... and {len(features.skipped) - 10} more" if len(features.skipped) > 10 else ""
         say(f"skipped {len(features.skipped)} of {len(split)} images:\n{listed}{more}")
     return features
+
+
+def validation(backbone: Backbone, dataset: Dataset, settings: RunSettings, progress: bool, say: Callable[[str], None]) -> Labelled | None:
+    """The validation images of a method that chooses by them; None where it does not, or the data has none."""
+    if not resolve(METHODS, settings.method, "method").needs_val or dataset.val is None or not len(dataset.val):
+        return None
+    features = featurise(backbone, dataset.val, replace(settings, views=1), progress, say)
+    return Labelled(features.vectors[:, 0], torch.from_numpy(dataset.val.labels)[features.kept])
 
 
 def facts_of(backbone: Backbone, class_names: Sequence[str], template: str) -> Facts:
