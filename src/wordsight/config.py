@@ -28,6 +28,11 @@ METHODS: dict[str, Entry] = {
     "zero_shot": Entry("wordsight.methods.zero_shot:ZeroShot", "cosine between the image and the class name in one template"),
     "sentence_mean": Entry("wordsight.methods.zero_shot:SentenceMean", "cosine to the mean of each class's sentences (CuPL)"),
     "linear_probe": Entry("wordsight.methods.linear_probe:LinearProbe", "logistic regression on image features; knows only labelled classes"),
+    "clap": Entry("wordsight.methods.clap:CLAP", "linear probe that starts at the words and is held near them (CLAP; ZS-LP)"),
+    "tip_adapter": Entry("wordsight.methods.tip_adapter:TipAdapter", "labelled images vote beside the words; nothing is trained (Tip-Adapter)"),
+    "tip_adapter_f": Entry("wordsight.methods.tip_adapter:TipAdapterF", "the same with trained keys (Tip-Adapter-F)"),
+    "clip_adapter": Entry("wordsight.methods.clip_adapter:CLIPAdapter", "a small network bends the image vector (CLIP-Adapter)"),
+    "taskres": Entry("wordsight.methods.taskres:TaskRes", "a learned offset on each class's text vector (TaskRes)"),
     "aape": Entry("wordsight.methods.aape:AAPE", "sentences condensed into one prompt embedding per image (AAPE)"),
 }
 BACKBONES: dict[str, Entry] = {

@@ -1,0 +1,50 @@
+"""CLIP-Adapter: a small network bends the image vector; the class vectors stay the words'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wordsight.backbones import unit
+from wordsight.config import TrainSettings, WordsightError
+from wordsight.methods import Learner
+from wordsight.methods.zero_shot import ZeroShot
+
+
+@dataclass(frozen=True)
+class CLIPAdapterSettings:
+    ratio: float = 0.2  # share of the adapter's output in the image vector
+    reduction: int = 4  # how many times narrower the adapter is than the vector
+
+
+class CLIPAdapter(ZeroShot, Learner):
+    """The image vector is mixed with what a two-layer bottleneck makes of it: f' = ratio relu(W2 relu(W1 f)) + (1 - ratio) f, then zero-shot.
+
+    "CLIP-Adapter: Better Vision-Language Models with Feature Adapters", Gao et al., IJCV 2023, eqs. 3 and 5, the image adapter alone, which the paper
+    recommends. Differs from the paper: f is a unit vector here; Adam and CoOp's number of epochs, which it does not state. The adapter knows no
+    classes, so it acts on new ones too.
+    """
+
+    Settings = CLIPAdapterSettings
+    needs_labels = True
+    training_defaults = TrainSettings(epochs=200, min_steps=0, batch_size=32, optimizer="adamw", lr=1e-5)
+    epochs_by_shots = ((1, 50), (4, 100))
+
+    def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: CLIPAdapterSettings):
+        super().__init__(class_names, dim, logit_scale, settings)
+        if settings.reduction < 1:
+            raise WordsightError(f"settings.reduction={settings.reduction} must be 1 or more")
+        width = max(1, dim // settings.reduction)
+        self.adapter = nn.Sequential(nn.Linear(dim, width, bias=False), nn.ReLU(), nn.Linear(width, dim, bias=False), nn.ReLU())
+
+    def says(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return unit(self.settings.ratio * self.adapter(images) + (1 - self.settings.ratio) * images)
+
+    def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        return super().logits(self.says(images))
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        return {"cross_entropy": F.cross_entropy(self.logits(batch["images"]), batch["labels"])}

@@ -1,0 +1,173 @@
+"""The methods that work on vectors alone equal the closed forms of their papers."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, normalize, one_hot
+
+from wordsight.backbones import unit
+from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, resolve
+from wordsight.data import Split
+from wordsight.methods import Labelled
+from wordsight.runs import Facts, Run, build_method, train_settings
+from wordsight.sentences import ClassTexts
+from wordsight.tasks.classify import fit_method, predict_logits, validation
+
+NAMES, DIM, SCALE = ("a", "b", "c"), 8, 30.0
+
+
+def draw(count, noise, seed):
+    """Images around a direction a class, and their labels."""
+    middle = unit(torch.randn(3, DIM, generator=torch.Generator().manual_seed(0)))
+    stream = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    return Labelled(unit(middle[labels] + noise * torch.randn(count, DIM, generator=stream)), labels)
+
+
+@pytest.fixture(scope="module")
+def train():
+    return draw(12, 0.3, 1)
+
+
+@pytest.fixture(scope="module")
+def test():
+    return draw(30, 0.3, 2)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    vectors = unit(torch.randn(3, DIM, generator=torch.Generator().manual_seed(3)))
+    return ClassTexts(NAMES, vectors, ((),) * 3, (vectors[:0],) * 3)
+
+
+def made(name, **settings):
+    torch.manual_seed(0)
+    return build_method(RunSettings(data="d", method=name, settings=settings), Facts(NAMES, DIM, SCALE, ""))
+
+
+def begun(name, train, texts, val=None, **settings):
+    method = made(name, **settings)
+    method.begin(*train, texts, 1, val)
+    method.bind(texts)
+    return method
+
+
+@pytest.mark.parametrize("name", ["taskres", "clap"])
+def test_before_training_it_is_zero_shot(name, train, test, texts):
+    expected = SCALE * test.images @ texts.name_vectors.T
+    assert torch.allclose(predict_logits(begun(name, train, texts), test.images), expected, atol=1e-5)
+
+
+def test_taskres_is_words_plus_a_share_of_the_offsets(train, test, texts):
+    method = begun("taskres", train, texts, alpha=0.25)
+    method.offsets.data.normal_()
+    expected = SCALE * test.images @ normalize(texts.name_vectors + 0.25 * method.offsets, dim=-1).T
+    assert torch.allclose(method.logits(test.images), expected, atol=1e-5)
+
+
+def test_clip_adapter_is_a_mix_of_the_image_and_its_bottleneck(train, test, texts):
+    method = begun("clip_adapter", train, texts, ratio=0.2, reduction=4)
+    first, second = (method.adapter[layer].weight for layer in (0, 2))
+    assert first.shape == (DIM // 4, DIM) and second.shape == (DIM, DIM // 4)
+    bent = 0.2 * (test.images @ first.T).clamp_min(0).matmul(second.T).clamp_min(0) + 0.8 * test.images
+    expected = SCALE * normalize(bent, dim=-1) @ texts.name_vectors.T
+    assert torch.allclose(method.logits(test.images), expected, atol=1e-5)
+    plain = begun("clip_adapter", train, texts, ratio=0.0)
+    assert torch.allclose(plain.logits(test.images), SCALE * test.images @ texts.name_vectors.T, atol=1e-5)
+    with pytest.raises(WordsightError, match=r"settings\.reduction=0"):
+        made("clip_adapter", reduction=0)
+
+
+def test_clap_holds_a_class_as_firmly_as_its_words_do_well(train, texts):
+    method = begun("clap", train, texts, length=2.0)
+    chances = (SCALE * train.images @ texts.name_vectors.T).softmax(1)
+    expected = torch.stack([chances[train.labels == c, c].mean() for c in range(3)])
+    assert torch.allclose(method.multipliers, expected, atol=1e-6)
+    batch = {"images": train.images, "labels": train.labels}
+    assert method.loss(batch)["constraint"] == 0
+    method.prototypes.data += 0.5
+    terms = method.loss(batch)
+    assert torch.allclose(terms["constraint"], (expected * 0.25 * DIM).mean(), atol=1e-5)
+    logits = SCALE * train.images @ normalize(2 * texts.name_vectors + 0.5, dim=-1).T
+    assert torch.allclose(terms["cross_entropy"], cross_entropy(logits, train.labels), atol=1e-5)
+    assert "constraint" not in begun("clap", train, texts, constraint="none").loss(batch)
+    with pytest.raises(WordsightError, match=r"settings\.length=0"):
+        made("clap", length=0)
+
+
+@pytest.mark.parametrize("name", ["tip_adapter", "tip_adapter_f"])
+def test_tip_adapter_is_the_paper_s_closed_form(name, train, test, texts):
+    method = begun(name, train, texts, alpha=1.5, beta=4.0)
+    memory = torch.exp(-4.0 * (1 - test.images @ train.images.T)) @ one_hot(train.labels, 3).float()
+    expected = SCALE * test.images @ texts.name_vectors.T + 1.5 * memory
+    assert torch.allclose(predict_logits(method, test.images), expected, atol=1e-5)
+    fewer = ClassTexts(("c", "new"), texts.name_vectors[[2, 0]], ((),) * 2, (texts.name_vectors[:0],) * 2)
+    method.bind(fewer)
+    plain = SCALE * test.images @ texts.name_vectors[[2, 0]].T
+    assert torch.allclose(predict_logits(method, test.images) - plain, 1.5 * memory[:, [2]] * torch.tensor([1.0, 0.0]), atol=1e-5)
+
+
+def test_validation_images_choose_what_the_votes_weigh(train, texts):
+    val = draw(60, 0.3, 4)
+    chosen, fixed = begun("tip_adapter", train, texts, val), begun("tip_adapter", train, texts)
+    accuracies = [(predict_logits(method, val.images).argmax(1) == val.labels).float().mean() for method in (chosen, fixed)]
+    assert (fixed.alpha, fixed.beta) == (1.0, 5.5) and (chosen.alpha, chosen.beta) != (1.0, 5.5) and accuracies[0] >= accuracies[1]
+    grid = []
+    for alpha in torch.arange(20) * (3 - 0.1) / 20 + 0.1:
+        for beta in torch.arange(200) * (7 - 0.1) / 200 + 0.1:
+            chosen.alpha.fill_(alpha), chosen.beta.fill_(beta)
+            grid.append((predict_logits(chosen, val.images).argmax(1) == val.labels).float().mean())
+    assert accuracies[0] == max(grid)
+
+
+def test_tip_adapter_f_keeps_the_epoch_that_is_best_on_validation(train, texts, monkeypatch):
+    val = draw(30, 0.3, 5)
+    kind = resolve(METHODS, "tip_adapter_f", "method")
+    kept = []
+    compare = kind.compare
+    monkeypatch.setattr(kind, "compare", lambda self: (compare(self), kept.append(self.keys.detach().clone()))[0])
+    method = made("tip_adapter_f")
+    training = dataclasses.replace(kind.training_defaults, epochs=7, batch_size=5, lr=0.3)  # a rate that spoils the keys as it goes
+    fit_method(method, train.images[:, None], train.labels, texts, training, 1, val=val)
+    assert len(kept) == 7  # once an epoch, of 2 batches
+    scores = []
+    for keys in kept:
+        method.keys.data.copy_(keys)
+        votes = method.votes(val.images @ keys.T, 5.5)
+        scores.append(((SCALE * val.images @ texts.name_vectors.T + votes).argmax(1) == val.labels).float().mean())
+    assert torch.equal(method.best_keys, kept[scores.index(max(scores))])
+    assert not {"best_keys", "best_accuracy", "seen"} & method.weights().keys()
+
+
+@pytest.mark.parametrize("name", ["tip_adapter", "tip_adapter_f"])
+def test_a_memory_of_any_size_is_loaded(name, train, test, texts, tmp_path):
+    settings = RunSettings(data="d", method=name)
+    method = made(name)
+    fit_method(method, train.images[:, None], train.labels, texts, TrainSettings(epochs=1, min_steps=0), 1, val=draw(9, 0.3, 6))
+    run = Run.start(tmp_path / "run", settings, Facts(NAMES, DIM, SCALE, ""), {})
+    run.finish(method)
+    loaded = Run.open(run.folder).method()
+    loaded.bind(texts)
+    assert torch.equal(predict_logits(loaded, test.images), predict_logits(method, test.images))
+    assert loaded.weights().keys() == {"alpha", "beta", "keys", "owners"}
+
+
+def test_validation_images_reach_only_who_asks_for_them(backbone, photos):
+    from wordsight.data import open_dataset
+
+    dataset = open_dataset(str(photos))
+    with_val = dataclasses.replace(dataset, val=Split(dataset.train.pictures[:4], dataset.train.labels[:4]))
+    ask = lambda name, data: validation(backbone, data, RunSettings(data="d", method=name), False, print)  # noqa: E731
+    val = ask("tip_adapter", with_val)
+    assert val.images.shape == (4, backbone.dim) and val.labels.tolist() == dataset.train.labels[:4].tolist()
+    assert ask("aape", with_val) is None and ask("tip_adapter", dataset) is None
+
+
+@pytest.mark.parametrize(
+    "name, shots, epochs", [("taskres", 1, 100), ("taskres", 4, 100), ("taskres", 16, 200), ("clip_adapter", 1, 50), ("clap", 1, 300)]
+)
+def test_epochs_follow_the_labelled_images(name, shots, epochs):
+    assert train_settings(RunSettings(data="d", method=name, shots=shots)).epochs == epochs
+    assert train_settings(RunSettings(data="d", method=name, shots=None)).epochs == resolve(METHODS, name, "method").training_defaults.epochs
+    assert train_settings(RunSettings(data="d", method=name, shots=shots, train={"epochs": 3})).epochs == 3
