@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from wordsight.config import BACKBONES, WordsightError, nearest, resolve
 
@@ -46,6 +46,21 @@ class Backbone(ABC):
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `load_backbone` reads back to the same vectors."""
+
+
+class TokenReader(ABC):
+    """A backbone whose text tower reads token embeddings, so that learned vectors can stand among a text's tokens (methods/context.py)."""
+
+    token_embedding: nn.Module  # the layer that turns token ids into vectors
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Token ids as `input_ids` [N, L], and what else the tower reads beside them, on its device. A causal tower's text is cut at the end token of the
+        longest: what stands after cannot matter."""
+
+    @abstractmethod
+    def encode_tokens(self, tokens: dict[str, Tensor]) -> Float[Tensor, "N D"]:
+        """Unit text vectors, float32, of what `tokenize` gave. Gradients pass to whatever is put in place of token embeddings."""
 
 
 def load_backbone(name: str | Path, *, device: str = "auto", dtype: str = "float32", text: bool = True) -> Backbone:

@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from jaxtyping import Float, UInt8
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPModel, PreTrainedConfig, PreTrainedModel, SiglipModel, VisionTextDualEncoderModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from wordsight.backbones import Backbone, fingerprint, unit
+from wordsight.backbones import Backbone, TokenReader, fingerprint, unit
 from wordsight.backbones.images import FILE as PREPROCESSOR_FILE
 from wordsight.backbones.images import Preprocess, read_preprocessor_config
 from wordsight.config import WordsightError
@@ -53,7 +53,7 @@ class Parts(NamedTuple):
     preprocess: Preprocess
 
 
-class CLIP(Backbone):
+class CLIP(Backbone, TokenReader):
     """An image tower and a text tower trained together, frozen, used as transformers uses them.
 
     Vectors equal `get_image_features` and `get_text_features` of transformers, scaled to length one. Differs from transformers in one point:
@@ -109,11 +109,19 @@ class CLIP(Backbone):
         tokens = self._tokenize(distinct)
         vectors = torch.empty(len(distinct), self.dim, device=self.device)
         for rows in self._batches([len(ids) for ids in tokens["input_ids"]]):
-            batch = self._pad({key: [values[row] for row in rows] for key, values in tokens.items()})
-            features = self.model.get_text_features(**{key: values.to(self.device) for key, values in batch.items()})
-            vectors[rows] = unit(features.pooler_output.float())
+            vectors[rows] = self.encode_tokens(self._pad({key: [values[row] for row in rows] for key, values in tokens.items()}))
         row_of = {text: row for row, text in enumerate(distinct)}
         return vectors[[row_of[text] for text in texts]]
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return self._pad(self._tokenize(list(texts)))
+
+    def encode_tokens(self, tokens: dict[str, Tensor]) -> Float[Tensor, "N D"]:
+        return unit(self.model.get_text_features(**tokens).pooler_output.float())
+
+    @property
+    def token_embedding(self) -> nn.Module:
+        return self.model.text_model.get_input_embeddings()
 
     @cached_property
     def image_fingerprint(self) -> str:
@@ -187,7 +195,7 @@ class CLIP(Backbone):
         padded = {}
         for key, rows in tokens.items():
             blank = [[fill.get(key, 0)] * (width - len(row)) for row in rows]
-            padded[key] = torch.tensor([gap + row if left else row + gap for gap, row in zip(blank, rows)])
+            padded[key] = torch.tensor([gap + row if left else row + gap for gap, row in zip(blank, rows)], device=self.device)
         return padded
 
 

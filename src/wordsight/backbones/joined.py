@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from wordsight.backbones import OWN_FILE, Backbone, fingerprint, pick_device, unit
+from wordsight.backbones import OWN_FILE, Backbone, TokenReader, fingerprint, pick_device, unit
 from wordsight.backbones.clip import DTYPES, TOKENIZER_FILES, TOKENS_PER_BATCH, _quiet, _reading, _shape, _tokenizer_facts
 from wordsight.backbones.encoders import encoder_config, load_encoder, width_of
 from wordsight.backbones.hub import free, local, read_json
@@ -64,8 +64,13 @@ class TextTower(NamedTuple):
     max_tokens: int
 
     def __call__(self, texts: list[str]) -> Float[Tensor, "B W"]:
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
-        tokens = {key: value.to(self.model.device) for key, value in tokens.items()}
+        return self.pooled(self.tokenize(texts))
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        return {key: value.to(self.model.device) for key, value in tokens.items()}
+
+    def pooled(self, tokens: dict[str, Tensor]) -> Float[Tensor, "B W"]:
         states = self.model(**tokens).last_hidden_state.float()
         mask = tokens["attention_mask"]
         if self.pooling == "cls":
@@ -85,7 +90,7 @@ class TextTower(NamedTuple):
         return width_of(self, ["a"], name)
 
 
-class Joined(Backbone):
+class Joined(Backbone, TokenReader):
     """Two frozen encoders that were never trained together, in one space.
 
     The space is the image encoder's, centred: image = unit(vision(x) - image_mean), text = unit((text(t) - text_mean) @ text_to_shared).
@@ -131,6 +136,19 @@ class Joined(Backbone):
             return torch.empty(0, self.dim, device=self.device)
         vectors, cut = _encode_texts(self.text, texts, self.name)
         self.truncated_texts += cut
+        return self._shared(vectors)
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return self.text.tokenize(texts)
+
+    def encode_tokens(self, tokens: dict[str, Tensor]) -> Float[Tensor, "N D"]:
+        return self._shared(self.text.pooled(tokens))
+
+    @property
+    def token_embedding(self) -> nn.Module:
+        return self.text.model.get_input_embeddings()
+
+    def _shared(self, vectors: Float[Tensor, "N W"]) -> Float[Tensor, "N D"]:
         return unit((vectors - self.tensors["text_mean"]) @ self.tensors["text_to_shared"])
 
     @cached_property
