@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from wordsight.backbones import Backbone, unit
+from wordsight.backbones import Backbone, TokenReader, unit
 from wordsight.config import METHODS, resolve
 from wordsight.methods import Classifier
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "yellow": (225, 215, 30), "purple": (150, 30, 170)}
 CLASSIFIERS = [name for name in METHODS if issubclass(resolve(METHODS, name, "method"), Classifier)]
+TOWER_LEARNERS = [name for name in CLASSIFIERS if resolve(METHODS, name, "method").needs_tower]
 LETTERS = "abcdefghijklmnopqrstuvwxyz."
 
 
@@ -41,11 +42,15 @@ def shared() -> Path:
     return folder
 
 
-class ColourBackbone(Backbone):
-    """A backbone without weights: images are known by their mean colour, texts by their words, of which colour words mean that colour."""
+class ColourBackbone(Backbone, TokenReader):
+    """Images are known by their mean colour, texts by the sum of their words' vectors, of which colour words mean that colour."""
 
     name, dim, device, logit_scale = "colours", 12, torch.device("cpu"), 20.0
     image_fingerprint, text_fingerprint = "colour-image", "colour-text"
+
+    def __init__(self):
+        self.ids = {"": 0}  # of every word that was ever read; 0 fills what is left of a row
+        self.token_embedding = torch.nn.Embedding(5_000, self.dim, _weight=torch.zeros(5_000, self.dim)).requires_grad_(False)
 
     def preprocess(self, image, box=None):
         return torch.from_numpy(np.array(image.resize((4, 4), box=box))).permute(2, 0, 1).contiguous()
@@ -56,7 +61,18 @@ class ColourBackbone(Backbone):
         return unit(torch.cat([means, 0.3 * corners], 1))
 
     def encode_text(self, texts):
-        return unit(torch.stack([sum(map(self._word, text.lower().strip(".").split())) for text in texts]))
+        return self.encode_tokens(self.tokenize(texts))
+
+    def tokenize(self, texts):
+        words = [text.lower().strip(".").split() for text in texts]
+        for word in {word for row in words for word in row} - self.ids.keys():
+            self.ids[word] = len(self.ids)
+            self.token_embedding.weight[self.ids[word]] = self._word(word)
+        longest = max(map(len, words), default=0)
+        return {"input_ids": torch.tensor([[self.ids[word] for word in row] + [0] * (longest - len(row)) for row in words])}
+
+    def encode_tokens(self, tokens):
+        return unit(self.token_embedding(tokens["input_ids"]).sum(1))
 
     def save_pretrained(self, folder):
         raise NotImplementedError

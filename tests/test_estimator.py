@@ -7,7 +7,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSIFIERS, COLOURS, paint
+from conftest import CLASSIFIERS, COLOURS, TOWER_LEARNERS, paint
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError, SkipTestWarning
@@ -18,6 +18,7 @@ from wordsight import estimator
 from wordsight.config import METHODS, WordsightError, resolve
 from wordsight.estimator import Classifier, load
 
+KINDS = ("text", "numbers", "named numbers", "no backbone")
 QUICK = {"epochs": 2, "min_steps": 10}
 COLOUR_NAMES = ["red", "green", "blue"]
 SENTENCES = {"red": ["a red rose", "red blood"], "green": ["green grass", "a green leaf"], "blue": ["the blue sky"]}
@@ -49,7 +50,7 @@ def fitted(backbone, images, labels):
 # -- scikit-learn's conventions -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", CLASSIFIERS)
+@pytest.mark.parametrize("method", [name for name in CLASSIFIERS if name not in TOWER_LEARNERS])  # the checks have no backbone, only matrices
 def test_scikit_learn_s_own_checks_pass(method):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SkipTestWarning)
@@ -131,8 +132,9 @@ def test_labels_are_text_or_numbers(backbone, images, labels):
 # -- keeping ------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", CLASSIFIERS)
-@pytest.mark.parametrize("kind", ["text", "numbers", "named numbers", "no backbone"])
+@pytest.mark.parametrize(
+    "kind, method", [(kind, name) for kind in KINDS for name in CLASSIFIERS if kind != "no backbone" or name not in TOWER_LEARNERS]
+)
 def test_save_and_load_keep_every_prediction(backbone, images, labels, tmp_path, method, kind):
     y = labels if kind == "text" else [COLOUR_NAMES.index(label) for label in labels]
     X = make(backbone).encode(images) if kind == "no backbone" else images
@@ -234,6 +236,7 @@ def test_mistakes_end_in_sentences(backbone, images, labels, fitted):
         (lambda: make(backbone, device="gpu").fit(images, labels), "device='gpu' is not there"),
         (lambda: make(None, "zero_shot").fit(np.eye(4), list("aabb")).with_classes(["a", "c"]), "new classes need words"),
         (lambda: make(None).encode(images), "no image tower"),
+        (lambda: make(None, "coop").fit(np.eye(4), list("aabb")), "coop learns token prompts of a text tower; there is no backbone here"),
     ]
     for act, message in cases:
         with pytest.raises(ValueError, match=message):

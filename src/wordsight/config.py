@@ -33,6 +33,11 @@ METHODS: dict[str, Entry] = {
     "tip_adapter_f": Entry("wordsight.methods.tip_adapter:TipAdapterF", "the same with trained keys (Tip-Adapter-F)"),
     "clip_adapter": Entry("wordsight.methods.clip_adapter:CLIPAdapter", "a small network bends the image vector (CLIP-Adapter)"),
     "taskres": Entry("wordsight.methods.taskres:TaskRes", "a learned offset on each class's text vector (TaskRes)"),
+    "coop": Entry("wordsight.methods.coop:CoOp", "learned vectors in place of the words around the class name (CoOp)"),
+    "cocoop": Entry("wordsight.methods.cocoop:CoCoOp", "the same, bent by every image (CoCoOp); slow"),
+    "kgcoop": Entry("wordsight.methods.kgcoop:KgCoOp", "CoOp, pulled towards the hand-written template (KgCoOp)"),
+    "prograd": Entry("wordsight.methods.prograd:ProGrad", "CoOp without steps against zero-shot (ProGrad)"),
+    "protext": Entry("wordsight.methods.protext:ProText", "context learned from sentences alone, no images (ProText)"),
     "aape": Entry("wordsight.methods.aape:AAPE", "sentences condensed into one prompt embedding per image (AAPE)"),
 }
 BACKBONES: dict[str, Entry] = {

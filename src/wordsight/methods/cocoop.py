@@ -1,0 +1,69 @@
+"""CoCoOp: CoOp whose context every image bends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wordsight.backbones import Backbone
+from wordsight.config import TrainSettings, WordsightError
+from wordsight.methods.context import TOKENS_AT_ONCE, ContextSettings, PromptLearner
+from wordsight.sentences import ClassTexts
+
+
+@dataclass(frozen=True)
+class CoCoOpSettings(ContextSettings):
+    ctx: int = 4
+    init: str | None = "a photo of a"
+    reduction: int = 16  # how many times narrower the meta-net is than the image vector
+
+
+class CoCoOp(PromptLearner):
+    """A small network turns the image into one vector that is added to every context vector, so each image has class texts of its own.
+
+    "Conditional Prompt Learning for Vision-Language Models", Zhou et al., CVPR 2022, eq. 3: v_m(x) = v_m + h(x), h = linear, relu, linear. As in the
+    paper, which trains on one image at a time. Every image passes all classes through the text tower, in prediction too: that is the method's price.
+    """
+
+    Settings = CoCoOpSettings
+    training_defaults = TrainSettings(epochs=10, min_steps=0, batch_size=1, optimizer="sgd", lr=2e-3, weight_decay=5e-4, warmup_epochs=1)
+
+    def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: CoCoOpSettings):
+        super().__init__(class_names, dim, logit_scale, settings)
+        if settings.reduction < 1:
+            raise WordsightError(f"settings.reduction={settings.reduction} must be 1 or more")
+        self.inner = nn.Linear(dim, max(1, dim // settings.reduction))
+
+    def make_room(self, found: Mapping[str, Tensor]) -> None:
+        super().make_room(found)
+        if "context" in found and found["context"].ndim > 1:
+            self.outer = nn.Linear(self.inner.out_features, found["context"].shape[1])
+
+    def attach(self, backbone: Backbone | None) -> None:
+        super().attach(backbone)
+        if not hasattr(self, "outer"):
+            self.outer = nn.Linear(self.inner.out_features, self.context.shape[1])
+
+    def bind(self, texts: ClassTexts) -> None:
+        self.bound = self.prompts_of(texts.names)  # nothing can be encoded before there is an image
+
+    def contexts(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B n W"]:
+        return self.context + self.outer(F.relu(self.inner(images)))[:, None]
+
+    def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        classes, length = self.bound.tokens["input_ids"].shape
+        size = max(1, TOKENS_AT_ONCE // (classes * length))  # images that pass through the tower together
+        scores = [images.new_empty(0, classes)]
+        for some in images.split(size) if len(images) else ():
+            contexts = self.contexts(some).repeat_interleave(classes, 0)
+            vectors = self.splice.encode(self.bound.repeat(len(some)), contexts).unflatten(0, (len(some), classes))
+            scores.append(self.logit_scale * (vectors @ some[:, :, None].to(vectors))[..., 0])
+        return torch.cat(scores)
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        return {"cross_entropy": F.cross_entropy(self.logits(batch["images"]), batch["labels"])}

@@ -1,0 +1,186 @@
+"""Context: learned vectors that stand among the tokens of a class's text. The one splice, and what all who learn such vectors share.
+
+Shapes: C classes, N texts, n context vectors, L tokens, W token width, D shared width.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from wordsight.backbones import Backbone, TokenReader
+from wordsight.config import WordsightError
+from wordsight.methods import Classifier, Learner
+from wordsight.sentences import ClassTexts, fill
+
+PLACEHOLDERS = (("X", "Y"), ("a", "b"), ("one", "two"))  # words that are one token each; which pair is, depends on the tokenizer
+TOKENS_AT_ONCE = 8192  # more pass through the tower in parts, which are computed again for their gradients: memory stays that of one part
+STD = 0.02  # of random context vectors
+
+
+class Prompts(NamedTuple):
+    """Texts in which placeholders hold the places of context vectors."""
+
+    tokens: dict[str, Tensor]  # what the tower reads, [N, L] each
+    places: Int[Tensor, "N n"]  # where the context stands, from left to right
+
+    def take(self, rows: Tensor | slice) -> Prompts:
+        return Prompts({name: values[rows] for name, values in self.tokens.items()}, self.places[rows])
+
+    def repeat(self, times: int) -> Prompts:
+        """All texts, `times` over."""
+        return Prompts({name: values.repeat(times, 1) for name, values in self.tokens.items()}, self.places.repeat(times, 1))
+
+
+class Splice:
+    """A frozen text tower that reads context vectors in place of placeholders.
+
+    The tower runs as it always does, on the placeholders' ids; only what its embedding layer gives is replaced at their places. So it works on any
+    tower of transformers, and nothing of the tower is written again here. Copies of a method share the one tower.
+    """
+
+    def __init__(self, tower: TokenReader):
+        self.tower = tower
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Splice:
+        return self
+
+    @cached_property
+    def pair(self) -> tuple[str, str]:
+        """Two words that are one token each, and not the same one. Where texts with the one and with the other differ, a placeholder stands."""
+        for pair in PLACEHOLDERS:
+            one, other = (self.tower.tokenize([word])["input_ids"] for word in pair)
+            if one.shape == other.shape and (one != other).sum() == 1:
+                return pair
+        raise WordsightError(f"the text tower's tokenizer knows none of {PLACEHOLDERS} as words of one token each; context cannot be placed")
+
+    def words(self, text: str) -> Float[Tensor, "n W"]:
+        """The embeddings of a text's own tokens, without those that begin and end every text. An empty text has none."""
+        first, last = (self._placeholders(lambda word, before=before: [f"{before} {word}".strip()]).places[0, 0] for before in ("", text))
+        ids = self.tower.tokenize([text])["input_ids"]
+        return self.tower.token_embedding(ids)[0, first:last].detach().float()
+
+    def prompts(self, names: tuple[str, ...], count: int, position: str) -> Prompts:
+        """The texts `X X X name.` (end), `name X X X.` (front) or `X X name X X.` (middle), with `count` places for context."""
+        before = {"end": count, "front": 0, "middle": count // 2}[position]
+        prompts = self._placeholders(
+            lambda word: [" ".join([word] * before + [fill("{}", name)] + [word] * (count - before)) + "." for name in names]
+        )
+        if prompts.places.shape != (len(names), count):
+            longest = max(names, key=len)
+            raise WordsightError(
+                f"{count} context tokens and the class name {longest!r} are more than the text tower reads; give fewer (settings.ctx) or a shorter name"
+            )
+        return prompts
+
+    def _placeholders(self, texts: Callable[[str], list[str]]) -> Prompts:
+        """The texts with a placeholder word, as tokens, and where it stands. Where a text was cut, fewer places than there are words."""
+        one, other = (self.tower.tokenize(texts(word)) for word in self.pair)
+        differ = one["input_ids"] != other["input_ids"]
+        count = int(differ.sum(1).min())
+        return Prompts(one, differ.byte().argsort(dim=1, descending=True, stable=True)[:, :count])
+
+    def encode(self, prompts: Prompts, context: Float[Tensor, "*N n W"]) -> Float[Tensor, "N D"]:
+        """Unit text vectors with `context` at its places: one for all texts, or one for each. Gradients reach the context alone."""
+        total, length = prompts.tokens["input_ids"].shape
+        size = max(1, TOKENS_AT_ONCE // length)
+        if total <= size:
+            return self._encode(prompts, context)
+        parts = []
+        for first in range(0, total, size):
+            rows = slice(first, first + size)
+            part, own = prompts.take(rows), context[rows] if context.ndim == 3 else context
+            parts.append(checkpoint(self._encode, part, own, use_reentrant=False) if torch.is_grad_enabled() else self._encode(part, own))
+        return torch.cat(parts)
+
+    def _encode(self, prompts: Prompts, context: Float[Tensor, "*N n W"]) -> Float[Tensor, "N D"]:
+        with self._placed(prompts.places, context):
+            return self.tower.encode_tokens(prompts.tokens)
+
+    @contextmanager
+    def _placed(self, places: Int[Tensor, "N n"], context: Float[Tensor, "*N n W"]) -> Iterator[None]:
+        thread = threading.get_ident()  # a server's other threads read their texts through the same layer
+
+        def put(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+            if threading.get_ident() != thread:
+                return None
+            where = places[..., None].expand(-1, -1, output.shape[-1])
+            return output.scatter(1, where, context.to(output).expand(len(output), -1, -1))
+
+        handle = self.tower.token_embedding.register_forward_hook(put)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    ctx: int = 16  # context vectors; where `init` is given, as many as it has tokens
+    init: str | None = None  # words whose embeddings the context starts at; null: random vectors
+    position: Literal["end", "middle", "front"] = "end"  # where the class name stands: after the context, between its halves, before it
+
+
+class PromptLearner(Classifier, Learner):
+    """What learners of token prompts share: context vectors, spliced into the texts of the classes. Classes are encoded once, when they are bound."""
+
+    Settings: type = ContextSettings
+    needs_tower = True
+
+    def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: ContextSettings):
+        super().__init__(class_names, dim, logit_scale, settings)
+        if settings.ctx < 1:
+            raise WordsightError(f"settings.ctx={settings.ctx} must be 1 or more")
+        self.context = nn.Parameter(torch.empty(0))  # its size is known once there is a tower, or a saved one
+        self.splice: Splice | None = None
+
+    def make_room(self, found: Mapping[str, Tensor]) -> None:
+        context = found.get("context")
+        if context is not None and context.ndim == 2:
+            self.context = nn.Parameter(torch.empty_like(context))
+
+    def attach(self, backbone: Backbone | None) -> None:
+        if not isinstance(backbone, TokenReader):
+            lacking = "there is no backbone here" if backbone is None else f"backbone {backbone.name!r} has none that takes token embeddings"
+            raise WordsightError(
+                f"{type(self).__name__.lower()} learns token prompts of a text tower; {lacking}. Take a CLIP, SigLIP or joined backbone"
+            )
+        self.splice = Splice(backbone)
+        if not self.context.numel():
+            self.context = nn.Parameter(self.start())
+        self.prompts = self.prompts_of(self.class_names)
+
+    def start(self) -> Float[Tensor, "n W"]:
+        """The context before training, on the CPU."""
+        if self.settings.init is None:
+            return STD * torch.randn(self.settings.ctx, self.splice.words(self.splice.pair[0]).shape[1])
+        words = self.splice.words(self.settings.init).cpu()
+        if not len(words):
+            raise WordsightError(f"settings.init={self.settings.init!r} has no tokens; give words such as 'a photo of a', or null for random vectors")
+        return words
+
+    def prompts_of(self, names: tuple[str, ...]) -> Prompts:
+        if self.splice is None:
+            raise WordsightError(f"{type(self).__name__.lower()} needs the text tower it learns prompts of; attach a backbone before it is bound")
+        return self.splice.prompts(names, self.context.shape[-2], self.settings.position)
+
+    @torch.no_grad()
+    def bind(self, texts: ClassTexts) -> None:
+        vectors = self.splice.encode(self.prompts_of(texts.names), self.context) if self.splice else self.prompts_of(texts.names)
+        self.register_buffer("class_vectors", vectors, persistent=False)
+
+    def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        return self.logit_scale * images @ self.class_vectors.T
+
+    def class_weights(self) -> Float[Tensor, "C D"]:
+        """Vectors of the labelled classes as the context is now, with gradient."""
+        return self.splice.encode(self.prompts, self.context)

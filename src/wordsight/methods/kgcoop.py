@@ -1,0 +1,44 @@
+"""KgCoOp: CoOp that stays near the words it started from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from wordsight import losses
+from wordsight.config import TrainSettings
+from wordsight.methods import Labelled
+from wordsight.methods.context import ContextSettings, PromptLearner
+from wordsight.sentences import ClassTexts
+
+
+@dataclass(frozen=True)
+class KgCoOpSettings(ContextSettings):
+    init: str | None = "a photo of a"
+    weight: float = 8.0  # of the pull towards the template's text vectors
+
+
+class KgCoOp(PromptLearner):
+    """CoOp with a pull: learned class vectors must stay close to those of the hand-written template, so that new classes are not forgotten.
+
+    "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", Yao et al., CVPR 2023, eqs. 4 and 5: cross entropy + weight * mean_c
+    (1 - cos(t_c, template's t_c)). As in the authors' code; the paper squares the distance of the unit vectors, which is twice this. The template is
+    the run's `template=`.
+    """
+
+    Settings = KgCoOpSettings
+    training_defaults = TrainSettings(epochs=100, min_steps=0, batch_size=128, optimizer="sgd", lr=2e-3, weight_decay=5e-4, warmup_epochs=1)
+
+    def begin(self, images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts, seed: int, val: Labelled | None = None) -> None:
+        self.template = texts.name_vectors
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        vectors = self.class_weights()
+        kept = (vectors * self.template.to(vectors)).sum(1)
+        return {
+            "cross_entropy": F.cross_entropy(self.logit_scale * batch["images"] @ vectors.T, batch["labels"]),
+            "knowledge": self.settings.weight * losses.pull(kept),
+        }

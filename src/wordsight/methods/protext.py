@@ -1,0 +1,53 @@
+"""ProText: prompts learned from sentences alone. No image is needed, and what is learned moves to classes without sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from wordsight.config import TrainSettings
+from wordsight.methods import Labelled
+from wordsight.methods.context import ContextSettings, PromptLearner
+from wordsight.sentences import ClassTexts
+
+
+@dataclass(frozen=True)
+class ProTextSettings(ContextSettings):
+    ctx: int = 4
+    init: str | None = "a photo of a"
+    distance: Literal["l1", "l2"] = "l1"  # between the class's vector and a sentence's
+    weight: float = 1.0  # of the loss; the authors raise l2's
+
+
+class ProText(PromptLearner):
+    """The context learns to make "[context] name." mean what sentences about the class mean; on new classes it is used as it is.
+
+    "Learning to Prompt with Text Only Supervision for Vision-Language Models", Khattak et al., AAAI 2025, eq. 4: the mean absolute difference between the
+    prompted class vector and each of its sentences' vectors. Differs from the paper: the context stands at the input alone, where the paper has vectors
+    of their own in nine layers. Where no class has sentences, the class name in the run's `template=` stands in.
+    """
+
+    Settings = ProTextSettings
+    needs_sentences = True
+    needs_labels = False
+    training_defaults = TrainSettings(epochs=30, min_steps=0, batch_size=256, optimizer="adamw", lr=2.5e-3, weight_decay=0.1, warmup_epochs=5)
+
+    def begin(self, images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts, seed: int, val: Labelled | None = None) -> None:
+        groups = texts.sentence_vectors if any(map(len, texts.sentence_vectors)) else texts.name_vectors[:, None].unbind()
+        self.targets = torch.cat(tuple(groups)).cpu()
+        self.owners = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group) for group in groups]))
+
+    def examples(self, images: Float[Tensor, "n V D"], labels: Int[Tensor, " n"]) -> tuple[Float[Tensor, "N 1 D"], Int[Tensor, " N"]]:
+        """The sentences' vectors in place of images, and the classes they are of."""
+        return self.targets[:, None], self.owners
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        classes, place = batch["labels"].unique(return_inverse=True)
+        vectors = self.splice.encode(self.prompts.take(classes.to(self.prompts.places.device)), self.context)[place]
+        distance = F.l1_loss if self.settings.distance == "l1" else F.mse_loss
+        return {"mapping": self.settings.weight * distance(vectors, batch["images"].to(vectors))}
