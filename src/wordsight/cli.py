@@ -151,9 +151,13 @@ def show(options: argparse.Namespace) -> Any:
     if not options.json:
         print(f"{options.name}: {inspect.getdoc(kind)}\n")
         print("settings.NAME=VALUE changes one of these:")
-        for line in inspect.getsource(kind.Settings).splitlines()[2:]:
-            if line.strip() and not line.strip().startswith('"""'):
-                print(line)
+        seen: set[str] = set()
+        for part in kind.Settings.__mro__[:-1]:  # its own settings, then those it inherits
+            for line in inspect.getsource(part).splitlines()[2:]:
+                name = line.partition(":")[0].strip()
+                if name in to_dict(settings) and name not in seen:
+                    print(line)
+                    seen.add(name)
         if training is not None:
             print("\ntrain.NAME=VALUE changes one of these:")
             for field in dataclasses.fields(training):
