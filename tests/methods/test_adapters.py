@@ -140,6 +140,24 @@ def test_tip_adapter_f_keeps_the_epoch_that_is_best_on_validation(train, texts, 
     assert not {"best_keys", "best_accuracy", "seen"} & method.weights().keys()
 
 
+def test_an_interrupted_choice_of_the_epoch_ends_the_same(train, texts, tmp_path):
+    val, training = draw(30, 0.3, 5), TrainSettings(epochs=8, min_steps=0, batch_size=5, lr=0.3, save_seconds=0)
+
+    def fitted(state, log=lambda event: None):
+        method = made("tip_adapter_f")
+        fit_method(method, train.images[:, None], train.labels, texts, training, 1, state=state, log=log, val=val)
+        return method.weights()
+
+    def stop(event):
+        if event["epoch"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "state", stop)
+    whole, resumed = fitted(None), fitted(tmp_path / "state")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 @pytest.mark.parametrize("name", ["tip_adapter", "tip_adapter_f"])
 def test_a_memory_of_any_size_is_loaded(name, train, test, texts, tmp_path):
     settings = RunSettings(data="d", method=name)

@@ -26,10 +26,10 @@ class CLAP(Classifier, Learner):
     """Class prototypes start at the text vectors t_c and learn from labels; a penalty keeps those near their words whose words already do well.
 
     "A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models", Silva-Rodriguez et al., CVPR 2024: cross entropy of the scaled cosines
-    (eq. 1) + mean_c lambda_c |w_c - t_c|^2 (eq. 5), lambda_c the mean zero-shot probability of the right class on c's labelled images (eq. 7), fixed
-    from the start. As in the paper, no validation images are needed. Differs from the paper: it starts from text vectors before they are scaled to
-    length one, which a backbone does not give; here they start with `length`, about that of CLIP's (a guess). The mean over classes is the authors'
-    code's. A class without labels keeps its words.
+    + mean_c lambda_c |w_c - t_c|^2, lambda_c the mean zero-shot probability of the right class on c's labelled images, fixed from the start. As in the
+    paper, no validation images are needed; the mean over classes is the authors' code's. Differs from the paper: it starts from text vectors before
+    they are scaled to length one, which a backbone does not give; here they start with `length`, about that of CLIP's (a guess). A class without
+    labels keeps its words.
     """
 
     Settings = CLAPSettings

@@ -23,9 +23,9 @@ class CLIPAdapterSettings:
 class CLIPAdapter(ZeroShot, Learner):
     """The image vector is mixed with what a two-layer bottleneck makes of it: f' = ratio relu(W2 relu(W1 f)) + (1 - ratio) f, then zero-shot.
 
-    "CLIP-Adapter: Better Vision-Language Models with Feature Adapters", Gao et al., IJCV 2023, eqs. 3 and 5, the image adapter alone, which the paper
-    recommends. Differs from the paper: f is a unit vector here; Adam and CoOp's number of epochs, which it does not state. The adapter knows no
-    classes, so it acts on new ones too.
+    "CLIP-Adapter: Better Vision-Language Models with Feature Adapters", Gao et al., IJCV 2023, the image adapter alone, as in the
+    authors' code. Differs from the paper: f is a unit vector here. Adam and CoOp's epochs by shots are a guess. The adapter knows no classes, so it
+    acts on new ones too.
     """
 
     Settings = CLIPAdapterSettings

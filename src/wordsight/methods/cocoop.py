@@ -26,7 +26,7 @@ class CoCoOpSettings(ContextSettings):
 class CoCoOp(PromptLearner):
     """A small network turns the image into one vector that is added to every context vector, so each image has class texts of its own.
 
-    "Conditional Prompt Learning for Vision-Language Models", Zhou et al., CVPR 2022, eq. 3: v_m(x) = v_m + h(x), h = linear, relu, linear. As in the
+    "Conditional Prompt Learning for Vision-Language Models", Zhou et al., CVPR 2022: v_m(x) = v_m + h(x), h = linear, relu, linear. As in the
     paper, which trains on one image at a time. Every image passes all classes through the text tower, in prediction too: that is the method's price.
     """
 

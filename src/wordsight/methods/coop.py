@@ -23,7 +23,7 @@ class CoOpSettings(ContextSettings):
 class CoOp(PromptLearner):
     """In place of "a photo of a", vectors that are trained on labelled images through the frozen text tower: t_c = text([v_1 ... v_n, name, .]).
 
-    "Learning to Prompt for Vision-Language Models", Zhou et al., IJCV 2022, eqs. 2 and 3. As in the paper: shared (unified) or per-class context, the
+    "Learning to Prompt for Vision-Language Models", Zhou et al., IJCV 2022. As in the paper: shared (unified) or per-class context, the
     name at the end, in the middle or in front, random or from words. Differs from the paper: images are centre crops unless `views` says otherwise.
     """
 

@@ -24,7 +24,7 @@ class KgCoOpSettings(ContextSettings):
 class KgCoOp(PromptLearner):
     """CoOp with a pull: learned class vectors must stay close to those of the hand-written template, so that new classes are not forgotten.
 
-    "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", Yao et al., CVPR 2023, eqs. 4 and 5: cross entropy + weight * mean_c
+    "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", Yao et al., CVPR 2023: cross entropy + weight * mean_c
     (1 - cos(t_c, template's t_c)). As in the authors' code; the paper squares the distance of the unit vectors, which is twice this. The template is
     the run's `template=`.
     """

@@ -25,7 +25,7 @@ class ProGradSettings(ContextSettings):
 class ProGrad(PromptLearner):
     """CoOp whose gradient loses what would move predictions away from zero-shot's: where the two gradients disagree, it is projected.
 
-    "Prompt-aligned Gradient for Prompt Tuning", Zhu et al., ICCV 2023, eq. 5: with g the gradient of the cross entropy and k that of KL(zero-shot ||
+    "Prompt-aligned Gradient for Prompt Tuning", Zhu et al., ICCV 2023: with g the gradient of the cross entropy and k that of KL(zero-shot ||
     prompted), the step is g where g . k >= 0, and g - strength (g . k) / |k|^2 k where not. As in the paper; zero-shot is the run's `template=`.
     """
 

@@ -27,7 +27,7 @@ class ProTextSettings(ContextSettings):
 class ProText(PromptLearner):
     """The context learns to make "[context] name." mean what sentences about the class mean; on new classes it is used as it is.
 
-    "Learning to Prompt with Text Only Supervision for Vision-Language Models", Khattak et al., AAAI 2025, eq. 4: the mean absolute difference between the
+    "Learning to Prompt with Text Only Supervision for Vision-Language Models", Khattak et al., AAAI 2025: the mean absolute difference between the
     prompted class vector and each of its sentences' vectors. Differs from the paper: the context stands at the input alone, where the paper has vectors
     of their own in nine layers. Where no class has sentences, the class name in the run's `template=` stands in.
     """

@@ -23,8 +23,8 @@ class TaskResSettings:
 class TaskRes(Classifier, Learner):
     """Each labelled class learns an offset that is added to its text vector; the words themselves stay: w_c = t_c + alpha x_c, x_c = 0 at first.
 
-    "Task Residual for Tuning Vision-Language Models", Yu et al., CVPR 2023, eq. 5. As in the paper, with the regular base (the enhanced one is a text
-    tower tuned beforehand). A class without labels has no offset: it is scored as zero-shot does.
+    "Task Residual for Tuning Vision-Language Models", Yu et al., CVPR 2023. As in the paper, with the regular base (the enhanced one is a text tower
+    tuned beforehand), and without the small weight decay of the authors' Adam. A class without labels has no offset: it is scored as zero-shot does.
     """
 
     Settings = TaskResSettings

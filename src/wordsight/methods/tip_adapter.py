@@ -27,10 +27,10 @@ class TipAdapterSettings:
 class TipAdapter(Classifier):
     """Labelled images vote for their class, the more the closer they are, and the votes are added to the zero-shot scores; nothing is trained.
 
-    "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", Zhang et al., ECCV 2022: scores = scale x W + alpha exp(-beta (1 - x F)) L
-    (eqs. 5 and 6), F the images' vectors and L their labels one-hot. As in the paper, alpha and beta are searched on validation images (the authors'
-    grid); among equal accuracies the likelihood decides. Without validation images they stay as set: the paper's 1 and 5.5. Differs from the paper: a
-    key is the vector of the centre crop, not the mean of ten augmented views. A class without labels gets no votes: zero-shot scores it.
+    "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", Zhang et al., ECCV 2022: scores = scale x W + alpha exp(-beta (1 - x F)) L,
+    F the images' vectors and L their labels one-hot. As in the paper, alpha and beta are searched on validation images (the authors' grid); among equal
+    accuracies the likelihood decides. Without validation images they stay as set: the paper's 1 and 5.5. Differs from the paper: a key is the vector of
+    the centre crop, not the mean of ten augmented views. A class without labels gets no votes: zero-shot scores it.
     """
 
     Settings = TipAdapterSettings
@@ -90,7 +90,7 @@ class TipAdapter(Classifier):
 class TipAdapterF(TipAdapter, Learner):
     """Tip-Adapter whose remembered vectors are trained, starting as the images' own.
 
-    Zhang et al. 2022, section 3.3. Differs from the paper: the epoch whose keys are kept is chosen on validation images, or is the last where there are
+    Zhang et al. 2022. Differs from the paper: the epoch whose keys are kept is chosen on validation images, or is the last where there are
     none; the authors' code takes the epoch that is best on the test images. alpha and beta are searched on validation images after training.
     """
 
