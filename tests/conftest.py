@@ -71,7 +71,7 @@ class ColourBackbone(Backbone, TokenReader):
         longest = max(map(len, words), default=0)
         return {"input_ids": torch.tensor([[self.ids[word] for word in row] + [0] * (longest - len(row)) for row in words])}
 
-    def encode_tokens(self, tokens):
+    def encode_tokens(self, tokens, ends=None):
         return unit(self.token_embedding(tokens["input_ids"]).sum(1))
 
     def save_pretrained(self, folder):
@@ -127,4 +127,29 @@ def tiny_clip(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-clip"
     for part in (model, tokenizer, CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=8)):
         part.save_pretrained(folder)
+    return folder
+
+
+def letters():
+    """A tokenizer of single letters."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(
+        models.WordLevel({word: row for row, word in enumerate(["<unk>", "<s>", "</s>", *" abcdefghijklmnopqrstuvwxyz."])}, unk_token="<unk>")
+    )
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def lm(tmp_path_factory) -> Path:
+    """A random Llama in transformers' layout."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 96}
+    folder = tmp_path_factory.mktemp("lm") / "llama"
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=31, bos_token_id=1, eos_token_id=2, pad_token_id=2)).save_pretrained(folder)
+    letters().save_pretrained(folder)
     return folder

@@ -8,7 +8,7 @@ import pytest
 import wordsight
 from wordsight.config import BACKBONES, METHODS, RunSettings, read, resolve
 from wordsight.runs import plain, train_settings
-from wordsight.tasks.classify import check_settings
+from wordsight.tasks import task_of
 
 ROOT = Path(wordsight.__file__).parent
 CONFIGS = sorted((ROOT.parents[1] / "configs").glob("**/*.yaml"))
@@ -100,7 +100,7 @@ def test_no_file_is_named_utils():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_yaml_is_read_to_the_last_setting(path):
     settings = plain(read(RunSettings, {"data": "d"}, path))
-    check_settings(settings)
+    task_of(settings.method).check_settings(settings)
     train_settings(settings)
 
 

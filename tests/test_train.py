@@ -129,18 +129,26 @@ def test_the_state_is_safetensors_with_nothing_to_unpickle(tmp_path):
     train(small(), batches(), ADAM, seed=1, state=tmp_path)
     with safe_open(tmp_path / STATE_FILE, framework="pt") as file:
         names = set(file.keys())
-    assert {"model.norm.running_mean", "model.first.bias", "optimizer.0.exp_avg", "optimizer.0.step"} <= names
+    assert {"model.norm.running_mean", "model.first.weight", "optimizer.0.exp_avg", "optimizer.0.step"} <= names
+    assert "model.first.bias" not in names  # frozen: a language model's weights would be written every few seconds
     assert [path.name for path in tmp_path.iterdir()] == [STATE_FILE]
 
 
 def test_the_schedule_is_the_protocol_s():
     epochs, lr = 50, 0.002
     settings = TrainSettings(epochs=epochs, lr=lr, warmup_epochs=1)
-    assert learning_rate(settings, 0, epochs) == 1e-5
+    assert learning_rate(settings, 0, 1, epochs) == 1e-5
     for epoch in range(1, epochs):
-        assert learning_rate(settings, epoch, epochs) == pytest.approx(lr / 2 * (1 + math.cos(math.pi * (epoch - 1) / epochs)), rel=1e-12)
-    assert learning_rate(settings, 1, epochs) == lr
-    assert learning_rate(TrainSettings(lr=lr), 0, epochs) == lr
+        assert learning_rate(settings, epoch, 1, epochs) == pytest.approx(lr / 2 * (1 + math.cos(math.pi * (epoch - 1) / epochs)), rel=1e-12)
+    assert learning_rate(settings, 1, 1, epochs) == lr
+    assert learning_rate(TrainSettings(lr=lr), 0, 1, epochs) == lr
+
+
+def test_by_step_the_rate_rises_in_a_line_and_falls_in_a_cosine():
+    settings = TrainSettings(schedule="step", warmup_steps=4, lr=0.5)
+    rates = [learning_rate(settings, step, 5, 4) for step in range(20)]
+    assert rates[:4] == [0.125, 0.25, 0.375, 0.5] and rates[4] == 0.5
+    assert rates[12] == pytest.approx(0.25) and rates[19] == pytest.approx(0.25 * (1 + math.cos(math.pi * 15 / 16)))
 
 
 def test_the_loop_follows_the_schedule_and_each_group_s_scale(monkeypatch):
@@ -152,7 +160,7 @@ def test_the_loop_follows_the_schedule_and_each_group_s_scale(monkeypatch):
     train(small(), batches(SGD), SGD, seed=1)
     assert len(seen) == 18
     for step, (one, three) in enumerate(seen):
-        assert one == learning_rate(SGD, step // 3, 6) and three == 3 * one
+        assert one == learning_rate(SGD, step, 3, 6) and three == 3 * one
 
 
 def test_min_steps_adds_epochs_and_stretches_the_schedule():

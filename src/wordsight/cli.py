@@ -54,25 +54,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def fit(options: argparse.Namespace) -> Any:
     settings = read(RunSettings, *options.words)
-    from wordsight.tasks.classify import default_folder, fit
+    from wordsight.tasks import task_of
 
-    new = not Path(settings.out or default_folder(settings), "weights.safetensors").exists()
-    run = fit(settings, progress=True, say=_say)
-    results, fitted = run.events("eval"), run.events("fit")[-1:]
-    latest = {event["classes"]: event for event in results}
+    task = task_of(settings.method)
+    new = not Path(settings.out or task.default_folder(settings), "weights.safetensors").exists()
+    run = task.fit(settings, progress=True, say=_say)
+    fitted, results = run.events("fit")[-1:], run.events("eval") + run.events("retrieval")
+    latest = list({(event["data"], event.get("classes")): event for event in results}.values())
     if not options.json:
         for event in fitted if new else []:
-            print(f"fitted {settings.method} on {event['images']} images of {len(run.facts.classes)} classes in {event['seconds']['fit']:.1f} s")
-        _print_results(list(latest.values()))
+            learned = f"{len(run.facts.classes)} classes" if run.facts.classes else f"{event['captions']} captions"
+            print(f"fitted {settings.method} on {event['images']} images of {learned} in {event['seconds']['fit']:.1f} s")
+        _print_results(latest)
         print(f"run folder: {run.folder}")
-    return {"run": str(run.folder), "fit": fitted, "eval": [_short(event) for event in latest.values()]}
+    return {"run": str(run.folder), "fit": fitted, "eval": [_short(event) for event in latest]}
 
 
 def evaluate(options: argparse.Namespace) -> Any:
     given = _pairs(options.words, ("data", "classes"))
-    from wordsight.tasks.classify import evaluate
+    from wordsight.runs import Run
+    from wordsight.tasks import task_of
 
-    results = evaluate(options.run, **given, progress=True, say=_say)
+    run = Run.open(options.run)
+    results = task_of(run.settings.method).evaluate(run, **given, progress=True, say=_say)
     if not options.json:
         _print_results(results)
     return [_short(event) for event in results]
@@ -192,7 +196,10 @@ def join(options: argparse.Namespace) -> Any:
     if settings.images is not None:
         images = (image for image, _ in _readable((picture, []) for picture in read_pictures(settings.images)))
     if settings.captions is not None:
-        pairs = _readable((picture, captions) for picture, captions in read_pairs(settings.captions) if captions)
+        notes: list[str] = []
+        pairs = _readable((picture, captions) for picture, captions, part in read_pairs(settings.captions, notes) if part == "train")
+        for note in notes:
+            _say(note)
     backbone = join(settings, images, pairs)
     if not options.json:
         print(f"joined backbone in {settings.out} ({backbone.dim} wide); use it with backbone={settings.out}")
@@ -314,11 +321,16 @@ def _print_results(results: Sequence[dict[str, Any]]) -> None:
     from wordsight.metrics import harmonic_mean
 
     for event in results:
+        if event["event"] == "retrieval":
+            print(f"{event['data']}: {event['images']} test images, {event['distinct_captions']} distinct captions")
+            for way in ("image_to_text", "text_to_image"):
+                print(f"    {way.replace('_', ' ')}: " + "  ".join(f"{name} {value:5.1f}%" for name, value in event[way].items()))
+            continue
         five = "" if event["top5"] is None else f"  top-5 {event['top5']:5.1f}%"
         print(
             f"{event['classes']:>5}: accuracy {event['accuracy']:5.1f}%  mean class recall {event['mean_class_recall']:5.1f}%{five}  ({event['images']} test images)"
         )
-    by_part = {event["classes"]: event["accuracy"] for event in results}
+    by_part = {event["classes"]: event["accuracy"] for event in results if event["event"] == "eval"}
     if {"base", "new"} <= by_part.keys():
         print(f"    H: {harmonic_mean(by_part['base'], by_part['new']):5.1f}%  (harmonic mean of base and new)")
 

@@ -39,12 +39,19 @@ METHODS: dict[str, Entry] = {
     "prograd": Entry("wordsight.methods.prograd:ProGrad", "CoOp without steps against zero-shot (ProGrad)"),
     "protext": Entry("wordsight.methods.protext:ProText", "context learned from sentences alone, no images (ProText)"),
     "aape": Entry("wordsight.methods.aape:AAPE", "sentences condensed into one prompt embedding per image (AAPE)"),
+    "two_tower": Entry(
+        "wordsight.methods.two_tower:TwoTower", "a language model becomes the text tower of a frozen image tower, from pairs (CLAMP, LiT)"
+    ),
 }
 BACKBONES: dict[str, Entry] = {
     "clip": Entry("wordsight.backbones.clip:CLIP", "a CLIP or SigLIP checkpoint of transformers, hub name or local folder; `micro` is bundled"),
     "joined": Entry("wordsight.backbones.joined:Joined", "any vision encoder and any text encoder, joined by a ridge map"),
-    "vision": Entry("wordsight.backbones.vision:Vision", "an image encoder alone (DINOv2, a ViT), the eyes of a text tower that is still to be trained"),
-    "llm": Entry("wordsight.backbones.llm:LLM", "a language model as the text tower of a frozen image tower (CLAMP): a run of two_tower, or its folder"),
+    "vision": Entry(
+        "wordsight.backbones.vision:Vision", "an image encoder alone (DINOv2, a ViT), the eyes of a text tower that is still to be trained"
+    ),
+    "llm": Entry(
+        "wordsight.backbones.llm:LLM", "a language model as the text tower of a frozen image tower (CLAMP): a run of two_tower, or its folder"
+    ),
 }
 
 
@@ -74,8 +81,10 @@ class TrainSettings:
     lr: float = 1e-3
     weight_decay: float = 0.0
     momentum: float = 0.9  # SGD only
-    warmup_epochs: int = 0  # epochs at `warmup_lr` before the cosine begins
+    schedule: Literal["epoch", "step"] = "epoch"  # whether the cosine falls once an epoch (CoOp) or at every step
+    warmup_epochs: int = 0  # schedule=epoch: epochs at `warmup_lr` before the cosine begins
     warmup_lr: float = 1e-5
+    warmup_steps: int = 0  # schedule=step: steps that rise in a line from zero to `lr`
     clip_norm: float | None = None
     save_seconds: float = 10.0  # how often state/ is written, so that a killed run resumes
 
@@ -84,10 +93,10 @@ class TrainSettings:
 class RunSettings:
     """Everything that decides a run's result. Saved as config.yaml in the run folder."""
 
-    data: str
+    data: str  # for a two_tower: image-caption pairs or labelled images, several joined by ::
     backbone: str = "openai/clip-vit-base-patch16"
     method: str = "aape"
-    shots: int | None = 16  # labelled images per class; null takes all
+    shots: int | None = 16  # labelled images per class; null takes all, as a two_tower always does
     classes: Literal["all", "base", "new"] = "all"  # base: the first half of the classes, rounded up
     sentences: str | None = None  # a JSON file {class: [sentences]} or the name of a template set
     aliases: str | None = None  # a JSON file {class name: key in the sentence file}

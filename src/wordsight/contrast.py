@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, logsigmoid
 from torch.utils.checkpoint import checkpoint
@@ -48,19 +48,16 @@ def cached(
 # In tiles: losses of `rows` images against all texts at a time. Similarities of a tile are computed again in backward, so that no [B, B] is held.
 
 
-def tiled_info_nce(
-    image: Float[Tensor, "B D"], text: Float[Tensor, "B D"], log_scale: Float[Tensor, ""], same: Int[Tensor, " B"] | None = None, *, rows: int = 1024
-) -> Float[Tensor, ""]:
+def tiled_info_nce(image: Float[Tensor, "B D"], text: Float[Tensor, "B D"], log_scale: Float[Tensor, ""], *, rows: int = 1024) -> Float[Tensor, ""]:
     """losses.info_nce in tiles. The log of a column's sum of exponentials is that of its tiles' logs."""
-    same = torch.arange(len(image), device=image.device) if same is None else same
 
-    def tile(image: Tensor, group: Tensor, text: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, mine = clamped_scale(log_scale) * image @ text.T, group[:, None] == same
-        return logits.logsumexp(1), logits.logsumexp(0), torch.where(mine, logits, 0).sum(1) / mine.sum(1)
+    def tile(image: Tensor, text: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+        logits = clamped_scale(log_scale) * image @ text.T
+        return logits.logsumexp(1), logits.logsumexp(0)
 
-    by_row, by_column, right = zip(*_tiles(tile, (image, same), (text, log_scale), rows), strict=True)
+    by_row, by_column = zip(*_tiles(tile, (image,), (text, log_scale), rows), strict=True)
     both = torch.cat(by_row).mean() + torch.stack(by_column).logsumexp(0).mean()
-    return both / 2 - torch.cat(right).mean()
+    return both / 2 - clamped_scale(log_scale) * (image * text).sum(1).mean()
 
 
 def tiled_pairwise_sigmoid(

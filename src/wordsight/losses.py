@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax, logsigmoid
 
@@ -41,20 +41,14 @@ def pull(cosines: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
     return (1 - cosines).mean()
 
 
-def info_nce(
-    image: Float[Tensor, "B D"], text: Float[Tensor, "B D"], log_scale: Float[Tensor, ""], same: Int[Tensor, " B"] | None = None
-) -> Float[Tensor, ""]:
+def info_nce(image: Float[Tensor, "B D"], text: Float[Tensor, "B D"], log_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """Each image picks its text among the batch's, and each text its image: the mean of both cross entropies.
 
-    CLAMP, eqs. 6-8. As in CLIP, whose 1/2 CLAMP's sum of the two directions does not state. The scale is exp(log_scale), at most 100.
-    Differs from the paper where `same` is given: pairs with one number (equal texts, say) belong to each other, and an image shares its choice equally
-    among their texts, as in UniCL (Yang et al. 2022); CLIP and CLAMP count another image's equal text as wrong.
+    CLAMP, eqs. 6-8. As in CLIP, whose 1/2 CLAMP's sum of the two directions does not state. The scale is exp(log_scale), at most 100. Texts of the
+    batch that are equal need no care: where their vectors are equal, counting each as right for the other (UniCL) is the same loss.
     """
     logits = clamped_scale(log_scale) * image @ text.T
     pairs = torch.arange(len(logits), device=logits.device)
-    if same is not None and len(same.unique()) < len(same):
-        belongs = (same[:, None] == same).to(logits.dtype)
-        pairs = belongs / belongs.sum(1, keepdim=True)  # groups are symmetric: these are the texts' choices too
     return (cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs)) / 2
 
 

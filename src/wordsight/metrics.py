@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -45,3 +45,10 @@ def calibration_error(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], b
     place = (confidence * bins).long().clamp_max(bins - 1)
     gaps = torch.zeros(bins).index_add_(0, place, confidence - right)
     return 100 * gaps.abs().sum().item() / len(labels)
+
+
+def recall_at(similarity: Float[Tensor, "Q N"], relevant: Bool[Tensor, "Q N"], k: int) -> float:
+    """Recall@k of retrieval: the share of queries with something relevant among the k most similar. Queries without anything relevant do not count."""
+    asked = relevant.any(1)
+    best = similarity[asked].topk(min(k, similarity.shape[1]), dim=1).indices
+    return 100 * relevant[asked].gather(1, best).any(1).float().mean().item()

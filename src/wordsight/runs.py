@@ -14,7 +14,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from safetensors import SafetensorError, safe_open
@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, build, load_yaml, resolve, to_dict, write_file
-from wordsight.methods import Classifier, Learner
+from wordsight.methods import Classifier, Embedder, Learner
 
 FORMAT = 1  # of the folder; a loader refuses any other
 STARTED = {"sentences.json", "config.yaml"}  # what a start that was killed may leave, finished or as .part
@@ -40,6 +40,13 @@ class Facts:
     labels: tuple[int, ...] = ()  # what predict returns, where labels were whole numbers
     image_fingerprint: str = ""  # of the backbone; empty without one
     text_fingerprint: str = ""
+
+
+class Fitted(Protocol):
+    """A method, or the backbone that a two_tower became."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every fitted tensor that prediction needs."""
 
 
 class Run:
@@ -106,7 +113,7 @@ class Run:
     def sentences(self) -> dict[str, tuple[str, ...]]:
         return _read_sentences(self.folder)
 
-    def finish(self, method: Classifier, extra: dict[str, Tensor] | None = None) -> None:
+    def finish(self, method: Fitted, extra: dict[str, Tensor] | None = None) -> None:
         """Write the weights; `extra` tensors lie in a file of their own."""
         if extra:
             write_file(self.folder / "extra.safetensors", save({name: tensor.contiguous() for name, tensor in extra.items()}))
@@ -115,7 +122,11 @@ class Run:
         shutil.rmtree(self.state, ignore_errors=True)
 
     def method(self) -> Classifier:
-        """The fitted method, with exactly the tensors it has saved; not yet bound to classes."""
+        """The fitted method, with exactly the tensors it has saved; not yet bound to classes. Errors: WordsightError for a two_tower: it is a backbone."""
+        if issubclass(resolve(METHODS, self.settings.method, "method"), Embedder):
+            raise WordsightError(
+                f"{self.folder} is a two_tower and has no classes of its own; it is a backbone: `wordsight fit backbone={self.folder} ...`"
+            )
         method = build_method(self.settings, self.facts)
         found = read_tensors(self.folder / "weights.safetensors")
         method.make_room(found)

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,6 +54,52 @@ class FeatureBatches:
         return {"images": self.images[rows, views], "labels": self.labels[rows]}
 
 
+class PairBatches:
+    """Batches of image features with texts as token ids: each epoch in a new order, with one of each image's captions and views drawn.
+
+    Within a batch each distinct caption stands once (`ids` [M, T], `lengths` [M]); `text_of` [B] says which one is an image's. What `per_image` and
+    `per_caption` hold (a teacher's vectors) is cut to the batch's images and captions.
+    """
+
+    def __init__(
+        self,
+        images: Float[Tensor, "n V D"],
+        captions: Sequence[Sequence[int]],  # of each image, as rows of `tokens`
+        tokens: Sequence[Sequence[int]],
+        batch_size: int,
+        seed: int,
+        per_image: Mapping[str, Float[Tensor, "n V _"]] | None = None,
+        per_caption: Mapping[str, Float[Tensor, "N _"]] | None = None,
+    ):
+        self.images, self.captions, self.tokens, self.seed = images, captions, tokens, seed
+        self.size = min(batch_size, len(images))
+        self.per_image, self.per_caption = dict(per_image or {}), dict(per_caption or {})
+        self.order: tuple[int, Tensor, Tensor, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images) // self.size
+
+    def batch(self, epoch: int, index: int) -> dict[str, Tensor]:
+        if self.order is None or self.order[0] != epoch:
+            stream = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            count, views = self.images.shape[:2]
+            order, view = torch.randperm(count, generator=stream), torch.randint(views, (count,), generator=stream)
+            drawn = torch.rand(count, generator=stream)
+            self.order = (epoch, order, view, torch.tensor([c[int(r * len(c))] for c, r in zip(self.captions, drawn.tolist())]))
+        chosen = slice(index * self.size, (index + 1) * self.size)
+        rows, views = self.order[1][chosen], self.order[2][chosen]
+        captions, text_of = self.order[3][rows].unique(return_inverse=True)
+        tokens = [torch.as_tensor(self.tokens[caption]) for caption in captions.tolist()]
+        return {
+            "images": self.images[rows, views],
+            "ids": torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True),  # what is padding is known from `lengths`
+            "lengths": torch.tensor(list(map(len, tokens))),
+            "text_of": text_of,
+            **{name: tensor[rows, views] for name, tensor in self.per_image.items()},
+            **{name: tensor[captions] for name, tensor in self.per_caption.items()},
+        }
+
+
 def train(
     learner: nn.Module,
     batches: Batches,
@@ -83,7 +129,7 @@ def train(
             epoch, index = divmod(step, len(batches))
             _seed(seed * 1_000_003 + step, accelerator.device)  # dropout and the like depend on the step alone
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, epoch, epochs) * group["lr_scale"]
+                group["lr"] = learning_rate(settings, step, len(batches), epochs) * group["lr_scale"]
             batch = {name: tensor.to(accelerator.device) for name, tensor in batches.batch(epoch, index).items()}
             terms = learner.loss(batch)
             total_loss = sum(terms.values())
@@ -107,8 +153,15 @@ def train(
     return accelerator.unwrap_model(learner).eval()
 
 
-def learning_rate(settings: TrainSettings, epoch: int, epochs: int) -> float:
-    """Cosine by epoch after a constant warm-up: CoOp's schedule when warmup_epochs is 1 (protocol: epoch e >= 1 has lr/2 (1 + cos(pi (e-1)/E)))."""
+def learning_rate(settings: TrainSettings, step: int, per_epoch: int, epochs: int) -> float:
+    """Cosine to zero. By epoch after a constant warm-up it is CoOp's (protocol: epoch e >= 1 has lr/2 (1 + cos(pi (e-1)/E)) with warmup_epochs=1); by
+    step after a linear warm-up it is that of CLIP's and CLAMP's training."""
+    if settings.schedule == "step":
+        if step < settings.warmup_steps:
+            return settings.lr * (step + 1) / settings.warmup_steps
+        done = (step - settings.warmup_steps) / max(1, epochs * per_epoch - settings.warmup_steps)
+        return settings.lr / 2 * (1 + math.cos(math.pi * done))
+    epoch = step // per_epoch
     if epoch < settings.warmup_epochs:
         return settings.warmup_lr
     return settings.lr / 2 * (1 + math.cos(math.pi * (epoch - settings.warmup_epochs) / epochs))
@@ -127,8 +180,14 @@ def _optimizer(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.o
     return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
 
 
+def _changing(learner: nn.Module) -> dict[str, Tensor]:
+    """What training changes: trained parameters and buffers, without the frozen weights of a language model."""
+    frozen = {name for name, parameter in learner.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+    return {name: tensor for name, tensor in learner.state_dict().items() if name not in frozen}
+
+
 def _save(learner: nn.Module, optimizer: Any, state: Path, step: int) -> None:
-    tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in learner.state_dict().items()}
+    tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in _changing(learner).items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value.detach().cpu().contiguous() for name, value in values.items() if value is not None}
     write_file(state / STATE_FILE, save(tensors, metadata={"step": str(step)}))
@@ -143,7 +202,10 @@ def _restore(learner: nn.Module, optimizer: Any, state: Path | None) -> int:
             tensors, step = {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["step"])  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WordsightError(f"{state / STATE_FILE} cannot be read: {error}; delete {state} to begin anew") from error
-    learner.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    found = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    if found.keys() != _changing(learner).keys():
+        raise WordsightError(f"{state / STATE_FILE} holds the tensors of another training; delete {state} to begin anew")
+    learner.load_state_dict(found, strict=False)  # what is absent is frozen
     known = optimizer.state_dict()
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

@@ -9,8 +9,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, ViTConfig, ViTModel
+from transformers import ViTConfig, ViTModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import wordsight
@@ -19,26 +18,8 @@ from wordsight.backbones.llm import LLM
 from wordsight.backbones.text_tower import TextTower, TowerSettings
 from wordsight.config import WordsightError
 
-LETTERS = " abcdefghijklmnopqrstuvwxyz."
 LITTLE = TowerSettings(wrapper="a {}.", prompts=3, dim=12, rank=2, heads=2)
 TEXTS = ["a dog", "x", "a red house by the sea", "x"]
-
-
-def letters() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordLevel({word: row for row, word in enumerate(["<unk>", "<s>", "</s>", *LETTERS])}, unk_token="<unk>"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-
-
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory) -> Path:
-    """A random Llama in transformers' layout."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 96}
-    folder = tmp_path_factory.mktemp("lm") / "llama"
-    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=31, bos_token_id=1, eos_token_id=2, pad_token_id=2)).save_pretrained(folder)
-    letters().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -566,7 +566,7 @@ def test_a_named_base_is_referred_to_and_must_still_be_the_same(tokenizer, tmp_p
     save_file({key: value + 0.01 for key, value in tensors.items()}, tmp_path / "lm" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WordsightError, match="another LM"):
         TextTower.load(tmp_path / "tower")
-    random = TextTower.from_base(tmp_path / "lm", TowerSettings(**LITTLE, train="all", keep_generation=False), random=True)
+    random = TextTower.from_base(tmp_path / "lm", TowerSettings(**LITTLE, train="all", keep_generation=False), random={})
     random.save(tmp_path / "random")
     assert torch.equal(TextTower.load(tmp_path / "random").encode(TEXTS), random.encode(TEXTS))
     with pytest.raises(WordsightError, match="weights must be saved"):

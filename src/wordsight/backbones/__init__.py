@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
@@ -39,6 +39,15 @@ class Backbone(ABC):
     def encode_image(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Unit image vectors, float32, on the CPU or the tower's device."""
 
+    @property
+    def eyes(self) -> Backbone:
+        """Whose image vectors are cached: itself, or the backbone whose vectors `image_vectors` turns into these."""
+        return self
+
+    def image_vectors(self, vectors: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """This backbone's image vectors, from those of `eyes`."""
+        return vectors
+
     @abstractmethod
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
         """Unit text vectors, float32, in the order of `texts`. Equal texts are encoded once; batches are sorted by length."""
@@ -52,6 +61,7 @@ class TokenReader(ABC):
     """A backbone whose text tower reads token embeddings, so that learned vectors can stand among a text's tokens (methods/context.py)."""
 
     token_embedding: nn.Module  # the layer that turns token ids into vectors
+    row_tokens: int = 0  # how long a row may be in which several texts share their beginning; 0 where the tower, not being causal, cannot
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -59,8 +69,12 @@ class TokenReader(ABC):
         longest: what stands after cannot matter."""
 
     @abstractmethod
-    def encode_tokens(self, tokens: dict[str, Tensor]) -> Float[Tensor, "N D"]:
-        """Unit text vectors, float32, of what `tokenize` gave. Gradients pass to whatever is put in place of token embeddings."""
+    def encode_tokens(self, tokens: dict[str, Tensor], ends: Int[Tensor, "N 2"] | None = None) -> Float[Tensor, "N D"]:
+        """Unit text vectors, float32, of what `tokenize` gave. Gradients pass to whatever is put in place of token embeddings.
+
+        Texts that share rows come with `position_ids`, an `attention_mask` [R, 1, L, L] that is added to attention's scores, and `ends`: the row and the
+        place of each text's end token. Only towers with `row_tokens` read these.
+        """
 
 
 def load_backbone(name: str | Path, *, device: str = "auto", dtype: str = "float32", text: bool = True) -> Backbone:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ WRAPPERS = {
 DROPOUTS = ("attention_dropout", "activation_dropout", "dropout", "dropout_prob", "attn_dropout")  # numbers for functional dropout
 
 
-def load_lm(folder: Path, name: str, kind: str, *, dtype: str = "float32", random: bool = False) -> tuple[PreTrainedModel, Any]:
-    """An LM and its tokenizer from a folder of transformers, every tensor from the checkpoint. Errors: WordsightError for whatever is absent."""
+def load_lm(folder: Path, name: str, kind: str, *, dtype: str = "float32", random: Mapping[str, Any] | None = None) -> tuple[PreTrainedModel, Any]:
+    """An LM and its tokenizer from a folder of transformers, every tensor from the checkpoint; `random`: none, of its shape with these values changed. Errors: WordsightError for whatever is absent."""
     if dtype not in DTYPES:
         raise WordsightError(f"dtype={dtype!r} is not a choice; the choices are {', '.join(DTYPES)}")
     if not (folder / "config.json").is_file():
@@ -36,7 +37,11 @@ def load_lm(folder: Path, name: str, kind: str, *, dtype: str = "float32", rando
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     check_kind(config, kind)
     auto = AutoModel if kind == "encoder" else AutoModelForCausalLM
-    if random:
+    if random is not None:
+        for key, value in random.items():
+            if not hasattr(config, key):
+                raise WordsightError(f"shape has {key!r}, which config.json of {name!r} has not{nearest(key, config.to_dict())}")
+            setattr(config, key, value)
         lm = auto.from_config(config, dtype=DTYPES[dtype])
         lm.name_or_path = ""
         return lm.eval(), tokenizer

@@ -84,8 +84,12 @@ class LLM(Backbone):
     def encode_image(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         return self.image_vectors(self.image.encode_image(pixels))
 
+    @property
+    def eyes(self) -> Backbone:
+        return self.image
+
     def image_vectors(self, vectors: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """Vectors of the image side, cached ones say, as this backbone's own: centred, at length one."""
+        """Vectors of the image side as this backbone's own: centred, at length one."""
         return unit(vectors - self.image_mean.to(vectors.device))
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:

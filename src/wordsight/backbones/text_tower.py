@@ -8,7 +8,7 @@ import logging
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -175,12 +175,13 @@ class TextTower(nn.Module):
         *,
         device: str | torch.device = "cpu",
         dtype: str = "float32",
-        random: bool = False,
+        random: Mapping[str, Any] | None = None,
     ) -> TextTower:
-        """A new tower on the LM of a folder or hub name. `random`: its shape only, with random weights (LiT trains a text tower from scratch)."""
+        """A new tower on the LM of a folder or hub name. `random`: its shape only, with random weights (LiT trains a text tower from scratch), and
+        with these values of its config.json changed."""
         settings = settings or TowerSettings()
         lm, tokenizer = load_lm(local(str(base), "text"), str(base), settings.kind, dtype=dtype, random=random)
-        if not random:  # by what was said, not by where the hub's cache has it on this machine
+        if random is None:  # by what was said, not by where the hub's cache has it on this machine
             lm.name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else str(base)
         return cls(lm.to(device), tokenizer, settings)
 

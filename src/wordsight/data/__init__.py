@@ -1,4 +1,4 @@
-"""Dataset: images with class labels, in splits. The contract, and the way from a path or a name to one."""
+"""Dataset: images with class labels, in splits, or images with captions. The contract, and the way from a path or a name to one."""
 
 from __future__ import annotations
 
@@ -42,6 +42,19 @@ class Dataset:
     test: Split | None = None
     template: str | None = None  # the source's own template, where it has one
     notes: tuple[str, ...] = ()  # what the source left out, in sentences for the user: ignored files, rows whose image is missing
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images with one or more captions each: what two towers learn from."""
+
+    name: str
+    pictures: Sequence[Picture]
+    captions: Sequence[tuple[str, ...]]  # of each picture
+    notes: tuple[str, ...] = ()  # what was left out, in sentences for the user
+
+    def __len__(self) -> int:
+        return len(self.pictures)
 
 
 def open_dataset(spec: str) -> Dataset:

@@ -79,15 +79,16 @@ def image_features(
     if views < 1:
         raise WordsightError(f"views={views} is not possible; view 1 is the centre crop, more are augmented ones")
     recipe = (VIEW_RECIPE, seed, flip) if views > 1 else "centre"
-    store = _Store(folder, "image", backbone.image_fingerprint, views, recipe)
-    job = _ImageJob(backbone, pictures, views, seed, flip, batch_size, store)
+    eyes = backbone.eyes
+    store = _Store(folder, "image", eyes.image_fingerprint, views, recipe)
+    job = _ImageJob(eyes, pictures, views, seed, flip, batch_size, store)
     job.run(progress and sys.stderr.isatty())
     kept = [index for index, digest in enumerate(job.digests) if digest in store.rows]
     skipped = [(picture.name, job.reason(index)) for index, picture in enumerate(pictures) if job.digests[index] not in store.rows]
     if pictures and not kept:
         raise WordsightError(f"none of {len(pictures)} images could be read; the first: {skipped[0][0]}: {skipped[0][1]}")
     vectors = np.stack([store.rows[job.digests[index]] for index in kept]) if kept else np.empty((0, views, backbone.dim), np.float32)
-    return Features(torch.from_numpy(vectors), kept, skipped)
+    return Features(backbone.image_vectors(torch.from_numpy(vectors)), kept, skipped)
 
 
 def text_features(backbone: Backbone, texts: Sequence[str], folder: str | Path | None = None) -> Float[Tensor, "N D"]:

@@ -64,6 +64,13 @@ def open_dataset(spec: str) -> Dataset:
     Errors: WordsightError in words for a path that is not there, a layout or table that cannot be read, fewer than two classes, two classes of
     one name, an unknown split. What is only left out (files that are no images, rows whose image is missing) stands in `Dataset.notes`.
     """
+    dataset = read_labelled(spec)
+    _check_distinct(dataset.class_names, spec)
+    return dataset
+
+
+def read_labelled(spec: str) -> Dataset:
+    """`open_dataset` without its demand that every class has a name of its own: captions may be equal."""
     spec = str(spec).strip()
     if spec == "digits":
         return _digits()
@@ -209,13 +216,9 @@ def _table(table: Table, path: Path, spec: str) -> Dataset:
     found = {name.lower(): name for name in table.columns}
     images, keys = _column(found, PATH_COLUMNS, "image path", spec), _column(found, LABEL_COLUMNS, "label", spec)
     labels = _label_names(table, keys, found.get("classname", keys), path.parent, spec)
-    splits = [str(split or "").strip().lower() for split in table.columns[found["split"]]] if "split" in found else []
-    splits = splits if any(splits) else ["train"] * len(table.columns[keys])
-    unknown = sorted({split for split in splits if split not in SPLITS})
-    if unknown:
-        raise _unknown_splits(unknown, f"column split of {spec!r}")
+    splits = _parts(table.columns[found["split"]], spec) if "split" in found else ["train"] * len(table.columns[keys])
     pictures = [_cell_picture(table.columns[images], row, path) for row in range(len(splits))]
-    items = [Item(picture, label, SPLITS[split]) for picture, label, split in zip(pictures, map(_key, table.columns[keys]), splits) if picture]
+    items = [Item(picture, label, split) for picture, label, split in zip(pictures, map(_key, table.columns[keys]), splits) if picture]
     missing = [str(table.columns[images][row]) for row, picture in enumerate(pictures) if picture is None]
     if len(missing) * 2 > len(pictures):
         raise WordsightError(
@@ -232,33 +235,64 @@ def read_pictures(path: str | Path) -> list[Picture]:
     if path.is_dir():
         found = [Picture(str(file), partial(_read_file, str(file))) for file in _files(path) if file.suffix.lower() in IMAGES]
     else:
-        found = [picture for picture, _ in _captioned(path, captions=False)]
+        found = [picture for picture, _, _ in _captioned(path, captions=False, notes=[])]
     if not found:
         raise WordsightError(f"{str(path)!r} holds no images")
     return found
 
 
-def read_pairs(path: str | Path) -> list[tuple[Picture, list[str]]]:
-    """Images with their captions, from a CSV or Parquet table with a path column and columns that begin with `caption`."""
-    return _captioned(Path(path), captions=True)
+def read_pairs(path: str | Path, notes: list[str] | None = None) -> list[tuple[Picture, list[str], str]]:
+    """Images with their captions and their part (train, val or test; train where no column says), from a CSV or Parquet table with a path column and
+    columns that begin with `caption`. A row without an image or a caption is left out; `notes` receives how many."""
+    return _captioned(Path(path), captions=True, notes=[] if notes is None else notes)
 
 
-def _captioned(path: Path, captions: bool) -> list[tuple[Picture, list[str]]]:
+def has_captions(path: str | Path) -> bool:
+    """Whether a file is a table with a caption column."""
+    path = Path(path)
+    if path.suffix.lower() not in (".csv", ".tsv", ".parquet", ".pq") or not path.is_file():
+        return False
+    return any(name.lower().startswith("caption") for name in _read_table(path).columns)
+
+
+def _read_table(path: Path) -> Table:
+    return _read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _read_csv(path)
+
+
+def _captioned(path: Path, captions: bool, notes: list[str]) -> list[tuple[Picture, list[str], str]]:
     if not path.is_file():
         raise WordsightError(f"{str(path)!r} does not exist; expected a CSV or Parquet table with a path column")
-    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+    table = _read_table(path)
     found = {name.lower(): name for name in table.columns}
     images = _column(found, PATH_COLUMNS, "image path", str(path))
     texts = [name for lower, name in found.items() if lower.startswith("caption")] if captions else []
     if captions and not texts:
+        near = next((hint for name in found if (hint := nearest(name, ["caption", "captions"]))), "")
         raise WordsightError(
-            f"{str(path)!r} has no caption column; its columns are {', '.join(found.values())}; expected caption, or caption_1, caption_2, ..."
+            f"{str(path)!r} has no caption column; its columns are {', '.join(found.values())}; expected caption, or caption_1, caption_2, ...{near}"
         )
+    count = len(table.columns[images])
+    parts = _parts(table.columns[found["split"]], str(path)) if "split" in found else ["train"] * count
     rows = [
-        (_cell_picture(table.columns[images], row, path), [str(table.columns[name][row] or "") for name in texts])
-        for row in range(len(table.columns[images]))
+        (_cell_picture(table.columns[images], row, path), [str(table.columns[name][row] or "").strip() for name in texts], parts[row])
+        for row in range(count)
     ]
-    return [(picture, [text for text in words if text.strip()]) for picture, words in rows if picture is not None]
+    kept = [(picture, [text for text in words if text], part) for picture, words, part in rows if picture is not None]
+    whole = [row for row in kept if row[1] or not captions]
+    for left, why in ((len(rows) - len(kept), "whose image is missing"), (len(kept) - len(whole), "without a caption")):
+        if left:
+            notes.append(f"left out {_counted(left, 'row')} of {len(rows)} of {str(path)!r} {why}")
+    return whole
+
+
+def _parts(column: Sequence, spec: str) -> list[str]:
+    """The split column as train, val and test; all train where it is blank."""
+    splits = [str(split or "").strip().lower() for split in column]
+    splits = splits if any(splits) else ["train"] * len(splits)
+    unknown = sorted({split for split in splits if split not in SPLITS})
+    if unknown:
+        raise _unknown_splits(unknown, f"column split of {spec!r}")
+    return [SPLITS[split] for split in splits]
 
 
 def _column(found: dict[str, str], wanted: Sequence[str], what: str, spec: str) -> str:
@@ -534,7 +568,6 @@ def _dataset(spec: str, items: Sequence[Item], labels: Labels) -> Dataset:
     names = list(labels.names.values())
     if len(names) < 2:
         raise WordsightError(f"{spec!r} has one class only ({_few(names)}); at least 2 are needed to choose among")
-    _check_distinct(names, spec)
     index = {key: position for position, key in enumerate(labels.names)}
     parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for item in items:

@@ -80,6 +80,12 @@ class Classifier(nn.Module, ABC):
         return images
 
 
+class Embedder(nn.Module):
+    """Gives images and texts vectors in one space. Learned from image-text pairs (tasks/retrieve.py); what comes out is a backbone."""
+
+    Settings: ClassVar[type] = NoSettings
+
+
 class Learner(ABC):
     """What the one loop of train.py trains."""
 

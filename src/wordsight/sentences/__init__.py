@@ -88,6 +88,8 @@ def read_sentences(
     source: str | Path | Mapping[str, Sequence[str]] | None,
     class_names: Sequence[str],
     aliases: str | Path | Mapping[str, str] | None = None,
+    *,
+    partly: bool = False,
 ) -> dict[str, tuple[str, ...]]:
     """Each class's sentences, in class order.
 
@@ -95,7 +97,8 @@ def read_sentences(
     (every template filled with the class name), or `digits` (bundled). None gives every class no sentences. Keys not asked for are left out.
 
     A class finds its key when the two are equal, or equal once `_` is a space and case is ignored. Nothing fuzzier happens by itself:
-    sentences of the wrong class would be a silent error. `aliases`, {class name: key}, a JSON file or a mapping, settles the rest.
+    sentences of the wrong class would be a silent error. `aliases`, {class name: key}, a JSON file or a mapping, settles the rest. A class that finds
+    none is an error, or with `partly` goes without.
 
     Errors: WordsightError where a class ends with no sentences, naming every such class and the nearest keys.
     """
@@ -107,9 +110,10 @@ def read_sentences(
             raise WordsightError(f"aliases map class names to keys of a sentence file, but sentences={source!r} is not one; leave aliases out")
         return {name: tuple(fill(template, name) for template in TEMPLATE_SETS[source]) if source else () for name in names}
     table, where = _read_table(source)
-    keys = _match(names, table, _read_aliases(aliases, names, table, where), where)
-    _demand_all(names, table, keys, where)
-    return {name: table[keys[name]] for name in names}
+    keys = _match(names, table, _read_aliases(aliases, names, table, where), where, partly)
+    if not partly:
+        _demand_all(names, table, keys, where)
+    return {name: table.get(keys.get(name, ""), ()) for name in names}
 
 
 def class_texts(
@@ -208,8 +212,8 @@ def _read_aliases(aliases: str | Path | Mapping[str, str] | None, names: Sequenc
     return dict(loaded)
 
 
-def _match(names: Sequence[str], table: Mapping[str, Any], aliases: Mapping[str, str], where: str) -> dict[str, str]:
-    """{class: key} for every class that finds one."""
+def _match(names: Sequence[str], table: Mapping[str, Any], aliases: Mapping[str, str], where: str, partly: bool) -> dict[str, str]:
+    """{class: key} for every class that finds one. With `partly` two classes that find the same key get nothing, unless it is one's very name."""
     folded = defaultdict(list)
     for key in table:
         folded[_fold(key)].append(key)
@@ -219,6 +223,9 @@ def _match(names: Sequence[str], table: Mapping[str, Any], aliases: Mapping[str,
         choices = [aliases[name]] if name in aliases else [name] if name in table else folded.get(_fold(name), [])
         if len(choices) > 1:
             raise WordsightError(f"class {name!r} matches {_listed(choices)} of {where}; give an alias table that names one")
+        if choices and partly and name not in aliases and name not in table:
+            rivals = [other for other in names if other != name and _fold(other) == _fold(name)]
+            choices = [] if rivals else choices
         if choices and name not in aliases and owner.setdefault(choices[0], name) != name:
             both = f"classes {owner[choices[0]]!r} and {name!r} both match key {choices[0]!r} of {where}"
             raise WordsightError(f"{both}; give an alias table if that is meant")

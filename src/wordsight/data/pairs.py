@@ -1,0 +1,70 @@
+"""Pairs: images with captions, from tables of captions and from labelled images whose class names become captions. Several sources may be mixed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from wordsight.config import WordsightError
+from wordsight.data import Dataset, Pairs, Picture
+from wordsight.data.sources import has_captions, read_labelled, read_pairs
+from wordsight.sentences import fill, read_sentences
+
+BETWEEN = "::"  # stands between sources that are mixed, as in open_clip
+TABLE = "captions.csv"  # in a folder, beside images/
+
+
+def sources_of(spec: str) -> list[str]:
+    return [source for source in spec.split(BETWEEN) if source.strip()]
+
+
+def caption_table(source: str) -> Path | None:
+    """The table of captions that a source is or holds; None where it is a labelled dataset."""
+    path = Path(source).expanduser()
+    inside = path / TABLE
+    return inside if inside.is_file() else path if has_captions(path) else None
+
+
+def open_pairs(
+    spec: str, part: str = "train", *, template: str = "a photo of a {}.", sentences: str | None = None, aliases: str | None = None
+) -> Pairs:
+    """The pairs of one part of every source in `spec`, in order.
+
+    A source with a caption column gives its captions. A labelled one gives each image its class name in `template` and, where `sentences` (a JSON file
+    or a template set) has some for the class, those; classes without are counted in `notes`. As CLAMP turns ImageNet-21k's labels into captions.
+
+    Errors: WordsightError for whatever `open_dataset` refuses (equal class names aside), and where no pair is found.
+    """
+    pictures: list[Picture] = []
+    captions: list[tuple[str, ...]] = []
+    notes: list[str] = []
+    for source in sources_of(spec):
+        table = caption_table(source)
+        if table is not None:
+            rows = [(picture, tuple(texts)) for picture, texts, where in read_pairs(table, notes) if where == part]
+        else:
+            rows = _labelled(read_labelled(source), part, template, sentences, aliases, notes)
+        pictures += [picture for picture, _ in rows]
+        captions += [texts for _, texts in rows]
+    if not pictures and part == "train":
+        raise WordsightError(f"data={spec!r} holds no image-caption pair to train on")
+    return Pairs(spec, pictures, captions, tuple(notes))
+
+
+def _labelled(dataset: Dataset, part: str, template: str, sentences: str | None, aliases: str | None, notes: list[str]) -> list:
+    split = getattr(dataset, part)
+    if not len(dataset.train) and dataset.val is None:
+        notes.append(f"{dataset.name} marks every image as test; they are trained on, since data= names it")
+        split = dataset.test if part == "train" else None
+    names = dataset.class_names
+    once = tuple(name for name, count in Counter(names).items() if count == 1)  # sentences of a name that two classes share are wrong for one of them
+    written = read_sentences(sentences, once, aliases, partly=True)
+    without = [name for name in dict.fromkeys(names) if not written.get(name)]
+    if sentences is not None and without:
+        listed = ", ".join(without[:5])
+        notes.append(
+            f"{len(without)} of {len(names)} classes of {dataset.name} find no sentences of their own in {sentences} and go by name: {listed}"
+        )
+    notes += dataset.notes
+    texts = [(fill(template, name), *written.get(name, ())) for name in names]
+    return [] if split is None else [(picture, texts[label]) for picture, label in zip(split.pictures, split.labels.tolist())]

@@ -1,0 +1,107 @@
+"""Two towers: a language model learns to be the text tower of a frozen image tower, from image-text pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wordsight.backbones import unit
+from wordsight.backbones.text_tower import TextBatch, TextTower, TowerSettings
+from wordsight.config import TrainSettings, WordsightError
+from wordsight.contrast import cached
+from wordsight.losses import MAX_SCALE, info_nce, pairwise_sigmoid, similarity_distillation
+from wordsight.methods import Embedder, Learner
+
+START = {"contrastive": math.log(1 / 0.07), "sigmoid": math.log(10)}  # log of the scale: CLIP's and SigLIP's
+SIGMOID_BIAS = -10.0
+PART = 64  # texts that pass through the LM together on a CPU, whose caches want small pieces
+
+
+@dataclass(frozen=True)
+class TwoTowerSettings(TowerSettings):
+    """Which language model, how it is made a text tower (TowerSettings), and what it learns from. The defaults are CLAMP's, in so far as it says."""
+
+    dim: int | None = None  # D: the image tower's; there is nothing else it could be
+    text: str = "lmsys/vicuna-13b-v1.5"  # the LM: a folder or a hub name
+    random: bool = False  # only the LM's shape, with random weights: LiT's text tower, from scratch
+    shape: dict[str, Any] = field(default_factory=dict)  # with random: what of the LM's config.json is to be otherwise
+    loss: Literal["contrastive", "sigmoid"] = "contrastive"
+    teacher: str | None = None  # a backbone whose similarities are distilled; null: no distillation
+    tau_d: float = 100.0  # the temperature of distillation; not given in the paper
+    centre: bool = False  # subtract the mean image vector: for towers that were not trained with text, whose vectors share a large mean
+    chunk: int | None = None  # so many texts pass through the LM at a time, twice each: memory of the chunk, gradients of the batch; null: all
+
+
+class TwoTower(Embedder, Learner):
+    """A language model learns to say in vectors what a frozen image tower sees: images and texts meet in one space, and the LM still writes.
+
+    CLAMP (Teterwak et al. 2023), eqs. 6-10: the contrastive loss with a learned scale, plus distillation of a stronger model's similarities. As in the
+    paper, image vectors are the frozen tower's. Differs from the paper: the temperature of distillation is a guess (tau_d), and with `centre` image
+    vectors lose their mean. LiT, LN-prefix, LoRA alone, a frozen LM with an MLP on top and full tuning are settings of it (configs/).
+    """
+
+    Settings: ClassVar[type] = TwoTowerSettings
+    training_defaults = TrainSettings(
+        epochs=10, batch_size=256, lr=5e-4, weight_decay=0.5, clip_norm=1.0, schedule="step", warmup_steps=20, save_seconds=60
+    )  # for thousands of pairs; the paper's, for millions, are in configs/clamp.yaml
+
+    def __init__(self, text: TextTower, settings: TwoTowerSettings, image_mean: Float[Tensor, " D"] | None = None):
+        super().__init__()
+        self.text, self.settings = text, settings
+        self.log_scale = nn.Parameter(torch.tensor(START[settings.loss], device=text.device))
+        self.bias = nn.Parameter(torch.tensor(SIGMOID_BIAS, device=text.device)) if settings.loss == "sigmoid" else None
+        mean = torch.zeros(text.dim) if image_mean is None else image_mean
+        self.register_buffer("image_mean", mean.to(text.device, torch.float32))
+
+    @property
+    def logit_scale(self) -> float:
+        return min(self.log_scale.exp().item(), MAX_SCALE)
+
+    @property
+    def learns_head_alone(self) -> bool:
+        """Whether pooled states of a text never change in training, so that they are computed once (SAIL, ShareLock)."""
+        return self.settings.train == "head" and self.text.pool is None
+
+    def encode_text(self, batch: dict[str, Tensor]) -> Float[Tensor, "M D"]:
+        """Unit vectors of a batch's distinct captions, with gradient."""
+        if "pooled" in batch:
+            return unit(self.text.head(batch["pooled"]))
+        ids, lengths, chunk = batch["ids"], batch["lengths"], self.settings.chunk
+        order = lengths.argsort(descending=True)  # like lengths together: little padding
+        size = chunk or (PART if ids.device.type == "cpu" else len(ids))
+        parts = [TextBatch(ids[rows, : int(lengths[rows].max())], lengths[rows]) for rows in order.split(size)]
+        vectors = cached(self.text, parts, devices=[self.text.device]) if chunk else torch.cat([self.text(part) for part in parts])
+        return vectors[order.argsort()]
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        """For a batch of `PairBatches`: contrastive or sigmoid, and distillation where there is a teacher."""
+        images, text_of = unit(batch["images"] - self.image_mean), batch["text_of"]
+        texts = self.encode_text(batch)[text_of]
+        if self.bias is not None:
+            terms = {"sigmoid": pairwise_sigmoid(images, texts, self.log_scale, self.bias)}
+        else:
+            terms = {"contrastive": info_nce(images, texts, self.log_scale)}
+        if "teacher_texts" in batch:
+            teacher = batch["teacher_images"] @ batch["teacher_texts"][text_of].T
+            terms["distillation"] = similarity_distillation(images @ texts.T, teacher, self.settings.tau_d)
+        return terms
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Gains, biases and the scale are not decayed, as in CLIP."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        matrices = [parameter for parameter in trained if parameter.ndim > 1]
+        vectors = [parameter for parameter in trained if parameter.ndim < 2]
+        return [{"params": matrices, "lr_scale": 1.0}, {"params": vectors, "lr_scale": 1.0, "weight_decay": 0.0}]
+
+
+def tower_settings(settings: TwoTowerSettings, dim: int) -> TowerSettings:
+    """The part of the settings that is the tower's, at the image tower's width."""
+    if settings.dim not in (None, dim):
+        raise WordsightError(f"settings.dim={settings.dim}, but the image tower's vectors are {dim} wide; leave it out")
+    return TowerSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(TowerSettings)} | {"dim": dim})

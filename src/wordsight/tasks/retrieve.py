@@ -1,0 +1,223 @@
+"""Retrieve: from image-text pairs to a run that is a backbone, and from a run to recall@k and zero-shot accuracy."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from wordsight import metrics
+from wordsight.backbones import Backbone, load_backbone, pick_device
+from wordsight.backbones.llm import LLM
+from wordsight.backbones.text_tower import TextTower
+from wordsight.config import RunSettings, WordsightError, build, to_dict
+from wordsight.data import Pairs, open_dataset
+from wordsight.data.features import image_features, text_features
+from wordsight.data.pairs import caption_table, open_pairs, sources_of
+from wordsight.data.splits import select_classes
+from wordsight.methods import NoSettings
+from wordsight.methods.two_tower import TwoTower, TwoTowerSettings, tower_settings
+from wordsight.methods.zero_shot import ZeroShot
+from wordsight.runs import Facts, Run, train_settings
+from wordsight.sentences import fill
+from wordsight.tasks.classify import featurise, figures, predict_logits, test_only, words
+from wordsight.train import PairBatches, train
+
+RANKS = (1, 5, 10)
+
+
+def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bool = False, say: Callable[[str], None] = lambda line: None) -> Run:
+    """Train the text tower of one run on pairs; the same settings again resume it, or give it back where it is finished.
+
+    The run folder is a backbone: `load_backbone(run.folder)`, `backbone=runs/...`. `say` receives sentences for the user.
+    """
+    settings = check_settings(settings)
+    own = build(TwoTowerSettings, settings.settings, "settings.")
+    pairs = open_pairs(settings.data, template=settings.template, sentences=settings.sentences, aliases=settings.aliases)
+    for note in pairs.notes:
+        say(note)
+    if len(pairs) < 2:
+        raise WordsightError(f"data={settings.data!r} has one image-text pair only; at least 2 are needed, to tell them apart")
+    backbone = backbone or load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype, text=False)
+    torch.manual_seed(settings.seed)
+    shape = own.shape if own.random else None
+    tower = TextTower.from_base(own.text, tower_settings(own, backbone.dim), device=backbone.device, dtype=settings.dtype, random=shape)
+    facts = Facts((), backbone.dim, 1.0, settings.template, image_fingerprint=backbone.image_fingerprint, text_fingerprint=tower.origin)
+    run = Run.start(settings.out or default_folder(settings), settings, facts, {})
+    if run.finished:
+        say(f"{run.folder} is finished already; nothing to fit")
+        return run
+    began = time.monotonic()
+    batches, captions, mean = _batches(pairs, backbone, tower, own, settings, progress, say)
+    seconds = {"features": round(time.monotonic() - began, 3)}
+    began = time.monotonic()
+    torch.manual_seed(settings.seed)
+    method = TwoTower(tower, own, mean)
+    if method.learns_head_alone:
+        batches.per_caption["pooled"] = tower.features(captions).cpu()
+    train(
+        method,
+        batches,
+        train_settings(settings),
+        seed=settings.seed,
+        device=backbone.device,
+        state=run.state,
+        log=run.log,
+        progress=progress,
+    )
+    seconds["fit"] = round(time.monotonic() - began, 3)
+    learned = LLM(backbone, tower, image_mean=method.image_mean, logit_scale=method.logit_scale, name=str(run.folder))
+    learned.write_into(run.folder)
+    run.finish(learned)
+    trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+    event = {"event": "fit", "seconds": seconds, "images": len(batches.images), "captions": len(captions), "parameters": trained}
+    run.log(event | {"truncated_captions": tower.truncated_texts})
+    if tower.truncated_texts:
+        say(f"{tower.truncated_texts} captions were longer than {tower.max_tokens} tokens with their wrapper and lost their ends")
+    evaluate(run, backbone=learned, progress=progress, say=say)
+    return run
+
+
+def evaluate(
+    run: Run | str | Path,
+    *,
+    data: str | None = None,
+    classes: str | None = None,
+    backbone: Backbone | None = None,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Figures of a run on test images, kept in metrics.jsonl: recall@k where the source has captions, zero-shot accuracy where it has labels.
+
+    Without `data`, on what the run's own sources mark as test, if anything.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    settings = run.settings
+    backbone = backbone or load_backbone(run.folder, device=settings.device, dtype=settings.dtype)
+    results = []
+    for source in sources_of(data or settings.data):
+        if caption_table(source) is not None:
+            if classes:
+                raise WordsightError(f"classes={classes} chooses among classes, but {source!r} has captions and no classes")
+            pairs = open_pairs(source, "test")
+            if not len(pairs) and data is not None:
+                pairs = open_pairs(source)  # no part is marked: all of it
+            if len(pairs):
+                results.append({"event": "retrieval", "data": source, **retrieval(backbone, pairs, progress)})
+        else:
+            results += zero_shot(backbone, source, settings, classes, progress, say, own=data is None)
+    for result in results:
+        run.log(result)
+    return results
+
+
+def retrieval(backbone: Backbone, pairs: Pairs, progress: bool = False) -> dict[str, Any]:
+    """Recall@1, 5 and 10 both ways.
+
+    Image to text: the candidates are the distinct captions, and one is right when it is among the image's own. Text to image: every caption is a query,
+    and any image that has this very caption is right. So captions that several images share are never counted as wrong.
+    """
+    features = image_features(backbone, pairs.pictures, progress=progress)
+    captions = [pairs.captions[index] for index in features.kept]
+    distinct = list(dict.fromkeys(text for texts in captions for text in texts))
+    row_of = {text: row for row, text in enumerate(distinct)}
+    relevant = torch.zeros(len(captions), len(distinct), dtype=torch.bool)
+    for image, texts in enumerate(captions):
+        relevant[image, [row_of[text] for text in texts]] = True
+    similarity = features.vectors[:, 0] @ text_features(backbone, distinct).T
+    asked = torch.tensor([row_of[text] for texts in captions for text in texts])
+    return {
+        "images": len(captions),
+        "captions": len(asked),
+        "distinct_captions": len(distinct),
+        "image_to_text": {f"recall@{k}": metrics.recall_at(similarity, relevant, k) for k in RANKS},
+        "text_to_image": {f"recall@{k}": metrics.recall_at(similarity.T[asked], relevant.T[asked], k) for k in RANKS},
+        "skipped": [list(pair) for pair in features.skipped],
+    }
+
+
+def zero_shot(
+    backbone: Backbone,
+    source: str,
+    settings: RunSettings,
+    classes: str | None,
+    progress: bool,
+    say: Callable[[str], None],
+    own: bool = False,
+) -> list[dict[str, Any]]:
+    """Accuracy on labelled images by class names alone. `own`: the source was trained on, so only what it marks as test counts."""
+    whole = open_dataset(source) if not own else _own_test(source)
+    if whole is None:
+        return []
+    dataset = select_classes(test_only(whole), classes or "all")
+    method = ZeroShot(dataset.class_names, backbone.dim, backbone.logit_scale, NoSettings())
+    facts = Facts(dataset.class_names, backbone.dim, backbone.logit_scale, settings.template)
+    method.bind(words(backbone, facts, dataset.class_names, {name: () for name in dataset.class_names}))
+    features = featurise(backbone, dataset.test, replace(settings, views=1), progress, say)
+    labels = torch.from_numpy(dataset.test.labels)[features.kept]
+    logits = predict_logits(method.to(backbone.device), features.vectors[:, 0].to(backbone.device))
+    result = {"event": "eval", "data": source, "classes": classes or "all", **figures(logits, labels, dataset.class_names)}
+    return [result | {"skipped": [list(pair) for pair in features.skipped]}]
+
+
+def check_settings(settings: RunSettings) -> RunSettings:
+    """Every setting is checked before any work is done. Returns the settings with every default written out, as a run keeps them."""
+    own = build(TwoTowerSettings, settings.settings, "settings.")
+    fill(settings.template, "name")
+    if own.chunk is not None and own.chunk < 1:
+        raise WordsightError(f"settings.chunk={own.chunk} is not possible; it is how many texts pass through the LM together, 1 or more, or null")
+    if own.tau_d <= 0:
+        raise WordsightError(f"settings.tau_d={own.tau_d} is not possible; it multiplies similarities before their softmax, more than 0")
+    if own.shape and not own.random:
+        raise WordsightError("settings.shape changes the LM's shape, which its weights would no longer fit; give it with settings.random=true")
+    if settings.classes != "all":
+        raise WordsightError(f"classes={settings.classes} chooses labelled classes, but method={settings.method} learns from pairs; leave it out")
+    pick_device(settings.device)
+    return replace(settings, settings=to_dict(own), train=to_dict(train_settings(settings)))
+
+
+def default_folder(settings: RunSettings) -> Path:
+    text = build(TwoTowerSettings, settings.settings, "settings.").text
+    data, lm = (re.sub(r"[^A-Za-z0-9]+", "-", Path(name).name or name).strip("-") for name in (settings.data, text))
+    return Path("runs") / f"{data}-{settings.method}-{lm}-seed{settings.seed}"
+
+
+# Inside
+
+
+def _batches(
+    pairs: Pairs, backbone: Backbone, tower: TextTower, own: TwoTowerSettings, settings: RunSettings, progress: bool, say: Callable[[str], None]
+) -> tuple[PairBatches, list[str], Float[Tensor, " D"] | None]:
+    """Image vectors, captions as tokens and the teacher's vectors of both; the distinct captions; the mean image vector if it is wanted."""
+    features = featurise(backbone, pairs, settings, progress, say)
+    captions = [pairs.captions[index] for index in features.kept]
+    distinct = list(dict.fromkeys(text for texts in captions for text in texts))
+    row_of = {text: row for row, text in enumerate(distinct)}
+    per_image, per_caption = {}, {}
+    if own.teacher is not None:
+        teacher = load_backbone(own.teacher, device=settings.device, dtype=settings.dtype)
+        taught = image_features(teacher, [pairs.pictures[i] for i in features.kept], views=settings.views, flip=settings.flip, progress=progress)
+        per_image["teacher_images"], per_caption["teacher_texts"] = taught.vectors, text_features(teacher, distinct)
+    tokens = tower.tokenise(distinct)
+    batches = PairBatches(
+        features.vectors,
+        [[row_of[text] for text in texts] for texts in captions],
+        [ids[:length] for ids, length in zip(tokens.ids.cpu(), tokens.lengths.tolist())],
+        train_settings(settings).batch_size,
+        settings.seed,
+        per_image,
+        per_caption,
+    )
+    return batches, distinct, features.vectors[:, 0].mean(0) if own.centre else None
+
+
+def _own_test(source: str) -> Any:
+    whole = open_dataset(source)
+    return whole if whole.test is not None and len(whole.train) else None
