@@ -190,11 +190,42 @@ def test_joined_prompts_are_padded_as_its_texts_are(joined, images):
 # The splice
 
 
-def test_text_is_cut_at_its_end(clip):
-    method = made("coop", clip, ctx=4)
+def test_a_tower_in_bfloat16_gives_nearly_the_same(tiny_clip):
+    exact, rounded = (load_backbone(tiny_clip, device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    vectors = []
+    for backbone in (exact, rounded):
+        method = made("coop", backbone, ctx=6)
+        method.bind(words(backbone))
+        vectors.append(method.class_vectors)
+        assert method.prompts.ends is not None and method.class_vectors.dtype == torch.float32
+    assert torch.allclose(*vectors, atol=0.03)
+
+
+def test_text_is_cut_at_its_end(clip, joined):
     longest = max(len(clip.tokenizer(f"x x x x {name}.")["input_ids"]) for name in NAMES)
-    assert method.prompts.tokens["input_ids"].shape == (4, longest) and longest < LENGTH
-    assert method.prompts.places.tolist() == [[1, 2, 3, 4]] * 4
+    for prompts in (context_module.Splice(clip).prompts(NAMES, 4, "end", shared=False), made("coop", joined, ctx=4).prompts):
+        assert prompts.shape == (4, longest) and longest < LENGTH and prompts.ends is None
+        assert prompts.places.tolist() == [[1, 2, 3, 4]] * 4
+
+
+@pytest.mark.parametrize("room", [77, 30, 22])
+def test_texts_that_begin_alike_share_rows_and_lose_nothing(clip, room):
+    splice = context_module.Splice(clip)
+    alone = splice.prompts(NAMES, 6, "end", shared=False)
+    packed = context_module.share_beginnings(alone, room)
+    assert packed.shape[0] == {77: 1, 30: 2, 22: 3}[room] and packed.shape[1] <= room and packed.ends.shape == (4, 2)
+    context = torch.randn(6, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weights = torch.randn(4, clip.dim, generator=torch.Generator().manual_seed(1))
+    steps = []
+    for prompts in (alone, packed):
+        vectors = splice.encode(prompts, context)
+        steps.append((vectors, torch.autograd.grad((vectors * weights).sum(), context)[0]))
+    for one, other in zip(*steps):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
+    twice = splice.encode(packed.repeat(2), context)
+    assert torch.allclose(twice, steps[0][0].repeat(2, 1), atol=1e-5)
+    last = packed.take(packed.shape[0] - 1, packed.shape[0])
+    assert torch.allclose(splice.encode(last, context), steps[0][0][-len(last.ends) :], atol=1e-5)
 
 
 def test_context_is_found_whatever_the_name_is(clip):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -116,8 +116,16 @@ class CLIP(Backbone, TokenReader):
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         return self._pad(self._tokenize(list(texts)))
 
-    def encode_tokens(self, tokens: dict[str, Tensor]) -> Float[Tensor, "N D"]:
-        return unit(self.model.get_text_features(**tokens).pooler_output.float())
+    def encode_tokens(self, tokens: dict[str, Tensor], ends: Int[Tensor, "N 2"] | None = None) -> Float[Tensor, "N D"]:
+        if ends is None:
+            return unit(self.model.get_text_features(**tokens).pooler_output.float())
+        tokens = tokens | {"attention_mask": tokens["attention_mask"].to(self.dtype)}
+        states = self.model.text_model(**tokens).last_hidden_state[ends[:, 0], ends[:, 1]]
+        return unit(self.model.text_projection(states).float())
+
+    @property
+    def row_tokens(self) -> int:
+        return self.max_tokens if self.model.config.text_config.model_type in ("clip", "clip_text_model") else 0
 
     @property
     def token_embedding(self) -> nn.Module:

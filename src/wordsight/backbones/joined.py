@@ -141,7 +141,7 @@ class Joined(Backbone, TokenReader):
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         return self.text.tokenize(texts)
 
-    def encode_tokens(self, tokens: dict[str, Tensor]) -> Float[Tensor, "N D"]:
+    def encode_tokens(self, tokens: dict[str, Tensor], ends: Int[Tensor, "N 2"] | None = None) -> Float[Tensor, "N D"]:
         return self._shared(self.text.pooled(tokens))
 
     @property

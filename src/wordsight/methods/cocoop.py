@@ -50,18 +50,18 @@ class CoCoOp(PromptLearner):
             self.outer = nn.Linear(self.inner.out_features, self.context.shape[1])
 
     def bind(self, texts: ClassTexts) -> None:
-        self.bound = self.prompts_of(texts.names)  # nothing can be encoded before there is an image
+        self.bound, self.classes = self.prompts_of(texts.names), len(texts.names)  # nothing can be encoded before there is an image
 
     def contexts(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B n W"]:
         return self.context + self.outer(F.relu(self.inner(images)))[:, None]
 
     def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        classes, length = self.bound.tokens["input_ids"].shape
-        size = max(1, TOKENS_AT_ONCE // (classes * length))  # images that pass through the tower together
-        scores = [images.new_empty(0, classes)]
+        rows, length = self.bound.shape
+        size = max(1, TOKENS_AT_ONCE // (rows * length))  # images that pass through the tower together
+        scores = [images.new_empty(0, self.classes)]
         for some in images.split(size) if len(images) else ():
-            contexts = self.contexts(some).repeat_interleave(classes, 0)
-            vectors = self.splice.encode(self.bound.repeat(len(some)), contexts).unflatten(0, (len(some), classes))
+            contexts = self.contexts(some).repeat_interleave(rows, 0)
+            vectors = self.splice.encode(self.bound.repeat(len(some)), contexts).unflatten(0, (len(some), self.classes))
             scores.append(self.logit_scale * (vectors @ some[:, :, None].to(vectors))[..., 0])
         return torch.cat(scores)
 

@@ -1,6 +1,6 @@
 """Context: learned vectors that stand among the tokens of a class's text. The one splice, and what all who learn such vectors share.
 
-Shapes: C classes, N texts, n context vectors, L tokens, W token width, D shared width.
+Shapes: C classes, N texts, R rows of tokens, n context vectors, L tokens, W token width, D shared width.
 """
 
 from __future__ import annotations
@@ -28,17 +28,66 @@ STD = 0.02  # of random context vectors
 
 
 class Prompts(NamedTuple):
-    """Texts in which placeholders hold the places of context vectors."""
+    """Texts in which placeholders hold the places of context vectors, in R rows: one a text, or fewer where texts share their beginning."""
 
-    tokens: dict[str, Tensor]  # what the tower reads, [N, L] each
-    places: Int[Tensor, "N n"]  # where the context stands, from left to right
+    tokens: dict[str, Tensor]  # what the tower reads, R rows each
+    places: Int[Tensor, "R n"]  # where the context stands, from left to right
+    ends: Int[Tensor, "N 2"] | None = None  # row and place of each text's end, in ascending order, where texts share rows
 
-    def take(self, rows: Tensor | slice) -> Prompts:
-        return Prompts({name: values[rows] for name, values in self.tokens.items()}, self.places[rows])
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and tokens of a row."""
+        return tuple(self.tokens["input_ids"].shape)
+
+    def take(self, first: int, last: int) -> Prompts:
+        """The rows from `first` up to `last`."""
+        ends = self.ends
+        if ends is not None:
+            ends = ends[(ends[:, 0] >= first) & (ends[:, 0] < last)] - torch.tensor([first, 0], device=ends.device)
+        return Prompts({name: values[first:last] for name, values in self.tokens.items()}, self.places[first:last], ends)
 
     def repeat(self, times: int) -> Prompts:
         """All texts, `times` over."""
-        return Prompts({name: values.repeat(times, 1) for name, values in self.tokens.items()}, self.places.repeat(times, 1))
+        ends = self.ends
+        if ends is not None:
+            steps = torch.arange(times, device=ends.device).repeat_interleave(len(ends)) * self.shape[0]
+            ends = ends.repeat(times, 1) + torch.stack([steps, torch.zeros_like(steps)], 1)
+        tokens = {name: torch.cat([values] * times) for name, values in self.tokens.items()}
+        return Prompts(tokens, self.places.repeat(times, 1), ends)
+
+
+def share_beginnings(prompts: Prompts, room: int) -> Prompts:
+    """The same texts in fewer rows of at most `room` tokens, for a causal tower: what all have in common, the start token and the context, once a row,
+    and behind it as many names as find room, each at the positions it would have alone and blind to the others. The vectors stay the same; with 16
+    context vectors about a third of the tokens are left."""
+    ids, start = prompts.tokens["input_ids"].cpu(), int(prompts.places.max()) + 1
+    lengths = prompts.tokens["attention_mask"].sum(1).cpu() - start  # of what is each text's own
+    rows, columns = _laid_out(lengths.tolist(), start, room)
+    step = torch.cat([torch.arange(length) for length in lengths.tolist()])
+    text = torch.arange(len(ids)).repeat_interleave(lengths)
+    at = rows[text], columns[text] + step
+    packed = ids[:1].expand(int(rows.max()) + 1, -1)[:, :start]
+    packed = nn.functional.pad(packed, (0, int(at[1].max()) + 1 - start))
+    positions, owners = torch.arange(packed.shape[1]).expand_as(packed).clone(), torch.full_like(packed, -2)  # -2: nobody's, what a row has left over
+    owners[:, :start] = -1  # everybody's
+    packed[at], positions[at], owners[at] = ids[text, start + step], start + step, text
+    seen = ((owners[:, :, None] == owners[:, None]) | (owners[:, None] == -1)).tril()
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+    tokens = {"input_ids": packed, "position_ids": positions, "attention_mask": mask}
+    device = prompts.places.device
+    ends = torch.stack([rows, columns + lengths - 1], 1)
+    return Prompts({name: values.to(device) for name, values in tokens.items()}, prompts.places[: len(packed)], ends.to(device))
+
+
+def _laid_out(lengths: list[int], start: int, room: int) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """The row and the first column of each text, one behind the other in their order."""
+    places, row, column = [], 0, start
+    for length in lengths:
+        if column > start and column + length > room:
+            row, column = row + 1, start
+        places.append((row, column))
+        column += length
+    return torch.tensor(places).unbind(1)
 
 
 class Splice:
@@ -69,8 +118,11 @@ class Splice:
         ids = self.tower.tokenize([text])["input_ids"]
         return self.tower.token_embedding(ids)[0, first:last].detach().float()
 
-    def prompts(self, names: tuple[str, ...], count: int, position: str) -> Prompts:
-        """The texts `X X X name.` (end), `name X X X.` (front) or `X X name X X.` (middle), with `count` places for context."""
+    def prompts(self, names: tuple[str, ...], count: int, position: str, shared: bool = True) -> Prompts:
+        """The texts `X X X name.` (end), `name X X X.` (front) or `X X name X X.` (middle), with `count` places for context.
+
+        `shared` says that all will have one context: where it stands in front and the tower is causal, texts are laid into common rows.
+        """
         before = {"end": count, "front": 0, "middle": count // 2}[position]
         prompts = self._placeholders(
             lambda word: [" ".join([word] * before + [fill("{}", name)] + [word] * (count - before)) + "." for name in names]
@@ -80,7 +132,8 @@ class Splice:
             raise WordsightError(
                 f"{count} context tokens and the class name {longest!r} are more than the text tower reads; give fewer (settings.ctx) or a shorter name"
             )
-        return prompts
+        shared = shared and position == "end" and len(names) > 1 and self.tower.row_tokens and "attention_mask" in prompts.tokens
+        return share_beginnings(prompts, self.tower.row_tokens) if shared else prompts
 
     def _placeholders(self, texts: Callable[[str], list[str]]) -> Prompts:
         """The texts with a placeholder word, as tokens, and where it stands. Where a text was cut, fewer places than there are words."""
@@ -89,25 +142,24 @@ class Splice:
         count = int(differ.sum(1).min())
         return Prompts(one, differ.byte().argsort(dim=1, descending=True, stable=True)[:, :count])
 
-    def encode(self, prompts: Prompts, context: Float[Tensor, "*N n W"]) -> Float[Tensor, "N D"]:
-        """Unit text vectors with `context` at its places: one for all texts, or one for each. Gradients reach the context alone."""
-        total, length = prompts.tokens["input_ids"].shape
+    def encode(self, prompts: Prompts, context: Float[Tensor, "*R n W"]) -> Float[Tensor, "N D"]:
+        """Unit text vectors with `context` at its places: one for all rows, or one for each. Gradients reach the context alone."""
+        rows, length = prompts.shape
         size = max(1, TOKENS_AT_ONCE // length)
-        if total <= size:
+        if rows <= size:
             return self._encode(prompts, context)
         parts = []
-        for first in range(0, total, size):
-            rows = slice(first, first + size)
-            part, own = prompts.take(rows), context[rows] if context.ndim == 3 else context
+        for first in range(0, rows, size):
+            part, own = prompts.take(first, first + size), context[first : first + size] if context.ndim == 3 else context
             parts.append(checkpoint(self._encode, part, own, use_reentrant=False) if torch.is_grad_enabled() else self._encode(part, own))
         return torch.cat(parts)
 
-    def _encode(self, prompts: Prompts, context: Float[Tensor, "*N n W"]) -> Float[Tensor, "N D"]:
+    def _encode(self, prompts: Prompts, context: Float[Tensor, "*R n W"]) -> Float[Tensor, "N D"]:
         with self._placed(prompts.places, context):
-            return self.tower.encode_tokens(prompts.tokens)
+            return self.tower.encode_tokens(prompts.tokens, prompts.ends)
 
     @contextmanager
-    def _placed(self, places: Int[Tensor, "N n"], context: Float[Tensor, "*N n W"]) -> Iterator[None]:
+    def _placed(self, places: Int[Tensor, "R n"], context: Float[Tensor, "*R n W"]) -> Iterator[None]:
         thread = threading.get_ident()  # a server's other threads read their texts through the same layer
 
         def put(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
@@ -171,7 +223,7 @@ class PromptLearner(Classifier, Learner):
     def prompts_of(self, names: tuple[str, ...]) -> Prompts:
         if self.splice is None:
             raise WordsightError(f"{type(self).__name__.lower()} needs the text tower it learns prompts of; attach a backbone before it is bound")
-        return self.splice.prompts(names, self.context.shape[-2], self.settings.position)
+        return self.splice.prompts(names, self.context.shape[-2], self.settings.position, shared=self.context.ndim == 2)
 
     @torch.no_grad()
     def bind(self, texts: ClassTexts) -> None:
