@@ -1,6 +1,7 @@
 """Fixtures that every test may use: real data where it is there, and tiny stand-ins for a backbone and for photographs."""
 
 import hashlib
+import importlib.util
 import os
 from pathlib import Path
 
@@ -153,3 +154,17 @@ def lm(tmp_path_factory) -> Path:
     LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=31, bos_token_id=1, eos_token_id=2, pad_token_id=2)).save_pretrained(folder)
     letters().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def stories_converter():
+    """benchmarks/clamp/stories.py, which no package holds."""
+    spec = importlib.util.spec_from_file_location("stories", Path(__file__).parents[1] / "benchmarks" / "clamp" / "stories.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module
+
+
+@pytest.fixture(scope="session")
+def stories(shared, stories_converter, tmp_path_factory) -> Path:
+    """A real, very small Llama that writes children's stories, in transformers' layout."""
+    return stories_converter.convert(shared / "data", tmp_path_factory.mktemp("lm") / "stories")
