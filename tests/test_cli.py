@@ -135,6 +135,69 @@ def test_no_verb_prints_help_and_a_mistyped_one_its_nearest(run_cli):
     assert code == 2 and "did you mean 'predict'" in err
 
 
+# -- the LM inside a two_tower run --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_tower(photos, tiny_clip, lm, tmp_path_factory):
+    """A CLAMP over a random LM of letters."""
+    folder = tmp_path_factory.mktemp("runs") / "clamp"
+    own = (f"settings.text={lm}", "settings.wrapper=a {}.", "settings.prompts=3", "settings.rank=2", "settings.heads=2", "template={}")
+    words = (f"data={photos}", f"backbone={tiny_clip}", "method=two_tower", "device=cpu", f"out={folder}", *own, *QUICK, "train.lr=0.01")
+    assert main(["fit", *words]) == 0
+    return folder
+
+
+def test_generate_with_adapters_on_off_and_both(two_tower, run_cli, refused, fitted, tmp_path):
+    words = ("generate", two_tower, "a dog", "--max-new-tokens", "8")
+    code, off, _ = run_cli(*words)
+    code_on, on, _ = run_cli(*words, "--adapters", "on")
+    assert code == code_on == 0
+    code, both, _ = run_cli(*words, "--adapters", "both")
+    assert code == 0 and both == f"adapters off: {off}adapters on: {on}"
+    code, out, _ = run_cli(*words, "--temperature", "1", "--seed", "3", "--json")
+    shown = json.loads(out)
+    assert (
+        code == 0
+        and shown["written"].keys() == {"off"}
+        and shown["seed"] == 3
+        and run_cli(*words, "--temperature", "1", "--seed", "3", "--json")[1] == out
+    )
+    assert "invalid choice: 'maybe'" in refused(*words, "--adapters", "maybe")
+    assert "is a run of aape, a classifier" in refused("generate", fitted, "a dog")
+    assert "is a CLIP, which has no language model" in refused("generate", "micro", "a dog")
+    assert "does not exist" in refused("generate", tmp_path / "nothing", "a dog")
+
+
+def test_verify_names_every_promise_and_a_broken_one_is_exit_code_one(two_tower, run_cli, refused, fitted, monkeypatch):
+    code, out, _ = run_cli("verify", two_tower)
+    *lines, last = out.splitlines()
+    assert code == 0 and last == f"all {len(lines)} hold" and len(lines) == 10 and all(line.startswith("passed  ") for line in lines)
+    assert any("read_only" in line and "prompts change no state of the text" in line for line in lines)
+    code, out, _ = run_cli("verify", two_tower, "--json")
+    assert code == 0 and json.loads(out)["passed"] and json.loads(out)["checks"]["padding"]["value"] == 0
+    assert "is a run of aape, a classifier" in refused("verify", fitted)
+
+    from wordsight.backbones import verify as verifier
+
+    real = verifier.readonly.one_pass
+    monkeypatch.setattr(
+        verifier.readonly,
+        "one_pass",
+        lambda trunk, embedded, prompts, *rest, **more: [part + prompts.sum() for part in real(trunk, embedded, prompts, *rest, **more)],
+    )
+    code, out, _ = run_cli("verify", two_tower)
+    assert code == 1 and "FAILED  read_only" in out and " of 10 FAILED: " in out.splitlines()[-1] and "read_only" in out.splitlines()[-1]
+    code, out, _ = run_cli("verify", two_tower, "--json")
+    assert code == 1 and not json.loads(out)["passed"]
+
+
+def test_the_lm_of_a_run_writes_sentences(two_tower, tmp_path, run_cli):
+    asks = ("temperature=0", "per_question=1", "max_tokens=4", "questions=satellite", f"out={tmp_path / 's.json'}")
+    code, out, _ = run_cli("sentences", "classes=red,green", f"model={two_tower}", "local=true", *asks)
+    assert code == 0 and "sentences for 2 classes" in out and json.loads((tmp_path / "s.json").read_text())["model"] == str(two_tower)
+
+
 # -- mistakes -----------------------------------------------------------------------------------------------------------------------------
 
 

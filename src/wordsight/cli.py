@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ DATA_FORMS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Exit codes: 0 done, 2 something the user can mend (a sentence says what), 130 interrupted."""
+    """Run one verb. Exit codes: 0 done, 1 a check failed, 2 something the user can mend (a sentence says what), 130 interrupted."""
     parser = _parser()
     given = list(sys.argv[1:] if arguments is None else arguments)
     asked = [word for word in given if word == "--json"]  # argparse takes no option between words
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = VERBS[options.verb].run(options)
         if options.json:
             print(json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False))
-        return 0
+        return 1 if isinstance(result, dict) and result.get("passed") is False else 0
     except WordsightError as error:
         print(f"wordsight: {error}", file=sys.stderr)
         return 2
@@ -206,6 +207,36 @@ def join(options: argparse.Namespace) -> Any:
     return {"out": settings.out, "dim": backbone.dim, "logit_scale": backbone.logit_scale, "fitted": backbone.facts["fitted"]}
 
 
+def generate(options: argparse.Namespace) -> Any:
+    from wordsight.tasks.generate import generate, open_tower
+
+    sampling = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature, "seed": options.seed}
+    written = generate(open_tower(options.run), options.text, options.adapters, **sampling)
+    if not options.json:
+        for adapters, text in written.items():
+            print(f"adapters {adapters}: {text}" if len(written) > 1 else text)
+    return {"run": options.run, "text": options.text, **sampling, "written": written}
+
+
+def verify(options: argparse.Namespace) -> Any:
+    from wordsight.backbones.verify import verify
+    from wordsight.tasks.generate import open_tower
+
+    checks = verify(open_tower(options.run))
+    if not options.json:
+        for name, check in checks.items():
+            print(f"{'passed' if check.passed else 'FAILED'}  {name:24} {check.value:<9.3g} bound {check.bound:<7g} {check.says}")
+        failed = [name for name, check in checks.items() if not check.passed]
+        print(f"{len(failed)} of {len(checks)} FAILED: {', '.join(failed)}" if failed else f"all {len(checks)} hold")
+    return {
+        "run": options.run,
+        "passed": all(check.passed for check in checks.values()),
+        "checks": {
+            name: check._asdict() | {"value": check.value if math.isfinite(check.value) else str(check.value)} for name, check in checks.items()
+        },
+    }
+
+
 def demo(options: argparse.Namespace) -> Any:
     from wordsight.demo import demo
 
@@ -258,6 +289,21 @@ VERBS: dict[str, Verb] = {
             metavar="KEY=VALUE",
             help="data= or classes=, model=, base_url=, questions=, per_question=, temperature=, seed=, local=, out=",
         ),
+    ),
+    "generate": Verb(
+        generate,
+        "what the LM inside a two_tower run writes on from a text",
+        _argument("run", metavar="RUN", help="a two_tower run, or an LLM backbone's folder or hub name"),
+        _argument("text", metavar="TEXT", help="what it goes on from"),
+        _argument("--adapters", choices=("on", "off", "both"), default="off", help="off (default): the untouched LM, token for token"),
+        _argument("--max-new-tokens", type=int, default=64, metavar="N", help="how much it writes at most (default 64)"),
+        _argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): always the likeliest token; above, tokens are drawn"),
+        _argument("--seed", type=int, default=1, metavar="N", help="what they are drawn from (default 1)"),
+    ),
+    "verify": Verb(
+        verify,
+        "check what a two_tower run promises: read-only prompts, an untouched LM; exit code 1 where a promise is broken",
+        _argument("run", metavar="RUN", help="a two_tower run, or an LLM backbone's folder or hub name"),
     ),
     "join": Verb(join, "make a CLIP-like backbone of a vision encoder and a text encoder", _WORDS),
     "list": Verb(listing, "methods, backbones and forms of data"),

@@ -98,7 +98,7 @@ class RunSettings:
     method: str = "aape"
     shots: int | None = 16  # labelled images per class; null takes all, as a two_tower always does
     classes: Literal["all", "base", "new"] = "all"  # base: the first half of the classes, rounded up
-    sentences: str | None = None  # a JSON file {class: [sentences]} or the name of a template set
+    sentences: str | None = None  # a JSON file {class: [sentences]}, the name of a template set, or self: the backbone's own LM writes them
     aliases: str | None = None  # a JSON file {class name: key in the sentence file}
     template: str = "a photo of a {}."  # one for every dataset, as AAPE's paper has it; `own` takes the dataset's own where it has one
     seed: int = 1

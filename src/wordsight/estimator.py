@@ -25,6 +25,7 @@ from wordsight.data.features import image_features
 from wordsight.runs import Facts, Run, build_method, train_settings
 from wordsight.sentences import ClassTexts, fill, read_sentences
 from wordsight.tasks.classify import DEFAULT_SENTENCES, check_settings, facts_of, fit_method, open_backbone, predict_logits, words
+from wordsight.tasks.generate import sentences_for
 
 FROM_PYTHON = "python"  # what config.yaml names as data where the images came from Python
 NO_BACKBONE = "none"  # and as backbone where there was none
@@ -101,7 +102,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
             texts = _prototypes(names, vectors[:, 0], labels)
         else:
             self.facts_ = facts_of(self.backbone_, names, self.template)
-            self.sentences_ = read_sentences(self.sentences if self.sentences is not None else DEFAULT_SENTENCES, names, self.aliases)
+            source = self.sentences if self.sentences is not None else DEFAULT_SENTENCES
+            self.sentences_ = sentences_for(source, names, self.aliases, self.backbone_)
             texts = words(self.backbone_, self.facts_, names, self.sentences_)
         if self.classes_.dtype.kind in "iu":
             self.facts_ = replace(self.facts_, labels=tuple(self.classes_.tolist()))
@@ -150,7 +152,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if isinstance(sentences, Mapping):
             known |= read_sentences(sentences, [name for name in names if name in sentences])
         elif sentences is not None:
-            known |= read_sentences(sentences, [name for name in names if name not in self.facts_.classes])
+            known |= sentences_for(sentences, [name for name in names if name not in self.facts_.classes], None, self.backbone_)
         other = copy.copy(self)
         other.method_, other.classes_, other.sentences_ = copy.deepcopy(self.method_), np.asarray(names), self.sentences_ | known
         other.texts_ = words(self.backbone_, self.facts_, names, known)

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import socket
 import string
@@ -20,7 +21,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from wordsight.config import WordsightError, build, to_dict
 from wordsight.sentences import generated, read_sentences
-from wordsight.sentences.generated import WriterSettings, article, ask_about, clean, read_questions, write_sentences
+from wordsight.sentences.generated import Draws, WriterSettings, article, ask_about, clean, drawn, read_questions, write_sentences
 
 CHAT = "{% for message in messages %}<s>{{ message['content'] }}{% endfor %}"
 
@@ -250,7 +251,7 @@ def test_a_web_page_is_not_an_answer(tmp_path):
 def test_empty_answers_are_asked_again_with_other_seeds_and_then_an_error(tmp_path):
     with replies(200, completion(None)) as (url, seen), pytest.raises(WordsightError, match="only empty answers about class 'fox'"):
         write(["fox"], WriterSettings("m", base_url=url, questions=("What is a(n) {}?",), per_question=2, workers=1), tmp_path / "s.json")
-    assert [request["seed"] for request in seen] == [1, 3, 5, 7, 2, 4, 6, 8]
+    assert [request["seed"] for request in seen] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert seen[0]["messages"][0]["content"].startswith("What is a fox? Answer in one plain sentence")
     assert seen[0]["max_tokens"] == 60 and seen[0]["temperature"] == 0.99 and "n" not in seen[0]
 
@@ -279,6 +280,23 @@ def test_a_local_model_is_deterministic_and_order_does_not_matter(tiny, tmp_path
     assert write(["fox"], replace(settings, seed=50), tmp_path / "three.json")["fox"] != one["fox"]
 
 
+def test_each_answer_draws_from_its_own_seed_whatever_runs_beside_it(tiny, tmp_path, monkeypatch):
+    together = write(["fox"], locally(tiny), tmp_path / "together.json")
+    monkeypatch.setattr(generated, "ROWS", 1)
+    assert write(["fox"], locally(tiny), tmp_path / "alone.json") == together
+
+
+def test_tokens_are_drawn_as_often_as_their_probability_says():
+    scores, rows = torch.tensor([[2.0, 1.0, 0.0, -1.0]]), 20_000
+    chosen = Draws(0.5, range(rows))(None, scores.expand(rows, -1)).argmax(1)
+    found, wanted = chosen.bincount(minlength=4) / rows, (scores[0] / 0.5).softmax(0)
+    assert torch.all((found - wanted).abs() < 4 * (wanted * (1 - wanted) / rows).sqrt())
+    assert "logits_processor" not in drawn(0.0, [1])
+    for temperature, seed in ((-1.0, 1), (math.nan, 1), (1.0, -1)):
+        with pytest.raises(WordsightError, match="both are 0 or more"):
+            drawn(temperature, [seed])
+
+
 def test_temperature_zero_is_greedy(tiny, tmp_path):
     texts = write(["fox"], locally(tiny, temperature=0.0), tmp_path / "s.json")
     assert texts["fox"][0] == texts["fox"][1]
@@ -290,7 +308,7 @@ def test_a_model_without_chat_template_is_asked_as_q_and_a(tmp_path, monkeypatch
     real = generated._prompt
 
     def kept(tokenizer, *rest):
-        asked.append(tokenizer.decode(real(tokenizer, *rest)["input_ids"][0]))
+        asked.append(tokenizer.decode(real(tokenizer, *rest)))
         return real(tokenizer, *rest)
 
     monkeypatch.setattr(generated, "_prompt", kept)
@@ -308,11 +326,11 @@ def test_a_killed_call_resumes_where_it_stopped(tiny, tmp_path, monkeypatch):
         def local(settings):
             ask = real(settings)
 
-            def counting(question, seed):
-                if stop_at and stop_at in question:
+            def counting(jobs):
+                if stop_at and stop_at in jobs[0][0]:
                     raise KeyboardInterrupt
-                asked.append(question)
-                return ask(question, seed)
+                asked.extend(question for question, _ in jobs)
+                return ask(jobs)
 
             return counting
 
@@ -330,7 +348,7 @@ def test_a_killed_call_resumes_where_it_stopped(tiny, tmp_path, monkeypatch):
 
 def test_some_empty_answers_are_left_out_counted_and_warned_of(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        generated, "_local", lambda settings: lambda question, seed: (" " if question.startswith("What") else f"It is {seed}.", False)
+        generated, "_local", lambda settings: lambda jobs: [(" " if asked.startswith("What") else f"It is {seed}.", False) for asked, seed in jobs]
     )
     with pytest.warns(UserWarning, match="2 answers were empty 4 times over"):
         assert write(["fox"], locally(tiny), tmp_path / "s.json") == {"fox": ("It is 1.", "It is 2.")}

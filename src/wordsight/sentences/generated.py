@@ -5,30 +5,39 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from wordsight.backbones import pick_device
+from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone, pick_device
 from wordsight.config import WordsightError, nearest, write_file
 from wordsight.sentences import CACHE_FORMAT, cached_texts, fill, load_json
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from wordsight.backbones.text_tower import TextTower
 
 QUESTIONS = Path(__file__).parent / "questions.json"
 TRIES = 4  # an empty answer is asked for again with three more seeds
 
-Ask = Callable[[str, int], tuple[str, bool]]  # (question, seed) -> (answer, whether max_tokens cut it)
+ROWS = 64  # answers that a model run here writes at once
+Ask = Callable[[list[tuple[str, int]]], Iterable[tuple[str, bool]]]  # [(question, seed)] -> [(answer, whether max_tokens cut it)]
 
 
 @dataclass(frozen=True)
 class WriterSettings:
     """Which LLM writes, what it is asked, and how often. The temperature is CuPL's; so is the manner of the questions, not their words."""
 
-    model: str  # a server's model name; with local=true a folder or a hub name
+    model: str  # a server's model name; with local=true a folder or a hub name of a causal LM, or of a backbone that has one (a two_tower run)
     base_url: str | None = None  # any OpenAI-compatible server, such as http://localhost:8000/v1; null is api.openai.com
     local: bool = False  # run the model here, with transformers
     api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key; a server given by base_url may go without
@@ -103,8 +112,10 @@ def clean(answer: str, cut: bool = False) -> str:
     return text[: ends[-1]] if ends else text
 
 
-def write_sentences(class_names: Sequence[str], settings: WriterSettings, path: str | Path, progress: bool = True) -> dict[str, tuple[str, ...]]:
-    """An LLM's sentences about each class, kept in the JSON file `path`.
+def write_sentences(
+    class_names: Sequence[str], settings: WriterSettings, path: str | Path, progress: bool = True, *, tower: TextTower | None = None
+) -> dict[str, tuple[str, ...]]:
+    """An LLM's sentences about each class, kept in the JSON file `path`. With `tower`, its LM writes, adapters off, instead of what settings.model names.
 
     CuPL (Pratt et al., 2023) asks a few questions about each class and keeps several answers to each; this is that, with any model. The file
     is written after each class, so a stopped call resumes and asks only for what is missing, and nothing in the file is ever asked for again.
@@ -122,36 +133,33 @@ def write_sentences(class_names: Sequence[str], settings: WriterSettings, path: 
         write_file(
             path, json.dumps(cache, ensure_ascii=False, indent=1) + "\n"
         )  # a folder that cannot be written to is found before the first answer is paid for
-        with _writer(settings) as ask, ThreadPoolExecutor(1 if settings.local else settings.workers) as pool:
-            try:
-                for name in _shown(missing, progress):
-                    answers = _answers(name, questions, settings, ask, pool)
-                    cache["sentences"][name] = [answer._asdict() for answer in answers if answer.text]
-                    if empty := sum(not answer.text for answer in answers):
-                        cache["empty"][name] = empty
-                    write_file(path, json.dumps(cache, ensure_ascii=False, indent=1) + "\n")
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        with _writer(settings, tower) as ask:
+            for name in _shown(missing, progress):
+                answers = _answers(name, questions, settings, ask)
+                cache["sentences"][name] = [answer._asdict() for answer in answers if answer.text]
+                if empty := sum(not answer.text for answer in answers):
+                    cache["empty"][name] = empty
+                write_file(path, json.dumps(cache, ensure_ascii=False, indent=1) + "\n")
         _warn(cache, missing, settings, path)
     texts = cached_texts(cache, path.name)
     return {name: texts[name] for name in names}
 
 
-def _answers(name: str, questions: Sequence[str], settings: WriterSettings, ask: Ask, pool: ThreadPoolExecutor) -> list[Answer]:
+def _answers(name: str, questions: Sequence[str], settings: WriterSettings, ask: Ask) -> list[Answer]:
+    """An answer for each question and seed. An empty one is asked for again; the seeds of later tries are none of the first ones."""
     jobs = [(ask_about(question, name), settings.seed + i) for question in questions for i in range(settings.per_question)]
-    answers = list(pool.map(lambda job: _answer(ask, settings, *job), jobs))
-    if not any(answer.text for answer in answers):
+    answers, left = [Answer(question, seed, "") for question, seed in jobs], list(range(len(jobs)))
+    for attempt in range(TRIES):
+        tried = [(jobs[row][0], jobs[row][1] + attempt * settings.per_question) for row in left]
+        for row, (question, seed), answer in zip(left, tried, ask(tried)):
+            if text := clean(*answer):
+                answers[row] = Answer(question, seed, text)
+        left = [row for row in left if not answers[row].text]
+        if not left:
+            break
+    if len(left) == len(jobs):
         raise WordsightError(f"model {settings.model!r} gave only empty answers about class {name!r}; try a larger max_tokens or another model")
     return answers
-
-
-def _answer(ask: Ask, settings: WriterSettings, question: str, seed: int) -> Answer:
-    """The first answer that is not empty; the seeds of later tries are none of the first ones."""
-    for attempt in range(TRIES):
-        used = seed + attempt * settings.per_question
-        if text := clean(*ask(question, used)):
-            return Answer(question, used, text)
-    return Answer(question, seed, "")
 
 
 def _warn(cache: Mapping[str, Any], written: Sequence[str], settings: WriterSettings, path: Path) -> None:
@@ -199,12 +207,15 @@ def _shown(names: Sequence[str], progress: bool) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _writer(settings: WriterSettings) -> Iterator[Ask]:
-    if settings.local:
-        yield _local(settings)
+def _writer(settings: WriterSettings, tower: TextTower | None) -> Iterator[Ask]:
+    if tower is not None or settings.local:
+        yield _local(settings) if tower is None else _asked(tower.tokenizer, tower.generate_tokens, settings)
         return
-    with _client(settings) as client:
-        yield lambda question, seed: _ask_server(client, settings, question, seed)
+    with _client(settings) as client, ThreadPoolExecutor(settings.workers) as pool:
+        try:
+            yield lambda jobs: pool.map(lambda job: _ask_server(client, settings, *job), jobs)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _client(settings: WriterSettings):
@@ -260,36 +271,107 @@ def _spoken(error: Exception, client: Any, settings: WriterSettings) -> str:
 
 
 def _local(settings: WriterSettings) -> Ask:
-    """A model run here. The seed of an answer comes from the question's text and its number, so order and resuming change nothing."""
+    """A model run here: a causal LM of transformers, or the one inside a backbone of ours."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    device = pick_device(settings.device)
+    device, folder = pick_device(settings.device), Path(settings.model)
+    ours = folder if folder.is_dir() else hub.own(settings.model)
+    if ours is not None and (ours / OWN_FILE).is_file():
+        tower = writer_of(load_backbone(settings.model, device=settings.device))
+        return _asked(tower.tokenizer, tower.generate_tokens, settings)
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.model)
         model = AutoModelForCausalLM.from_pretrained(settings.model, dtype="auto").to(device).eval()
     except (OSError, ValueError, ImportError) as error:
         raise WordsightError(f"model {settings.model!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    sampling = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0} if settings.temperature else {"do_sample": False}
-    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    model.requires_grad_(False)  # a weight that wants a gradient is multiplied in another order, which moves the last bits
+    padding = next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
 
-    def ask(question: str, seed: int) -> tuple[str, bool]:
-        inputs = _prompt(tokenizer, question, settings.instruction).to(device)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode():
-            torch.manual_seed(int.from_bytes(hashlib.blake2b(f"{seed} {question}".encode(), digest_size=7).digest()))
-            output = model.generate(**inputs, max_new_tokens=settings.max_tokens, pad_token_id=padding, **sampling)
-        tokens = output[0, inputs["input_ids"].shape[1] :]
-        text = tokenizer.decode(tokens, skip_special_tokens=True)
-        if not tokenizer.chat_template:
-            text = text.split("\nQ:")[0]  # a plain language model goes on to ask itself the next question
-        return text, len(tokens) == settings.max_tokens and int(tokens[-1]) != tokenizer.eos_token_id
+    def generate(prompts: list[list[int]], **sampling: Any) -> torch.Tensor:
+        width = max(map(len, prompts))  # padding stands before a prompt, where the last token's answer begins
+        ids = torch.tensor([[padding] * (width - len(row)) + row for row in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=device)
+        with torch.inference_mode():
+            return model.generate(ids, attention_mask=mask, pad_token_id=padding, **sampling)[:, ids.shape[1] :]
+
+    return _asked(tokenizer, generate, settings)
+
+
+def _asked(tokenizer: Any, generate: Callable[..., torch.Tensor], settings: WriterSettings) -> Ask:
+    """The seed of an answer comes from the question's text and its number, so order and resuming change nothing."""
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+
+    def ask(jobs: list[tuple[str, int]]) -> list[tuple[str, bool]]:
+        answers = []
+        for start in range(0, len(jobs), ROWS):
+            part = jobs[start : start + ROWS]
+            prompts = [_prompt(tokenizer, question, settings.instruction) for question, _ in part]
+            seeds = [int.from_bytes(hashlib.blake2b(f"{seed} {question}".encode(), digest_size=7).digest()) for question, seed in part]
+            for tokens in generate(prompts, max_new_tokens=settings.max_tokens, **drawn(settings.temperature, seeds)).tolist():
+                text = tokenizer.decode(tokens, skip_special_tokens=True)
+                if not tokenizer.chat_template:
+                    text = text.split("\nQ:")[0]  # a plain language model goes on to ask itself the next question
+                answers.append((text, len(tokens) == settings.max_tokens and tokens[-1] not in ends))
+        return answers
 
     return ask
 
 
-def _prompt(tokenizer: Any, question: str, instruction: str):
+def drawn(temperature: float, seeds: Sequence[int]) -> dict[str, Any]:
+    """The settings of transformers' `generate` for one seed a row; at temperature 0 the likeliest token always follows."""
+    from transformers import LogitsProcessorList
+
+    if not 0 <= temperature < math.inf or min(seeds) < 0:
+        raise WordsightError(f"temperature={temperature} with seed={min(seeds)} is not possible; both are 0 or more")
+    return {"do_sample": False} | ({"logits_processor": LogitsProcessorList([Draws(temperature, seeds)])} if temperature else {})
+
+
+class Draws:
+    """Each row draws its tokens from a seed of its own, so that what is written does not depend on which other rows run beside it.
+
+    The largest of logits / temperature + Gumbel noise is a draw from their softmax: greedy generation over such scores samples.
+    """
+
+    def __init__(self, temperature: float, seeds: Sequence[int]):
+        import torch
+
+        self.temperature, self.generators = temperature, [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Int[Tensor, "B T"], scores: Float[Tensor, "B vocabulary"]) -> Float[Tensor, "B vocabulary"]:
+        import torch
+
+        noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators])
+        return scores.float() / self.temperature - noise.log().to(scores.device)
+
+
+def tower_of(backbone: Backbone) -> TextTower:
+    """The language model inside a backbone, as its text tower. Errors: WordsightError where there is none."""
+    from wordsight.backbones.llm import LLM
+
+    if not isinstance(backbone, LLM):
+        raise WordsightError(
+            f"backbone {backbone.name!r} is a {type(backbone).__name__}, which has no language model as its text tower; give a two_tower run, or its folder"
+        )
+    return backbone.text
+
+
+def writer_of(backbone: Backbone) -> TextTower:
+    """The LM inside a backbone that writes as it came, once its adapters are off. Errors: WordsightError where there is none."""
+    tower, other = tower_of(backbone), "have another LM write, with `wordsight sentences`"
+    if not tower.can_generate:
+        raise WordsightError(f"the text tower of {backbone.name!r} is {tower.plain.config.model_type}, an encoder, which cannot write; {other}")
+    if not tower.writes_as_before:
+        raise WordsightError(
+            f"the LM of {backbone.name!r} was itself trained (train={tower.settings.train}, bias={tower.settings.bias}): there is no untouched one to write "
+            f"sentences; {other}"
+        )
+    return tower
+
+
+def _prompt(tokenizer: Any, question: str, instruction: str) -> list[int]:
     if not tokenizer.chat_template:
-        return tokenizer(f"Q: {question}\nA:", return_tensors="pt", return_token_type_ids=False)
+        return tokenizer(f"Q: {question}\nA:")["input_ids"]
     messages = [{"role": "user", "content": f"{question} {instruction}".strip()}]
     # enable_thinking is read by templates of reasoning models and ignored by the others
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt", enable_thinking=False)
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, enable_thinking=False)["input_ids"]

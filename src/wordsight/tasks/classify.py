@@ -25,6 +25,7 @@ from wordsight.data.splits import prepare, select_classes
 from wordsight.methods import Classifier, Labelled, Learner
 from wordsight.runs import Facts, Run, build_method, train_settings
 from wordsight.sentences import ClassTexts, class_texts, fill, read_sentences
+from wordsight.tasks.generate import SELF, keep_record, sentences_for
 from wordsight.train import FeatureBatches, train
 
 DEFAULT_SENTENCES = "clip7"  # what stands in where a method wants sentences and none were given
@@ -44,10 +45,14 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
         raise WordsightError(f"{settings.data} has one class only, {dataset.class_names[0]!r}; at least 2 are needed to choose among")
     folder = settings.out or default_folder(settings)
     settings = replace(settings, sentences=sentence_source(settings, say))
-    sentences = read_sentences(settings.sentences, whole.class_names, settings.aliases)
+    sentences = None if settings.sentences == SELF else read_sentences(settings.sentences, whole.class_names, settings.aliases)
     backbone = backbone or load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype)
+    if sentences is None:
+        sentences = sentences_for(SELF, whole.class_names, settings.aliases, backbone, progress=progress)
     facts = facts_of(backbone, dataset.class_names, template_of(settings, whole))
     run = Run.start(folder, settings, facts, sentences)
+    if settings.sentences == SELF:
+        keep_record(backbone, whole.class_names, run.folder)
     if run.finished:
         say(f"{run.folder} is finished already; nothing to fit")
         if not run.events("eval"):  # stopped between the two

@@ -1,0 +1,112 @@
+"""Generate: what the language model inside a backbone writes, and the sentences that it writes about a backbone's own classes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from wordsight.backbones import Backbone, load_backbone
+from wordsight.config import METHODS, RunSettings, WordsightError, build, load_yaml, resolve, write_file
+from wordsight.data.features import cache_folder
+from wordsight.methods import Embedder
+from wordsight.sentences import read_sentences
+from wordsight.sentences.generated import WriterSettings, drawn, tower_of, write_sentences, writer_of
+
+if TYPE_CHECKING:
+    from wordsight.backbones.text_tower import TextTower
+
+SELF = "self"  # sentences=self: the backbone's own LM writes them
+SELF_FILE = "sentences-self.json"  # in the run folder: each of them with its question and seed
+Adapters = Literal["on", "off", "both"]
+
+
+def open_tower(name: str, *, device: str = "auto") -> TextTower:
+    """The text tower of a two_tower run, or of an LLM backbone's folder or hub name, in the dtype it was trained in.
+
+    Errors: WordsightError that says what it is instead.
+    """
+    config, dtype = Path(name) / "config.yaml", RunSettings.dtype
+    if config.is_file():
+        settings = build(RunSettings, load_yaml(config).get("settings", {}))
+        if not issubclass(resolve(METHODS, settings.method, "method"), Embedder):
+            raise WordsightError(
+                f"{name!r} is a run of {settings.method}, a classifier without an LM of its own; give a two_tower run. "
+                f"If its backbone has an LM, give that: {settings.backbone}"
+            )
+        dtype = settings.dtype
+    return tower_of(load_backbone(name, device=device, dtype=dtype))
+
+
+def generate(
+    tower: TextTower, text: str, adapters: Adapters = "off", *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 1
+) -> dict[str, str]:
+    """What the LM writes on from `text`, by adapters: {"off": ..., "on": ...}. `both` runs an untouched and an adapted row in one batch.
+
+    At temperature 0 the likeliest token always follows; above it, tokens are drawn from `seed`. Errors: WordsightError where the LM cannot write so.
+    """
+    if adapters not in ("on", "off", "both"):
+        raise WordsightError(f"adapters={adapters!r} is not a choice; the choices are on, off, both")
+    if not text.strip():
+        raise WordsightError("there is nothing to write on from; give a text")
+    ids = tower.tokenizer(text)["input_ids"]
+    _check_room(tower, len(ids), max_new_tokens)
+    rows = ["off", "on"] if adapters == "both" else [adapters]
+    written = tower.generate_tokens([ids] * len(rows), rows, max_new_tokens=max_new_tokens, **drawn(temperature, [seed] * len(rows)))
+    begin = _spoken(tower, ids)
+    return {row: _spoken(tower, ids + new.tolist()).removeprefix(begin) for row, new in zip(rows, written)}
+
+
+def sentences_for(
+    source: str | Path | Mapping[str, Sequence[str]] | None,
+    class_names: Sequence[str],
+    aliases: str | Path | Mapping[str, str] | None,
+    backbone: Backbone,
+    *,
+    progress: bool = False,
+) -> dict[str, tuple[str, ...]]:
+    """Each class's sentences: from `source` (read_sentences), or with `self` written by the backbone's LM with its adapters off."""
+    if source != SELF:
+        return read_sentences(source, class_names, aliases)
+    settings, path = _own(backbone)
+    written = write_sentences(class_names, settings, path, progress, tower=writer_of(backbone))
+    return read_sentences(written, class_names, aliases)
+
+
+def keep_record(backbone: Backbone, class_names: Sequence[str], folder: Path) -> None:
+    """Write sentences-self.json: of all that the LM has written so, what is about these classes."""
+    _, path = _own(backbone)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for part in ("sentences", "empty"):
+        record[part] = {name: record[part][name] for name in class_names if name in record[part]}
+    write_file(folder / SELF_FILE, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+
+
+# Inside
+
+
+def _own(backbone: Backbone) -> tuple[WriterSettings, Path]:
+    """Who writes, and where it is kept between runs: a place that no other LM, question or seed shares. A class is written about once."""
+    tower = writer_of(backbone)
+    settings = WriterSettings(tower.plain.name_or_path or backbone.name, local=True)
+    decides = repr((settings, tower.origin, tower.trunk.dtype, tower.tokenizer.chat_template))
+    return settings, cache_folder() / "sentences" / f"{hashlib.blake2b(decides.encode(), digest_size=12).hexdigest()}.json"
+
+
+def _spoken(tower: TextTower, ids: list[int]) -> str:
+    """Decoded together with what stands before: a tokenizer may drop the space that a text begins with."""
+    return tower.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _check_room(tower: TextTower, given: int, wanted: int) -> None:
+    if wanted < 1:
+        raise WordsightError(f"max_new_tokens={wanted} writes nothing; give 1 or more")
+    config: Any = tower.plain.config
+    held = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if held and given + wanted > held:
+        raise WordsightError(
+            f"a text of {given} tokens and {wanted} new ones do not fit into the {held} positions of {config.model_type}; "
+            "give a shorter text, or fewer new tokens"
+        )
