@@ -187,3 +187,84 @@ def test_a_backbone_without_an_lm_cannot_write_its_own_sentences(photos, tiny_cl
     with pytest.raises(WordsightError, match=r"is a CLIP, which has no language model"):
         self_fit(photos, tiny_clip, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# lm-eval
+
+
+@pytest.fixture(scope="module")
+def plain_clamp(photos, tiny_clip, lm, tmp_path_factory):
+    """A CLAMP over a random LM of letters, for which no real data is needed."""
+    own = {"wrapper": "a {}.", "prompts": 3, "heads": 2}
+    return fit_two_tower(photos, tiny_clip, lm, tmp_path_factory.mktemp("plain") / "run", **own).folder
+
+
+CHOOSE = """\
+task: tiny_choice
+dataset_path: json
+dataset_kwargs: {data_files: {test: FOLDER/choices.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: choices
+doc_to_target: answer
+metric_list: [{metric: acc}]
+"""
+WRITE = """\
+task: tiny_writing
+dataset_path: json
+dataset_kwargs: {data_files: {test: FOLDER/choices.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{choices[answer]}}"
+generation_kwargs: {until: ["#"], max_gen_toks: 6, do_sample: false}
+metric_list: [{metric: exact_match}]
+"""
+
+
+@pytest.mark.filterwarnings("ignore")  # lm-eval's own
+def test_lm_eval_reads_the_adapter_and_measures_the_lm_as_it_is_on_and_off(plain_clamp, lm, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    (tmp_path / "tasks").mkdir()
+    rows = [
+        {"question": "a dog is", "choices": ["good", "a cat", "red"], "answer": 0},
+        {"question": "snow is", "choices": ["hot", "white"], "answer": 1},
+    ]
+    (tmp_path / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, text in (("choose", CHOOSE), ("write", WRITE)):
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(text.replace("FOLDER", str(tmp_path)))
+    manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
+    tower = open_tower(str(plain_clamp), device="cpu")
+    seen = {}
+    for adapters, peft in (("off", ""), ("on", f",peft={plain_clamp / 'text' / 'adapter'}")):
+        found = simple_evaluate(
+            "hf",
+            f"pretrained={lm}{peft},dtype=float32",
+            ["tiny_choice", "tiny_writing"],
+            task_manager=manager,
+            device="cpu",
+            batch_size=1,
+            bootstrap_iters=0,
+        )
+        assert 0 <= found["results"]["tiny_choice"]["acc,none"] <= 1 and "exact_match,none" in found["results"]["tiny_writing"]
+        seen[adapters] = [value for sample in found["samples"]["tiny_choice"] for (value, _), *_ in sample["resps"]]
+        ours = [likelihood(tower, row["question"], f" {choice}", adapters == "on") for row in rows for choice in row["choices"]]
+        assert seen[adapters] == pytest.approx(ours, abs=1e-4)
+        written = [sample["resps"][0][0] for sample in found["samples"]["tiny_writing"]]
+        assert written == [tower.generate(row["question"], adapters, max_new_tokens=6) for row in rows]
+    assert max(abs(one - two) for one, two in zip(seen["on"], seen["off"])) > 1e-2
+
+
+def likelihood(tower, text, answer, on):
+    """log P(answer | text), by the LM inside the tower."""
+    ids = tower.tokenizer(text + answer, return_tensors="pt")["input_ids"]
+    begin = len(tower.tokenizer(text)["input_ids"])
+    with torch.no_grad(), tower.adapters(on):
+        chances = tower.plain(ids).logits[0, begin - 1 : -1].log_softmax(-1)
+    return chances.gather(1, ids[0, begin:, None]).sum().item()
