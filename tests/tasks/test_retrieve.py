@@ -79,9 +79,9 @@ def test_classes_without_sentences_of_their_own_go_by_name_and_are_counted(photo
     ids=["clamp", "no-lora", "causal-sigmoid", "ln-prefix", "lit", "prompt-only", "frozen-mlp"],
 )
 def test_a_fitted_run_is_a_backbone_that_passes_its_checks(table, tiny_clip, lm, tmp_path, own):
-    run = fit(settings(table, tiny_clip, lm, tmp_path / "run", {"epochs": 12}, **own))
+    run = fit(settings(table, tiny_clip, lm, tmp_path / "run", {"epochs": 40}, **own))
     found = run.events("train")
-    assert found[-1]["step"] == 12 and run.events("fit")[0]["captions"] == 10
+    assert found[-1]["step"] == 40 and run.events("fit")[0]["captions"] == 10
     loss = "sigmoid" if own.get("loss") else "contrastive"
     assert found[-1][loss] < found[0][loss]
     figures = run.events("retrieval")[0]
@@ -93,9 +93,8 @@ def test_a_fitted_run_is_a_backbone_that_passes_its_checks(table, tiny_clip, lm,
 
 def test_chunks_give_the_same_run_to_rounding(table, tiny_clip, lm, tmp_path):
     runs = [fit(settings(table, tiny_clip, lm, tmp_path / str(chunk), chunk=chunk, dropout=0.0)) for chunk in (None, 2, 100)]
-    one, *others = (tensors_of(run.folder) for run in runs)
-    for other in others:
-        assert one.keys() == other.keys() and all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+    one, *others = (load_backbone(run.folder, device="cpu").encode_text(["red paint", "a wall"]) for run in runs)
+    assert all(torch.allclose(one, other, atol=1e-3) for other in others)  # not weights: Adam makes steps of rounding where a gradient is zero
 
 
 def test_a_teacher_is_distilled_and_its_width_may_differ(table, tiny_clip, lm, tmp_path):

@@ -55,7 +55,8 @@ class _Filled(Exception):
 class AttentionPool(nn.Module):
     """Some vectors become one: a learned query attends to them, with several heads.
 
-    CLAMP, eqs. 2-4. The paper gives neither width nor heads, so both are settings. The query starts near zero: at first this is the mean.
+    CLAMP, eqs. 2-4. The paper gives neither width nor heads, so both are settings, nor how it starts. Here it starts as the mean, whatever the states: the
+    query near zero, values and output as the identity (or, at another width, as a projection that keeps angles).
     """
 
     def __init__(self, inner: int, width: int, heads: int):
@@ -63,6 +64,9 @@ class AttentionPool(nn.Module):
         self.heads = heads
         self.query = nn.Parameter(0.02 * torch.randn(width))
         self.key, self.value, self.out = nn.Linear(inner, width), nn.Linear(inner, width), nn.Linear(width, width)
+        for layer in (self.value, self.out):
+            (nn.init.eye_ if layer.in_features == layer.out_features else nn.init.orthogonal_)(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, states: Float[Tensor, "B S W"], keep: Float[Tensor, "B S"]) -> Float[Tensor, "B V"]:
         rows, count, _ = states.shape

@@ -20,6 +20,7 @@ from wordsight.methods import Embedder, Learner
 
 START = {"contrastive": math.log(1 / 0.07), "sigmoid": math.log(10)}  # log of the scale: CLIP's and SigLIP's
 SIGMOID_BIAS = -10.0
+RIDGE = 3.0
 PART = 64  # texts that pass through the LM together on a CPU, whose caches want small pieces
 
 
@@ -34,6 +35,7 @@ class TwoTowerSettings(TowerSettings):
     loss: Literal["contrastive", "sigmoid"] = "contrastive"
     teacher: str | None = None  # a backbone whose similarities are distilled; null: no distillation
     tau_d: float = 100.0  # the temperature of distillation; not given in the paper
+    start: Literal["random", "ridge"] = "random"  # the projection: random, or the closed-form map from the LM's states to the images of the captions
     centre: bool = False  # subtract the mean image vector: for towers that were not trained with text, whose vectors share a large mean
     chunk: int | None = None  # so many texts pass through the LM at a time, twice each: memory of the chunk, gradients of the batch; null: all
 
@@ -42,8 +44,8 @@ class TwoTower(Embedder, Learner):
     """A language model learns to say in vectors what a frozen image tower sees: images and texts meet in one space, and the LM still writes.
 
     CLAMP (Teterwak et al. 2023), eqs. 6-10: the contrastive loss with a learned scale, plus distillation of a stronger model's similarities. As in the
-    paper, image vectors are the frozen tower's. Differs from the paper: the temperature of distillation is a guess (tau_d), and with `centre` image
-    vectors lose their mean. LiT, LN-prefix, LoRA alone, a frozen LM with an MLP on top and full tuning are settings of it (configs/).
+    paper, image vectors are the frozen tower's. Differs from the paper: the temperature of distillation is a guess (tau_d); with `centre` image vectors
+    lose their mean; with `start=ridge` the projection starts at a closed-form map, where a few hundred steps get nowhere from a random one. LiT, LN-prefix, LoRA alone, a frozen LM with an MLP on top and full tuning are settings of it (configs/).
     """
 
     Settings: ClassVar[type] = TwoTowerSettings
@@ -78,6 +80,15 @@ class TwoTower(Embedder, Learner):
         parts = [TextBatch(ids[rows, : int(lengths[rows].max())], lengths[rows]) for rows in order.split(size)]
         vectors = cached(self.text, parts, devices=[self.text.device]) if chunk else torch.cat([self.text(part) for part in parts])
         return vectors[order.argsort()]
+
+    @torch.no_grad()
+    def start_at_ridge(self, states: Float[Tensor, "N V"], images: Float[Tensor, "N D"]) -> None:
+        """Set the projection to the ridge map from pooled states of captions to the vectors of their images. In float64, with lambda in units of the
+        states' mean square, as `wordsight join` has it for unit vectors."""
+        inputs, projection = self.text.head[:-1](states).double(), self.text.head[-1]
+        penalty = RIDGE * inputs.square().sum(1).mean() * torch.eye(inputs.shape[1], dtype=torch.float64, device=inputs.device)
+        solved = torch.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ unit(images - self.image_mean).double())
+        projection.weight.copy_(solved.T)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """For a batch of `PairBatches`: contrastive or sigmoid, and distillation where there is a teacher."""

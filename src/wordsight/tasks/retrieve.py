@@ -28,9 +28,10 @@ from wordsight.methods.zero_shot import ZeroShot
 from wordsight.runs import Facts, Run, train_settings
 from wordsight.sentences import fill
 from wordsight.tasks.classify import featurise, figures, predict_logits, test_only, words
-from wordsight.train import PairBatches, train
+from wordsight.train import STATE_FILE, PairBatches, train
 
 RANKS = (1, 5, 10)
+START_CAPTIONS = 4000  # that start=ridge is fitted on, at most: a map of a few hundred by a few hundred numbers needs no more
 
 
 def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bool = False, say: Callable[[str], None] = lambda line: None) -> Run:
@@ -60,6 +61,8 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
     began = time.monotonic()
     torch.manual_seed(settings.seed)
     method = TwoTower(tower, own, mean)
+    if own.start == "ridge" and not (run.state / STATE_FILE).is_file():  # a resumed run has left the start behind
+        method.start_at_ridge(*_start(tower, batches, captions))
     if method.learns_head_alone:
         batches.per_caption["pooled"] = tower.features(captions).cpu()
     train(
@@ -216,6 +219,15 @@ def _batches(
         per_caption,
     )
     return batches, distinct, features.vectors[:, 0].mean(0) if own.centre else None
+
+
+def _start(tower: TextTower, batches: PairBatches, captions: list[str]) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N D"]]:
+    """Pooled states of captions, a sample where there are many, and the mean vector of the images of each."""
+    chosen = torch.randperm(len(captions), generator=torch.Generator().manual_seed(batches.seed))[:START_CAPTIONS].sort().values
+    rows = torch.tensor([(caption, image) for image, texts in enumerate(batches.captions) for caption in texts])
+    sums = torch.zeros(len(captions), batches.images.shape[-1]).index_add(0, rows[:, 0], batches.images[rows[:, 1], 0])
+    means = sums / rows[:, 0].bincount(minlength=len(captions))[:, None]
+    return tower.features([captions[row] for row in chosen]), means[chosen].to(tower.device)
 
 
 def _own_test(source: str) -> Any:
