@@ -282,7 +282,7 @@ def test_a_few_contrastive_steps_bring_captions_to_their_images(tokenizer):
     trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
     optimizer, log_scale, seen = torch.optim.AdamW(trained, lr=1e-2), torch.tensor(2.0), []
     batch, frozen = made.tokenise(texts), made.sketch
-    for _ in range(25):
+    for _ in range(60):
         loss = losses.info_nce(images, made(batch), log_scale)
         optimizer.zero_grad()
         loss.backward()
