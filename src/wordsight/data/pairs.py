@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from wordsight.config import WordsightError
 from wordsight.data import Dataset, Pairs, Picture
-from wordsight.data.sources import has_captions, read_labelled, read_pairs
+from wordsight.data.sources import LABEL_COLUMNS, _read_table, has_captions, read_labelled, read_pairs
 from wordsight.sentences import fill, read_sentences
 
 BETWEEN = "::"  # stands between sources that are mixed, as in open_clip
@@ -39,11 +40,7 @@ def open_pairs(
     captions: list[tuple[str, ...]] = []
     notes: list[str] = []
     for source in sources_of(spec):
-        table = caption_table(source)
-        if table is not None:
-            rows = [(picture, tuple(texts)) for picture, texts, where in read_pairs(table, notes) if where == part]
-        else:
-            rows = _labelled(read_labelled(source), part, template, sentences, aliases, notes)
+        rows = source_rows(source, part, template=template, sentences=sentences, aliases=aliases, notes=notes)
         pictures += [picture for picture, _ in rows]
         captions += [texts for _, texts in rows]
     if not pictures and part == "train":
@@ -51,20 +48,43 @@ def open_pairs(
     return Pairs(spec, pictures, captions, tuple(notes))
 
 
-def _labelled(dataset: Dataset, part: str, template: str, sentences: str | None, aliases: str | None, notes: list[str]) -> list:
-    split = getattr(dataset, part)
-    if not len(dataset.train) and dataset.val is None:
-        notes.append(f"{dataset.name} marks every image as test; they are trained on, since data= names it")
-        split = dataset.test if part == "train" else None
-    names = dataset.class_names
+def source_rows(
+    source: str, part: str, *, template: str, sentences: str | None, aliases: str | None, notes: list[str]
+) -> list[tuple[Picture, tuple[str, ...]]]:
+    """The images of one source's part with their captions; `notes` receives what was left out."""
+    table = caption_table(source)
+    if table is None and _has_no_words(Path(source).expanduser()):
+        table = Path(source).expanduser()  # reading it as captions says which column is missing
+    if table is not None:
+        return [(picture, tuple(texts)) for picture, texts, where in read_pairs(table, notes) if where == part]
+    return _labelled(read_labelled(source), part, template, sentences, aliases, notes)
+
+
+def class_captions(
+    names: Sequence[str], where: str, template: str, sentences: str | None, aliases: str | None, notes: list[str]
+) -> list[tuple[str, ...]]:
+    """Captions of each class: its name in the template, then the sentences it finds. `notes` receives the classes that find none."""
     once = tuple(name for name, count in Counter(names).items() if count == 1)  # sentences of a name that two classes share are wrong for one of them
     written = read_sentences(sentences, once, aliases, partly=True)
     without = [name for name in dict.fromkeys(names) if not written.get(name)]
     if sentences is not None and without:
         listed = ", ".join(without[:5])
-        notes.append(
-            f"{len(without)} of {len(names)} classes of {dataset.name} find no sentences of their own in {sentences} and go by name: {listed}"
-        )
+        notes.append(f"{len(without)} of {len(names)} classes of {where} find no sentences of their own in {sentences} and go by name: {listed}")
+    return [(fill(template, name), *written.get(name, ())) for name in names]
+
+
+def _has_no_words(path: Path) -> bool:
+    """Whether a file is a table with neither captions nor labels."""
+    if not path.is_file() or path.suffix.lower() not in (".csv", ".tsv", ".parquet", ".pq"):
+        return False
+    return not any(name.lower().startswith("caption") or name.lower() in LABEL_COLUMNS for name in _read_table(path).columns)
+
+
+def _labelled(dataset: Dataset, part: str, template: str, sentences: str | None, aliases: str | None, notes: list[str]) -> list:
+    split = getattr(dataset, part)
+    if not len(dataset.train) and dataset.val is None:
+        notes.append(f"{dataset.name} marks every image as test; they are trained on, since data= names it")
+        split = dataset.test if part == "train" else None
+    texts = class_captions(dataset.class_names, dataset.name, template, sentences, aliases, notes)
     notes += dataset.notes
-    texts = [(fill(template, name), *written.get(name, ())) for name in names]
     return [] if split is None else [(picture, texts[label]) for picture, label in zip(split.pictures, split.labels.tolist())]
