@@ -31,6 +31,7 @@ ORDER = [
     "suites",
     "serve",
     "cli",
+    "__main__",
 ]
 
 

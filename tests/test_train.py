@@ -146,7 +146,7 @@ def test_the_schedule_is_the_protocol_s():
 
 def test_by_step_the_rate_rises_in_a_line_and_falls_in_a_cosine():
     settings = TrainSettings(schedule="step", warmup_steps=4, lr=0.5)
-    rates = [learning_rate(settings, step, 5, 4) for step in range(20)]
+    rates = [learning_rate(settings, step, 5, 20) for step in range(20)]
     assert rates[:4] == [0.125, 0.25, 0.375, 0.5] and rates[4] == 0.5
     assert rates[12] == pytest.approx(0.25) and rates[19] == pytest.approx(0.25 * (1 + math.cos(math.pi * 15 / 16)))
 
@@ -160,7 +160,7 @@ def test_the_loop_follows_the_schedule_and_each_group_s_scale(monkeypatch):
     train(small(), batches(SGD), SGD, seed=1)
     assert len(seen) == 18
     for step, (one, three) in enumerate(seen):
-        assert one == learning_rate(SGD, step, 3, 6) and three == 3 * one
+        assert one == learning_rate(SGD, step, 3, 18) and three == 3 * one
 
 
 def test_min_steps_adds_epochs_and_stretches_the_schedule():

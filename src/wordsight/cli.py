@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -34,9 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        result = VERBS[options.verb].run(options)
-        if options.json:
-            print(json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False))
+        with contextlib.redirect_stdout(None) if int(os.environ.get("RANK", "0")) else contextlib.nullcontext():  # of several processes one speaks
+            result = VERBS[options.verb].run(options)
+            if options.json:
+                print(json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False))
         return 1 if isinstance(result, dict) and result.get("passed") is False else 0
     except WordsightError as error:
         print(f"wordsight: {error}", file=sys.stderr)
@@ -383,3 +385,7 @@ def _print_results(results: Sequence[dict[str, Any]]) -> None:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+if __name__ == "__main__":  # for launchers, as `python -m wordsight` is
+    sys.exit(main())

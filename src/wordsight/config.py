@@ -76,6 +76,7 @@ class TrainSettings:
 
     epochs: int = 40
     min_steps: int = 100  # epochs are added until there are as many steps: a few images make short epochs
+    max_steps: int | None = None  # exactly so many steps, whatever `epochs` and `min_steps` say; needed where nobody knows how long the data is
     batch_size: int = 32
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
@@ -86,6 +87,7 @@ class TrainSettings:
     warmup_lr: float = 1e-5
     warmup_steps: int = 0  # schedule=step: steps that rise in a line from zero to `lr`
     clip_norm: float | None = None
+    log_steps: int | None = None  # how often the losses are logged; null: at the ends of about twenty epochs
     save_seconds: float = 10.0  # how often state/ is written, so that a killed run resumes
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ class Facts:
     labels: tuple[int, ...] = ()  # what predict returns, where labels were whole numbers
     image_fingerprint: str = ""  # of the backbone; empty without one
     text_fingerprint: str = ""
+    pairs: str = ""  # how many image-text pairs, and a fingerprint of their names and captions; empty where it learns from something else
 
 
 class Fitted(Protocol):
@@ -61,7 +62,7 @@ class Run:
         folder, settings = Path(folder), plain(settings)
         if (folder / "config.yaml").exists():
             there = cls._read(folder)
-            changed = _differences(there.settings, settings) or _differences(there.facts, facts)
+            changed = _differences(*_filled(there.settings, settings)) or _differences(there.facts, facts)
             if not changed and _read_sentences(folder) != sentences:
                 changed = ["the sentences differ"]
             if changed:
@@ -177,9 +178,9 @@ def train_settings(settings: RunSettings) -> TrainSettings:
     kind = resolve(METHODS, settings.method, "method")
     defaults = kind.training(settings.shots) if issubclass(kind, Learner) else TrainSettings()
     training = build(TrainSettings, {**asdict(defaults), **settings.train}, "train.")
-    least = {"batch_size": 1, "epochs": 0, "min_steps": 0, "lr": 0, "weight_decay": 0, "momentum": 0, "warmup_epochs": 0, "warmup_lr": 0}
-    for name, value in least.items():
-        if getattr(training, name) < value:
+    least = dict.fromkeys(("epochs", "min_steps", "lr", "weight_decay", "momentum", "warmup_epochs", "warmup_lr"), 0)
+    for name, value in (least | {"batch_size": 1, "max_steps": 1, "log_steps": 1}).items():
+        if getattr(training, name) is not None and getattr(training, name) < value:
             raise WordsightError(f"train.{name}={getattr(training, name)} is not possible; it is {value} or more")
     return training
 
@@ -216,6 +217,21 @@ def _read_sentences(folder: Path) -> dict[str, tuple[str, ...]]:
     return {name: tuple(texts) for name, texts in loaded.items()}
 
 
+def _filled(*settings: RunSettings) -> list[RunSettings]:
+    """The same settings, each saying what any of them says: a setting that is younger than the folder has its default there."""
+    parts = {"settings": lambda one: build(resolve(METHODS, one.method, "method").Settings, one.settings), "train": train_settings}
+    for name, read in parts.items():
+        keys = list(dict.fromkeys(key for one in settings for key in getattr(one, name)))
+        known = [set(to_dict(read(one))) for one in settings]
+        settings = [replace(one, **{name: {key: getattr(read(one), key) for key in keys if key in has}}) for one, has in zip(settings, known)]
+    return list(settings)
+
+
 def _differences(there: Any, asked: Any) -> list[str]:
     old, new = to_dict(there), to_dict(asked)
-    return [f"{key} is {old[key]!r} there and {new[key]!r} here" for key in new if key not in NOT_COMPARED and old[key] != new[key]]
+    unknown = {"pairs"} if old.get("pairs") == "" else set()  # of a folder that is older than this fact
+    return [
+        f"{key} {'are' if key == 'pairs' else 'is'} {old[key]!r} there and {new[key]!r} here"
+        for key in new
+        if key not in NOT_COMPARED and key not in unknown and old[key] != new[key]
+    ]

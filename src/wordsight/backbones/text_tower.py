@@ -369,7 +369,7 @@ class TextTower(nn.Module):
         return (states * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
 
     def _states(self, batch: TextBatch, way: Way, prefix: readonly.Prefix | None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What is pooled, float32, and which of it: the prompts' states, or the text's where there are none."""
+        """What is pooled, in the dtype of what is trained (float32), and which of it: the prompts' states, or the text's where there are none."""
         past = prefix.states.shape[1] if prefix else 0
         ahead = past or self.settings.front
         lengths = batch.lengths + ahead
@@ -378,7 +378,7 @@ class TextTower(nn.Module):
             if prefix:
                 states = torch.cat([prefix.states.expand(len(states), -1, -1), states], 1)
             columns = torch.arange(states.shape[1], device=states.device)
-            return states.float(), (columns >= self.settings.front) & (columns < lengths[:, None])
+            return states.to(self.head[0].weight.dtype), (columns >= self.settings.front) & (columns < lengths[:, None])
         way = self._way(way, ahead + batch.ids.shape[1], len(batch.ids)) if mask is None else "one"
         both = self.settings.prompts_attend == "both"
         if way == "one":
@@ -387,7 +387,7 @@ class TextTower(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self._text_is_constant), self.adapters(not self.settings.prompt_only_lora):
                 cache = readonly.fill_cache(self.trunk, self._text(batch.ids, prefix), lengths, prefix=prefix)
             states = readonly.prompt_pass(self.trunk, self.prompts, lengths, cache, both=both)
-        return states.float(), torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return states.to(self.head[0].weight.dtype), torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
 
     def _way(self, way: Way, columns: int, rows: int) -> Way:
         if way not in ("auto", "one", "two"):

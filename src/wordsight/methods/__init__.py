@@ -106,6 +106,16 @@ class Learner(ABC):
     def end(self) -> None:  # noqa: B027, most have nothing to do here
         """What is decided after the loop. Called before the method is bound for prediction."""
 
+    @property
+    def condition(self) -> str:
+        """In words, what may have gone wrong where training gets worse, such as a learned scale; empty: nothing that shows."""
+        return ""
+
+    @property
+    def at_bound(self) -> bool:
+        """Whether something learned stands at its bound, so that a rising loss means that it has run away."""
+        return False
+
     @abstractmethod
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """Named, weighted terms for a batch {images [B, D], labels [B]}; the loop adds them up."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 from wordsight.backbones import unit
 from wordsight.backbones.text_tower import TextBatch, TextTower, TowerSettings
 from wordsight.config import TrainSettings, WordsightError
-from wordsight.contrast import cached
+from wordsight.contrast import cached, gather, tiled_info_nce, tiled_pairwise_sigmoid, tiled_similarity_distillation
 from wordsight.losses import MAX_SCALE, info_nce, pairwise_sigmoid, similarity_distillation
 from wordsight.methods import Embedder, Learner
 
 START = {"contrastive": math.log(1 / 0.07), "sigmoid": math.log(10)}  # log of the scale: CLIP's and SigLIP's
 SIGMOID_BIAS = -10.0
 RIDGE = 3.0
+TILED, TILED_DISTILLED = 8192, 4096  # pairs from which losses in tiles pay, without and with distillation (measured); they are equal
 PART = 64  # texts that pass through the LM together on a CPU, whose caches want small pieces
 
 
@@ -38,6 +40,8 @@ class TwoTowerSettings(TowerSettings):
     start: Literal["random", "ridge"] = "random"  # the projection: random, or the closed-form map from the LM's states to the images of the captions
     centre: bool = False  # subtract the mean image vector: for towers that were not trained with text, whose vectors share a large mean
     chunk: int | None = None  # so many texts pass through the LM at a time, twice each: memory of the chunk, gradients of the batch; null: all
+    checkpointing: bool = False  # the LM's layers run again in backward: memory of one layer's activations, a third more time
+    compile: bool = False  # torch.compile of the LM in training: minutes at the start, then faster; for long trainings
 
 
 class TwoTower(Embedder, Learner):
@@ -51,7 +55,7 @@ class TwoTower(Embedder, Learner):
     Settings: ClassVar[type] = TwoTowerSettings
     training_defaults = TrainSettings(
         epochs=10, batch_size=256, lr=5e-4, weight_decay=0.5, clip_norm=1.0, schedule="step", warmup_steps=20, save_seconds=60
-    )  # for thousands of pairs; the paper's, for millions, are in configs/clamp.yaml
+    )  # for thousands of pairs; the paper's, for millions, are in configs/clamp-vicuna13b.yaml
 
     def __init__(self, text: TextTower, settings: TwoTowerSettings, image_mean: Float[Tensor, " D"] | None = None):
         super().__init__()
@@ -60,10 +64,29 @@ class TwoTower(Embedder, Learner):
         self.bias = nn.Parameter(torch.tensor(SIGMOID_BIAS, device=text.device)) if settings.loss == "sigmoid" else None
         mean = torch.zeros(text.dim) if image_mean is None else image_mean
         self.register_buffer("image_mean", mean.to(text.device, torch.float32))
+        if settings.checkpointing:
+            _checkpoint(text, True)
+        if settings.compile:
+            text.trunk.compile(dynamic=True)  # in place: names of tensors stay
 
     @property
     def logit_scale(self) -> float:
         return min(self.log_scale.exp().item(), MAX_SCALE)
+
+    @property
+    def condition(self) -> str:
+        return f"the scale is {self.logit_scale:.4g}, of at most {MAX_SCALE:g}"
+
+    @property
+    def at_bound(self) -> bool:
+        return self.log_scale.item() >= math.log(MAX_SCALE)
+
+    def end(self) -> None:
+        """The LM as it was: what only training needed is off."""
+        if self.settings.checkpointing:
+            _checkpoint(self.text, False)
+        if self.settings.compile:
+            self.text.trunk._compiled_call_impl = None  # torch has no public way back
 
     @property
     def learns_head_alone(self) -> bool:
@@ -91,16 +114,20 @@ class TwoTower(Embedder, Learner):
         projection.weight.copy_(solved.T)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
-        """For a batch of `PairBatches`: contrastive or sigmoid, and distillation where there is a teacher."""
-        images, text_of = unit(batch["images"] - self.image_mean), batch["text_of"]
-        texts = self.encode_text(batch)[text_of]
+        """For a batch of `PairBatches`: contrastive or sigmoid, and distillation where there is a teacher. Of the whole batch, in every process of several."""
+        text_of, taught = batch["text_of"], "teacher_texts" in batch
+        images, texts = gather(unit(batch["images"] - self.image_mean)), gather(self.encode_text(batch)[text_of])
+        tiled = len(texts) >= (TILED_DISTILLED if taught else TILED)
         if self.bias is not None:
-            terms = {"sigmoid": pairwise_sigmoid(images, texts, self.log_scale, self.bias)}
+            terms = {"sigmoid": (tiled_pairwise_sigmoid if tiled else pairwise_sigmoid)(images, texts, self.log_scale, self.bias)}
         else:
-            terms = {"contrastive": info_nce(images, texts, self.log_scale)}
-        if "teacher_texts" in batch:
-            teacher = batch["teacher_images"] @ batch["teacher_texts"][text_of].T
-            terms["distillation"] = similarity_distillation(images @ texts.T, teacher, self.settings.tau_d)
+            terms = {"contrastive": (tiled_info_nce if tiled else info_nce)(images, texts, self.log_scale)}
+        if taught:
+            teacher, tau_d = (gather(batch["teacher_images"]), gather(batch["teacher_texts"][text_of])), self.settings.tau_d
+            if tiled:
+                terms["distillation"] = tiled_similarity_distillation(images, texts, *teacher, tau_d)
+            else:
+                terms["distillation"] = similarity_distillation(images @ texts.T, teacher[0] @ teacher[1].T, tau_d)
         return terms
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -109,6 +136,12 @@ class TwoTower(Embedder, Learner):
         matrices = [parameter for parameter in trained if parameter.ndim > 1]
         vectors = [parameter for parameter in trained if parameter.ndim < 2]
         return [{"params": matrices, "lr_scale": 1.0}, {"params": vectors, "lr_scale": 1.0, "weight_decay": 0.0}]
+
+
+def _checkpoint(text: TextTower, on: bool) -> None:
+    with warnings.catch_warnings():  # transformers 5 is renaming both of these
+        warnings.simplefilter("ignore", FutureWarning)
+        text.plain.gradient_checkpointing_enable({"use_reentrant": False}) if on else text.plain.gradient_checkpointing_disable()
 
 
 def tower_settings(settings: TwoTowerSettings, dim: int) -> TowerSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from wordsight.methods.zero_shot import ZeroShot
 from wordsight.runs import Facts, Run, train_settings
 from wordsight.sentences import fill
 from wordsight.tasks.classify import featurise, figures, predict_logits, test_only, words
-from wordsight.train import STATE_FILE, PairBatches, train
+from wordsight.train import STATE_FILE, PairBatches, join_processes, rank_0_first, train
 
 RANKS = (1, 5, 10)
 START_CAPTIONS = 4000  # that start=ridge is fitted on, at most: a map of a few hundred by a few hundred numbers needs no more
@@ -37,9 +38,13 @@ START_CAPTIONS = 4000  # that start=ridge is fitted on, at most: a map of a few 
 def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bool = False, say: Callable[[str], None] = lambda line: None) -> Run:
     """Train the text tower of one run on pairs; the same settings again resume it, or give it back where it is finished.
 
-    The run folder is a backbone: `load_backbone(run.folder)`, `backbone=runs/...`. `say` receives sentences for the user.
+    The run folder is a backbone: `load_backbone(run.folder)`, `backbone=runs/...`. `say` receives sentences for the user. Under `accelerate launch` or
+    `torchrun` every process calls this and returns the run; rank 0 alone speaks, writes and evaluates.
     """
     settings = check_settings(settings)
+    rank, world = join_processes(pick_device(settings.device))
+    if rank > 0:
+        say, progress = lambda line: None, False
     own = build(TwoTowerSettings, settings.settings, "settings.")
     pairs = open_pairs(settings.data, template=settings.template, sentences=settings.sentences, aliases=settings.aliases)
     for note in pairs.notes:
@@ -50,13 +55,15 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
     torch.manual_seed(settings.seed)
     shape = own.shape if own.random else None
     tower = TextTower.from_base(own.text, tower_settings(own, backbone.dim), device=backbone.device, dtype=settings.dtype, random=shape)
-    facts = Facts((), backbone.dim, 1.0, settings.template, image_fingerprint=backbone.image_fingerprint, text_fingerprint=tower.origin)
-    run = Run.start(settings.out or default_folder(settings), settings, facts, {})
+    known = {"image_fingerprint": backbone.image_fingerprint, "text_fingerprint": tower.origin, "pairs": _known(pairs)}
+    with rank_0_first():
+        run = Run.start(settings.out or default_folder(settings), settings, Facts((), backbone.dim, 1.0, settings.template, **known), {})
     if run.finished:
         say(f"{run.folder} is finished already; nothing to fit")
         return run
     began = time.monotonic()
-    batches, captions, mean = _batches(pairs, backbone, tower, own, settings, progress, say)
+    with rank_0_first():  # the others find its features in the cache
+        batches, captions, mean = _batches(pairs, backbone, tower, own, settings, (rank, world), progress, say)
     seconds = {"features": round(time.monotonic() - began, 3)}
     began = time.monotonic()
     torch.manual_seed(settings.seed)
@@ -75,16 +82,16 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
         log=run.log,
         progress=progress,
     )
+    method.end()
     seconds["fit"] = round(time.monotonic() - began, 3)
-    learned = LLM(backbone, tower, image_mean=method.image_mean, logit_scale=method.logit_scale, name=str(run.folder))
-    learned.write_into(run.folder)
-    run.finish(learned)
-    trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
-    event = {"event": "fit", "seconds": seconds, "images": len(batches.images), "captions": len(captions), "parameters": trained}
-    run.log(event | {"truncated_captions": tower.truncated_texts})
-    if tower.truncated_texts:
-        say(f"{tower.truncated_texts} captions were longer than {tower.max_tokens} tokens with their wrapper and lost their ends")
-    evaluate(run, backbone=learned, progress=progress, say=say)
+    with rank_0_first():
+        if rank == 0:
+            learned = _finish(
+                run, method, backbone, {"seconds": seconds, "images": len(batches.images), "captions": len(captions), "processes": world}
+            )
+            if tower.truncated_texts:
+                say(f"{tower.truncated_texts} captions were longer than {tower.max_tokens} tokens with their wrapper and lost their ends")
+            evaluate(run, backbone=learned, progress=progress, say=say)
     return run
 
 
@@ -180,6 +187,10 @@ def check_settings(settings: RunSettings) -> RunSettings:
         raise WordsightError(f"settings.tau_d={own.tau_d} is not possible; it multiplies similarities before their softmax, more than 0")
     if own.shape and not own.random:
         raise WordsightError("settings.shape changes the LM's shape, which its weights would no longer fit; give it with settings.random=true")
+    if own.prompt_only_lora and (own.checkpointing or own.compile):
+        raise WordsightError(
+            "settings.prompt_only_lora runs texts without gradient and caches them, which checkpointing and compile do not go with; set them false"
+        )
     if settings.classes != "all":
         raise WordsightError(f"classes={settings.classes} chooses labelled classes, but method={settings.method} learns from pairs; leave it out")
     pick_device(settings.device)
@@ -195,8 +206,33 @@ def default_folder(settings: RunSettings) -> Path:
 # Inside
 
 
+def _known(pairs: Pairs) -> str:
+    """What a resumed run must find again: in another order, too, its batches would be others."""
+    digest = hashlib.blake2b(digest_size=8)
+    for picture, captions in zip(pairs.pictures, pairs.captions):
+        digest.update(repr((picture.name, tuple(captions))).encode())
+    return f"{len(pairs)} images with {sum(map(len, pairs.captions))} captions, fingerprint {digest.hexdigest()}"
+
+
+def _finish(run: Run, method: TwoTower, backbone: Backbone, event: dict[str, Any]) -> LLM:
+    """Write what was learned. Gives the backbone that it is."""
+    learned = LLM(backbone, method.text, image_mean=method.image_mean, logit_scale=method.logit_scale, name=str(run.folder))
+    learned.write_into(run.folder)
+    run.finish(learned)
+    trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+    run.log({"event": "fit", **event, "parameters": trained, "truncated_captions": method.text.truncated_texts})
+    return learned
+
+
 def _batches(
-    pairs: Pairs, backbone: Backbone, tower: TextTower, own: TwoTowerSettings, settings: RunSettings, progress: bool, say: Callable[[str], None]
+    pairs: Pairs,
+    backbone: Backbone,
+    tower: TextTower,
+    own: TwoTowerSettings,
+    settings: RunSettings,
+    place: tuple[int, int],
+    progress: bool,
+    say: Callable[[str], None],
 ) -> tuple[PairBatches, list[str], Float[Tensor, " D"] | None]:
     """Image vectors, captions as tokens and the teacher's vectors of both; the distinct captions; the mean image vector if it is wanted."""
     features = featurise(backbone, pairs, settings, progress, say)
@@ -217,6 +253,8 @@ def _batches(
         settings.seed,
         per_image,
         per_caption,
+        rank=place[0],
+        world=place[1],
     )
     return batches, distinct, features.vectors[:, 0].mean(0) if own.centre else None
 
