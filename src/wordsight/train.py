@@ -144,7 +144,7 @@ def train(
         raise WordsightError(f"labelled images are trained on in one process, not in {world}; start this without accelerate launch or torchrun")
     small = device.type == "cpu" and sum(parameter.numel() for parameter in learner.parameters()) < SMALL
     per_epoch = len(batches)
-    total = settings.max_steps or max(settings.epochs, math.ceil(settings.min_steps / per_epoch)) * per_epoch
+    total = total_steps(settings, per_epoch)
     epochs = math.ceil(total / per_epoch)
     learner.to(device).train()
     optimizer, watch = _optimizer(learner.parameter_groups(), settings), _Watch()
@@ -184,6 +184,10 @@ def train(
             if stopping:
                 raise KeyboardInterrupt(f"stopped after step {step} of {total}")
     return learner.eval()
+
+
+def total_steps(settings: TrainSettings, per_epoch: int) -> int:
+    return settings.max_steps or max(settings.epochs, math.ceil(settings.min_steps / per_epoch)) * per_epoch
 
 
 def learning_rate(settings: TrainSettings, step: int, per_epoch: int, total: int) -> float:

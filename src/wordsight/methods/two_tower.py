@@ -36,9 +36,11 @@ class TwoTowerSettings(TowerSettings):
     shape: dict[str, Any] = field(default_factory=dict)  # with random: what of the LM's config.json is to be otherwise
     loss: Literal["contrastive", "sigmoid"] = "contrastive"
     teacher: str | None = None  # a backbone whose similarities are distilled; null: no distillation
-    tau_d: float = 100.0  # the temperature of distillation; not given in the paper
+    tau_d: float | None = None  # multiplies similarities in distillation, not given in the paper; null: the teacher's own logit scale, 100 for CLIP
     start: Literal["random", "ridge"] = "random"  # the projection: random, or the closed-form map from the LM's states to the images of the captions
     centre: bool = False  # subtract the mean image vector: for towers that were not trained with text, whose vectors share a large mean
+    features: Literal["auto", "stream", "store"] = "auto"  # image vectors: as pairs come, or from the cache; auto: stream for webdataset shards alone
+    weights: tuple[float, ...] = ()  # of the sources in data=a::b, adding up to 1; by default as many pairs of each as it has
     chunk: int | None = None  # so many texts pass through the LM at a time, twice each: memory of the chunk, gradients of the batch; null: all
     checkpointing: bool = False  # the LM's layers run again in backward: memory of one layer's activations, a third more time
     compile: bool = False  # torch.compile of the LM in training: minutes at the start, then faster; for long trainings
@@ -48,8 +50,9 @@ class TwoTower(Embedder, Learner):
     """A language model learns to say in vectors what a frozen image tower sees: images and texts meet in one space, and the LM still writes.
 
     CLAMP (Teterwak et al. 2023), eqs. 6-10: the contrastive loss with a learned scale, plus distillation of a stronger model's similarities. As in the
-    paper, image vectors are the frozen tower's. Differs from the paper: the temperature of distillation is a guess (tau_d); with `centre` image vectors
-    lose their mean; with `start=ridge` the projection starts at a closed-form map, where a few hundred steps get nowhere from a random one. LiT, LN-prefix, LoRA alone, a frozen LM with an MLP on top and full tuning are settings of it (configs/).
+    paper, image vectors are the frozen tower's. Differs from the paper: the temperature of distillation is the teacher's own scale, a guess (tau_d); with
+    `centre` image vectors lose their mean; with `start=ridge` the projection starts at a closed-form map, where a few hundred steps get nowhere from a
+    random one. LiT, LN-prefix, LoRA alone, a frozen LM with an MLP on top and full tuning are settings of it (configs/).
     """
 
     Settings: ClassVar[type] = TwoTowerSettings

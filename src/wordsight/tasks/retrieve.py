@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,19 @@ from wordsight.config import RunSettings, WordsightError, build, to_dict
 from wordsight.data import Pairs, open_dataset
 from wordsight.data.features import image_features, text_features
 from wordsight.data.pairs import caption_table, open_pairs, sources_of
+from wordsight.data.shards import is_shards
 from wordsight.data.splits import select_classes
+from wordsight.data.stream import Mixture, StreamBatches, needs_stream, open_stream
 from wordsight.methods import NoSettings
 from wordsight.methods.two_tower import TwoTower, TwoTowerSettings, tower_settings
 from wordsight.methods.zero_shot import ZeroShot
 from wordsight.runs import Facts, Run, train_settings
 from wordsight.sentences import fill
 from wordsight.tasks.classify import featurise, figures, predict_logits, test_only, words
-from wordsight.train import STATE_FILE, PairBatches, join_processes, rank_0_first, train
+from wordsight.train import STATE_FILE, PairBatches, join_processes, rank_0_first, total_steps, train
 
 RANKS = (1, 5, 10)
+SIZES_FILE = "sizes.json"  # in state/: what a stream knows of its shards
 START_CAPTIONS = 4000  # that start=ridge is fitted on, at most: a map of a few hundred by a few hundred numbers needs no more
 
 
@@ -46,51 +51,59 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
     if rank > 0:
         say, progress = lambda line: None, False
     own = build(TwoTowerSettings, settings.settings, "settings.")
-    pairs = open_pairs(settings.data, template=settings.template, sentences=settings.sentences, aliases=settings.aliases)
-    for note in pairs.notes:
-        say(note)
-    if len(pairs) < 2:
-        raise WordsightError(f"data={settings.data!r} has one image-text pair only; at least 2 are needed, to tell them apart")
+    words = {"template": settings.template, "sentences": settings.sentences, "aliases": settings.aliases}
+    streams = _streams(own, settings.data)
+    opened = partial(open_stream, settings.data, own.weights or None, **words, seed=settings.seed, rank=rank, world=world)
+    if streams:
+        opened()  # what is wrong with a source is said before a folder is made
+    pairs = None if streams else _pairs(settings.data, words, say)
     backbone = backbone or load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype, text=False)
     torch.manual_seed(settings.seed)
     shape = own.shape if own.random else None
     tower = TextTower.from_base(own.text, tower_settings(own, backbone.dim), device=backbone.device, dtype=settings.dtype, random=shape)
-    known = {"image_fingerprint": backbone.image_fingerprint, "text_fingerprint": tower.origin, "pairs": _known(pairs)}
+    known = {"image_fingerprint": backbone.image_fingerprint, "text_fingerprint": tower.origin, "pairs": _known(pairs) if pairs else ""}
     with rank_0_first():
         run = Run.start(settings.out or default_folder(settings), settings, Facts((), backbone.dim, 1.0, settings.template, **known), {})
     if run.finished:
         say(f"{run.folder} is finished already; nothing to fit")
         return run
-    began = time.monotonic()
-    with rank_0_first():  # the others find its features in the cache
-        batches, captions, mean = _batches(pairs, backbone, tower, own, settings, (rank, world), progress, say)
-    seconds = {"features": round(time.monotonic() - began, 3)}
-    began = time.monotonic()
-    torch.manual_seed(settings.seed)
-    method = TwoTower(tower, own, mean)
-    if own.start == "ridge" and not (run.state / STATE_FILE).is_file():  # a resumed run has left the start behind
-        method.start_at_ridge(*_start(tower, batches, captions))
-    if method.learns_head_alone:
-        batches.per_caption["pooled"] = tower.features(captions).cpu()
-    train(
-        method,
-        batches,
-        train_settings(settings),
-        seed=settings.seed,
-        device=backbone.device,
-        state=run.state,
-        log=run.log,
-        progress=progress,
-    )
-    method.end()
-    seconds["fit"] = round(time.monotonic() - began, 3)
+    began, resumed = time.monotonic(), (run.state / STATE_FILE).is_file()
+    teacher = load_backbone(own.teacher, device=settings.device, dtype=settings.dtype) if own.teacher else None
+    if teacher is not None and own.tau_d is None:
+        own = replace(own, tau_d=teacher.logit_scale)
+    with contextlib.ExitStack() as leaving:
+        if streams:
+            batches = leaving.enter_context(_stream(opened(sizes=run.state / SIZES_FILE), backbone, teacher, tower, own, settings))
+            captions, mean = None, batches.mean_image() if own.centre and not resumed else None  # a resumed run has it in its state
+            batches.close()  # until training asks for the first batch
+        else:
+            with rank_0_first():  # the others find its features in the cache
+                batches, captions, mean = _batches(pairs, backbone, teacher, tower, own, settings, (rank, world), progress, say)
+        truncated = tower.truncated_texts  # before anything is tokenised twice; a stream has not begun
+        seconds = {"features": round(time.monotonic() - began, 3)}
+        began = time.monotonic()
+        torch.manual_seed(settings.seed)
+        method = TwoTower(tower, own, mean)
+        if own.start == "ridge" and not resumed:  # a resumed run has left the start behind
+            method.start_at_ridge(*_start(tower, batches, captions))
+        if method.learns_head_alone:
+            batches.per_caption["pooled"] = tower.features if streams else tower.features(captions).cpu()
+        training = train_settings(settings)
+        place = {"seed": settings.seed, "device": backbone.device, "state": run.state}
+        train(method, batches, training, **place, log=run.log, progress=progress)
+        method.end()
+        seconds["fit"] = round(time.monotonic() - began, 3)
+        if streams:
+            truncated = tower.truncated_texts
+            for note in batches.notes():
+                say(note)
     with rank_0_first():
         if rank == 0:
-            learned = _finish(
-                run, method, backbone, {"seconds": seconds, "images": len(batches.images), "captions": len(captions), "processes": world}
-            )
-            if tower.truncated_texts:
-                say(f"{tower.truncated_texts} captions were longer than {tower.max_tokens} tokens with their wrapper and lost their ends")
+            seen = total_steps(training, len(batches)) * training.batch_size  # of a stream: how often, not how many
+            size = {"images": seen, "captions": seen} if streams else {"images": len(batches.images), "captions": len(captions)}
+            learned = _finish(run, method, backbone, {"seconds": seconds, **size, "processes": world, "truncated_captions": truncated})
+            if truncated:
+                say(f"{truncated} captions were longer than {tower.max_tokens} tokens with their wrapper and lost their ends")
             evaluate(run, backbone=learned, progress=progress, say=say)
     return run
 
@@ -113,6 +126,8 @@ def evaluate(
     backbone = backbone or load_backbone(run.folder, device=settings.device, dtype=settings.dtype)
     results = []
     for source in sources_of(data or settings.data):
+        if data is None and is_shards(source):
+            continue  # shards mark nothing as test
         if caption_table(source) is not None:
             if classes:
                 raise WordsightError(f"classes={classes} chooses among classes, but {source!r} has captions and no classes")
@@ -183,7 +198,7 @@ def check_settings(settings: RunSettings) -> RunSettings:
     fill(settings.template, "name")
     if own.chunk is not None and own.chunk < 1:
         raise WordsightError(f"settings.chunk={own.chunk} is not possible; it is how many texts pass through the LM together, 1 or more, or null")
-    if own.tau_d <= 0:
+    if own.tau_d is not None and own.tau_d <= 0:
         raise WordsightError(f"settings.tau_d={own.tau_d} is not possible; it multiplies similarities before their softmax, more than 0")
     if own.shape and not own.random:
         raise WordsightError("settings.shape changes the LM's shape, which its weights would no longer fit; give it with settings.random=true")
@@ -191,6 +206,8 @@ def check_settings(settings: RunSettings) -> RunSettings:
         raise WordsightError(
             "settings.prompt_only_lora runs texts without gradient and caches them, which checkpointing and compile do not go with; set them false"
         )
+    if _streams(own, settings.data) and own.start == "ridge":
+        raise WordsightError("settings.start=ridge reads all captions first, which a stream does not have; leave start out, or give tables")
     if settings.classes != "all":
         raise WordsightError(f"classes={settings.classes} chooses labelled classes, but method={settings.method} learns from pairs; leave it out")
     pick_device(settings.device)
@@ -204,6 +221,39 @@ def default_folder(settings: RunSettings) -> Path:
 
 
 # Inside
+
+
+def _streams(own: TwoTowerSettings, data: str) -> bool:
+    """Whether pairs are read while training goes on, and not all at once."""
+    return own.features == "stream" or bool(own.weights) or needs_stream(data)
+
+
+def _pairs(data: str, words: dict[str, Any], say: Callable[[str], None]) -> Pairs:
+    pairs = open_pairs(data, **words)
+    for note in pairs.notes:
+        say(note)
+    if len(pairs) < 2:
+        raise WordsightError(f"data={data!r} has one image-text pair only; at least 2 are needed, to tell them apart")
+    return pairs
+
+
+def _stream(
+    mixture: Mixture, backbone: Backbone, teacher: Backbone | None, tower: TextTower, own: TwoTowerSettings, settings: RunSettings
+) -> StreamBatches:
+    training = train_settings(settings)
+    batches = StreamBatches(
+        mixture,
+        training.batch_size,
+        backbone=backbone,
+        tokenise=tower.tokenise,
+        teacher=teacher,
+        features="store" if own.features == "store" else "stream",
+        views=settings.views,
+        flip=settings.flip,
+        max_steps=training.max_steps,
+    )
+    len(batches)  # refuses what nobody knows the length of
+    return batches
 
 
 def _known(pairs: Pairs) -> str:
@@ -220,13 +270,14 @@ def _finish(run: Run, method: TwoTower, backbone: Backbone, event: dict[str, Any
     learned.write_into(run.folder)
     run.finish(learned)
     trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
-    run.log({"event": "fit", **event, "parameters": trained, "truncated_captions": method.text.truncated_texts})
+    run.log({"event": "fit", **event, "parameters": trained})
     return learned
 
 
 def _batches(
     pairs: Pairs,
     backbone: Backbone,
+    teacher: Backbone | None,
     tower: TextTower,
     own: TwoTowerSettings,
     settings: RunSettings,
@@ -240,8 +291,7 @@ def _batches(
     distinct = list(dict.fromkeys(text for texts in captions for text in texts))
     row_of = {text: row for row, text in enumerate(distinct)}
     per_image, per_caption = {}, {}
-    if own.teacher is not None:
-        teacher = load_backbone(own.teacher, device=settings.device, dtype=settings.dtype)
+    if teacher is not None:
         taught = image_features(teacher, [pairs.pictures[i] for i in features.kept], views=settings.views, flip=settings.flip, progress=progress)
         per_image["teacher_images"], per_caption["teacher_texts"] = taught.vectors, text_features(teacher, distinct)
     tokens = tower.tokenise(distinct)
