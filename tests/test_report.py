@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from wordsight.config import RunSettings, WordsightError
-from wordsight.report import ABSENT, PARTS, as_csv, as_html, as_markdown, best_cells, cells, read_rows, report
+from wordsight.report import ABSENT, PARTS, as_csv, as_html, as_latex, as_markdown, best_cells, cells, comparisons, latex, read_rows, report
 from wordsight.runs import Facts, Run, build_method
 from wordsight.tasks.classify import fit
 
@@ -147,3 +147,93 @@ def test_a_run_without_figures_is_listed(tmp_path):
     (folder / "metrics.jsonl").unlink()
     rows = read_rows([folder])
     assert set(cells(rows[0]).values()) >= {ABSENT} and rows[0].figures == {} and "aape" in as_html(rows)
+
+
+# -- against one another ------------------------------------------------------------------------------------------------------------------
+
+
+def test_methods_are_compared_pair_by_pair_with_the_reference(folders, tmp_path):
+    (one,) = comparisons(read_rows(folders))
+    probe, aape = one.standings
+    assert one.reference == "aape" and one.parts == ["all", "H"] and not aape.differences
+    assert probe.differences["all"].mean == pytest.approx(3) and probe.differences["all"].pairs == 2  # 85 - 80 and 85 - 84
+    assert probe.ranks["all"] == 1 and aape.ranks["all"] == 2 and "H" not in probe.differences and aape.means["H"] == pytest.approx(56.25)
+    written = report(folders, tmp_path / "r.html", latex_file=tmp_path / "r.tex", csv_file=tmp_path / "table.csv")
+    assert "**Against aape** (4 shots, backbone tiny)" in written["markdown"] and "+3.0 [+1.0, +5.0]" in written["markdown"]
+    lines = list(csv.DictReader((tmp_path / "table-comparison.csv").read_text().splitlines()))
+    assert [float(line["mean"]) for line in lines if line["method"] == "aape"] == pytest.approx([82, 75, 45, 56.25])
+    assert "Against one another" in (tmp_path / "r.html").read_text() and r"82.0 $\pm$ 2.0" in (tmp_path / "r.tex").read_text()
+
+
+def test_a_reference_is_chosen_or_refused(folders):
+    (one,) = comparisons(read_rows(folders), "linear_probe")
+    assert one.reference == "linear_probe" and one.standings[1].differences["all"].mean == pytest.approx(-3)
+    with pytest.raises(WordsightError, match=r"'app' is not among what can be compared.*linear_probe, aape"):
+        comparisons(read_rows(folders), "app")
+
+
+def test_what_takes_no_labels_stands_beside_all_shots_and_seeds(tmp_path):
+    made = [fabricate(tmp_path / "z", method="zero_shot", accuracies={"all": 70.0})]
+    for shots in (1, 4):
+        made += [fabricate(tmp_path / f"{shots}-{seed}", shots=shots, seed=seed, accuracies={"all": 70.0 + shots * seed}) for seed in (1, 2)]
+    first, last = comparisons(read_rows(made))
+    assert (first.shots, last.shots) == (1, 4)
+    assert [one.standings[0].differences["all"].mean for one in (first, last)] == pytest.approx([-1.5, -6])
+    assert last.standings[0].differences["all"].pairs == 2
+
+
+def test_targets_are_averaged_without_the_source(tmp_path):
+    made = []
+    for method, source, targets in (("aape", 90.0, (10.0, 30.0)), ("coop", 91.0, (20.0, 20.0))):
+        folder = fabricate(tmp_path / method, method=method, accuracies={"all": source})
+        run = Run.open(folder)
+        for data, accuracy in zip(("one", "two"), targets):
+            run.log({**run.events("eval")[0], "data": data, "accuracy": accuracy})
+        made.append(folder)
+    own, other = comparisons(read_rows(made))
+    assert not own.elsewhere and other.elsewhere and "tested on other data" in other.title
+    assert [standing.means["all"] for standing in other.standings] == [20, 20] and [s.ranks["all"] for s in other.standings] == [1.5, 1.5]
+
+
+def test_a_folder_stands_for_the_finished_runs_below_it(folders, tmp_path):
+    (folders[0] / "weights.safetensors").unlink()
+    written = report([tmp_path], tmp_path / "r.html")
+    assert written["unfinished"] == [str(folders[0])] and "7 runs" in (tmp_path / "r.html").read_text()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WordsightError, match="no run folder"):
+        report([tmp_path / "empty"], tmp_path / "r.html")
+
+
+def test_published_figures_stand_beside_the_same_data_and_are_never_best(tmp_path):
+    accuracies = {"base": 60.0, "new": 50.0}
+    made = [
+        fabricate(tmp_path / "c", method="coop", classes="base", shots=16, data="data/caltech-101", accuracies=accuracies),
+        fabricate(tmp_path / "d", classes="base", shots=16, data="data/caltech-101", accuracies={"base": 50.0, "new": 50.0}),
+        fabricate(tmp_path / "e", method="coop", classes="base", shots=16, data="data/dtd10", accuracies=accuracies),
+        fabricate(tmp_path / "f", method="coop", classes="base", shots=4, data="data/caltech101", accuracies=accuracies),
+    ]
+    rows = read_rows(made)
+    assert [(row.method, row.data, row.shots) for row in rows if row.published] == [("coop", "data/caltech-101", 16)]
+    text = as_markdown(rows)
+    assert "98.0 / 89.8 / 93.7" in text and "KgCoOp READMEs" in text and "not to be compared" in text and "**98.0" not in text
+    assert "KgCoOp READMEs" in as_html(rows) and "98.0 / 89.8 / 93.7" in as_html(rows) and "98.00 / 89.81" in as_csv(rows)
+
+
+def test_latex_is_escaped_and_its_rows_have_equal_columns(folders):
+    rows = read_rows(folders)
+    text = as_latex(rows, comparisons(rows))
+    assert r"linear\_probe" in text and r"\textbf{85.0 $\pm$ 0.0}" in text and text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
+    assert latex(r"a_b & 5% {x} \y ~^") == r"a\_b \& 5\% \{x\} \textbackslash{}y \textasciitilde{}\textasciicircum{}"
+    for table in text.split(r"\toprule")[1:]:
+        lines = [line for line in table.split(r"\bottomrule")[0].splitlines() if line.endswith(r"\\")]
+        assert len({line.count("&") for line in lines}) == 1 and len(lines) == 3
+
+
+def test_epochs_that_follow_the_shots_and_files_of_each_dataset_are_no_differences(tmp_path):
+    made = [fabricate(tmp_path / f"c{shots}", method="coop", shots=shots, accuracies={"all": 50.0}) for shots in (1, 16)]
+    made.append(fabricate(tmp_path / "own", method="coop", shots=16, seed=2, train={"epochs": 7}, accuracies={"all": 50.0}))
+    assert {row.label for row in read_rows(made)} == {"coop train.epochs=by shots", "coop train.epochs=7"}
+    assert {row.label for row in read_rows(made[:2])} == {"coop"}
+    words = [fabricate(tmp_path / name, data=f"d/{name}", sentences=f"s/{name}.json", accuracies={"all": 50.0}) for name in ("one", "two")]
+    template = fabricate(tmp_path / "t", data="d/one", sentences="clip7", accuracies={"all": 50.0})
+    assert {row.label for row in read_rows([*words, template]) if row.data == "d/one"} == {"aape sentences=s/{data}.json", "aape sentences=clip7"}

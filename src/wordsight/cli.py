@@ -129,9 +129,11 @@ def predict(options: argparse.Namespace) -> Any:
 def report(options: argparse.Namespace) -> Any:
     from wordsight.report import report
 
-    written = report(options.runs, options.out)
+    written = report(options.runs, options.out, csv_file=options.csv, latex_file=options.latex, reference=options.reference)
     if not options.json:
         print(written["markdown"])
+        for folder in written["unfinished"]:
+            _say(f"left out, not finished: {folder}")
         print(f"report: {written['html']}")
     return written
 
@@ -279,8 +281,11 @@ VERBS: dict[str, Verb] = {
     "report": Verb(
         report,
         "compare runs: a table, and one HTML file with plots",
-        _argument("runs", nargs="+", metavar="RUN"),
+        _argument("runs", nargs="+", metavar="RUN", help="a run folder, or one that holds runs, as a suite's does"),
         _argument("--out", default="report.html", metavar="FILE", help="the HTML file (default report.html)"),
+        _argument("--csv", metavar="FILE", help="every figure in full precision (default: beside the HTML file)"),
+        _argument("--latex", metavar="FILE", help="the tables for a paper"),
+        _argument("--reference", metavar="METHOD", help="whom the others are compared with (default aape, or the first)"),
     ),
     "sentences": Verb(
         sentences,

@@ -1,4 +1,4 @@
-"""Report: many finished runs as one Markdown table, one CSV, and one HTML file that needs nothing beside it."""
+"""Report: many finished runs as Markdown, CSV, LaTeX, and one HTML file that needs nothing beside it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from PIL import Image
 
 from wordsight import __version__
 from wordsight.backbones import Backbone
-from wordsight.config import METHODS, RunSettings, WordsightError, build, resolve, write_file
+from wordsight.comparison import ANY_SEED, LEVEL, PARTS, RESAMPLES, Scores, Standing, compare, orientation, published
+from wordsight.config import METHODS, RunSettings, WordsightError, build, nearest, resolve, write_file
 from wordsight.data import Picture, open_dataset
 from wordsight.data.features import image_features, read_image
 from wordsight.data.splits import prepare
 from wordsight.estimator import load
+from wordsight.methods import Learner
 from wordsight.metrics import harmonic_mean
 from wordsight.runs import Run, read_tensors, train_settings
 
-PARTS = ("all", "base", "new", "H")
 ABSENT = "–"
 NO_LABELS = 0  # the shots of a method that takes none
 ALL_LABELS = 10**9  # shots=null, sorted after every number
@@ -36,12 +37,18 @@ ELSEWHERE = " → "  # between the data of training and other data of a test
 HARD_IMAGES = 12
 TABLE_CLASSES = 20  # a confusion matrix of more classes is drawn, without names
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")  # Okabe and Ito: told apart by colour-blind readers
+WORDS = {"data", "backbone", "method"}  # columns of text, set to the left
 ALSO_COMPARED = ("sentences", "aliases", "template", "views", "flip", "dtype")  # settings outside the method's own that decide a result
 LEGEND = (
     "Accuracy in percent, mean ± standard deviation over seeds. all: trained and tested on all classes. base, new: trained on the base half of the "
     "classes, tested on each half by itself. H: harmonic mean of the seed-averaged base and new; its spread is that of H per seed. –: not "
     "measured, or not possible for the method. The best of equal data and shots is bold."
 )
+COMPARED = (
+    f"Means over datasets; H is of these means. rank: mean over the datasets, 1 is best. Differences are paired by dataset and seed; in brackets the {LEVEL} % "
+    f"interval of a bootstrap over the pairs ({RESAMPLES:,} resamples)."
+)
+UNCOMPARED = "Published figures are for orientation: other towers, other images, so not to be compared with ours. "
 
 
 class Value(NamedTuple):
@@ -79,32 +86,90 @@ class Row:
         return {NO_LABELS: ABSENT, ALL_LABELS: "all"}.get(self.shots, str(self.shots))
 
     @property
+    def trained(self) -> str:
+        return self.data.split(ELSEWHERE)[0]
+
+    @property
     def tested(self) -> str:
         return self.data.split(ELSEWHERE)[-1]
+
+    @property
+    def published(self) -> dict[str, dict[str, float]]:
+        """What papers print of the same, by table."""
+        return published(self.method, self.trained, self.tested, self.shots, tuple(self.figures))
 
     @property
     def group(self) -> tuple[str, str, int]:
         return self.data, self.backbone, self.shots
 
 
-def report(folders: Sequence[str | Path], out: str | Path = "report.html", *, backbone: Backbone | None = None) -> dict[str, str]:
-    """Compare finished runs; returns {"html": path, "csv": path, "markdown": text}. `backbone` spares loading it again for the explained images.
+@dataclass(frozen=True)
+class Comparison:
+    """Methods on the same backbone, shots and kind of data, each against the reference."""
 
-    Errors: WordsightError for a folder that holds no finished run, or where `out` cannot be written.
+    backbone: str
+    shots: int
+    elsewhere: bool  # tested on other data than it was trained on
+    reference: str
+    standings: tuple[Standing, ...]
+
+    @property
+    def title(self) -> str:
+        shots = {NO_LABELS: "no labels", ALL_LABELS: "all labelled images"}.get(self.shots, f"{self.shots} shots")
+        return f"{shots}{', tested on other data' if self.elsewhere else ''}, backbone {self.backbone}"
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts that are compared: all and H, or base where there is neither."""
+        measured = {part for standing in self.standings for part in standing.means}
+        return [part for part in ("all", "H") if part in measured] or ["base"]
+
+
+def report(
+    folders: Sequence[str | Path],
+    out: str | Path = "report.html",
+    *,
+    csv_file: str | Path | None = None,  # by default beside the page
+    latex_file: str | Path | None = None,
+    reference: str | None = None,  # whom the others are compared with; by default aape, or the first
+    backbone: Backbone | None = None,
+) -> dict[str, Any]:
+    """Compare finished runs; returns {"html", "csv": paths, "markdown": text, "unfinished": folders that were left out} and, where asked for, "latex".
+
+    A folder that is no run stands for all runs below it. Where methods can be compared, a second CSV, *-comparison.csv, says how they stand.
+    `backbone` spares loading it again for the explained images. Errors: WordsightError for a folder that holds no finished run, a reference that is not
+    there, or where a file cannot be written.
     """
     page = Path(out)
     if page.is_dir() or page.suffix.lower() == ".csv":
         raise WordsightError(
             f"out={str(out)!r} must name the HTML file, such as {str(page / 'report.html' if page.is_dir() else page.with_suffix('.html'))!r}"
         )
-    rows = read_rows(folders)
-    table = page.with_suffix(".csv")
-    write_file(table, as_csv(rows))
-    write_file(page, as_html(rows, backbone))
-    return {"html": str(page), "csv": str(table), "markdown": as_markdown(rows)}
+    found, unfinished = run_folders(folders)
+    rows = read_rows(found)
+    compared = comparisons(rows, reference)
+    table = Path(csv_file or page.with_suffix(".csv"))
+    files = {table: as_csv(rows), page: as_html(rows, backbone, compared)}
+    files |= {table.with_name(f"{table.stem}-comparison.csv"): comparison_csv(compared)} if compared else {}
+    files |= {Path(latex_file): as_latex(rows, compared)} if latex_file else {}
+    for path, content in files.items():
+        write_file(path, content)
+    written = {"html": str(page), "csv": str(table), "markdown": as_markdown(rows, compared), "unfinished": list(map(str, unfinished))}
+    return written | ({"latex": str(latex_file)} if latex_file else {})
 
 
 # -- from run folders to rows -----------------------------------------------------------------------------------------------------------
+
+
+def run_folders(folders: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
+    """The run folders that these stand for, and those below them that are not finished."""
+    found, unfinished = [], []
+    for folder in map(Path, folders):
+        below = [] if (folder / "config.yaml").is_file() else sorted(path.parent for path in folder.rglob("config.yaml"))
+        done = [path for path in below if (path / "weights.safetensors").is_file()]
+        found += done or [folder]  # one that is nothing is refused with its reason when it is opened
+        unfinished += [path for path in below if path not in done] if done else []
+    return found, unfinished
 
 
 def read_rows(folders: Sequence[str | Path]) -> list[Row]:
@@ -190,7 +255,12 @@ def settings_in_full(settings: RunSettings) -> dict[str, Any]:
     """Everything that decides a result beside data, backbone, method, shots, classes and seed; defaults written out."""
     own = asdict(build(resolve(METHODS, settings.method, "method").Settings, settings.settings))
     training = {f"train.{name}": value for name, value in asdict(train_settings(settings)).items()}
-    return own | training | {name: getattr(settings, name) for name in ALSO_COMPARED}
+    kind, folder = resolve(METHODS, settings.method, "method"), Path(settings.data).name
+    if issubclass(kind, Learner) and training["train.epochs"] == kind.training(settings.shots).epochs:
+        training["train.epochs"] = "by shots" if kind.epochs_by_shots else training["train.epochs"]  # one method, whose epochs follow the shots
+    also = {name: getattr(settings, name) for name in ALSO_COMPARED}
+    files = {name: also[name].replace(folder, "{data}") for name in ("sentences", "aliases") if also[name] and "/" in also[name]}
+    return own | training | also | files  # a file of each dataset, named after its folder, is one setting
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------------------------
@@ -215,20 +285,71 @@ def best_cells(rows: Sequence[Row]) -> set[tuple[int, str]]:
     return best
 
 
-def as_markdown(rows: Sequence[Row]) -> str:
-    """One aligned table; data and backbone are columns where they vary."""
-    best, varied = best_cells(rows), [name for name in ("data", "backbone") if len({getattr(row, name) for row in rows}) > 1]
-    lines = []
-    for index, row in enumerate(rows):
-        shown = {column: f"**{text}**" if (index, column) in best else text.replace("|", "\\|") for column, text in cells(row).items()}
-        lines.append({name: getattr(row, name).replace("|", "\\|") for name in varied} | shown)
-    columns = list(lines[0])
-    widths = {column: max(3, len(column), *(len(line[column]) for line in lines)) for column in columns}
-    left = {"data", "backbone", "method"}
-    rule = [":" + "-" * (widths[column] - 1) if column in left else "-" * (widths[column] - 1) + ":" for column in columns]
-    body = [[line[column].ljust(widths[column]) if column in left else line[column].rjust(widths[column]) for column in columns] for line in lines]
-    head = [column.ljust(widths[column]) if column in left else column.rjust(widths[column]) for column in columns]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body))
+def table_cells(rows: Sequence[Row], varied: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The cells of every row, with what papers print of the same where they print any."""
+    lines = [{name: getattr(row, name) for name in varied} | cells(row) for row in rows]
+    if any(row.published for row in rows):
+        for line, row in zip(lines, rows):
+            figures = [" / ".join(f"{value:.1f}" for value in table.values()) for table in row.published.values()]
+            line["published"] = "; ".join(figures) or ABSENT
+    return lines
+
+
+def sources(rows: Sequence[Row]) -> str:
+    """Where the published figures are from; nothing where none is shown."""
+    used = orientation([table for row in rows for table in row.published])
+    return UNCOMPARED + "; ".join(used) + "." if used else ""
+
+
+def as_markdown(rows: Sequence[Row], compared: Sequence[Comparison] = ()) -> str:
+    """One aligned table, data and backbone columns where they vary; then how methods stand against one another."""
+    parts = [markdown_table(table_cells(rows, varying(rows)), best_cells(rows)), sources(rows)]
+    for comparison in compared:
+        parts += [f"**Against {comparison.reference}** ({comparison.title})", markdown_table(standing_cells(comparison))]
+    return "\n\n".join(filter(None, [*parts, COMPARED if compared else ""]))
+
+
+def varying(rows: Sequence[Row]) -> list[str]:
+    return [name for name in ("data", "backbone") if len({getattr(row, name) for row in rows}) > 1]
+
+
+def markdown_table(lines: Sequence[dict[str, str]], best: Iterable[tuple[int, str]] = ()) -> str:
+    texts = [
+        {column: f"**{text}**" if (index, column) in best else text.replace("|", "\\|") for column, text in line.items()}
+        for index, line in enumerate(lines)
+    ]
+    columns = list(texts[0])
+    widths = {column: max(3, len(column), *(len(line[column]) for line in texts)) for column in columns}
+    rule = [":" + "-" * (widths[column] - 1) if column in WORDS else "-" * (widths[column] - 1) + ":" for column in columns]
+    rows = [[line[column].ljust(widths[column]) if column in WORDS else line[column].rjust(widths[column]) for column in columns] for line in texts]
+    head = [column.ljust(widths[column]) if column in WORDS else column.rjust(widths[column]) for column in columns]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *rows))
+
+
+def as_latex(rows: Sequence[Row], compared: Sequence[Comparison] = ()) -> str:
+    """The same tables for a paper; they need \\usepackage{booktabs}."""
+    parts = [latex_table(table_cells(rows, varying(rows)), best_cells(rows), LEGEND + " " + sources(rows))]
+    parts += [latex_table(standing_cells(one), (), f"Against {one.reference} ({one.title}). {COMPARED}") for one in compared]
+    return "% \\usepackage{booktabs}\n" + "\n".join(parts)
+
+
+def latex_table(lines: Sequence[dict[str, str]], best: Iterable[tuple[int, str]], caption: str) -> str:
+    def cell(index: int, column: str, text: str) -> str:
+        return f"\\textbf{{{latex(text)}}}" if (index, column) in best else latex(text)
+
+    columns = "".join("l" if column in WORDS else "r" for column in lines[0])
+    body = [" & ".join(cell(index, column, text) for column, text in line.items()) + r" \\" for index, line in enumerate(lines)]
+    head = " & ".join(map(latex, lines[0])) + r" \\"
+    begin = (r"\begin{table}", r"\centering", f"\\begin{{tabular}}{{{columns}}}", r"\toprule")
+    end = (r"\bottomrule", r"\end{tabular}", f"\\caption{{{latex(caption.strip())}}}", r"\end{table}", "")
+    return "\n".join([*begin, head, r"\midrule", *body, *end])
+
+
+def latex(text: str) -> str:
+    """Text as LaTeX takes it."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {sign: "\\" + sign for sign in "&%$#_{}"}
+    ours = {"±": r"$\pm$", "–": "--", "−": "$-$", "→": r"$\rightarrow$"}
+    return "".join((special | ours).get(sign, sign) for sign in text)
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -236,11 +357,75 @@ def as_csv(rows: Sequence[Row]) -> str:
     out = io.StringIO()
     table = csv.writer(out)
     spread = [name for part in PARTS for name in (part, f"{part}_spread")]
-    table.writerow(["data", "backbone", "method", "settings", "shots", "seeds", *spread, "fit_seconds", "parameters"])
+    table.writerow(["data", "backbone", "method", "settings", "shots", "seeds", *spread, "fit_seconds", "parameters", "published"])
     for row in rows:
         figures = [number for part in PARTS for number in (row.figures[part][:2] if part in row.figures else ("", ""))]
         shots = {NO_LABELS: "", ALL_LABELS: "all"}.get(row.shots, row.shots)
-        table.writerow([row.data, row.backbone, row.method, row.differs, shots, row.seeds, *figures, row.seconds, row.parameters])
+        printed = "; ".join(f"{name}: {' / '.join(f'{value:.2f}' for value in values.values())}" for name, values in row.published.items())
+        table.writerow([row.data, row.backbone, row.method, row.differs, shots, row.seeds, *figures, row.seconds, row.parameters, printed])
+    return out.getvalue()
+
+
+# -- against one another ----------------------------------------------------------------------------------------------------------------
+
+
+def comparisons(rows: Sequence[Row], reference: str | None = None) -> list[Comparison]:
+    """One for each backbone, shots and kind of data where there are two methods or more; what takes no labels stands beside all shots.
+
+    Errors: WordsightError where a reference is given and is in none of them.
+    """
+    made = []
+    for backbone, elsewhere in dict.fromkeys((row.backbone, row.trained != row.tested) for row in rows):
+        mine = [row for row in rows if row.backbone == backbone and (row.trained != row.tested) == elsewhere and row.figures]
+        for shots in sorted({row.shots for row in mine} - {NO_LABELS}) or [NO_LABELS]:
+            methods = scores_by_method([row for row in mine if row.shots in (shots, NO_LABELS)], shots)
+            chosen = reference if reference in methods else "aape" if "aape" in methods else next(iter(methods), "")
+            if len(methods) > 1:
+                made.append(Comparison(backbone, shots, elsewhere, chosen, tuple(compare(methods, chosen))))
+    if reference is not None and not any(comparison.reference == reference for comparison in made):
+        labels = list(dict.fromkeys(row.label for row in rows))
+        raise WordsightError(f"reference {reference!r} is not among what can be compared{nearest(reference, labels)}: {', '.join(labels)}")
+    return made
+
+
+def scores_by_method(rows: Sequence[Row], shots: int) -> dict[str, Scores]:
+    """{method: {(data, seed): figures}}, in the order of `wordsight list`."""
+    found: dict[str, dict[tuple[str, int | None], dict[str, float]]] = {}
+    for row in sorted(rows, key=lambda row: (list(METHODS).index(row.method), row.differs)):
+        exact = [run for run in row.runs if (run.settings.shots or ALL_LABELS) == shots] or row.runs  # of label-free runs for several shots
+        seedless = row.shots == NO_LABELS and row.seeds == 1
+        for run in exact:
+            key = (row.data, ANY_SEED if seedless else run.settings.seed)
+            found.setdefault(row.label, {}).setdefault(key, {}).update(accuracies_of(run)[row.data])
+    return found
+
+
+def standing_cells(comparison: Comparison) -> list[dict[str, str]]:
+    """What a table shows of each method."""
+    measured = [part for part in PARTS if any(part in standing.means for standing in comparison.standings)]
+    lines = []
+    for standing in comparison.standings:
+        means = {part: f"{standing.means[part]:.1f}" if part in standing.means else ABSENT for part in measured}
+        ranks = {f"rank {part}": f"{standing.ranks[part]:.1f}" if part in standing.ranks else ABSENT for part in comparison.parts}
+        gaps = {f"{part} − {comparison.reference}": str(standing.differences.get(part, ABSENT)) for part in comparison.parts}
+        lines.append({"method": standing.label, "datasets": str(standing.datasets)} | means | ranks | gaps)
+    return lines
+
+
+def comparison_csv(compared: Sequence[Comparison]) -> str:
+    """Every mean, rank and difference in full precision; an empty cell where there is none."""
+    out = io.StringIO()
+    table = csv.writer(out)
+    table.writerow(
+        ["backbone", "shots", "other_data", "method", "datasets", "part", "mean", "rank", "reference", "difference", "low", "high", "pairs"]
+    )
+    for one in compared:
+        for standing in one.standings:
+            for part, mean in standing.means.items():
+                gap = standing.differences.get(part, ("",) * 4)
+                shots = {NO_LABELS: "", ALL_LABELS: "all"}.get(one.shots, one.shots)
+                first = [one.backbone, shots, one.elsewhere, standing.label, standing.datasets, part, mean, standing.ranks.get(part)]
+                table.writerow([*first, one.reference, *gap])
     return out.getvalue()
 
 
@@ -273,16 +458,29 @@ details { margin-top: 28px; } code { font-size: 13px; }
 """
 
 
-def as_html(rows: Sequence[Row], backbone: Backbone | None = None) -> str:
+def as_html(rows: Sequence[Row], backbone: Backbone | None = None, compared: Sequence[Comparison] = ()) -> str:
     sections = "".join(section(part, backbone) for part in split_by(rows, lambda row: (row.data, row.backbone)))
     folders = sorted({str(run.folder) for row in rows for run in row.runs})
     listed = "".join(f"<li><code>{escape(folder)}</code></li>" for folder in folders)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Wordsight report</title><style>{STYLE}</style></head><body><main>\n<h1>Wordsight report</h1>\n"
-        f'<p class="note">{len(folders)} runs, wordsight {escape(__version__)}. {escape(LEGEND)}</p>\n{sections}'
+        f'<p class="note">{len(folders)} runs, wordsight {escape(__version__)}. {escape(LEGEND)}</p>\n{comparison_section(compared)}{sections}'
         f"<details><summary>The run folders</summary><ul>{listed}</ul></details>\n</main></body></html>\n"
     )
+
+
+def comparison_section(compared: Sequence[Comparison]) -> str:
+    """How methods stand against one another, each comparison a panel."""
+    panels = "".join(f'<div class="panel"><h3>{escape(one.title)}</h3>{html_table(standing_cells(one))}</div>\n' for one in compared)
+    return f'<h2>Against one another</h2><p class="note">{escape(COMPARED)}</p>\n{panels}' if compared else ""
+
+
+def html_table(lines: Sequence[dict[str, str]]) -> str:
+    kinds = {column: "m" if column in WORDS else "n" for column in lines[0]}
+    head = "".join(f'<th class="{kinds[column]}">{escape(column)}</th>' for column in lines[0])
+    body = "".join("<tr>" + "".join(f'<td class="{kinds[column]}">{escape(text)}</td>' for column, text in line.items()) + "</tr>" for line in lines)
+    return f'<table class="figures"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def section(rows: Sequence[Row], backbone: Backbone | None) -> str:
@@ -299,14 +497,15 @@ def section(rows: Sequence[Row], backbone: Backbone | None) -> str:
 
 
 def figures_table(rows: Sequence[Row]) -> str:
-    best, columns, lines = best_cells(rows), list(cells(rows[0])), []
-    head = "".join(f'<th class="{"m" if column == "method" else "n"}">{escape(column)}</th>' for column in columns)
+    best, table, lines = best_cells(rows), table_cells(rows), []
+    head = "".join(f'<th class="{"m" if column == "method" else "n"}">{escape(column)}</th>' for column in table[0])
     for index, row in enumerate(rows):
         first = ' class="first"' if index and row.group != rows[index - 1].group else ""
-        shown = [(column, f"<b>{escape(text)}</b>" if (index, column) in best else escape(text)) for column, text in cells(row).items()]
-        shown[0] = ("method", f'{escape(row.method)} <span class="note">{escape(row.differs)}</span>')
-        lines.append(f"<tr{first}>" + "".join(f'<td class="{"m" if column == "method" else "n"}">{text}</td>' for column, text in shown) + "</tr>")
-    return f'<table class="figures"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>{test_facts(rows)}'
+        texts = [(column, f"<b>{escape(text)}</b>" if (index, column) in best else escape(text)) for column, text in table[index].items()]
+        texts[0] = ("method", f'{escape(row.method)} <span class="note">{escape(row.differs)}</span>')
+        lines.append(f"<tr{first}>" + "".join(f'<td class="{"m" if column == "method" else "n"}">{text}</td>' for column, text in texts) + "</tr>")
+    notes = f'<p class="note">{escape(sources(rows))}</p>' if sources(rows) else ""
+    return f'<table class="figures"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>{test_facts(rows)}{notes}'
 
 
 def test_facts(rows: Sequence[Row]) -> str:
