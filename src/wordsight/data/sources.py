@@ -3,6 +3,7 @@
 | spec | read as |
 |---|---|
 | `digits` | scikit-learn's 1,797 digits of 8 x 8, split half and half |
+| a folder in the field's layout, such as oxford_pets with split_zhou_OxfordPets.json | one of the protocol's datasets (catalog.json) |
 | a folder of class folders | classes by sorted folder name; `train/`, `val/` (`valid`, `validation`) and `test/` may stand above them |
 | a folder with manifest.csv, a .csv, a .parquet | path (or embedded image) and label columns, found by name; a split column may be there |
 | `hf:name`, `org/name`, either with `@config`; a `save_to_disk` folder | Hugging Face datasets |
@@ -28,15 +29,15 @@ from typing import Any
 import numpy as np
 
 from wordsight.config import WordsightError, nearest
-from wordsight.data import Dataset, Picture, Split
+from wordsight.data import Dataset, Picture, Split, catalogue
 
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
 PATH_COLUMNS = ("path", "image", "file", "filename", "image_path")
 LABEL_COLUMNS = ("label", "class", "classname", "category")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
 FORMS = (
-    "a folder of class folders (photos/<class>/*.jpg), a .csv or .parquet of path and label, a folder or pattern of .tar files, "
-    "a Hugging Face name (org/name or hf:name), or digits"
+    "a folder of class folders (photos/<class>/*.jpg), a dataset in the field's layout (docs/protocol.md), a .csv or .parquet of path and label, "
+    "a folder or pattern of .tar files, a Hugging Face name (org/name or hf:name), or digits"
 )
 
 
@@ -86,7 +87,7 @@ def read_labelled(spec: str) -> Dataset:
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.,=+-]+)?", spec) and not spec.startswith(".") and not path.parent.exists():
         return _hub(spec, spec)
     near = nearest(path.name, [other.name for other in path.parent.iterdir()]) if path.parent.is_dir() else ""
-    raise WordsightError(f"data={spec!r} does not exist{near}; give {FORMS}")
+    raise WordsightError(f"data={spec!r} does not exist{near}{catalogue.expected_at(path)}; give {FORMS}")
 
 
 def _file(path: Path, spec: str) -> Dataset:
@@ -105,11 +106,23 @@ def _file(path: Path, spec: str) -> Dataset:
 def _folder(path: Path, spec: str) -> Dataset:
     if (path / "manifest.csv").is_file():
         return _file(path / "manifest.csv", spec)
+    if key := catalogue.recognise(path):
+        return _field(catalogue.read(path, key), spec)
     if (path / "dataset_dict.json").is_file() or ((path / "dataset_info.json").is_file() and (path / "state.json").is_file()):
         return _saved(path, spec)
     parts = {split: sorted(str(tar) for tar in folder.glob("*.tar")) for split, folder in _split_folders(path).items()}
     tars = {"train": sorted(str(tar) for tar in path.glob("*.tar"))} if any(path.glob("*.tar")) else {k: v for k, v in parts.items() if v}
     return _tars(tars, path, spec) if tars else _class_folders(path, spec)
+
+
+# ---- the field's datasets
+
+
+def _field(listing: catalogue.Listing, spec: str) -> Dataset:
+    items = [
+        Item(Picture(file, partial(_read_file, str(listing.root / file))), label, part) for part, rows in listing.rows.items() for file, label in rows
+    ]
+    return _dataset(spec, items, Labels(dict(enumerate(listing.names)), listing.template, list(listing.notes)))
 
 
 # ---- folders of class folders
@@ -397,7 +410,7 @@ def _hub(name: str, spec: str) -> Dataset:
             f"{spec!r} is neither a path here nor a Hugging Face dataset that could be read: {first}. Check the name and the network; or download it "
             f"elsewhere, keep it with `save_to_disk(folder)` or as .parquet, and give that path; or set HF_ENDPOINT to a mirror you reach"
         ) from error
-    return _from_hub(loaded, spec)
+    return _from_hub(loaded, spec, catalogue.hints(name))
 
 
 def _saved(path: Path, spec: str) -> Dataset:
@@ -409,11 +422,13 @@ def _saved(path: Path, spec: str) -> Dataset:
         raise WordsightError(f"{spec!r} looks like a dataset kept with save_to_disk, but cannot be read: {error}") from error
 
 
-def _from_hub(loaded: Any, spec: str) -> Dataset:
+def _from_hub(loaded: Any, spec: str, hints: catalogue.Hints | None = None) -> Dataset:
     import datasets
 
+    hints = hints or catalogue.Hints()
+    meaning = hints.splits or SPLITS
     parts = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-    known = {split: part for split, part in parts.items() if split.lower() in SPLITS}
+    known = {split: part for split, part in parts.items() if split.lower() in meaning}
     if not known:
         raise _unknown_splits(list(parts), repr(spec))
     features = next(iter(known.values())).features
@@ -421,12 +436,18 @@ def _from_hub(loaded: Any, spec: str) -> Dataset:
     if image is None:
         raise WordsightError(f"{spec!r} has no image column; its columns are {', '.join(features)}")
     classed = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    label = next((column for column in (*LABEL_COLUMNS, "labels", "fine_label") if column in features), classed[0] if classed else None)
+    usual = (hints.label, *LABEL_COLUMNS, "labels", "fine_label")
+    label = next((column for column in usual if column in features), classed[0] if classed else None)
     if label is None:
         raise WordsightError(f"{spec!r} has no label column; its columns are {', '.join(features)}; expected one of {', '.join(LABEL_COLUMNS)}")
     columns = {split: list(map(_key, part[label][:])) for split, part in known.items()}
     order = [key for column in columns.values() for key in column if key is not None and key != -1]
-    if label in classed:
+    if hints.names:
+        labels = Labels(_numbered(set(order), hints.names, spec))
+    elif hints.named in features:
+        named = {key: str(name) for split, part in known.items() for key, name in zip(columns[split], part[hints.named][:])}
+        labels = Labels(dict(sorted(named.items())))
+    elif label in classed:
         labels = Labels(dict(enumerate(features[label].names)))
     elif any(isinstance(key, int) for key in order):
         raise WordsightError(
@@ -434,6 +455,7 @@ def _from_hub(loaded: Any, spec: str) -> Dataset:
         )
     else:
         labels = Labels({key: key for key in dict.fromkeys(order)})
+    labels.template = hints.template
     others = [split for split in parts if split not in known]
     if others:
         labels.notes.append(f"left out {_counted(len(others), 'split')} of another name: {_few(others)}")
@@ -444,7 +466,7 @@ def _from_hub(loaded: Any, spec: str) -> Dataset:
             if key is None or key == -1:
                 unlabelled += 1
             else:
-                items.append(Item(Picture(f"{split}[{row}]", partial(_read_row, rows, image, row)), key, SPLITS[split.lower()]))
+                items.append(Item(Picture(f"{split}[{row}]", partial(_read_row, rows, image, row)), key, meaning[split.lower()]))
     if unlabelled:
         labels.notes.append(f"left out {_counted(unlabelled, 'image')} without a label")
     return _dataset(spec, items, labels)

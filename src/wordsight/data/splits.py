@@ -95,6 +95,11 @@ def keep_classes(split: Split, classes: Sequence[int]) -> Split:
 def _draw_train(dataset: Dataset, shots: int, stream: random.Random) -> list[int]:
     if shots < 1:
         raise WordsightError(f"shots={shots} draws nothing; give a whole number from 1, or null for every image")
+    if not len(dataset.train):
+        raise WordsightError(
+            f"{dataset.name} has test images only; test a run on it with `wordsight eval RUN data={dataset.name}`, or give shots=null to a method "
+            "that needs no labels"
+        )
     counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
     short = np.flatnonzero(counts < shots).tolist()
     if short:

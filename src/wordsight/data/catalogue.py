@@ -1,0 +1,240 @@
+"""Catalogue: the datasets of the field's protocol, known by the field's own folder layout and read by one function.
+
+A dataset is an entry of catalog.json and no code: which files its folder holds, its one template, its size, and what its copies on the Hugging Face
+hub call their columns. Folder layouts, split files and label order are CoOp's, which its descendants share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from wordsight.config import WordsightError
+
+CATALOG = Path(__file__).with_name("catalog.json")
+PARTS = ("train", "val", "test")
+# CLIP's list names two pairs of classes alike, and equal prompts cannot be told apart; these names are ImageNet's own
+SECOND_NAMES = {"n04008634": "projectile", "n04355933": "sunglass"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One dataset. Its images are listed by a split file, by text lists, or by class folders; exactly one of the three is set."""
+
+    title: str
+    template: str  # the field's one template for this dataset
+    classes: int
+    sizes: Mapping[str, int]  # images of each part in the field's protocol
+    marks: Sequence[str]  # a folder that holds all of these is this dataset, whatever its name
+    split: str | None = None  # split_zhou_*.json: {part: [[path, label, class name], ...]}
+    lists: Mapping[str, str] = field(default_factory=dict)  # part -> text file of "image class name" lines
+    folders: Mapping[str, str] = field(default_factory=dict)  # part -> folder of class folders
+    images: str = "."  # what the paths in `split` or `lists` start from
+    names: str | None = None  # of `lists`: the class names in label order; of `folders`: "folder class name" lines
+    numbered: bool = False  # class folders are called by label, 0, 1, ..., in the order of the sorted names that `names` knows them by
+    subset: bool = False  # some of the classes in `names` only
+    also: Sequence[str] = ()  # further folders that must be there
+    hub: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # Hugging Face name -> what the reader must know (`Hints`)
+    notes: str = ""
+
+    def expected(self) -> list[str]:
+        """What must be in the dataset's folder; folders end with /."""
+        files = [file for file in (self.split, self.names, *self.lists.values()) if file]
+        images = [] if self.folders or self.images == "." else [self.images]
+        return files + [f"{folder}/" for folder in (*images, *self.also, *self.folders.values())]
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a Hugging Face dataset does not say of itself in the words that the reader looks for."""
+
+    template: str | None = None
+    label: str | None = None  # the label column
+    named: str | None = None  # a column with the class name of each label; labels are then sorted
+    names: Sequence[str] | None = None  # class names by label, in place of the dataset's own
+    splits: Mapping[str, str] | None = None  # its split -> train, val or test; others are left out
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a dataset: path below `root` and label, part by part, in the field's order."""
+
+    root: Path
+    names: Sequence[str]
+    rows: Mapping[str, Sequence[tuple[str, int]]]
+    template: str
+    notes: Sequence[str] = ()
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """The catalogue, by the folder name that the field gives a dataset."""
+    return {key: Entry(**values) for key, values in json.loads(CATALOG.read_text(encoding="utf-8")).items()}
+
+
+def recognise(folder: Path) -> str | None:
+    """Which dataset's layout a folder has, or, called as the field calls it, is meant to have; None where it is the user's own."""
+    marked = [key for key, entry in entries().items() if all((folder / mark).exists() for mark in entry.marks)]
+    if len(marked) > 1:
+        titles = ", ".join(entries()[key].title for key in marked)
+        raise WordsightError(f"{str(folder)!r} holds the files of {len(marked)} datasets ({titles}); give each a folder of its own")
+    if marked:
+        return marked[0]
+    entry = entries().get(folder.name)
+    return folder.name if entry and any((folder / name).exists() for name in entry.expected()) else None
+
+
+def expected_at(folder: Path) -> str:
+    """'; OxfordPets is read from ...' where the field calls a dataset like `folder`, or nothing: ready to stand inside a message."""
+    entry = entries().get(folder.name)
+    return f"; {entry.title} is read from a folder {folder.name}/ with {', '.join(entry.expected())}" if entry else ""
+
+
+def hints(hub_name: str) -> Hints | None:
+    """What the reader must know of a Hugging Face dataset that the catalogue names."""
+    for entry in entries().values():
+        for name, known in entry.hub.items():
+            if name.lower() == hub_name.lower():
+                return Hints(entry.template, **known)
+    return None
+
+
+def read(folder: Path, key: str) -> Listing:
+    """The dataset in a folder of the field's layout.
+
+    Errors: WordsightError for each file, folder, class or image that is expected and missing, with its whole path: with fewer images the few-shot
+    draw would be another one, and its figures would compare with nobody's.
+    """
+    entry = entries()[key]
+    missing = [name for name in entry.expected() if not (folder / name).exists()]
+    if missing:
+        raise WordsightError(
+            f"{entry.title} lacks {', '.join(missing)}: expected at {', '.join(repr(str(folder / name)) for name in missing)}; "
+            f"its folder must hold {', '.join(entry.expected())} (docs/protocol.md tells where each comes from)"
+        )
+    if entry.folders:
+        names, rows = _class_folders(folder, entry)
+        return Listing(folder, names, rows, entry.template, _compared(entry, names, rows))
+    names, rows = read_split(folder / entry.split) if entry.split else _lists(folder, entry)
+    root = folder / entry.images
+    _check_images(root, rows, entry.title)
+    return Listing(root, names, rows, entry.template, _compared(entry, names, rows))
+
+
+def read_split(path: Path) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
+    """Class names in label order and (path, label) of each part, from a split_zhou_*.json. Nothing is sorted: its order decides the few-shot draw."""
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))
+        rows = {part: [(str(file), int(label)) for file, label, _ in parts[part]] for part in PARTS}
+        named = Counter((int(label), str(name)) for part in PARTS for _, label, name in parts[part])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WordsightError(
+            f"{str(path)!r} is no split file: {type(error).__name__} {error}; expected train, val and test, each a list of [path, label, class name]"
+        ) from error
+    names = dict(named)
+    if sorted(label for label, _ in named) != list(range(len(names))):
+        raise WordsightError(f"the labels of {str(path)!r} must be 0, 1, 2, ... without gaps, each with one class name")
+    return [name for _, name in sorted(names)], rows
+
+
+def _lists(folder: Path, entry: Entry) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
+    """FGVC Aircraft's files: a list of class names, and lists of an image's name without .jpg and its class."""
+    names = [line for _, line in _lines(folder / entry.names)]
+    place = {name: label for label, name in enumerate(names)}
+    rows: dict[str, list[tuple[str, int]]] = {}
+    for part, file in entry.lists.items():
+        rows[part] = []
+        for number, line in _lines(folder / file):
+            image, _, name = line.partition(" ")
+            if name not in place:
+                raise WordsightError(
+                    f"line {number} of {str(folder / file)!r} names the class {name!r}, which is not in {str(folder / entry.names)!r}"
+                )
+            rows[part].append((f"{image}.jpg", place[name]))
+    return names, rows
+
+
+def _class_folders(folder: Path, entry: Entry) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
+    """ImageNet and its kin: class folders, with their names in a file. The label is the place among the sorted folders."""
+    spoken = dict(line.partition(" ")[::2] for _, line in _lines(folder / entry.names))
+    known = sorted(spoken)
+    found = {part: _subfolders(folder / root) for part, root in entry.folders.items()}
+    if entry.subset:
+        known = [key for key in known if any(key in names for names in found.values())]
+    called = [str(label) for label in range(len(known))] if entry.numbered else known
+    for part, names in found.items():
+        _check_classes(folder / entry.folders[part], names, called, folder / entry.names)
+    rows = {
+        part: [(f"{root}/{name}/{file}", label) for label, name in enumerate(called) for file in _images(folder / root / name)]
+        for part, root in entry.folders.items()
+    }
+    return _distinct(known, spoken), rows
+
+
+def _check_classes(root: Path, found: set[str], called: Sequence[str], names: Path) -> None:
+    absent, unknown = [name for name in called if name not in found], sorted(found - set(called))
+    if absent or not called:
+        listed = f"{len(absent)} of {len(called)} class folders, {_few(absent)}" if called else "its class folders"
+        raise WordsightError(f"{str(root)!r} lacks {listed}; expected one for each class of {str(names)!r}: the labels of the others would shift")
+    if unknown:
+        raise WordsightError(f"{str(root)!r} holds folders that {str(names)!r} does not name: {_few(unknown)}")
+
+
+def _distinct(known: Sequence[str], spoken: Mapping[str, str]) -> list[str]:
+    """Class names in label order; of two that are alike one takes its second name."""
+    count = Counter(spoken[key] for key in known)
+    return [SECOND_NAMES.get(key, spoken[key]) if count[spoken[key]] > 1 else spoken[key] for key in known]
+
+
+def _check_images(root: Path, rows: Mapping[str, Sequence[tuple[str, int]]], title: str) -> None:
+    """Every listed image is there. Folders are listed, which is quicker than asking for each file."""
+    files = [file for part in rows.values() for file, _ in part]
+    there = {folder: _entries(root / folder) for folder in {os.path.dirname(file) for file in files}}
+    missing = [file for file in files if os.path.basename(file) not in there[os.path.dirname(file)]]
+    if missing:
+        raise WordsightError(f"{title} lacks {len(missing):,} of {len(files):,} images: {_few(missing)}; expected below {str(root)!r}")
+
+
+def _compared(entry: Entry, names: Sequence[str], rows: Mapping[str, Sequence]) -> list[str]:
+    """A sentence where the dataset is not the size that the field reports on."""
+    sizes = {part: len(rows.get(part, ())) for part in PARTS if part in entry.sizes}
+    if len(names) == entry.classes and sizes == entry.sizes:
+        return []
+    here, there = (", ".join(f"{count:,} {part}" for part, count in each.items()) for each in (sizes, entry.sizes))
+    return [f"{entry.title} here has {len(names):,} classes and {here} images; the field's has {entry.classes:,} and {there}: figures do not compare"]
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a text file that are not blank, with their numbers from 1."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WordsightError(f"{str(path)!r} is not readable as UTF-8 text: {error}") from error
+    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def _entries(folder: Path) -> set[str]:
+    return set(os.listdir(folder)) if folder.is_dir() else set()
+
+
+def _subfolders(folder: Path) -> set[str]:
+    return {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))}
+
+
+def _images(folder: Path) -> list[str]:
+    """The files of a class folder, sorted: the field takes the file system's order, which differs from machine to machine."""
+    found = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    if not found:
+        raise WordsightError(f"class folder {str(folder)!r} is empty; expected its images")
+    return found
+
+
+def _few(names: Iterable[str], most: int = 5) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
