@@ -175,6 +175,11 @@ def test_imagenet_s_two_pairs_of_equal_names_are_parted(tmp_path):
         for part in ("train", "val"):
             put(folder / "images" / part / wnid / "1.JPEG", "x")
     assert open_dataset(str(folder)).class_names == ("missile", "projectile", "sunglass", "sunglasses")  # in the order of folder names
+    some = tmp_path / "imagenet-adversarial"
+    for wnid in ("n04355933", "n03773504"):
+        put(some / "imagenet-a" / wnid / "1.JPEG", "x")
+    shutil.copy(folder / "classnames.txt", some)
+    assert open_dataset(str(some)).class_names == ("missile", "sunglass")  # a run fitted on ImageNet knows them by these names
     put(folder / "images/val/n00000000/1.JPEG", "x")
     fails(folder, "n00000000", "does not name")
     for wnid in (*known, "n00000000"):

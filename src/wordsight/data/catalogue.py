@@ -187,8 +187,8 @@ def _check_classes(root: Path, found: set[str], called: Sequence[str], names: Pa
 
 
 def _distinct(known: Sequence[str], spoken: Mapping[str, str]) -> list[str]:
-    """Class names in label order; of two that are alike one takes its second name."""
-    count = Counter(spoken[key] for key in known)
+    """Class names in label order; of two that are alike in the whole list one takes its second name, so that a subset calls it as ImageNet does."""
+    count = Counter(spoken.values())
     return [SECOND_NAMES.get(key, spoken[key]) if count[spoken[key]] > 1 else spoken[key] for key in known]
 
 
