@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from wordsight import train as module
 from wordsight.config import TrainSettings, WordsightError
 from wordsight.methods import Learner
-from wordsight.train import STATE_FILE, FeatureBatches, learning_rate, train
+from wordsight.train import STATE_FILE, FeatureBatches, learning_rate, total_steps, train
 
 ADAM = TrainSettings(epochs=6, min_steps=0, batch_size=4, lr=0.01, save_seconds=0.0)
 SGD = TrainSettings(epochs=6, min_steps=0, batch_size=4, optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=0.01, warmup_epochs=1, save_seconds=0.0)
@@ -169,6 +169,66 @@ def test_min_steps_adds_epochs_and_stretches_the_schedule():
     train(small(), batches(settings), settings, seed=1, log=events.append)
     assert (events[-1]["epoch"], events[-1]["step"]) == (4, 12)  # three batches an epoch
     assert events[-1].keys() == {"event", "epoch", "step", "cross_entropy", "decay"}
+
+
+def test_max_steps_ends_training_in_the_middle_of_an_epoch_and_the_schedule_runs_over_it(monkeypatch):
+    events, settings = [], TrainSettings(epochs=50, max_steps=5, batch_size=4, schedule="step", lr=0.1, log_steps=2)
+    train(small(), batches(settings), settings, seed=1, log=events.append)
+    assert [(event["epoch"], event["step"]) for event in events] == [(1, 2), (2, 4), (2, 5)]
+    assert learning_rate(settings, 4, 3, 5) == pytest.approx(0.05 * (1 + math.cos(math.pi * 4 / 5)))
+    assert total_steps(settings, 3) == 5 and total_steps(TrainSettings(epochs=2, min_steps=7), 3) == 9
+
+
+class Rising(Small):
+    """Its loss is what `losses` say of each step; its scale is at its bound from the beginning."""
+
+    at_bound, condition = True, "the scale is 100, of at most 100"
+
+    def __init__(self, losses):
+        super().__init__()
+        self.losses = iter(losses)
+
+    def loss(self, batch):
+        return {"contrastive": next(self.losses) + 0 * self.last.weight.sum()}
+
+
+@pytest.mark.parametrize(
+    "losses, free, says",
+    [
+        ([5, 5, 5, 5, 6, 6], True, r"the mean loss of 2 steps is 6 at step 6, and was 5 in the first 2; lower train.lr \(now 0.01, the scale is 100"),
+        (
+            [5, 5, 1, 1, 3, 3],
+            False,
+            r"the mean loss of 2 steps is 3 at step 6, and was 1 in the best 2; .* give another out=.*: .* keeps these settings",
+        ),
+    ],
+)
+def test_training_that_gets_worse_stops_with_a_sentence(tmp_path, monkeypatch, losses, free, says):
+    monkeypatch.setattr(module, "WINDOW", 2)
+    monkeypatch.setattr(Rising, "at_bound", not free)
+    settings = TrainSettings(max_steps=8, batch_size=4, lr=0.01, save_seconds=0.0)
+    with pytest.raises(WordsightError, match=says):
+        train(Rising([*losses, 9, 9]), batches(settings), settings, seed=1, state=tmp_path / "state")
+    state = (tmp_path / "state" / STATE_FILE).read_bytes()
+    with safe_open(tmp_path / "state" / STATE_FILE, framework="pt") as file:
+        assert int(file.metadata()["step"]) == 5  # of the last save, which also knows what the losses were
+    with pytest.raises(WordsightError, match=says):
+        train(Rising([losses[-1]]), batches(settings), settings, seed=1, state=tmp_path / "state")
+    assert (tmp_path / "state" / STATE_FILE).read_bytes() == state
+
+
+@pytest.mark.parametrize("losses, bound", [([5, 5, 1, 1, 3, 3], False), ([5, 5, 1, 1, 1.1, 1.1], True), ([-2, -2, -2, -2], True)])
+def test_a_loss_that_falls_or_stands_is_left_alone(monkeypatch, losses, bound):
+    monkeypatch.setattr(module, "WINDOW", 2)
+    monkeypatch.setattr(Rising, "at_bound", bound)
+    settings = TrainSettings(max_steps=len(losses), batch_size=4)
+    train(Rising(losses), batches(settings), settings, seed=1)
+
+
+def test_sigterm_waits_for_the_end_of_its_step_too(tmp_path):
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 2"):
+        train(small(), Interrupted(batches(), 1, lambda: os.kill(os.getpid(), signal.SIGTERM)), ADAM, seed=1, state=tmp_path)
+    assert same(bits(train(small(), batches(), ADAM, seed=1, state=tmp_path)), bits(train(small(), batches(), ADAM, seed=1)))
 
 
 def test_a_loss_that_is_not_finite_ends_in_a_sentence(tmp_path):

@@ -255,9 +255,11 @@ def rank_0_first() -> Iterator[None]:
     rank, world = _place()
     if rank > 0:
         dist.barrier()
-    yield
-    if world > 1 and rank == 0:
-        dist.barrier()
+    try:
+        yield
+    finally:  # where it fails for rank 0 the others are not left waiting, and find out themselves
+        if world > 1 and rank == 0:
+            dist.barrier()
 
 
 def _place() -> tuple[int, int]:
