@@ -135,6 +135,16 @@ def test_zero_shot_on_labelled_images_and_adapting_on_top(table, photos, tiny_cl
         Run.open(run.folder).method()
 
 
+def test_classes_of_one_name_can_be_trained_on_and_are_not_measured(photos, tiny_clip, lm, tmp_path):
+    rows = [
+        f"{photos / name / '0.png'},{label},{shown}" for label, (name, shown) in enumerate([("red", "crane"), ("blue", "crane"), ("green", "rose")])
+    ]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label,classname,split", *(f"{row},train" for row in rows), f"{rows[0]},test"]) + "\n")
+    said = []
+    run = fit(settings(tmp_path / "table.csv", tiny_clip, lm, tmp_path / "run"), say=said.append)
+    assert run.finished and not run.events("eval") and any("names a class twice" in line for line in said)
+
+
 def test_a_changed_image_tower_is_refused(table, tiny_clip, lm, tmp_path):
     import shutil
 

@@ -21,7 +21,7 @@ from wordsight.backbones import Backbone, load_backbone, pick_device
 from wordsight.backbones.llm import LLM
 from wordsight.backbones.text_tower import TextTower
 from wordsight.config import RunSettings, WordsightError, build, to_dict
-from wordsight.data import Pairs, open_dataset
+from wordsight.data import Dataset, Pairs, open_dataset
 from wordsight.data.features import image_features, text_features
 from wordsight.data.pairs import caption_table, open_pairs, sources_of
 from wordsight.data.shards import is_shards
@@ -178,7 +178,7 @@ def zero_shot(
     own: bool = False,
 ) -> list[dict[str, Any]]:
     """Accuracy on labelled images by class names alone. `own`: the source was trained on, so only what it marks as test counts."""
-    whole = open_dataset(source) if not own else _own_test(source)
+    whole = open_dataset(source) if not own else _own_test(source, say)
     if whole is None:
         return []
     dataset = select_classes(test_only(whole), classes or "all")
@@ -318,6 +318,11 @@ def _start(tower: TextTower, batches: PairBatches, captions: list[str]) -> tuple
     return tower.features([captions[row] for row in chosen]), means[chosen].to(tower.device)
 
 
-def _own_test(source: str) -> Any:
-    whole = open_dataset(source)
+def _own_test(source: str, say: Callable[[str], None]) -> Dataset | None:
+    """A source that was trained on, where it marks a part as test, and its classes can be told apart by name."""
+    try:
+        whole = open_dataset(source)
+    except WordsightError as error:
+        say(f"not measured on {source}: {error}")
+        return None
     return whole if whole.test is not None and len(whole.train) else None
