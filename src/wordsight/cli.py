@@ -138,6 +138,29 @@ def report(options: argparse.Namespace) -> Any:
     return written
 
 
+def suite(options: argparse.Namespace) -> Any:
+    from wordsight.suites import SuiteSettings, run_suite
+
+    result = run_suite(read(SuiteSettings, *options.words, {"suite": options.suite}), progress=not options.json, say=_say)
+    if not options.json:
+        print(result["markdown"])
+        by_text: dict[str, list[str]] = {}
+        for failed in result.get("failed", []):
+            by_text.setdefault(failed["says"], []).append(failed["run"])
+        for text, runs in by_text.items():
+            print(f"\nnot possible, {len(runs)} time{'s' * (len(runs) != 1)}: {text}")
+            for name in runs:
+                print(f"    {name}")
+        print(f"\n{_ending(result)}")
+    return result
+
+
+def _ending(result: dict[str, Any]) -> str:
+    if "runs" not in result:
+        return f"table: {result['markdown_file']}, figures: {result['json']}"
+    return f"{result['fitted']} of {result['runs']} runs fitted now; all of them in a page: wordsight report {result['out']}"
+
+
 def listing(options: argparse.Namespace) -> Any:
     tables = {"methods": METHODS, "backbones": BACKBONES}
     if not options.json:
@@ -286,6 +309,14 @@ VERBS: dict[str, Verb] = {
         _argument("--csv", metavar="FILE", help="every figure in full precision (default: beside the HTML file)"),
         _argument("--latex", metavar="FILE", help="the tables for a paper"),
         _argument("--reference", metavar="METHOD", help="whom the others are compared with (default aape, or the first)"),
+    ),
+    "suite": Verb(
+        suite,
+        "run an evaluation suite: wordsight suite base-to-new methods=aape,coop data=photos/ seeds=1,2,3",
+        _argument("suite", metavar="SUITE", help="few-shot, base-to-new, cross-dataset, domain-shift or cost"),
+        _argument(
+            "words", nargs="*", metavar="KEY=VALUE", help="methods=, data=, seeds=, backbone=, sentences=, aliases=, out=, jobs=; or YAML files"
+        ),
     ),
     "sentences": Verb(
         sentences,

@@ -1,0 +1,324 @@
+"""Cost: what every method takes at 10, 100 and 1,000 classes, measured one after the other in one process on one thread.
+
+Accuracy plays no part, so images, sentences and class names are made up from a fixed seed; a text tower, where a method learns through one, is the given
+backbone's. Times are medians. FLOPs are counted by torch as they are executed: multiplications of matrices and attention, not what is done number by
+number, and not scikit-learn's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import itertools
+import json
+import math
+import platform
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from wordsight.backbones import Backbone, unit
+from wordsight.config import RunSettings, TrainSettings, WordsightError, write_file
+from wordsight.methods import Classifier, Learner
+from wordsight.runs import Facts, build_method, train_settings
+from wordsight.sentences import ClassTexts
+from wordsight.tasks.classify import fit_method, predict_logits
+from wordsight.train import FeatureBatches, train
+
+SHOTS, SENTENCES = 16, 20  # images and sentences of each class
+REPEATS, BUDGET = 30, 2.0  # steps, or predictions: so many, or as many as fit into these seconds, three at least
+WHOLE = 10.0  # a fit that should take no longer is made; of a longer one the steps are multiplied
+LIMIT = 120.0  # seconds after which what cannot be multiplied, a closed form, is given up
+BATCH = 512  # images predicted together at most
+COLUMNS = {
+    "parameters": ("parameters", "{:,}"),
+    "step_mflops": ("MFLOPs a step", "{:,.4g}"),
+    "step_ms": ("ms a step", "{:,.3g}"),
+    "fit_seconds": ("s to fit", "{:,.3g}"),
+    "image_mflops": ("MFLOPs an image", "{:,.3g}"),
+    "images_per_second": ("images/s", "{:,.0f}"),
+    "fit_mib": ("MiB fitting", "{:,.0f}"),
+    "predict_mib": ("MiB predicting", "{:,.0f}"),
+}
+LEGEND = (
+    f"{SHOTS} images and {SENTENCES} sentences a class, vectors made up. Medians on one thread, from cached features: no image goes through a tower here. "
+    "A step is the method's own batch, forward, backward and update. s to fit: closed forms and all steps; ≈ closed forms measured and the "
+    f"median step multiplied by their number; > given up. MiB: peak resident memory above the start, of fitting (closed form, one step) and of predicting "
+    "one image. FLOPs: counted as executed, matrix products and attention; scikit-learn's are not seen. –: there is none."
+)
+
+
+class TooLong(Exception):
+    """LIMIT is over."""
+
+
+class Problem(NamedTuple):
+    """Made-up classes with their images and words."""
+
+    facts: Facts
+    images: Float[Tensor, "n 1 D"]
+    labels: Int[Tensor, " n"]
+    texts: ClassTexts
+
+
+def measure(
+    entries: Mapping[str, RunSettings], backbone: Backbone, sizes: Sequence[int], folder: str | Path, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """Measure every method at every number of classes; writes cost.json and cost.md into `folder`. What a method cannot do is in "failed"."""
+    rows, failed = [], []
+    with one_thread():
+        warm_up(entries.values(), backbone)
+        for size in sizes:
+            problem = made_up(size, backbone)
+            for label, settings in entries.items():
+                try:
+                    rows.append({"method": label, "classes": size} | cost_of(replace(settings, shots=SHOTS), problem, backbone))
+                    say(f"{size} classes  {label}  " + "  ".join(f"{name} {text}" for name, text in list(as_cells(rows[-1]).items())[2:]))
+                except WordsightError as error:
+                    failed.append({"run": f"{label}, {size} classes", "says": str(error)})
+    if not rows:
+        raise WordsightError(f"nothing could be measured; the first, {failed[0]['run']}: {failed[0]['says']}")
+    machine = {"processor": processor(), "torch": torch.__version__, "device": str(backbone.device), "threads": 1}
+    facts = {"backbone": backbone.name, "width": backbone.dim, "shots": SHOTS, "sentences": SENTENCES, **machine}
+    folder = Path(folder)
+    head = f"Backbone {backbone.name} ({backbone.dim} wide); {machine['processor']}, {machine['device']}, torch {torch.__version__}. {LEGEND}"
+    text = "\n\n".join(
+        [*(as_markdown([row for row in rows if row["classes"] == size]) for size in sizes if any(r["classes"] == size for r in rows)), head]
+    )
+    write_file(folder / "cost.json", json.dumps({"facts": facts, "rows": rows, "failed": failed}, indent=1) + "\n")
+    write_file(folder / "cost.md", text + "\n")
+    files = {"markdown_file": str(folder / "cost.md"), "json": str(folder / "cost.json")}
+    return {"suite": "cost", "out": str(folder), "facts": facts, "rows": rows, "failed": failed, "markdown": text, **files}
+
+
+def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [as_cells(row) for row in rows]
+    rule = "|" + ":--|" + "--:|" * (len(lines[0]) - 1)
+    return "\n".join(["| " + " | ".join(lines[0]) + " |", rule, *("| " + " | ".join(line.values()) + " |" for line in lines)])
+
+
+def as_cells(row: Mapping[str, Any]) -> dict[str, str]:
+    cells = {title: "–" if row.get(name) is None else form.format(row[name]) for name, (title, form) in COLUMNS.items()}
+    cells["s to fit"] = {"measured": "", "multiplied": "≈ ", "given up": "> "}[row["fit_how"]] + cells["s to fit"]
+    return {"method": row["method"], "classes": f"{row['classes']:,}"} | cells
+
+
+def warm_up(settings: Iterable[RunSettings], backbone: Backbone) -> None:
+    """Everything once, on next to nothing: what is imported and prepared at first use is no cost of a method."""
+    problem = made_up(2, backbone)
+    for one in settings:
+        with contextlib.suppress(WordsightError):
+            method = fresh(one, problem, backbone)
+            once = TrainSettings(max_steps=1, batch_size=2)
+            fit_method(method, problem.images, problem.labels, problem.texts, once, one.seed, backbone.device)
+            predict_logits(method, problem.images[:1, 0].to(backbone.device))
+
+
+# -- one method -------------------------------------------------------------------------------------------------------------------------
+
+
+def cost_of(settings: RunSettings, problem: Problem, backbone: Backbone) -> dict[str, Any]:
+    """All figures of one method at one size. A method that trains nothing has none of a step."""
+    method = begun = None
+    row: dict[str, Any] = {"fit_how": "measured"}
+
+    def begin() -> None:
+        nonlocal method, begun
+        method = fresh(settings, problem, backbone)
+        began = time.perf_counter()
+        with limited(LIMIT):
+            method.begin(problem.images[:, 0], problem.labels, problem.texts, settings.seed, None)
+            begun = time.perf_counter() - began
+
+    with contextlib.suppress(TooLong):
+        row["fit_mib"] = peak_mib(begin)
+    row["parameters"] = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+    if begun is None:
+        row |= {"fit_seconds": LIMIT, "fit_how": "given up"}
+    if begun is None and isinstance(method, Learner):
+        return row
+    method.bind(problem.texts)
+    method.to(backbone.device)
+    if isinstance(method, Learner):
+        row |= step_costs(method, settings, problem, begun, row["fit_mib"], backbone)
+    if begun is not None and row.get("fit_seconds", 0) <= WHOLE:
+        method = fresh(settings, problem, backbone)
+        began = time.perf_counter()
+        fit_method(method, problem.images, problem.labels, problem.texts, train_settings(settings), settings.seed, backbone.device)
+        row |= {"fit_seconds": time.perf_counter() - began, "fit_how": "measured"}
+    method.eval()
+    return row | predict_costs(method, problem, backbone)
+
+
+def fresh(settings: RunSettings, problem: Problem, backbone: Backbone) -> Classifier:
+    torch.manual_seed(settings.seed)
+    method = build_method(settings, problem.facts)
+    method.attach(backbone)
+    return method
+
+
+def step_costs(method: Any, settings: RunSettings, problem: Problem, begun: float, begun_mib: float | None, backbone: Backbone) -> dict[str, Any]:
+    training = train_settings(settings)
+    batches = FeatureBatches(*method.examples(problem.images, problem.labels), training.batch_size, settings.seed)
+
+    def run(steps: int, log: Callable[[Any], None] = lambda event: None) -> None:
+        train(method, batches, replace(training, max_steps=steps, log_steps=1), seed=settings.seed, device=backbone.device, log=log)
+
+    def timed(steps: int) -> list[float]:
+        ends: list[float] = []
+        run(steps, lambda event: ends.append(time.perf_counter()))
+        return [later - sooner for sooner, later in itertools.pairwise(ends)]
+
+    first = timed(3)  # of three steps two have a beginning and an end
+    taken = median(timed(most(first[-1])) if first[-1] * 3 < BUDGET else first)
+    mib = [value for value in (begun_mib, peak_mib(lambda: run(1))) if value is not None]
+    total = steps_of(training, len(batches))
+    figures = {"step_ms": 1000 * taken, "steps": total, "step_mflops": mflops(lambda: run(1)), "fit_mib": max(mib, default=None)}
+    return figures | {"fit_seconds": begun + total * taken, "fit_how": "multiplied"}
+
+
+def steps_of(training: TrainSettings, per_epoch: int) -> int:
+    """How many steps train() takes."""
+    return training.max_steps or max(training.epochs, math.ceil(training.min_steps / per_epoch)) * per_epoch
+
+
+def predict_costs(method: Classifier, problem: Problem, backbone: Backbone) -> dict[str, Any]:
+    images = problem.images[:, 0].to(backbone.device)
+    images = images.repeat(math.ceil(BATCH / len(images)), 1)[:BATCH]
+
+    def seconds(count: int) -> float:
+        began = time.perf_counter()
+        predict_logits(method, images[:count])
+        return time.perf_counter() - began
+
+    one = min(seconds(1), seconds(1))
+    count = max(1, min(BATCH, int(BUDGET / 10 / one)))
+    taken = median(seconds(count) for _ in range(most(seconds(count))))
+    figures = {"images_per_second": count / taken, "batch": count, "predict_mib": peak_mib(lambda: predict_logits(method, images[:1]))}
+    return figures | {"image_mflops": mflops(lambda: method.logits(images[:1]))}
+
+
+def most(seconds: float) -> int:
+    """How often something is repeated that takes so long."""
+    return max(3, min(REPEATS, int(BUDGET / max(seconds, 1e-6))))
+
+
+def mflops(work: Callable[[], Any]) -> float | None:
+    """Counted as they are executed; attention is taken apart, since its fused form on the CPU is not known to the counter. None where there are none."""
+    with (
+        torch.no_grad() if not torch.is_grad_enabled() else contextlib.nullcontext(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        work()
+    return counter.get_total_flops() / 1e6 or None
+
+
+# -- made-up classes --------------------------------------------------------------------------------------------------------------------
+
+
+def made_up(size: int, backbone: Backbone, seed: int = 0) -> Problem:
+    """`size` classes around random directions: images, one vector for the name, and sentences near it."""
+    if size < 2:
+        raise WordsightError(f"sizes={size} leaves nothing to choose among; give numbers of classes from 2 on, such as sizes=10,100,1000")
+    stream, dim = torch.Generator().manual_seed(seed), backbone.dim
+    centres = unit(torch.randn(size, dim, generator=stream))
+
+    def near(*shape: int) -> Tensor:
+        return unit(centres.view(size, *[1] * (len(shape) - 2), dim) + torch.randn(*shape, generator=stream) / math.sqrt(dim))
+
+    names = made_up_names(size, seed)
+    sentences = tuple(tuple(f"a {name} as seen {number} times." for number in range(SENTENCES)) for name in names)
+    texts = ClassTexts(names, near(size, dim), sentences, tuple(near(size, SENTENCES, dim).unbind()))
+    images = near(size, SHOTS, dim).flatten(0, 1)[:, None]
+    facts = Facts(names, dim, backbone.logit_scale, RunSettings.template)
+    return Problem(facts, images, torch.arange(size).repeat_interleave(SHOTS), texts)
+
+
+def made_up_names(size: int, seed: int) -> tuple[str, ...]:
+    """Distinct words such as `belado`, of about the tokens that a real class name has."""
+    stream, names = random.Random(seed), dict[str, None]()
+    while len(names) < size:
+        names["".join(stream.choice("bdfgklmnprst") + stream.choice("aeiou") for _ in range(3))] = None
+    return tuple(names)
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):  # scikit-learn's own
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Errors: TooLong when the seconds are over; not outside the main thread, which alone hears the alarm."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def peak_mib(work: Callable[[], Any]) -> float | None:
+    """How far memory rises above where it stood: the accelerator's, or the resident memory of this process. None where nothing tells."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed goes back, so that it is seen when it is taken again
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = resident("VmRSS")
+    except OSError:
+        work()
+        return None
+    work()
+    return max(0.0, resident("VmHWM") - before)
+
+
+def resident(field: str) -> float:
+    """MiB, from /proc."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
