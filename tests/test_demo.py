@@ -1,9 +1,13 @@
-"""The demo, cut to a few runs: it fits, resumes, and says what to try next."""
+"""The demos, cut to a few runs: they fit, resume, and say what to try next."""
 
+import numpy as np
 import pytest
 
 from wordsight import demo as module
-from wordsight.demo import demo, runs_of
+from wordsight.cli import main
+from wordsight.config import WordsightError
+from wordsight.data.pairs import open_pairs
+from wordsight.demo import GLYPHS, MICRO_LM, demo, runs_of
 from wordsight.runs import Run
 
 CUT = {"shots": (1,), "seeds": (1,), "methods": ("zero_shot", "linear_probe", "aape")}
@@ -12,7 +16,7 @@ CUT = {"shots": (1,), "seeds": (1,), "methods": ("zero_shot", "linear_probe", "a
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "out"
-    return folder, demo(folder, show=False, **CUT)
+    return folder, demo("aape", folder, show=False, **CUT)
 
 
 def test_it_fits_all_and_writes_a_report(first):
@@ -28,7 +32,7 @@ def test_a_second_call_fits_nothing_and_mends_a_run_without_figures(first, capsy
     run = Run.open(folder / "aape-1shot-base-seed1")
     written = (run.folder / "weights.safetensors").stat().st_mtime_ns
     (run.folder / "metrics.jsonl").write_text("")  # killed between its weights and its figures
-    again = demo(folder, **CUT)
+    again = demo("aape", folder, **CUT)
     assert again["fitted"] == 0 and (run.folder / "weights.safetensors").stat().st_mtime_ns == written
     assert [row["H"] for row in again["rows"]] == [row["H"] for row in result["rows"]]
     shown = capsys.readouterr().out
@@ -53,5 +57,53 @@ def test_an_interrupted_demo_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "fit", interrupted)
     cut = CUT | {"methods": ("zero_shot", "linear_probe")}
     with pytest.raises(KeyboardInterrupt):
-        demo(tmp_path / "out", show=False, **cut)
-    assert demo(tmp_path / "out", show=False, **cut)["fitted"] == 2
+        demo("aape", tmp_path / "out", show=False, **cut)
+    assert demo("aape", tmp_path / "out", show=False, **cut)["fitted"] == 2
+
+
+# -- CLAMP
+
+SHORT = {"towers": ("clamp", "random-lm"), "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def clamp(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clamp") / "out"
+    return folder, demo("clamp", folder, show=False, **SHORT)
+
+
+def test_clamp_learns_from_letters_alone_and_is_tested_on_digits(clamp):
+    folder, result = clamp
+    pairs = open_pairs(str(folder / "letters.parquet"))
+    assert len(pairs) == 52 * 24 and not any("digit" in text for texts in pairs.captions for text in texts)
+    assert result["fitted"] == 2 and [row["chance"] for row in result["rows"]] == [10.0, 10.0]
+    assert result["rows"][0]["accuracy"] > 15, "even the start, before any training, is above chance"
+
+
+def test_clamp_keeps_what_the_lm_writes(clamp):
+    folder, result = clamp
+    assert result["passed"] and len(result["checks"]) > 5 and all(result["checks"].values())
+    assert all(line["before"] == line["off"] and line["before"].strip() for line in result["written"])
+    page = (folder / "report.html").read_text()
+    assert "What the LM writes" in page and "adapters off" in page and (folder / "report.csv").read_text().count("\n") == 3
+
+
+def test_a_second_call_of_clamp_fits_nothing_and_shows_the_same(clamp, capsys):
+    folder, result = clamp
+    again = demo("clamp", folder, **SHORT)
+    assert again["fitted"] == 0 and again["rows"] == result["rows"]
+    shown = capsys.readouterr().out
+    assert all(len(line) <= 110 for line in shown.splitlines() if str(folder) not in line)
+    assert f"wordsight verify {folder / 'clamp'}" in shown and "the same, token for token" in shown and "0 of 2 runs fitted now" in shown
+
+
+def test_a_demo_that_is_none_is_refused_with_the_nearest(capsys):
+    with pytest.raises(WordsightError, match=r"'clmap' is not known.*did you mean 'clamp'.*aape, clamp"):
+        demo("clmap")
+    assert main(["demo", "aaep"]) == 2 and "did you mean 'aape'" in capsys.readouterr().err
+
+
+def test_the_bundled_models_are_small_and_speak_of_the_same_glyphs():
+    assert sum(file.stat().st_size for file in MICRO_LM.iterdir()) < 2e6 and GLYPHS.stat().st_size < 1e5
+    with np.load(GLYPHS) as glyphs:
+        assert glyphs["images"].shape == (62 * 24, 8, 8) and glyphs["images"].max() <= 16 and len(set(glyphs["names"].tolist())) == 62

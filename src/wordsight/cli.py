@@ -267,7 +267,7 @@ def verify(options: argparse.Namespace) -> Any:
 def demo(options: argparse.Namespace) -> Any:
     from wordsight.demo import demo
 
-    return demo(options.out, show=not options.json)
+    return demo(options.which, options.out, show=not options.json)
 
 
 class Verb:
@@ -348,8 +348,11 @@ VERBS: dict[str, Verb] = {
     "show": Verb(show, "what a method does, and its settings", _argument("name", metavar="METHOD")),
     "demo": Verb(
         demo,
-        "adapt the bundled micro CLIP to real handwritten digits: a table and a report",
-        _argument("--out", default="runs/demo", metavar="FOLDER", help="where its runs and report go (default runs/demo)"),
+        "on real handwritten digits, with the bundled models: a table and a report",
+        _argument(
+            "which", nargs="?", default="aape", metavar="aape|clamp", help="aape (default): a few labels; clamp: digits by name, after letters only"
+        ),
+        _argument("--out", metavar="FOLDER", help="where its runs and report go (default runs/demo, or runs/demo-clamp)"),
     ),
 }
 
