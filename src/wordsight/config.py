@@ -130,7 +130,8 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = ""):
     known = [f.name for f in dataclasses.fields(cls)]
     for key in map(str, values):  # YAML reads `3:` and `on:` as a number and a truth value
         if key not in known:
-            raise WordsightError(f"unknown setting {prefix + key!r}{nearest(key, known)}; known: {', '.join(prefix + name for name in known)}")
+            near = nearest(key, known)
+            raise WordsightError(f"unknown setting {prefix + key!r}{near or '; known: ' + ', '.join(prefix + name for name in known)}")
     missing = [
         f.name
         for f in dataclasses.fields(cls)

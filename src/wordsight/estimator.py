@@ -19,9 +19,11 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from torch import Tensor
 
 from wordsight.backbones import Backbone, load_backbone, unit
-from wordsight.config import RunSettings, WordsightError, build, write_file
+from wordsight.config import METHODS, RunSettings, WordsightError, build, resolve, write_file
 from wordsight.data import Picture
 from wordsight.data.features import image_features
+from wordsight.methods import Embedder, NoSettings
+from wordsight.methods.zero_shot import ZeroShot
 from wordsight.runs import Facts, Run, build_method, train_settings
 from wordsight.sentences import ClassTexts, fill, read_sentences
 from wordsight.tasks.classify import DEFAULT_SENTENCES, check_settings, facts_of, fit_method, open_backbone, predict_logits, words
@@ -258,11 +260,38 @@ class Classifier(ClassifierMixin, BaseEstimator):
         )
 
 
-def load(folder: str | Path, *, backbone: Backbone | None = None) -> Classifier:
-    """The classifier in a run folder, or in a hub repository as `hf:org/name`. It predicts class names, or the whole numbers it was fitted on."""
+def load(folder: str | Path, *, backbone: Backbone | None = None, class_names: Sequence[str] = ()) -> Classifier:
+    """The classifier in a run folder, or in a hub repository as `hf:org/name`. It predicts class names, or the whole numbers it was fitted on.
+
+    `class_names` chooses among other classes, by name (`with_classes`). A two_tower has no classes of its own, and scores these zero-shot.
+    """
     if str(folder).startswith("hf:"):
         folder = _download(str(folder).removeprefix("hf:"))
     run = Run.open(folder)
+    if issubclass(resolve(METHODS, run.settings.method, "method"), Embedder):
+        return _zero_shot(run, backbone or load_backbone(run.folder, device=run.settings.device, dtype=run.settings.dtype), tuple(class_names))
+    classifier = _fitted(run, backbone)
+    return classifier.with_classes(class_names) if class_names else classifier
+
+
+def _zero_shot(run: Run, backbone: Backbone, names: tuple[str, ...]) -> Classifier:
+    if len(set(names)) < max(2, len(names)):
+        raise WordsightError(
+            f"{run.folder} is a two_tower, a backbone without classes of its own; name at least 2 to choose among, each once: --classes a,b "
+            "(class_names= in Python). `wordsight eval` measures it on labelled images or captions"
+        )
+    classifier = Classifier(str(run.folder), "zero_shot", template=run.settings.template)
+    facts = facts_of(backbone, names, run.settings.template)
+    classifier.facts_, classifier.sentences_, classifier.skipped_, classifier.n_features_in_ = facts, {}, [], facts.dim
+    classifier.classes_, classifier.backbone_ = np.asarray(names), backbone
+    classifier.texts_ = words(backbone, facts, names, dict.fromkeys(names, ()))
+    classifier.method_ = ZeroShot(names, facts.dim, facts.logit_scale, NoSettings())
+    classifier.method_.bind(classifier.texts_)
+    classifier.method_.to(classifier._device())
+    return classifier
+
+
+def _fitted(run: Run, backbone: Backbone | None) -> Classifier:
     settings, facts = run.settings, run.facts
     classifier = Classifier(settings.backbone, settings.method, **{name: getattr(settings, name) for name in CARRIED}, template=facts.template)
     classifier.facts_, classifier.sentences_, classifier.skipped_, classifier.n_features_in_ = facts, run.sentences, [], facts.dim

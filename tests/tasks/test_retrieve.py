@@ -199,3 +199,27 @@ def test_captions_that_images_share_are_right_for_each_of_them(table, tiny_clip,
     figures = run.events("retrieval")[0]
     assert figures["captions"] == 10 and figures["distinct_captions"] == 10
     assert figures["text_to_image"]["recall@5"] == 100  # there are five images
+
+
+def test_a_run_classifies_by_names_and_says_what_it_lacks(table, photos, tiny_clip, lm, tmp_path):
+    import wordsight
+
+    run = fit(settings(table, tiny_clip, lm, tmp_path / "run"))
+    classifier = wordsight.load(run.folder, class_names=["red", "blue"])
+    assert set(classifier.predict([str(photos / "red" / "0.png")])) <= {"red", "blue"}
+    with pytest.raises(WordsightError, match="a backbone without classes of its own; name at least 2"):
+        wordsight.load(run.folder)
+
+
+def test_nothing_marked_as_test_is_said(table, tiny_clip, lm, tmp_path):
+    (tmp_path / "t.csv").write_text("path,caption\n" + "\n".join(f"{table}/{name}0.png,{name}" for name in COLOURS) + "\n")
+    said = []
+    run = fit(settings(tmp_path / "t.csv", tiny_clip, lm, tmp_path / "run"), say=said.append)
+    assert not run.events("retrieval") and any("nothing was measured" in line for line in said)
+
+
+@pytest.mark.parametrize("key", ["text", "teacher"])
+def test_a_tower_that_is_not_there_is_named_by_its_setting_and_leaves_nothing(table, tiny_clip, lm, tmp_path, key):
+    with pytest.raises(WordsightError, match=rf"settings\.{key}=nope: "):
+        fit(settings(table, tiny_clip, lm, tmp_path / "run", **{key: "nope"}))
+    assert not (tmp_path / "run").exists()

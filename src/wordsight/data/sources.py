@@ -36,7 +36,7 @@ PATH_COLUMNS = ("path", "image", "file", "filename", "image_path")
 LABEL_COLUMNS = ("label", "class", "classname", "category")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
 FORMS = (
-    "a folder of class folders (photos/<class>/*.jpg), a dataset in the field's layout (docs/protocol.md), a .csv or .parquet of path and label, "
+    "a folder of class folders (photos/<class>/*.jpg), a dataset in the field's layout (docs/protocol.md), a .csv or .parquet of path and label (or caption, for a two_tower), "
     "a folder or pattern of .tar files, a Hugging Face name (org/name or hf:name), or digits"
 )
 

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,10 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
     backbone = backbone or load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype, text=False)
     torch.manual_seed(settings.seed)
     shape = own.shape if own.random else None
-    tower = TextTower.from_base(own.text, tower_settings(own, backbone.dim), device=backbone.device, dtype=settings.dtype, random=shape)
+    with _named("settings.text", own.text):
+        tower = TextTower.from_base(own.text, tower_settings(own, backbone.dim), device=backbone.device, dtype=settings.dtype, random=shape)
+    with _named("settings.teacher", own.teacher):
+        teacher = load_backbone(own.teacher, device=settings.device, dtype=settings.dtype) if own.teacher is not None else None
     known = {"image_fingerprint": backbone.image_fingerprint, "text_fingerprint": tower.origin, "pairs": _known(pairs) if pairs else ""}
     with rank_0_first():
         run = Run.start(settings.out or default_folder(settings), settings, Facts((), backbone.dim, 1.0, settings.template, **known), {})
@@ -68,7 +71,6 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
         say(f"{run.folder} is finished already; nothing to fit")
         return run
     began, resumed = time.monotonic(), (run.state / STATE_FILE).is_file()
-    teacher = load_backbone(own.teacher, device=settings.device, dtype=settings.dtype) if own.teacher else None
     if teacher is not None and own.tau_d is None:
         own = replace(own, tau_d=teacher.logit_scale)
     with contextlib.ExitStack() as leaving:
@@ -140,6 +142,10 @@ def evaluate(
             results += zero_shot(backbone, source, settings, classes, progress, say, own=data is None)
     for result in results:
         run.log(result)
+    if not results:
+        say(
+            f"nothing in data={settings.data} is marked as test, so nothing was measured; `wordsight eval {run.folder} data=...` measures on other images"
+        )
     return results
 
 
@@ -316,6 +322,15 @@ def _start(tower: TextTower, batches: PairBatches, captions: list[str]) -> tuple
     sums = torch.zeros(len(captions), batches.images.shape[-1]).index_add(0, rows[:, 0], batches.images[rows[:, 1], 0])
     means = sums / rows[:, 0].bincount(minlength=len(captions))[:, None]
     return tower.features([captions[row] for row in chosen]), means[chosen].to(tower.device)
+
+
+@contextlib.contextmanager
+def _named(setting: str, value: str | None) -> Iterator[None]:
+    """An error about what a setting names says which setting that is."""
+    try:
+        yield
+    except WordsightError as error:
+        raise WordsightError(f"{setting}={value}: {error}") from error
 
 
 def _own_test(source: str, say: Callable[[str], None]) -> Dataset | None:
