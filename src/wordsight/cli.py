@@ -19,6 +19,7 @@ EXPLAINED = 3  # sentences an explanation shows at least
 DATA_FORMS = (
     ("photos/", "a folder of class folders, or of train/, val/, test/ with class folders"),
     ("table.csv, table.parquet", "columns of image path (or bytes) and label, perhaps of split"),
+    ("captions.csv", "columns of image path and caption (caption_1, ...), perhaps of split: pairs, for two_tower"),
     ("org/name, hf:org/name", "a Hugging Face dataset, or a folder written by save_to_disk"),
     ("shards/x-{000..003}.tar", "a webdataset of tars"),
     ("digits", "scikit-learn's 1,797 handwritten digits"),
@@ -91,13 +92,14 @@ def predict(options: argparse.Namespace) -> Any:
 
     if options.top < 1:
         raise WordsightError(f"--top {options.top} names no class; give 1 or more")
-    classifier = load(options.run)
+    names = [name.strip() for name in (options.classes or "").split(",") if name.strip()]
+    classifier = load(options.run, class_names=names)
     if classifier.backbone_ is None:
         raise WordsightError(
             f"{options.run} was fitted on feature matrices without a backbone; `wordsight.load` in Python predicts from such matrices"
         )
-    if options.classes:
-        classifier = classifier.with_classes([name.strip() for name in options.classes.split(",") if name.strip()], options.sentences)
+    if options.sentences and names:
+        classifier = classifier.with_classes(names, options.sentences)
     elif options.sentences:
         raise WordsightError("--sentences describes the classes of --classes; give both")
     features = image_features(classifier.backbone_, pictures_of(options.images))
@@ -178,22 +180,33 @@ def show(options: argparse.Namespace) -> Any:
     import dataclasses
     import inspect
 
+    def lines(cls: type, values: dict[str, Any]) -> Iterator[str]:
+        """`name = value  # what it means`, of a dataclass and of what it inherits."""
+        left = dict(values)
+        for part in cls.__mro__[:-1]:
+            for line in inspect.getsource(part).splitlines()[2:]:
+                name = line.partition(":")[0].strip()
+                if name in left:
+                    value, comment = left.pop(name), line.partition("  # ")[2]
+                    choices = line.partition("Literal[")[2].partition("]")[0].replace('"', "").replace(",", " |")
+                    said = "; ".join(filter(None, (choices, comment)))
+                    yield f"    {name} = {'null' if value is None else value}" + (f"  # {said}" if said else "")
+
+    if options.name == "run":
+        defaults = {f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(RunSettings)}
+        if not options.json:
+            print("KEY=VALUE of any run:")
+            print("\n".join(lines(RunSettings, defaults)))
+        return {"name": "run", "settings": defaults}
     kind = resolve(METHODS, options.name, "method")
     settings, training = kind.Settings(), getattr(kind, "training_defaults", None)
     if not options.json:
         print(f"{options.name}: {inspect.getdoc(kind)}\n")
-        print("settings.NAME=VALUE changes one of these:")
-        seen: set[str] = set()
-        for part in kind.Settings.__mro__[:-1]:  # its own settings, then those it inherits
-            for line in inspect.getsource(part).splitlines()[2:]:
-                name = line.partition(":")[0].strip()
-                if name in to_dict(settings) and name not in seen:
-                    print(line)
-                    seen.add(name)
-        if training is not None:
-            print("\ntrain.NAME=VALUE changes one of these:")
-            for field in dataclasses.fields(training):
-                print(f"    {field.name} = {getattr(training, field.name)}")
+        for title, values in (("settings", settings), ("train", training)):
+            if values is not None:
+                print(f"{title}.NAME=VALUE changes one of these:")
+                print("\n".join(lines(type(values), to_dict(values))) + "\n")
+        print("`wordsight show run` lists what any run takes: data, shots, seed, ...")
     return {"name": options.name, "about": inspect.getdoc(kind), "settings": to_dict(settings), "train": to_dict(training) if training else None}
 
 
@@ -282,7 +295,9 @@ def _argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, A
 
 
 _RUN = _argument("run", metavar="RUN", help="a run folder, or hf:org/name")
-_WORDS = _argument("words", nargs="*", metavar="KEY=VALUE", help="settings, or YAML files of settings; later ones win")
+_WORDS = _argument(
+    "words", nargs="*", metavar="KEY=VALUE", help="settings (`wordsight show run`, `show METHOD`), or YAML files of them; later ones win"
+)
 VERBS: dict[str, Verb] = {
     "fit": Verb(fit, "fit a method to labelled images: wordsight fit data=photos/ shots=16", _WORDS),
     "eval": Verb(
@@ -345,7 +360,7 @@ VERBS: dict[str, Verb] = {
     ),
     "join": Verb(join, "make a CLIP-like backbone of a vision encoder and a text encoder", _WORDS),
     "list": Verb(listing, "methods, backbones and forms of data"),
-    "show": Verb(show, "what a method does, and its settings", _argument("name", metavar="METHOD")),
+    "show": Verb(show, "what a method does and its settings; `show run`: the settings of any run", _argument("name", metavar="METHOD")),
     "demo": Verb(
         demo,
         "on real handwritten digits, with the bundled models: a table and a report",
