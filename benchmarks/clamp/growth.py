@@ -1,6 +1,6 @@
 """What a contrastive batch costs: peak memory from 512 to 8,192 pairs, captions per second by chunk size, and in 1, 2 and 3 processes.
 
-OMP_NUM_THREADS=1 python benchmarks/clamp/growth.py [OUT] [--only memory,chunks,processes]
+OMP_NUM_THREADS=1 python benchmarks/clamp/growth.py [OUT] [--only memory,processes,chunks]
 A random Llama of 1.3M parameters with 8 prompts and LoRA, captions of 6 to 12 random tokens: neither memory nor speed depends on the weights or the words.
 Whole steps of train.py. Memory is the peak above what the process holds after a step of 16 pairs, each batch in a process of its own, and the plain step stops
 where twice the memory would pass 8 GiB. Speed is in pairs per second of processor time, all processes together, which other work on the machine disturbs least,
@@ -91,7 +91,8 @@ def rate(count: int, chunk: list[int | None]) -> dict[str, Any]:
     rank, world = join_processes("cpu")
     method, batches = made(None), pairs(count, rank, world)
     found: dict[str, Any] = {"rank": rank, "rate": {str(size): [] for size in chunk}, "clock": {str(size): [] for size in chunk}}
-    for number in range(ROUNDS + 1):
+    step(method, pairs(16 * world, rank, world))
+    for _ in range(ROUNDS):
         for size in chunk:
             method.settings = replace(method.settings, chunk=size)
             if world > 1:
@@ -101,9 +102,8 @@ def rate(count: int, chunk: list[int | None]) -> dict[str, Any]:
             clock, spent = time.monotonic() - clock, torch.tensor(time.process_time() - began)
             if world > 1:
                 distributed.all_reduce(spent)
-            if number:  # the first round warms up
-                found["rate"][str(size)].append(count / spent.item())
-                found["clock"][str(size)].append(count / clock)
+            found["rate"][str(size)].append(count / spent.item())
+            found["clock"][str(size)].append(count / clock)
     return found
 
 
@@ -196,7 +196,7 @@ def work(asked: dict[str, Any]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, nargs="?", default=Path("runs/growth"))
-    parser.add_argument("--only", default="chunks,memory,processes")
+    parser.add_argument("--only", default="memory,processes,chunks")
     parser.add_argument("--worker", type=json.loads, help="for the processes that this script starts")
     options = parser.parse_args()
     torch.set_num_threads(1)
