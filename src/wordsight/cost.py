@@ -45,17 +45,17 @@ WHOLE = 10.0  # a fit that should take no longer is made; of a longer one the st
 LIMIT = 120.0  # seconds after which what cannot be multiplied, a closed form, is given up
 BATCH = 512  # images predicted together at most
 COLUMNS = {
-    "parameters": ("parameters", "{:,}"),
-    "step_mflops": ("MFLOPs a step", "{:,.4g}"),
-    "step_ms": ("ms a step", "{:,.3g}"),
-    "fit_seconds": ("s to fit", "{:,.3g}"),
-    "image_mflops": ("MFLOPs an image", "{:,.3g}"),
-    "images_per_second": ("images/s", "{:,.0f}"),
-    "fit_mib": ("MiB fitting", "{:,.0f}"),
-    "predict_mib": ("MiB predicting", "{:,.0f}"),
+    "parameters": "parameters",
+    "step_mflops": "MFLOPs a step",
+    "step_ms": "ms a step",
+    "fit_seconds": "s to fit",
+    "image_mflops": "MFLOPs an image",
+    "images_per_second": "images/s",
+    "fit_mib": "MiB fitting",
+    "predict_mib": "MiB predicting",
 }
 LEGEND = (
-    f"{SHOTS} images and {SENTENCES} sentences a class, vectors made up. Medians on one thread, from cached features: no image goes through a tower here. "
+    f"{SHOTS} images and {SENTENCES} sentences a class, vectors made up. Medians of processor time on one thread (on an accelerator of the clock), from cached features: no image goes through a tower here. "
     "A step is the method's own batch, forward, backward and update. s to fit: closed forms and all steps; ≈ closed forms measured and the "
     f"median step multiplied by their number; > given up. MiB: peak resident memory above the start, of fitting (closed form, one step) and of predicting "
     "one image. FLOPs: counted as executed, matrix products and attention; scikit-learn's are not seen. –: there is none."
@@ -112,7 +112,7 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_cells(row: Mapping[str, Any]) -> dict[str, str]:
-    cells = {title: "–" if row.get(name) is None else form.format(row[name]) for name, (title, form) in COLUMNS.items()}
+    cells = {title: "–" if row.get(name) is None else number(row[name]) for name, title in COLUMNS.items()}
     cells["s to fit"] = {"measured": "", "multiplied": "≈ ", "given up": "> "}[row["fit_how"]] + cells["s to fit"]
     return {"method": row["method"], "classes": f"{row['classes']:,}"} | cells
 
@@ -139,10 +139,10 @@ def cost_of(settings: RunSettings, problem: Problem, backbone: Backbone) -> dict
     def begin() -> None:
         nonlocal method, begun
         method = fresh(settings, problem, backbone)
-        began = time.perf_counter()
+        began = clock()
         with limited(LIMIT):
             method.begin(problem.images[:, 0], problem.labels, problem.texts, settings.seed, None)
-            begun = time.perf_counter() - began
+            begun = clock() - began
 
     with contextlib.suppress(TooLong):
         row["fit_mib"] = peak_mib(begin)
@@ -157,9 +157,9 @@ def cost_of(settings: RunSettings, problem: Problem, backbone: Backbone) -> dict
         row |= step_costs(method, settings, problem, begun, row["fit_mib"], backbone)
     if begun is not None and row.get("fit_seconds", 0) <= WHOLE:
         method = fresh(settings, problem, backbone)
-        began = time.perf_counter()
+        began = clock()
         fit_method(method, problem.images, problem.labels, problem.texts, train_settings(settings), settings.seed, backbone.device)
-        row |= {"fit_seconds": time.perf_counter() - began, "fit_how": "measured"}
+        row |= {"fit_seconds": clock() - began, "fit_how": "measured"}
     method.eval()
     return row | predict_costs(method, problem, backbone)
 
@@ -180,7 +180,7 @@ def step_costs(method: Any, settings: RunSettings, problem: Problem, begun: floa
 
     def timed(steps: int) -> list[float]:
         ends: list[float] = []
-        run(steps, lambda event: ends.append(time.perf_counter()))
+        run(steps, lambda event: ends.append(clock()))
         return [later - sooner for sooner, later in itertools.pairwise(ends)]
 
     first = timed(3)  # of three steps two have a beginning and an end
@@ -201,14 +201,14 @@ def predict_costs(method: Classifier, problem: Problem, backbone: Backbone) -> d
     images = images.repeat(math.ceil(BATCH / len(images)), 1)[:BATCH]
 
     def seconds(count: int) -> float:
-        began = time.perf_counter()
+        began = clock()
         predict_logits(method, images[:count])
-        return time.perf_counter() - began
+        return clock() - began
 
     one = min(seconds(1), seconds(1))
-    count = max(1, min(BATCH, int(BUDGET / 10 / one)))
+    count = max(1, min(BATCH, int(BUDGET / 10 / max(one, 1e-9))))
     taken = median(seconds(count) for _ in range(most(seconds(count))))
-    figures = {"images_per_second": count / taken, "batch": count, "predict_mib": peak_mib(lambda: predict_logits(method, images[:1]))}
+    figures = {"images_per_second": count / max(taken, 1e-9), "batch": count, "predict_mib": peak_mib(lambda: predict_logits(method, images[:1]))}
     return figures | {"image_mflops": mflops(lambda: method.logits(images[:1]))}
 
 
@@ -258,6 +258,16 @@ def made_up_names(size: int, seed: int) -> tuple[str, ...]:
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------------------------
+
+
+def clock() -> float:
+    """Seconds: of this process's processor time, which other processes on the machine hardly change; on an accelerator, where it waits, of the wall."""
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
+
+
+def number(value: float) -> str:
+    """Three digits or so, without an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 @contextlib.contextmanager
