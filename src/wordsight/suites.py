@@ -387,11 +387,11 @@ def in_processes(cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
 
 
 def start_worker() -> tuple[Connection, Any]:
-    """A process of its own, with one thread. It does not hear Ctrl-C unless it trains, from its first moment on: what it ignores is inherited."""
+    """A process of its own, with one thread. It does not hear Ctrl-C unless it trains, from its first moment on: that signals wait is inherited."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs,), daemon=True)
-    with _interrupts_ignored():
+    with _interrupts_waiting():
         process.start()
     theirs.close()  # so that the end of the worker is the end of the pipe
     return ours, process
@@ -407,6 +407,8 @@ def start_cell(cell: Cell, running: dict[Connection, Any], worker: tuple[Connect
 def work(connection: Connection) -> None:
     """What a worker does: a cell, its outcome, and again until the pipe is closed."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
             cell = connection.recv()
@@ -418,15 +420,13 @@ def work(connection: Connection) -> None:
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupts_waiting() -> Iterator[None]:
+    """Ctrl-C waits until the end of this; a process that is started meanwhile inherits that it waits."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
