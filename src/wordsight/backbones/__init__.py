@@ -106,7 +106,9 @@ def _find(name: str, text: bool) -> tuple[str, str]:
         facts = hub.read_json(folder / OWN_FILE)
         return str(facts.get("kind") if isinstance(facts, dict) else None), str(folder)
     if folder is not None and not (folder / "config.json").is_file():
-        raise WordsightError(f"backbone folder {name!r} holds neither config.json (transformers) nor {OWN_FILE} (of `wordsight join` or a two_tower run)")
+        raise WordsightError(
+            f"backbone folder {name!r} holds neither config.json (transformers) nor {OWN_FILE} (of `wordsight join` or a two_tower run)"
+        )
     if text:
         return "clip", name
     folder = folder or hub.local(name, "image")
