@@ -201,6 +201,8 @@ def accuracies_of(run: Run) -> dict[str, dict[str, float]]:
         if event["data"] != own or event["classes"] in parts:
             data = own if event["data"] == own else f"{own}{ELSEWHERE}{event['data']}"
             found.setdefault(data, {})[event["classes"]] = event["accuracy"]
+    if not found[own] and len(found) > 1:
+        del found[own]  # a two_tower is measured on other data than it was trained on
     return found
 
 
@@ -304,9 +306,30 @@ def sources(rows: Sequence[Row]) -> str:
 def as_markdown(rows: Sequence[Row], compared: Sequence[Comparison] = ()) -> str:
     """One aligned table, data and backbone columns where they vary; then how methods stand against one another."""
     parts = [markdown_table(table_cells(rows, varying(rows)), best_cells(rows)), sources(rows)]
+    retrieved = retrieval_cells(rows)
+    parts += ["**Retrieval**, recall@k", markdown_table(retrieved)] if retrieved else []
     for comparison in compared:
         parts += [f"**Against {comparison.reference}** ({comparison.title})", markdown_table(standing_cells(comparison))]
     return "\n\n".join(filter(None, [*parts, COMPARED if compared else ""]))
+
+
+def retrieval_cells(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Recall both ways of the runs that were measured on captions, mean and spread over seeds."""
+    found: dict[tuple[str, str], dict[Path, dict[str, Any]]] = {}
+    for row in rows:
+        for run in row.runs:
+            for event in run.events("retrieval"):  # the last of a run counts
+                found.setdefault((event["data"], row.label), {})[run.folder] = event
+    ways = (("image_to_text", "i→t"), ("text_to_image", "t→i"))
+    return [
+        {"data": data, "method": label, "seeds": str(len(events))}
+        | {
+            f"{arrow} {k.removeprefix('recall')}": str(value_of([event[way][k] for event in events.values()]))
+            for way, arrow in ways
+            for k in next(iter(events.values()))[way]
+        }
+        for (data, label), events in found.items()
+    ]
 
 
 def varying(rows: Sequence[Row]) -> list[str]:
@@ -465,7 +488,7 @@ def as_html(rows: Sequence[Row], backbone: Backbone | None = None, compared: Seq
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Wordsight report</title><style>{STYLE}</style></head><body><main>\n<h1>Wordsight report</h1>\n"
-        f'<p class="note">{len(folders)} runs, wordsight {escape(__version__)}. {escape(LEGEND)}</p>\n{comparison_section(compared)}{sections}'
+        f'<p class="note">{len(folders)} runs, wordsight {escape(__version__)}. {escape(LEGEND)}</p>\n{comparison_section(compared)}{retrieval_section(rows)}{sections}'
         f"<details><summary>The run folders</summary><ul>{listed}</ul></details>\n</main></body></html>\n"
     )
 
@@ -474,6 +497,11 @@ def comparison_section(compared: Sequence[Comparison]) -> str:
     """How methods stand against one another, each comparison a panel."""
     panels = "".join(f'<div class="panel"><h3>{escape(one.title)}</h3>{html_table(standing_cells(one))}</div>\n' for one in compared)
     return f'<h2>Against one another</h2><p class="note">{escape(COMPARED)}</p>\n{panels}' if compared else ""
+
+
+def retrieval_section(rows: Sequence[Row]) -> str:
+    cells = retrieval_cells(rows)
+    return f'<h2>Retrieval</h2><div class="panel"><h3>Recall@k, image to text and text to image</h3>{html_table(cells)}</div>\n' if cells else ""
 
 
 def html_table(lines: Sequence[dict[str, str]]) -> str:

@@ -223,3 +223,13 @@ def test_a_tower_that_is_not_there_is_named_by_its_setting_and_leaves_nothing(ta
     with pytest.raises(WordsightError, match=rf"settings\.{key}=nope: "):
         fit(settings(table, tiny_clip, lm, tmp_path / "run", **{key: "nope"}))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_report_shows_zero_shot_and_retrieval_of_runs(table, photos, tiny_clip, lm, tmp_path):
+    from wordsight.report import report
+
+    run = fit(settings(table, tiny_clip, lm, tmp_path / "run"))
+    evaluate(run, data=str(photos))
+    written = report([run.folder], tmp_path / "r.html")
+    assert "**Retrieval**" in written["markdown"] and "i→t @1" in written["markdown"] and "→" in written["markdown"]
+    assert "Retrieval</h2>" in (tmp_path / "r.html").read_text(encoding="utf-8")

@@ -84,6 +84,7 @@ class Embedder(nn.Module):
     """Gives images and texts vectors in one space. Learned from image-text pairs (tasks/retrieve.py); what comes out is a backbone."""
 
     Settings: ClassVar[type] = NoSettings
+    needs_labels: ClassVar[bool] = False  # captions are enough
 
 
 class Learner(ABC):
