@@ -12,7 +12,7 @@ demo: .venv/installed
 	$(BIN)/wordsight demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 check: .venv/installed
 	$(BIN)/ruff check .
