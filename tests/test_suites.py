@@ -240,8 +240,10 @@ def test_ctrl_c_stops_all_workers_and_the_same_command_ends_in_the_same_bits(dat
     slow = ("methods=aape", "train.epochs=1", "train.min_steps=80", "train.save_seconds=0.02")
     words = words_for(data, tiny_clip, tmp_path / "out", *slow)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    # what runs in the background, as these tests may, ignores Ctrl-C, and so would what it starts
+    hears = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from wordsight.cli import main; sys.exit(main())"
     process = subprocess.Popen(
-        [sys.executable, "-m", "wordsight", *words, "jobs=2"], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", hears, *words, "jobs=2"], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
         limit = time.monotonic() + 120
