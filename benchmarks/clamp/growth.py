@@ -170,6 +170,7 @@ def plot(peaks: dict[str, dict[int, float]], out: Path, path: Path) -> None:
         left.plot(list(values), [value / MIB for value in values.values()], marker="o", markersize=3, label=name)
     left.set(xscale="log", yscale="log", xlabel="pairs in a batch", ylabel="peak above the model (MiB)")
     left.set_xticks(BATCHES, [f"{count:,}" for count in BATCHES])
+    left.set_yticks(marks := (500, 1000, 2000, 4000), [f"{mark:,}" for mark in marks])
     left.legend(frameon=False, fontsize=8)
     found = by_chunk(out)
     plain = statistics.mean(found.pop("plain"))
@@ -179,8 +180,9 @@ def plot(peaks: dict[str, dict[int, float]], out: Path, path: Path) -> None:
     right.set(xscale="log", xlabel=f"chunk, in a batch of {max(CHUNKS):,}", ylabel="pairs a processor second", ylim=(0, None))
     right.set_xticks(CHUNKS, map(str, CHUNKS))
     right.legend(frameon=False, fontsize=8)
+    left.minorticks_off()
+    right.minorticks_off()
     for axes in (left, right):
-        axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 
