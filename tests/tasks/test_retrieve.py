@@ -92,9 +92,11 @@ def test_a_fitted_run_is_a_backbone_that_passes_its_checks(table, tiny_clip, lm,
 
 
 def test_chunks_give_the_same_run_to_rounding(table, tiny_clip, lm, tmp_path):
-    runs = [fit(settings(table, tiny_clip, lm, tmp_path / str(chunk), chunk=chunk, dropout=0.0)) for chunk in (None, 2, 100)]
-    one, *others = (load_backbone(run.folder, device="cpu").encode_text(["red paint", "a wall"]) for run in runs)
-    assert all(torch.allclose(one, other, atol=1e-3) for other in others)  # not weights: Adam makes steps of rounding where a gradient is zero
+    """By SGD: AdamW makes whole steps of rounding where a gradient is zero, and which way they go is the processor's."""
+    loop = {"optimizer": "sgd", "lr": 0.1}
+    runs = [fit(settings(table, tiny_clip, lm, tmp_path / str(chunk), loop, chunk=chunk, dropout=0.0)) for chunk in (None, 2, 100)]
+    one, *others = (tensors_of(run.folder) for run in runs)
+    assert all(torch.allclose(tensor, other[name], atol=1e-5) for other in others for name, tensor in one.items())
 
 
 def test_a_teacher_is_distilled_and_its_width_may_differ(table, tiny_clip, lm, tmp_path):
