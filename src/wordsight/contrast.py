@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, logsigmoid
 from torch.utils.checkpoint import checkpoint
@@ -141,6 +141,17 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         dist.all_reduce(flat)
         for gradient, mean in zip(bucket, (flat / _processes()).split([gradient.numel() for gradient in bucket]), strict=True):
             gradient.copy_(mean.view_as(gradient))
+
+
+def same_number(rows: Int[Tensor, " n"], size: int) -> list[Int[Tensor, " _"]]:
+    """`rows` in parts of `size` or less, as many in every process: for a model whose weights are shared out, which runs in all of them or in none.
+
+    Where a process has fewer rows than there are parts, its first row is repeated at the end.
+    """
+    count = torch.tensor([-(-len(rows) // size)], device=rows.device)
+    if _processes() > 1:
+        dist.all_reduce(count, dist.ReduceOp.MAX)
+    return list(torch.cat([rows, rows[:1].expand(max(0, int(count) - len(rows)))]).tensor_split(int(count)))
 
 
 def _processes() -> int:

@@ -276,7 +276,7 @@ def _agree(learner: nn.Module, step: int, device: torch.device) -> None:
         raise WordsightError(
             f"one process would go on from step {-steps[1]}, another from step {steps[0]}; the run folder must lie on a disk that all of them see"
         )
-    for tensor in _changing(learner).values():
+    for tensor in changing(learner).values():
         dist.broadcast(tensor.detach(), 0)
 
 
@@ -305,14 +305,14 @@ def _optimizer(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.o
     return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
 
 
-def _changing(learner: nn.Module) -> dict[str, Tensor]:
+def changing(learner: nn.Module) -> dict[str, Tensor]:
     """What training changes: trained parameters and buffers, without the frozen weights of a language model."""
     frozen = {name for name, parameter in learner.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
     return {name: tensor for name, tensor in learner.state_dict().items() if name not in frozen}
 
 
 def _save(learner: nn.Module, optimizer: Any, watch: _Watch, state: Path, step: int) -> None:
-    tensors = {"watch": watch.kept} | {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in _changing(learner).items()}
+    tensors = {"watch": watch.kept} | {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in changing(learner).items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value.detach().cpu().contiguous() for name, value in values.items() if value is not None}
     write_file(state / STATE_FILE, save(tensors, metadata={"step": str(step)}))
@@ -328,7 +328,7 @@ def _restore(learner: nn.Module, optimizer: Any, watch: _Watch, state: Path | No
     except (SafetensorError, OSError) as error:
         raise WordsightError(f"{state / STATE_FILE} cannot be read: {error}; delete {state} to begin anew") from error
     found = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    if found.keys() != _changing(learner).keys():
+    if found.keys() != changing(learner).keys():
         raise WordsightError(f"{state / STATE_FILE} holds the tensors of another training; delete {state} to begin anew")
     learner.load_state_dict(found, strict=False)  # what is absent is frozen
     watch.kept = tensors.get("watch", watch.kept)

@@ -166,6 +166,9 @@ def killed_at(monkeypatch, count):
     return calls
 
 
+SHARED = {"lora": {}, "prompts": {"train": "prompts"}, "again": {"checkpointing": True}, "late": {"prompt_only_lora": True}, "all": {"chunk": None}}
+
+
 def process(rank, folder, data, eyes, lm):
     """One of up to three processes. What rank 0 leaves in `folder` is compared afterwards."""
     torch.set_num_threads(1)
@@ -182,6 +185,9 @@ def process(rank, folder, data, eyes, lm):
         asked = [data, eyes, lm, f"{folder}/fit-{world}", {"optimizer": "sgd"}]
         own = {"dropout": 0.0, "chunk": 2, "teacher": eyes}
         assert fit(settings(*asked, **own)).finished
+        for name, more in SHARED.items() if world < 3 else {"lora": {}}.items():
+            asked[3] = f"{folder}/{name}-{world}"
+            assert fit(settings(*asked, **own | more, shard=True)).finished
         if world == 2:
             asked[3] = f"{folder}/killed"
             with pytest.MonkeyPatch.context() as patch:
@@ -190,6 +196,12 @@ def process(rank, folder, data, eyes, lm):
                     fit(settings(*asked, **own))
             fit(settings(*asked, **own))
         if world == 3:
+            method = learner(lm)
+            layer = method.text.trunk.layers[0]
+            held = sum(parameter.numel() for parameter in layer.parameters() if not parameter.requires_grad)
+            method.share_out()
+            here = sum(parameter.to_local().numel() for parameter in layer.parameters() if not parameter.requires_grad)
+            assert 0 < here < held / 2
             with pytest.raises(WordsightError, match=r"a batch of 8 pairs cannot be shared out evenly among 3 processes; give train.batch_size=6"):
                 fit(settings(data, eyes, lm, f"{folder}/uneven", {"batch_size": 8}))
             with pytest.raises(WordsightError, match="labelled images are trained on in one process, not in 3"):
@@ -214,6 +226,8 @@ def test_one_two_and_three_processes_train_the_same_and_resume(tmp_path, table, 
         assert found.keys() == {1, 2, 3, 4, 5} and len(other.events("train")) == 5 and other.events("fit")[0]["processes"] == world
         for step, terms in found.items():
             assert terms == pytest.approx(expected[step], abs=1e-4) and "distillation" in terms
+    for name, world in (*((name, 2) for name in SHARED), ("lora", 3)):  # whose frozen weights were shared out
+        near(tensors_of(tmp_path / f"{name}-{world}"), tensors_of(tmp_path / f"{name}-1"), 1e-5)
     resumed = Run.open(tmp_path / "killed")
     assert same(tensors_of(others[0].folder), tensors_of(resumed.folder)) and losses(others[0]) == losses(resumed)
 
@@ -324,6 +338,9 @@ def test_a_stream_gives_the_mean_image_and_a_table_may_be_streamed(table, tiny_c
         ("both", {"weights": "0.6,0.6"}, {}, "add up to 1.2; they must add up to 1"),
         ("table", {}, {"max_steps": 0}, "train.max_steps=0 is not possible; it is 1 or more"),
         ("table", {"prompt_only_lora": True, "compile": True}, {}, "settings.prompt_only_lora runs texts without gradient"),
+        ("table", {"train": "all", "keep_generation": False, "shard": True}, {}, "shares out frozen weights; settings.train=all leaves none"),
+        ("table", {"train": "head", "shard": True}, {}, "with settings.train=head the LM does not run while it trains"),
+        ("table", {"compile": True, "shard": True}, {}, "settings.compile is untested with it; set it false"),
     ],
 )
 def test_what_cannot_be_trained_on_is_answered_in_words(tars, table, tiny_clip, lm, tmp_path, data, own, changed, says):

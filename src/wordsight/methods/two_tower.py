@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from wordsight.backbones import unit
 from wordsight.backbones.text_tower import TextBatch, TextTower, TowerSettings
 from wordsight.config import TrainSettings, WordsightError
-from wordsight.contrast import cached, gather, tiled_info_nce, tiled_pairwise_sigmoid, tiled_similarity_distillation
+from wordsight.contrast import cached, gather, same_number, tiled_info_nce, tiled_pairwise_sigmoid, tiled_similarity_distillation
 from wordsight.losses import MAX_SCALE, info_nce, pairwise_sigmoid, similarity_distillation
 from wordsight.methods import Embedder, Learner
 
@@ -44,6 +44,7 @@ class TwoTowerSettings(TowerSettings):
     chunk: int | None = None  # so many texts pass through the LM at a time, twice each: memory of the chunk, gradients of the batch; null: all
     checkpointing: bool = False  # the LM's layers run again in backward: memory of one layer's activations, a third more time
     compile: bool = False  # torch.compile of the LM in training: minutes at the start, then faster; for long trainings
+    shard: bool = False  # each of several processes keeps a part of the LM's frozen weights while it trains (FSDP2); each still loads all of it once
 
 
 class TwoTower(Embedder, Learner):
@@ -60,6 +61,8 @@ class TwoTower(Embedder, Learner):
         epochs=10, batch_size=256, lr=5e-4, weight_decay=0.5, clip_norm=1.0, schedule="step", warmup_steps=20, save_seconds=60
     )  # for thousands of pairs; the paper's, for millions, are in configs/clamp-vicuna13b.yaml
 
+    shared_out = False  # whether the LM's frozen weights are
+
     def __init__(self, text: TextTower, settings: TwoTowerSettings, image_mean: Float[Tensor, " D"] | None = None):
         super().__init__()
         self.text, self.settings = text, settings
@@ -71,6 +74,22 @@ class TwoTower(Embedder, Learner):
             _checkpoint(text, True)
         if settings.compile:
             text.trunk.compile(dynamic=True)  # in place: names of tensors stay
+
+    def share_out(self) -> None:
+        """Leave in each process a part of the LM's frozen weights: a layer's are gathered when it runs and let go behind it (FSDP2).
+
+        What is trained stays whole in every process, so gradients, clipping and saving are as without. There is no way back: train, and make another.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        trunk, trained = self.text.trunk, {parameter for parameter in self.parameters() if parameter.requires_grad}
+        mesh = init_device_mesh(self.text.device.type, (torch.distributed.get_world_size(),))
+        for layer in [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
+        fully_shard(trunk, mesh=mesh, ignored_params=set(trunk.parameters()))  # which lets one layer be gathered while another runs
+        self.shared_out = True
 
     @property
     def logit_scale(self) -> float:
@@ -103,9 +122,10 @@ class TwoTower(Embedder, Learner):
         ids, lengths, chunk = batch["ids"], batch["lengths"], self.settings.chunk
         order = lengths.argsort(descending=True)  # like lengths together: little padding
         size = chunk or (PART if ids.device.type == "cpu" else len(ids))
-        parts = [TextBatch(ids[rows, : int(lengths[rows].max())], lengths[rows]) for rows in order.split(size)]
+        rows = same_number(order, size) if self.shared_out else order.split(size)
+        parts = [TextBatch(ids[some, : int(lengths[some].max())], lengths[some]) for some in rows]
         vectors = cached(self.text, parts, devices=[self.text.device]) if chunk else torch.cat([self.text(part) for part in parts])
-        return vectors[order.argsort()]
+        return vectors[: len(order)][order.argsort()]
 
     @torch.no_grad()
     def start_at_ridge(self, states: Float[Tensor, "N V"], images: Float[Tensor, "N D"]) -> None:

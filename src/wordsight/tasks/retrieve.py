@@ -33,7 +33,7 @@ from wordsight.methods.zero_shot import ZeroShot
 from wordsight.runs import Facts, Run, train_settings
 from wordsight.sentences import fill
 from wordsight.tasks.classify import featurise, figures, predict_logits, test_only, words
-from wordsight.train import STATE_FILE, PairBatches, join_processes, rank_0_first, total_steps, train
+from wordsight.train import STATE_FILE, PairBatches, changing, join_processes, rank_0_first, total_steps, train
 
 RANKS = (1, 5, 10)
 SIZES_FILE = "sizes.json"  # in state/: what a stream knows of its shards
@@ -60,8 +60,9 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
     backbone = backbone or load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype, text=False)
     torch.manual_seed(settings.seed)
     shape = own.shape if own.random else None
+    built = partial(TextTower.from_base, own.text, tower_settings(own, backbone.dim), device=backbone.device, dtype=settings.dtype, random=shape)
     with _named("settings.text", own.text):
-        tower = TextTower.from_base(own.text, tower_settings(own, backbone.dim), device=backbone.device, dtype=settings.dtype, random=shape)
+        tower = built()
     with _named("settings.teacher", own.teacher):
         teacher = load_backbone(own.teacher, device=settings.device, dtype=settings.dtype) if own.teacher is not None else None
     known = {"image_fingerprint": backbone.image_fingerprint, "text_fingerprint": tower.origin, "pairs": _known(pairs) if pairs else ""}
@@ -92,6 +93,8 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
             batches.per_caption["pooled"] = tower.features if streams else tower.features(captions).cpu()
         training = train_settings(settings)
         place = {"seed": settings.seed, "device": backbone.device, "state": run.state}
+        if sharded := own.shard and world > 1:
+            method.share_out()
         train(method, batches, training, **place, log=run.log, progress=progress)
         method.end()
         seconds["fit"] = round(time.monotonic() - began, 3)
@@ -103,6 +106,10 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
         if rank == 0:
             seen = total_steps(training, len(batches)) * training.batch_size  # of a stream: how often, not how many
             size = {"images": seen, "captions": seen} if streams else {"images": len(batches.images), "captions": len(captions)}
+            if sharded:  # the others have left, so a whole LM takes the trained tensors
+                torch.manual_seed(settings.seed)
+                method, tensors = TwoTower(built(), own), changing(method)
+                method.load_state_dict(tensors, strict=False)
             learned = _finish(run, method, backbone, {"seconds": seconds, **size, "processes": world, "truncated_captions": truncated})
             if truncated:
                 say(f"{truncated} captions were longer than {tower.max_tokens} tokens with their wrapper and lost their ends")
@@ -212,6 +219,9 @@ def check_settings(settings: RunSettings) -> RunSettings:
         raise WordsightError(
             "settings.prompt_only_lora runs texts without gradient and caches them, which checkpointing and compile do not go with; set them false"
         )
+    if own.shard and (own.train in ("all", "head") or own.compile):
+        why = {"all": "settings.train=all leaves none", "head": "with settings.train=head the LM does not run while it trains"}
+        raise WordsightError(f"settings.shard shares out frozen weights; {why.get(own.train, 'settings.compile is untested with it')}; set it false")
     if _streams(own, settings.data) and own.start == "ridge":
         raise WordsightError("settings.start=ridge reads all captions first, which a stream does not have; leave start out, or give tables")
     if settings.classes != "all":
