@@ -37,7 +37,7 @@ from wordsight.methods import Classifier, Learner
 from wordsight.runs import Facts, build_method, train_settings
 from wordsight.sentences import ClassTexts
 from wordsight.tasks.classify import fit_method, predict_logits
-from wordsight.train import FeatureBatches, train
+from wordsight.train import FeatureBatches, total_steps, train
 
 SHOTS, SENTENCES = 16, 20  # images and sentences of each class
 REPEATS, BUDGET = 30, 2.0  # steps, or predictions: so many, or as many as fit into these seconds, three at least
@@ -186,14 +186,9 @@ def step_costs(method: Any, settings: RunSettings, problem: Problem, begun: floa
     first = timed(3)  # of three steps two have a beginning and an end
     taken = median(timed(most(first[-1])) if first[-1] * 3 < BUDGET else first)
     mib = [value for value in (begun_mib, peak_mib(lambda: run(1))) if value is not None]
-    total = steps_of(training, len(batches))
+    total = total_steps(training, len(batches))
     figures = {"step_ms": 1000 * taken, "steps": total, "step_mflops": mflops(lambda: run(1)), "fit_mib": max(mib, default=None)}
     return figures | {"fit_seconds": begun + total * taken, "fit_how": "multiplied"}
-
-
-def steps_of(training: TrainSettings, per_epoch: int) -> int:
-    """How many steps train() takes."""
-    return training.max_steps or max(training.epochs, math.ceil(training.min_steps / per_epoch)) * per_epoch
 
 
 def predict_costs(method: Classifier, problem: Problem, backbone: Backbone) -> dict[str, Any]:
