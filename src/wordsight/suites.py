@@ -30,6 +30,7 @@ from wordsight.methods import Classifier, Learner
 from wordsight.runs import Run
 from wordsight.tasks.classify import check_settings, evaluate, facts_of, fit, sentence_source, template_of, test_only, words
 from wordsight.tasks.generate import sentences_for
+from wordsight.train import interrupts_held
 
 Say = Callable[[str], None]
 GENERAL = ("template", "views", "flip", "dtype")  # run settings that a suite passes on to every run
@@ -421,12 +422,16 @@ def work(connection: Connection) -> None:
 
 @contextlib.contextmanager
 def _interrupts_waiting() -> Iterator[None]:
-    """Ctrl-C waits until the end of this; a process that is started meanwhile inherits that it waits."""
+    """Ctrl-C waits until the end of this; a process that is started meanwhile inherits that it waits. Blocking it is not enough here, where another
+    thread may hear it for this one."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        with interrupts_held() as interrupted:
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if interrupted():
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -151,7 +151,7 @@ def train(
     step, saved = _restore(learner, optimizer, watch, state), time.monotonic()
     _agree(learner, step, device)
     threads = 1 if small else torch.get_num_threads()
-    with _threads(threads), _bar(total, step, progress and rank == 0) as shown, _interrupts_held() as interrupted:
+    with _threads(threads), _bar(total, step, progress and rank == 0) as shown, interrupts_held() as interrupted:
         while step < total:
             epoch, index = divmod(step, per_epoch)
             _seed(seed * 1_000_003 + step + rank * 0x9E3779B1, device)  # dropout and the like depend on step and rank alone
@@ -342,8 +342,8 @@ def _restore(learner: nn.Module, optimizer: Any, watch: _Watch, state: Path | No
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM (a launcher's, a cluster's) wait for the end of the step, so that a whole step can be kept; a second one does not wait."""
+def interrupts_held() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM (a launcher's, a cluster's) wait, as for the end of a step, so that a whole step can be kept; a second one does not wait."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return

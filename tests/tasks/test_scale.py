@@ -166,7 +166,7 @@ def killed_at(monkeypatch, count):
     return calls
 
 
-SHARED = {"lora": {}, "prompts": {"train": "prompts"}, "again": {"checkpointing": True}, "late": {"prompt_only_lora": True}, "all": {"chunk": None}}
+SHARED = {"lora": {}, "prompts": {"train": "prompts"}, "again": {"checkpointing": True, "chunk": None}}
 
 
 def process(rank, folder, data, eyes, lm):
