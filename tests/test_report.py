@@ -63,6 +63,23 @@ def test_the_best_of_equal_shots_is_bold(folders, tmp_path):
     assert "<b>85.0 ± 0.0</b>" in as_html(rows)
 
 
+def test_a_label_makes_one_method_of_runs_whose_files_differ_by_dataset(tmp_path):
+    kinds = ({"label": "words"}, {"label": "templates", "sentences": "clip7"})
+    runs = [
+        fabricate(tmp_path / f"{data}{row}", data=data, method="sentence_mean", accuracies={"all": 50.0}, **{"sentences": f"x/{data}1.json"} | kind)
+        for data in ("A", "B")
+        for row, kind in enumerate(kinds)
+    ]
+    rows = read_rows(runs)
+    assert [row.label for row in rows] == ["templates", "words"] * 2
+    (comparison,) = comparisons(rows)
+    assert [(standing.label, standing.datasets) for standing in comparison.standings] == [("templates", 2), ("words", 2)]
+    wide = fabricate(
+        tmp_path / "w", data="A", method="sentence_mean", label="words", template="b {}.", sentences="x/A1.json", accuracies={"all": 1.0}
+    )
+    assert {row.label for row in read_rows([*runs[:1], wide])} == {"words template=a photo of a {}.", "words template=b {}."}
+
+
 def test_only_settings_that_differ_are_named_and_they_part_the_rows(tmp_path):
     narrow = fabricate(tmp_path / "n", settings={"width": 16, "heads": 4}, accuracies={"all": 50.0})
     default = fabricate(tmp_path / "d", accuracies={"all": 60.0})

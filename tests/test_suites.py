@@ -82,6 +82,7 @@ def test_a_yaml_is_a_method_whose_sentences_stay_its_own(data, tmp_path):
     (tmp_path / "mine.yaml").write_text("method: sentence_mean\nsentences: clip7\nshots: 3\nclasses: all\nseed: 9\ntemplate: b {}.")
     settings = settings_for(data, tmp_path, methods=(str(tmp_path / "mine.yaml"), "sentence_mean"), sentences="digits", aliases="a.json", seeds=(1,))
     mine, plain = cells_of(settings)
+    assert (mine.settings.label, plain.settings.label) == ("mine", "sentence_mean")
     assert (mine.label, mine.settings.sentences, mine.settings.aliases, mine.settings.template) == ("mine", "clip7", None, "b {}.")
     assert (mine.settings.shots, mine.settings.classes, mine.settings.seed) == (2, "base", 1)
     assert (plain.settings.sentences, plain.settings.aliases, plain.settings.template) == ("digits", "a.json", RunSettings.template)

@@ -108,6 +108,7 @@ class RunSettings:
     flip: bool = True  # augmented views may be mirrored; false for glyphs
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
+    label: str | None = None  # what reports call it; null: the method's name
     out: str | None = None  # the run folder; by default runs/<data>-<method>-<shots>shot-<classes>-seed<seed>
     settings: dict[str, Any] = field(default_factory=dict)  # the method's own settings
     train: dict[str, Any] = field(default_factory=dict)  # TrainSettings that differ from the method's

@@ -35,6 +35,7 @@ NO_LABELS = 0  # the shots of a method that takes none
 ALL_LABELS = 10**9  # shots=null, sorted after every number
 ELSEWHERE = " → "  # between the data of training and other data of a test
 HARD_IMAGES = 12
+MARKERS = "os^D"  # where there are more lines than colours
 TABLE_CLASSES = 20  # a confusion matrix of more classes is drawn, without names
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")  # Okabe and Ito: told apart by colour-blind readers
 WORDS = {"data", "backbone", "method"}  # columns of text, set to the left
@@ -69,7 +70,8 @@ class Row:
     data: str
     backbone: str
     method: str
-    differs: str  # the settings in which it differs from other rows of its method
+    name: str  # the run's own label, or the method
+    differs: str  # the settings in which it differs from other rows of its name
     shots: int
     seeds: int
     figures: dict[str, Value]  # by part; a part that is absent was not measured
@@ -79,7 +81,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        return f"{self.method} {self.differs}".strip()
+        return f"{self.name} {self.differs}".strip()
 
     @property
     def shots_text(self) -> str:
@@ -101,6 +103,11 @@ class Row:
     @property
     def group(self) -> tuple[str, str, int]:
         return self.data, self.backbone, self.shots
+
+    @property
+    def place(self) -> tuple[int, str, str]:
+        """Where it stands within its group: in the order of `wordsight list`."""
+        return list(METHODS).index(self.method), self.name, self.differs
 
 
 @dataclass(frozen=True)
@@ -181,9 +188,9 @@ def read_rows(folders: Sequence[str | Path]) -> list[Row]:
     for run, differs in zip(runs, differences([run.settings for run in runs])):
         settings = run.settings
         for data, accuracies in accuracies_of(run).items():
-            groups.setdefault((data, settings.backbone, settings.method, differs, shots_of(settings)), []).append((run, accuracies))
-    order = list(METHODS)
-    return sorted((make_row(key, members) for key, members in groups.items()), key=lambda row: (*row.group, order.index(row.method), row.differs))
+            key = (data, settings.backbone, settings.method, settings.label or settings.method, differs, shots_of(settings))
+            groups.setdefault(key, []).append((run, accuracies))
+    return sorted((make_row(key, members) for key, members in groups.items()), key=lambda row: (*row.group, *row.place))
 
 
 def shots_of(settings: RunSettings) -> int:
@@ -236,14 +243,14 @@ def cost_of(run: Run) -> tuple[float, int] | None:
 
 
 def differences(runs: Sequence[RunSettings]) -> list[str]:
-    """For each run the settings, as `name=value`, that are not the same in all runs of its data and method."""
+    """For each run the settings, as `name=value`, that are not the same in all runs of its data, method and label."""
     described = [settings_in_full(settings) for settings in runs]
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str | None], list[dict[str, Any]]] = {}
     for settings, values in zip(runs, described):
-        groups.setdefault((settings.data, settings.method), []).append(values)
+        groups.setdefault((settings.data, settings.method, settings.label), []).append(values)
     texts = []
     for settings, values in zip(runs, described):
-        others = groups[settings.data, settings.method]
+        others = groups[settings.data, settings.method, settings.label]
         texts.append(" ".join(f"{name}={as_typed(value)}" for name, value in values.items() if any(other[name] != value for other in others)))
     return texts
 
@@ -380,12 +387,12 @@ def as_csv(rows: Sequence[Row]) -> str:
     out = io.StringIO()
     table = csv.writer(out)
     spread = [name for part in PARTS for name in (part, f"{part}_spread")]
-    table.writerow(["data", "backbone", "method", "settings", "shots", "seeds", *spread, "fit_seconds", "parameters", "published"])
+    table.writerow(["data", "backbone", "method", "label", "settings", "shots", "seeds", *spread, "fit_seconds", "parameters", "published"])
     for row in rows:
         figures = [number for part in PARTS for number in (row.figures[part][:2] if part in row.figures else ("", ""))]
         shots = {NO_LABELS: "", ALL_LABELS: "all"}.get(row.shots, row.shots)
         printed = "; ".join(f"{name}: {' / '.join(f'{value:.2f}' for value in values.values())}" for name, values in row.published.items())
-        table.writerow([row.data, row.backbone, row.method, row.differs, shots, row.seeds, *figures, row.seconds, row.parameters, printed])
+        table.writerow([row.data, row.backbone, row.method, row.name, row.differs, shots, row.seeds, *figures, row.seconds, row.parameters, printed])
     return out.getvalue()
 
 
@@ -414,7 +421,7 @@ def comparisons(rows: Sequence[Row], reference: str | None = None) -> list[Compa
 def scores_by_method(rows: Sequence[Row], shots: int) -> dict[str, Scores]:
     """{method: {(data, seed): figures}}, in the order of `wordsight list`."""
     found: dict[str, dict[tuple[str, int | None], dict[str, float]]] = {}
-    for row in sorted(rows, key=lambda row: (list(METHODS).index(row.method), row.differs)):
+    for row in sorted(rows, key=lambda row: row.place):
         exact = [run for run in row.runs if (run.settings.shots or ALL_LABELS) == shots] or row.runs  # of label-free runs for several shots
         seedless = row.shots == NO_LABELS and row.seeds == 1
         for run in exact:
@@ -530,7 +537,7 @@ def figures_table(rows: Sequence[Row]) -> str:
     for index, row in enumerate(rows):
         first = ' class="first"' if index and row.group != rows[index - 1].group else ""
         texts = [(column, f"<b>{escape(text)}</b>" if (index, column) in best else escape(text)) for column, text in table[index].items()]
-        texts[0] = ("method", f'{escape(row.method)} <span class="note">{escape(row.differs)}</span>')
+        texts[0] = ("method", f'{escape(row.name)} <span class="note">{escape(row.differs)}</span>')
         lines.append(f"<tr{first}>" + "".join(f'<td class="{"m" if column == "method" else "n"}">{text}</td>' for column, text in texts) + "</tr>")
     notes = f'<p class="note">{escape(sources(rows))}</p>' if sources(rows) else ""
     return f'<table class="figures"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>{test_facts(rows)}{notes}'
@@ -548,13 +555,15 @@ def shots_plot(rows: Sequence[Row]) -> str:
     """One line per method with its spread; a method without labels is a dashed level."""
     parts = [part for part in ("all", "H") if any(part in row.figures for row in rows)] or ["base"]
     shots = sorted({row.shots for row in rows if row.shots != NO_LABELS})
-    labels = list(dict.fromkeys(row.label for row in sorted(rows, key=lambda row: list(METHODS).index(row.method))))
+    labels = list(dict.fromkeys(row.label for row in sorted(rows, key=lambda row: row.place)))
     with rc_context({"font.size": 10, "svg.hashsalt": "wordsight"}):
-        figure = Figure(figsize=(4.9 * max(len(parts), 1) + 0.2, 3.9), layout="constrained")
+        columns = 4 if max(map(len, labels), default=0) < 24 else 1
+        lines = -(-len(labels) // columns)
+        figure = Figure(figsize=(4.9 * max(len(parts), 1) + 0.2, 3.4 + 0.22 * lines), layout="constrained")
         handles: dict[str, Any] = {}
         for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts):
             draw_part(axes, rows, part, shots, labels, handles)
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=4 if max(map(len, handles), default=0) < 24 else 1, frameon=False)
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
         return svg(figure)
 
 
@@ -562,7 +571,7 @@ def draw_part(axes: Any, rows: Sequence[Row], part: str, shots: Sequence[int], l
     lined = [label for label in labels if any(row.label == label and row.shots != NO_LABELS and part in row.figures for row in rows)]
     for index, label in enumerate(labels):
         mine = [row for row in rows if row.label == label and part in row.figures]
-        colour, text = COLOURS[index % len(COLOURS)], plain(label)
+        colour, marker, text = COLOURS[index % len(COLOURS)], MARKERS[index // len(COLOURS) % len(MARKERS)], plain(label)
         levels = [row.figures[part] for row in mine if row.shots == NO_LABELS]
         if levels:
             handles[text] = axes.axhline(levels[0].mean, color=colour, linestyle=(0, (5, 2 + index % 3)), linewidth=1.5)
@@ -570,7 +579,7 @@ def draw_part(axes: Any, rows: Sequence[Row], part: str, shots: Sequence[int], l
         if points:
             aside = 0.06 * (lined.index(label) - (len(lined) - 1) / 2)  # bars of equal height stay apart
             x, y, spread = zip(*((place + aside, value.mean, value.spread) for place, value in points))
-            handles[text] = axes.errorbar(x, y, spread, color=colour, marker="o", markersize=5, linewidth=1.8, capsize=3)
+            handles[text] = axes.errorbar(x, y, spread, color=colour, marker=marker, markersize=5, linewidth=1.8, capsize=3)
     axes.set_xticks(range(len(shots)), ["all" if number == ALL_LABELS else str(number) for number in shots])
     axes.set_xlim(-0.4, max(len(shots) - 0.6, 0.4))
     axes.set_xlabel("labelled images per class")

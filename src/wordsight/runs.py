@@ -26,7 +26,7 @@ from wordsight.methods import Classifier, Embedder, Learner
 
 FORMAT = 1  # of the folder; a loader refuses any other
 STARTED = {"sentences.json", "config.yaml"}  # what a start that was killed may leave, finished or as .part
-NOT_COMPARED = ("out", "device")  # where a run lies and what it runs on do not decide its result
+NOT_COMPARED = ("out", "device", "label")  # where a run lies, what it runs on and what it is called do not decide its result
 
 
 @dataclass(frozen=True)

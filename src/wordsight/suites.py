@@ -236,7 +236,7 @@ def settings_of(settings: SuiteSettings, suite: Suite, label: str, entry: Mappin
     texts = {} if "sentences" in entry else {"sentences": sentence_file(settings, data), "aliases": alias_file(settings, data)}
     folder = settings.folder / folder_name(data) / f"{label}-{shots}shot-seed{seed}"
     decided = {"data": data, "backbone": settings.backbone, "device": settings.device, "seed": seed}
-    decided |= {"shots": shots, "classes": suite.classes, "out": str(folder)}
+    decided |= {"shots": shots, "classes": suite.classes, "label": label, "out": str(folder)}
     return read(RunSettings, entry, given, {"train": settings.train} if trains else {}, texts, decided)
 
 
