@@ -80,6 +80,16 @@ def test_a_label_makes_one_method_of_runs_whose_files_differ_by_dataset(tmp_path
     assert {row.label for row in read_rows([*runs[:1], wide])} == {"words template=a photo of a {}.", "words template=b {}."}
 
 
+def test_base_and_new_classes_are_drawn_against_each_other_where_shots_are_equal(tmp_path):
+    runs = [fabricate(tmp_path / "one", classes="base", accuracies={"base": 80.0, "new": 40.0})]
+    for more in ({"seed": 2}, {"method": "taskres"}):  # one point, two that are the same, two that are not
+        page = as_html(read_rows(runs))
+        assert "<h3>Base and new classes</h3>" in page and "against labelled images" not in page
+        runs.append(fabricate(tmp_path / str(len(runs)), classes="base", accuracies={"base": 80.0, "new": 40.0}, **more))
+    fewer = fabricate(tmp_path / "fewer", classes="base", shots=1, accuracies={"base": 70.0, "new": 40.0})
+    assert "<h3>Accuracy against labelled images per class</h3>" in as_html(read_rows([*runs, fewer]))
+
+
 def test_only_settings_that_differ_are_named_and_they_part_the_rows(tmp_path):
     narrow = fabricate(tmp_path / "n", settings={"width": 16, "heads": 4}, accuracies={"all": 50.0})
     default = fabricate(tmp_path / "d", accuracies={"all": 60.0})

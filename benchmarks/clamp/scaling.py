@@ -2,7 +2,7 @@
 
 OMP_NUM_THREADS=1 python benchmarks/clamp/scaling.py ../shared/data JOINED [OUT] [--seeds 1,2,3]
 The LM is the tiny real Llama of stories_study.py, so that all of it fits a CPU; LiT has its shape, random weights, and trains all of them. JOINED is the
-teacher that benchmarks/joined/build.py writes. Subsets are of images, drawn by seed, each inside the next; every cell trains for the same number of steps.
+teacher that benchmarks/joined/build.py writes. Subsets are of images, drawn by seed, each inside the next; every cell of a study trains for the same number of steps.
 Results go to OUT (default runs/scaling), a file a cell, and are not repeated.
 """
 
@@ -21,7 +21,7 @@ from wordsight.backbones import unit
 from wordsight.methods.two_tower import TwoTower
 
 PARTS = 16, 8, 4, 2, 1  # a sixteenth of the images to all
-TRAINING = {"max_steps": 32, "batch_size": 64}
+STEPS = {"names": 288, "aerial": 96}  # with fewer, neither tower has seen the largest set of pairs even once
 HELD_OUT = 8  # of each so many images of tiny_imagenet one is no pair but a test: class names that occurred, images that did not
 FIGURES = {
     "names": {"mean of 3 sets": SETS, "held-out images": ("held-out",)},
@@ -77,7 +77,7 @@ class Scaling:
             corpus = self.corpus(part)
             order = torch.randperm(len(corpus.captions), generator=torch.Generator().manual_seed(seed)).tolist()
             subset = corpus.part(sorted(order[: self.size(part, divisor)]))
-            method, seconds = self.world.learn(subset, seed, TRAINING, **own)
+            method, seconds = self.world.learn(subset, seed, {"max_steps": STEPS[part], "batch_size": 64}, **own)
             return {"seconds": seconds, **self.evaluate(part, method)}
 
         return [

@@ -6,6 +6,7 @@ import base64
 import csv
 import html
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
@@ -522,7 +524,7 @@ def section(rows: Sequence[Row], backbone: Backbone | None) -> str:
     """All there is to say of one dataset on one backbone."""
     panels = [figures_table(rows)]
     if any(row.shots != NO_LABELS and row.figures for row in rows):
-        panels.append(f"<h3>Accuracy against labelled images per class</h3>{shots_plot(rows)}")
+        panels.append(accuracy_plot(rows))
     run = best_run(rows)
     if run is not None:
         worded = best_run([row for row in rows if resolve(METHODS, row.method, "method").needs_sentences])
@@ -551,43 +553,66 @@ def test_facts(rows: Sequence[Row]) -> str:
     return f'<p class="note">{escape("; ".join(texts))}</p>' if texts else ""
 
 
-def shots_plot(rows: Sequence[Row]) -> str:
-    """One line per method with its spread; a method without labels is a dashed level."""
+def accuracy_plot(rows: Sequence[Row]) -> str:
+    """Accuracy against labelled images per class; for one number of them, and base and new classes, the one against the other."""
     parts = [part for part in ("all", "H") if any(part in row.figures for row in rows)] or ["base"]
     shots = sorted({row.shots for row in rows if row.shots != NO_LABELS})
+    halves = parts == ["H"] and len(shots) == 1
     labels = list(dict.fromkeys(row.label for row in sorted(rows, key=lambda row: row.place)))
     with rc_context({"font.size": 10, "svg.hashsalt": "wordsight"}):
-        columns = 4 if max(map(len, labels), default=0) < 24 else 1
-        lines = -(-len(labels) // columns)
-        figure = Figure(figsize=(4.9 * max(len(parts), 1) + 0.2, 3.4 + 0.22 * lines), layout="constrained")
+        width = 4.9 * len(parts) + 0.2
+        columns = max(1, int(width / (0.6 + 0.085 * max(map(len, labels)))))  # inches of a line of the legend, about
+        figure = Figure(figsize=(width, 3.4 + 0.22 * math.ceil(len(labels) / columns)), layout="constrained")
         handles: dict[str, Any] = {}
         for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts):
-            draw_part(axes, rows, part, shots, labels, handles)
+            draw_halves(axes, rows, labels, handles) if halves else draw_part(axes, rows, part, shots, labels, handles)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
-        return svg(figure)
+        title = "Base and new classes" if halves else "Accuracy against labelled images per class"
+        return f"<h3>{title}</h3>{svg(figure)}"
+
+
+def style_of(index: int) -> dict[str, Any]:
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index // len(COLOURS) % len(MARKERS)], "capsize": 3}
+
+
+def draw_halves(axes: Any, rows: Sequence[Row], labels: Sequence[str], handles: dict[str, Any]) -> None:
+    """A point a method with its spreads, over lines of equal H."""
+    for row in sorted(rows, key=lambda row: row.place):
+        if "H" in row.figures:
+            base, new = row.figures["base"], row.figures["new"]
+            style = style_of(labels.index(row.label)) | {"linestyle": "none", "markersize": 6}
+            handles[plain(row.label)] = axes.errorbar(base.mean, new.mean, new.spread, base.spread, **style)
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    points = np.linspace(max(left, 0.1), right), np.linspace(max(low, 0.1), high)
+    equal = np.vectorize(harmonic_mean)(*np.meshgrid(*points))
+    lines = axes.contour(*points, equal, levels=6, colors="#c9d0d9", linewidths=0.8, zorder=0)
+    axes.clabel(lines, fmt="H %.0f", fontsize=8)
+    axes.set_xlabel("base classes: accuracy, %")
+    axes.set_ylabel("new classes: accuracy, %")
 
 
 def draw_part(axes: Any, rows: Sequence[Row], part: str, shots: Sequence[int], labels: Sequence[str], handles: dict[str, Any]) -> None:
+    """One line a method with its spread; a method without labels is a dashed level."""
     lined = [label for label in labels if any(row.label == label and row.shots != NO_LABELS and part in row.figures for row in rows)]
     for index, label in enumerate(labels):
         mine = [row for row in rows if row.label == label and part in row.figures]
-        colour, marker, text = COLOURS[index % len(COLOURS)], MARKERS[index // len(COLOURS) % len(MARKERS)], plain(label)
+        style, text = style_of(index), plain(label)
         levels = [row.figures[part] for row in mine if row.shots == NO_LABELS]
         if levels:
-            handles[text] = axes.axhline(levels[0].mean, color=colour, linestyle=(0, (5, 2 + index % 3)), linewidth=1.5)
+            handles[text] = axes.axhline(levels[0].mean, color=style["color"], linestyle=(0, (5, 2 + index % 3)), linewidth=1.5)
         points = [(shots.index(row.shots), row.figures[part]) for row in mine if row.shots != NO_LABELS]
         if points:
             aside = 0.06 * (lined.index(label) - (len(lined) - 1) / 2)  # bars of equal height stay apart
             x, y, spread = zip(*((place + aside, value.mean, value.spread) for place, value in points))
-            handles[text] = axes.errorbar(x, y, spread, color=colour, marker=marker, markersize=5, linewidth=1.8, capsize=3)
+            handles[text] = axes.errorbar(x, y, spread, **style, markersize=5, linewidth=1.8)
     axes.set_xticks(range(len(shots)), ["all" if number == ALL_LABELS else str(number) for number in shots])
     axes.set_xlim(-0.4, max(len(shots) - 0.6, 0.4))
     axes.set_xlabel("labelled images per class")
     axes.set_title({"all": "all classes", "H": "H of base and new classes", "base": "base classes"}[part], fontsize=11)
     axes.set_ylabel("accuracy, %" if part != "H" else "H, %")
     axes.grid(axis="y", color="#e3e7ec", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def svg(figure: Figure) -> str:
