@@ -524,7 +524,8 @@ def section(rows: Sequence[Row], backbone: Backbone | None) -> str:
     """All there is to say of one dataset on one backbone."""
     panels = [figures_table(rows)]
     if any(row.shots != NO_LABELS and row.figures for row in rows):
-        panels.append(accuracy_plot(rows))
+        title, figure = accuracy_plot(rows)
+        panels.append(f"<h3>{title}</h3>{svg(figure)}")
     run = best_run(rows)
     if run is not None:
         worded = best_run([row for row in rows if resolve(METHODS, row.method, "method").needs_sentences])
@@ -553,13 +554,13 @@ def test_facts(rows: Sequence[Row]) -> str:
     return f'<p class="note">{escape("; ".join(texts))}</p>' if texts else ""
 
 
-def accuracy_plot(rows: Sequence[Row]) -> str:
+def accuracy_plot(rows: Sequence[Row]) -> tuple[str, Figure]:
     """Accuracy against labelled images per class; for one number of them, and base and new classes, the one against the other."""
     parts = [part for part in ("all", "H") if any(part in row.figures for row in rows)] or ["base"]
     shots = sorted({row.shots for row in rows if row.shots != NO_LABELS})
     halves = parts == ["H"] and len(shots) == 1
     labels = list(dict.fromkeys(row.label for row in sorted(rows, key=lambda row: row.place)))
-    with rc_context({"font.size": 10, "svg.hashsalt": "wordsight"}):
+    with rc_context({"font.size": 10}):
         width = 4.9 * len(parts) + 0.2
         columns = max(1, int(width / (0.6 + 0.085 * max(map(len, labels)))))  # inches of a line of the legend, about
         figure = Figure(figsize=(width, 3.4 + 0.22 * math.ceil(len(labels) / columns)), layout="constrained")
@@ -569,8 +570,7 @@ def accuracy_plot(rows: Sequence[Row]) -> str:
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
-        title = "Base and new classes" if halves else "Accuracy against labelled images per class"
-        return f"<h3>{title}</h3>{svg(figure)}"
+    return "Base and new classes" if halves else "Accuracy against labelled images per class", figure
 
 
 def style_of(index: int) -> dict[str, Any]:
@@ -604,7 +604,7 @@ def draw_part(axes: Any, rows: Sequence[Row], part: str, shots: Sequence[int], l
             handles[text] = axes.axhline(levels[0].mean, color=style["color"], linestyle=(0, (5, 2 + index % 3)), linewidth=1.5)
         points = [(shots.index(row.shots), row.figures[part]) for row in mine if row.shots != NO_LABELS]
         if points:
-            aside = 0.06 * (lined.index(label) - (len(lined) - 1) / 2)  # bars of equal height stay apart
+            aside = min(0.06, 0.4 / len(lined)) * (lined.index(label) - (len(lined) - 1) / 2)  # bars of equal height stay apart
             x, y, spread = zip(*((place + aside, value.mean, value.spread) for place, value in points))
             handles[text] = axes.errorbar(x, y, spread, **style, markersize=5, linewidth=1.8)
     axes.set_xticks(range(len(shots)), ["all" if number == ALL_LABELS else str(number) for number in shots])
@@ -618,7 +618,7 @@ def draw_part(axes: Any, rows: Sequence[Row], part: str, shots: Sequence[int], l
 def svg(figure: Figure) -> str:
     """A figure as SVG that can stand in a page; a character without a glyph becomes a box, which is no reason to warn."""
     out = io.StringIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), rc_context({"svg.hashsalt": "wordsight"}):
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
     text = out.getvalue()
