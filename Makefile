@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .venv/installed: pyproject.toml constraints.txt
+	@echo 'making .venv and installing into it: a minute or two, in silence'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@

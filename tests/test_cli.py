@@ -83,8 +83,8 @@ def test_from_a_folder_of_images_to_predictions(photos, tiny_clip, tmp_path, run
     code, out, _ = run_cli("eval", tmp_path / "run", "--json")
     (event,) = json.loads(out)
     assert code == 0 and event["images"] == 12 and "confusion" not in event
-    code, out, _ = run_cli("eval", tmp_path / "run", f"data={photos}", "classes=base")
-    assert code == 0 and " base: accuracy" in out and "(12 test images)" in out
+    code, out, _ = run_cli("eval", tmp_path / "run", f"data={photos}/", "classes=base")
+    assert code == 0 and " base: accuracy" in out and "(8 test images, chance 50.0%)" in out, "of the run's own data only what it has not seen"
 
     code, out, _ = run_cli("predict", tmp_path / "run", photos / "red" / "0.png", photos / "blue" / "1.png", "--top", "2", "--explain", "--json")
     first, second = json.loads(out)["predictions"]

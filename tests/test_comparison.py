@@ -19,15 +19,16 @@ def test_a_constant_difference_has_an_interval_without_width():
     assert paired_difference(THEIRS, THEIRS, "H")[:3] == (0, 0, 0)
 
 
-def test_two_pairs_give_the_ends_of_their_range():
-    ours, theirs = {("a", 1): {"all": 51.0}, ("a", 2): {"all": 55.0}}, {("a", 1): {"all": 50.0}, ("a", 2): {"all": 50.0}}
-    assert paired_difference(ours, theirs, "all") == pytest.approx((3, 1, 5, 2))  # one draw in four is the lower one twice
+def test_three_pairs_give_the_ends_of_their_range():
+    ours, theirs = ({("a", seed): {"all": value} for seed, value in enumerate(values)} for values in ((51.0, 53.0, 55.0), (50.0, 50.0, 50.0)))
+    assert paired_difference(ours, theirs, "all") == pytest.approx((3, 1, 5, 3))  # one draw in 27 is the lowest one three times
     assert paired_difference(ours, theirs, "all") == paired_difference(ours, theirs, "all")
 
 
-def test_one_pair_has_no_interval_and_none_no_difference():
-    one = {("a", 1): {"all": 50.0}}
+def test_fewer_pairs_have_no_interval_and_none_no_difference():
+    one, two = {("a", 1): {"all": 50.0}}, {("a", 1): {"all": 50.0}, ("a", 2): {"all": 60.0}}
     assert str(paired_difference(one, {("a", 1): {"all": 49.0}}, "all")) == "+1.0"
+    assert paired_difference(two, {("a", 1): {"all": 49.0}, ("a", 2): {"all": 57.0}}, "all") == (2, None, None, 2)
     assert paired_difference(one, {("a", 2): {"all": 49.0}}, "all") is None
     assert paired_difference(one, one, "H") is None
 

@@ -124,7 +124,7 @@ def test_settings_go_to_yaml_and_back():
 
 def test_a_name_is_found_or_its_nearest_is_said():
     assert resolve(METHODS, "zero_shot", "method").__name__ == "ZeroShot"
-    with pytest.raises(WordsightError, match=r"method 'aap' is not known.*did you mean 'aape'.*the choices are zero_shot,"):
+    with pytest.raises(WordsightError, match=r"method 'aap' is not known.*did you mean 'aape'.*the choices are .*zero_shot,"):
         resolve(METHODS, "aap", "method")
     assert nearest("AAPE", METHODS) == " (did you mean 'aape'?)" and nearest("qqqqq", METHODS) == ""
 

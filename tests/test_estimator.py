@@ -223,6 +223,7 @@ def test_mistakes_end_in_sentences(backbone, images, labels, fitted):
         (lambda: make(backbone).fit(images[0], labels), "expected a list of images, not one Image; put it in a list"),
         (lambda: make(backbone).fit("photos/a.png", ["red"]), "not one str; put it in a list"),
         (lambda: fitted.predict(Path("a.png")), "put it in a list"),
+        (lambda: fitted.predict(np.zeros((8, 8, 3), np.uint8)), r"an array of shape \(8, 8, 3\) is one image, so put it in a list"),
         (lambda: fitted.predict([3]), "image 0 is a int; an image is a path"),
         (lambda: make(backbone).fit(np.ones((12, 5), np.float32), labels), "feature matrix of width 5 does not fit backbone 'colours'.*have 12"),
         (lambda: fitted.predict(np.ones((2, 5), np.float32)), "X has 5 features, but Classifier is expecting 12"),

@@ -186,7 +186,7 @@ def test_methods_are_compared_pair_by_pair_with_the_reference(folders, tmp_path)
     assert probe.differences["all"].mean == pytest.approx(3) and probe.differences["all"].pairs == 2  # 85 - 80 and 85 - 84
     assert probe.ranks["all"] == 1 and aape.ranks["all"] == 2 and "H" not in probe.differences and aape.means["H"] == pytest.approx(56.25)
     written = report(folders, tmp_path / "r.html", latex_file=tmp_path / "r.tex", csv_file=tmp_path / "table.csv")
-    assert "**Against aape** (4 shots, backbone tiny)" in written["markdown"] and "+3.0 [+1.0, +5.0]" in written["markdown"]
+    assert "**Against aape** (4 shots, backbone tiny)" in written["markdown"] and " +3.0 |" in written["markdown"]
     lines = list(csv.DictReader((tmp_path / "table-comparison.csv").read_text().splitlines()))
     assert [float(line["mean"]) for line in lines if line["method"] == "aape"] == pytest.approx([82, 75, 45, 56.25])
     assert "Against one another" in (tmp_path / "r.html").read_text() and r"82.0 $\pm$ 2.0" in (tmp_path / "r.tex").read_text()

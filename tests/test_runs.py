@@ -77,7 +77,7 @@ def test_plain_keeps_only_what_was_given():
     "settings, facts, sentences, shown",
     [
         (replace(SETTINGS, shots=4), FACTS, SENTENCES, "shots is 16 there and 4 here"),
-        (replace(SETTINGS, settings={"strength": 1.0}), FACTS, SENTENCES, "settings is {'strength': 0.5} there and {'strength': 1.0} here"),
+        (replace(SETTINGS, settings={"strength": 1.0}), FACTS, SENTENCES, "settings.strength is 0.5 there and 1.0 here"),
         (replace(SETTINGS, seed=2, views=3), FACTS, SENTENCES, "seed is 1 there and 2 here; views is 1 there and 3 here"),
         (SETTINGS, replace(FACTS, classes=("a", "c")), SENTENCES, "classes is"),
         (SETTINGS, replace(FACTS, image_fingerprint="j"), SENTENCES, "image_fingerprint is 'i' there and 'j' here"),

@@ -21,7 +21,7 @@ from wordsight.backbones import unit
 from wordsight.methods.two_tower import TwoTower
 
 PARTS = 16, 8, 4, 2, 1  # a sixteenth of the images to all
-STEPS = {"names": 288, "aerial": 96}  # with fewer, neither tower has seen the largest set of pairs even once
+STEPS = {"names": 144, "aerial": 32}  # so that the largest set of pairs is seen once at least
 HELD_OUT = 8  # of each so many images of tiny_imagenet one is no pair but a test: class names that occurred, images that did not
 FIGURES = {
     "names": {"mean of 3 sets": SETS, "held-out images": ("held-out",)},

@@ -76,6 +76,7 @@ def fit(options: argparse.Namespace) -> Any:
 
 def evaluate(options: argparse.Namespace) -> Any:
     given = _pairs(options.words, ("data", "classes"))
+    _there(options.run)
     from wordsight.runs import Run
     from wordsight.tasks import task_of
 
@@ -87,11 +88,15 @@ def evaluate(options: argparse.Namespace) -> Any:
 
 
 def predict(options: argparse.Namespace) -> Any:
+    if options.top < 1:
+        raise WordsightError(f"--top {options.top} names no class; give 1 or more")
+    _there(options.run)
+    for image in options.images:
+        if Path(image).is_dir():
+            raise WordsightError(f"{image!r} is a folder; give its images: {Path(image) / '*.jpg'}")
     from wordsight.data.features import image_features
     from wordsight.estimator import load, pictures_of
 
-    if options.top < 1:
-        raise WordsightError(f"--top {options.top} names no class; give 1 or more")
     names = [name.strip() for name in (options.classes or "").split(",") if name.strip()]
     classifier = load(options.run, class_names=names)
     if classifier.backbone_ is None:
@@ -265,7 +270,9 @@ def verify(options: argparse.Namespace) -> Any:
     checks = verify(open_tower(options.run))
     if not options.json:
         for name, check in checks.items():
-            print(f"{'passed' if check.passed else 'FAILED'}  {name:24} {check.value:<9.3g} bound {check.bound:<7g} {check.says}")
+            print(
+                f"{'passed' if check.passed else 'FAILED'}  {name:24} {check.value:<9.3g} {'above' if check.least else 'most '} {check.bound:<7g} {check.says}"
+            )
         failed = [name for name, check in checks.items() if not check.passed]
         print(f"{len(failed)} of {len(checks)} FAILED: {', '.join(failed)}" if failed else f"all {len(checks)} hold")
     return {
@@ -373,11 +380,12 @@ VERBS: dict[str, Verb] = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with the nearest verb where one is mistyped."""
+    """argparse, with the nearest verb or option where one is mistyped."""
 
     def error(self, message: str) -> Any:
-        word = message.partition("invalid choice: '")[2].partition("'")[0]
-        super().error(message + nearest(word, VERBS))
+        word = message.partition("invalid choice: '")[2].partition("'")[0] or message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        given = {name for verb in VERBS.values() for names, _ in verb.arguments for name in names if name.startswith("--")}
+        super().error(message + nearest(word, {*VERBS, *given}))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -402,6 +410,13 @@ def _pairs(words: Sequence[str], known: Sequence[str] | None = None) -> dict[str
             raise WordsightError(f"{word!r} is not understood{nearest(key, known or ())}{choices}")
         pairs[key] = value
     return pairs
+
+
+def _there(run: str) -> None:
+    """A run that cannot be is said at once: what opens one takes seconds to import."""
+    if not run.startswith("hf:") and not Path(run).expanduser().exists():
+        near = nearest(Path(run).name, [path.name for path in Path(run).parent.glob("*/")])
+        raise WordsightError(f"{run!r} does not exist{near}; give a run folder that `wordsight fit` made, or hf:org/name")
 
 
 def _readable(pairs: Iterable[tuple[Any, list[str]]]) -> Iterator[tuple[Any, list[str]]]:
@@ -430,7 +445,7 @@ def _print_results(results: Sequence[dict[str, Any]]) -> None:
             continue
         five = "" if event["top5"] is None else f"  top-5 {event['top5']:5.1f}%"
         print(
-            f"{event['classes']:>5}: accuracy {event['accuracy']:5.1f}%  mean class recall {event['mean_class_recall']:5.1f}%{five}  ({event['images']} test images)"
+            f"{event['classes']:>5}: accuracy {event['accuracy']:5.1f}%  mean class recall {event['mean_class_recall']:5.1f}%{five}  ({event['images']} test images, chance {event['chance']:.1f}%)"
         )
     by_part = {event["classes"]: event["accuracy"] for event in results if event["event"] == "eval"}
     if {"base", "new"} <= by_part.keys():

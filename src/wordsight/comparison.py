@@ -18,6 +18,7 @@ from wordsight.config import WordsightError, nearest
 from wordsight.metrics import harmonic_mean
 
 RESAMPLES, STREAM, LEVEL = 2_000, 0, 95  # of the bootstrap: how often, from which seed, percent of the interval
+LEAST_PAIRS = 3  # of which an interval is drawn: two say nothing of a spread
 PARTS = ("all", "base", "new", "H")
 PUBLISHED = Path(__file__).parent / "data" / "published.json"
 ANY_SEED = None  # of a figure that no seed decides
@@ -26,7 +27,7 @@ Scores = Mapping[tuple[str, int | None], Mapping[str, float]]  # {(dataset, seed
 
 
 class Difference(NamedTuple):
-    """A method minus the reference, with the bootstrap's percentile interval; without one where there is a single pair."""
+    """A method minus the reference, with the bootstrap's percentile interval; without one where there are fewer than LEAST_PAIRS."""
 
     mean: float
     low: float | None
@@ -86,8 +87,8 @@ def paired_difference(ours: Scores, theirs: Scores, part: str) -> Difference | N
         return None
     figures = np.array([[[side[half] for half in halves] for side in pair] for pair in pairs])  # [pairs, 2, halves]
     mean = float(gap(figures.mean(0)))
-    if len(pairs) == 1:
-        return Difference(mean, None, None, 1)
+    if len(pairs) < LEAST_PAIRS:
+        return Difference(mean, None, None, len(pairs))
     drawn = np.random.default_rng(STREAM).integers(len(pairs), size=(RESAMPLES, len(pairs)))
     low, high = np.percentile(gap(figures[drawn].mean(1)), [50 - LEVEL / 2, 50 + LEVEL / 2])
     return Difference(mean, float(low), float(high), len(pairs))

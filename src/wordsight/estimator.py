@@ -316,6 +316,8 @@ def pictures_of(images: Sequence[Any]) -> list[Picture]:
     """Paths, PIL images and arrays as pictures. Errors: WordsightError for anything else."""
     if isinstance(images, (str, Path, Image.Image)):
         raise WordsightError(f"expected a list of images, not one {type(images).__name__}; put it in a list")
+    if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[-1] in (3, 4):
+        raise WordsightError(f"expected a list of images; an array of shape {images.shape} is one image, so put it in a list")
     return [_picture(image, f"image {index}") for index, image in enumerate(images)]
 
 

@@ -45,10 +45,10 @@ ALSO_COMPARED = ("sentences", "aliases", "template", "views", "flip", "dtype")  
 LEGEND = (
     "Accuracy in percent, mean ± standard deviation over seeds. all: trained and tested on all classes. base, new: trained on the base half of the "
     "classes, tested on each half by itself. H: harmonic mean of the seed-averaged base and new; its spread is that of H per seed. –: not "
-    "measured, or not possible for the method. The best of equal data and shots is bold."
+    "measured, or not possible for the method. The best of equal data and shots, beside what takes no labels, is bold."
 )
 COMPARED = (
-    f"Means over datasets; H is of these means. rank: mean over the datasets, 1 is best. Differences are paired by dataset and seed; in brackets the {LEVEL} % "
+    f"Means over the datasets that a method was measured on, to be compared where their number is equal; H is of these means. rank: mean over the datasets, 1 is best. Differences are paired by dataset and seed; in brackets the {LEVEL} % "
     f"interval of a bootstrap over the pairs ({RESAMPLES:,} resamples)."
 )
 UNCOMPARED = "Published figures are for orientation: other towers, other images, so not to be compared with ours. "
@@ -124,7 +124,7 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        shots = {NO_LABELS: "no labels", ALL_LABELS: "all labelled images"}.get(self.shots, f"{self.shots} shots")
+        shots = {NO_LABELS: "no labels", ALL_LABELS: "all labelled images"}.get(self.shots, f"{self.shots} shot{'s' * (self.shots != 1)}")
         return f"{shots}{', tested on other data' if self.elsewhere else ''}, backbone {self.backbone}"
 
     @property
@@ -286,13 +286,14 @@ def cells(row: Row) -> dict[str, str]:
 
 
 def best_cells(rows: Sequence[Row]) -> set[tuple[int, str]]:
-    """(row, part) of the highest figure, as shown, among rows of equal data, backbone and shots; none where nothing is compared."""
+    """(row, part) of the highest figure, as shown, among rows of equal data, backbone and shots, and those that take no labels; none where nothing is compared."""
     best = set()
-    for group in {row.group for row in rows}:
+    for data, backbone, shots in {row.group for row in rows}:
+        groups = [(data, backbone, number) for number in (shots, NO_LABELS)]
         for part in PARTS:
-            shown = {index: round(row.figures[part].mean, 1) for index, row in enumerate(rows) if row.group == group and part in row.figures}
+            shown = {index: round(row.figures[part].mean, 1) for index, row in enumerate(rows) if row.group in groups and part in row.figures}
             if len(shown) > 1:
-                best |= {(index, part) for index, value in shown.items() if value == max(shown.values())}
+                best |= {(index, part) for index, value in shown.items() if value == max(shown.values()) and rows[index].group == groups[0]}
     return best
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +41,7 @@ class Facts:
     labels: tuple[int, ...] = ()  # what predict returns, where labels were whole numbers
     image_fingerprint: str = ""  # of the backbone; empty without one
     text_fingerprint: str = ""
+    images: str = ""  # how many labelled images were drawn, and a fingerprint of their names; empty where no label decides anything
     pairs: str = ""  # how many image-text pairs, and a fingerprint of their names and captions; empty where it learns from something else
 
 
@@ -228,10 +230,18 @@ def _filled(*settings: RunSettings) -> list[RunSettings]:
 
 
 def _differences(there: Any, asked: Any) -> list[str]:
-    old, new = to_dict(there), to_dict(asked)
-    unknown = {"pairs"} if old.get("pairs") == "" else set()  # of a folder that is older than this fact
+    old, new = _flat(to_dict(there)), _flat(to_dict(asked))
+    unknown = {name for name in ("images", "pairs") if old.get(name) == ""}  # of a folder that is older than this fact
     return [
-        f"{key} {'are' if key == 'pairs' else 'is'} {old[key]!r} there and {new[key]!r} here"
-        for key in new
-        if key not in NOT_COMPARED and key not in unknown and old[key] != new[key]
+        f"{key} {'are' if key in ('images', 'pairs') else 'is'} {old.get(key)!r} there and {new.get(key)!r} here"
+        for key in dict.fromkeys([*new, *old])
+        if key not in NOT_COMPARED and key not in unknown and old.get(key) != new.get(key)
     ]
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a mapping within, each name by itself: `train.lr`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, Mapping) else {key: value}
+    return found

@@ -159,7 +159,12 @@ def suite_of(settings: SuiteSettings) -> Suite:
     for name in ("seeds", "shots", "jobs", "sizes"):
         values = getattr(settings, name)
         if values == () or any(value < (0 if name == "seeds" else 1) for value in ([values] if isinstance(values, int) else values or ())):
-            raise WordsightError(f"{name}={values} is not possible; give numbers from {0 if name == 'seeds' else 1} on, such as {name}=1,2,3")
+            such = f"such as {name}={2 if name == 'jobs' else '1,2,3'}"
+            raise WordsightError(
+                f"{name}={values} is not possible; give {'a number' if name == 'jobs' else 'numbers'} from {0 if name == 'seeds' else 1} on, {such}"
+            )
+        if isinstance(values, tuple) and len(set(values)) < len(values):
+            raise WordsightError(f"{name}={','.join(map(str, values))} names one twice; its runs would lie in one folder")
     needed = 0 if suite.measured else 2 if suite.targets else 1
     if len(settings.data) < needed:
         what = "the dataset to fit on and those to test on" if suite.targets else "one or more datasets"

@@ -1,12 +1,15 @@
 """What every method of the table keeps to. A new method is tested by standing in METHODS."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import CLASSIFIERS
 from safetensors.torch import load_file, save_file
 
 from wordsight.backbones import unit
-from wordsight.config import METHODS, RunSettings, WordsightError, resolve
+from wordsight.config import METHODS, RunSettings, WordsightError, load_yaml, resolve
 from wordsight.methods import Learner
 from wordsight.runs import Facts, Run, build_method, train_settings
 from wordsight.sentences import ClassTexts, class_texts
@@ -58,6 +61,16 @@ def fitted(name, data, texts, backbone):
     method = attached(name, backbone)
     fit_method(method, images[:, None], labels, texts, train_settings(settings_of(name)), seed=1)
     return method
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_written_down(name):
+    """In its own words, in a page, and in a YAML with its paper's settings."""
+    root = Path(__file__).parents[2]
+    assert "__doc__" in vars(resolve(METHODS, name, "method")) and resolve(METHODS, name, "method").__doc__, f"{name} has no docstring of its own"
+    titles = [page.read_text(encoding="utf-8").splitlines()[0] for page in (root / "docs" / "methods").glob("*.md")]
+    assert any(name in re.findall(r"\w+", title) for title in titles), f"no page in docs/methods/ has {name} in its title"
+    assert [path for path in (root / "configs").glob("*.yaml") if load_yaml(path)["method"] == name], f"a YAML in configs/ has method: {name}"
 
 
 def test_scores_one_finite_row_an_image(name, data, texts, backbone):

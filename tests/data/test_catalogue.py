@@ -139,6 +139,23 @@ def test_a_user_s_folder_may_be_called_like_a_dataset(tmp_path):
     assert recognise(tmp_path / "dtd") is None and open_dataset(str(tmp_path / "dtd")).class_names == ("cat", "dog")
 
 
+@pytest.mark.parametrize("root", [".", "pictures"])
+def test_a_dataset_of_one_s_own_is_read_by_its_split_file(tmp_path, root):
+    rows = {part: [[f"a/{part}{i}.jpg", i, name] for i, name in enumerate(NAMES)] for part in PARTS}
+    for path, _, _ in [row for part in rows.values() for row in part]:
+        put(tmp_path / root / path, "x")
+    put(tmp_path / "split_zhou_Mine.json", json.dumps(rows))
+    data = open_dataset(str(tmp_path))
+    assert data.class_names == tuple(NAMES) and data.template is None and len(data.train) == len(data.val) == len(data.test) == 3
+    assert data.train.pictures[0].load() == b"x"
+    (tmp_path / root / "a" / "test1.jpg").unlink()
+    with pytest.raises(WordsightError, match=r"split_zhou_Mine.json lacks 1 of 9 images: a/test1.jpg"):
+        open_dataset(str(tmp_path))
+    put(tmp_path / "split_2.json", "{}")
+    with pytest.raises(WordsightError, match=r"holds 2 split files \(split_2.json, split_zhou_Mine.json\); leave one there"):
+        open_dataset(str(tmp_path))
+
+
 def test_two_datasets_in_one_folder_are_refused(tmp_path):
     folder = build(tmp_path, "dtd")
     put(folder / ENTRIES["ucf101"].split, "{}")

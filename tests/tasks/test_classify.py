@@ -56,6 +56,22 @@ def test_the_same_settings_give_the_run_back(photos, backbone, tmp_path):
         fit(replace(settings, shots=3), backbone=backbone)
 
 
+def test_images_that_a_run_has_seen_are_no_test_images(backbone, tmp_path):
+    photos = fill_folder(tmp_path / "photos")
+    run = fit(settings_for(photos, tmp_path / "run"), backbone=backbone)
+    (own,) = run.events("eval")
+    assert evaluate(run, data=f"{photos}/", backbone=backbone)[0] == own
+    (photos / "red" / "-1.png").write_bytes((photos / "red" / "0.png").read_bytes())  # sorts first, so that the draw is another one
+    for again in (lambda: evaluate(run, backbone=backbone), lambda: evaluate(run, data=str(photos), backbone=backbone)):
+        with pytest.raises(
+            WordsightError, match=r"has changed since .* its training images were 6, fingerprint .*, and the same draw now gives 6, finger"
+        ):
+            again()
+    with pytest.raises(WordsightError, match=r"holds another run: images are '6, fingerprint .* there and '6, fingerprint .* here"):
+        fit(run.settings, backbone=backbone)
+    assert evaluate(run, data=str(fill_folder(tmp_path / "other")), backbone=backbone)[0]["images"] == 18
+
+
 def test_a_run_that_was_stopped_before_its_figures_gets_them(photos, backbone, tmp_path, monkeypatch):
     settings = settings_for(photos, tmp_path / "run")
     with monkeypatch.context() as patch:

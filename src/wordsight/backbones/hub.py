@@ -10,9 +10,10 @@ from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
 from wordsight.backbones import OWN_FILE
 from wordsight.backbones.clip import _first_line
-from wordsight.config import WordsightError
+from wordsight.config import WordsightError, nearest
 
 TOWER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors"]  # *.jinja: an LLM's chat template
+BUNDLED = ("micro_lm",)  # LMs that lie beside this file; `micro` is a whole backbone
 OWN_FILES = [*TOWER_FILES, "*.safetensors"]  # of a folder that Wordsight wrote, at any depth
 
 
@@ -20,6 +21,8 @@ def local(name: str, sort: str) -> Path:
     """The folder behind a folder or hub name; the cache is asked before the network."""
     if Path(name).is_dir():
         return Path(name)
+    if name in BUNDLED:
+        return Path(__file__).parent / name
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise WordsightError(f"{sort} encoder {name!r} does not exist; give a folder in transformers' layout or a hub name")
     try:
@@ -34,6 +37,7 @@ def local(name: str, sort: str) -> Path:
     except Exception as error:
         raise WordsightError(
             f"{sort} encoder {name!r} is not a local folder, not in the hub's cache, and the hub did not give it ({_first_line(error)})"
+            + (nearest(name, BUNDLED) or "; micro_lm is bundled, for trials" if sort == "text" else "")
         ) from error
 
 

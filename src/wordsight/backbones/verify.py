@@ -15,12 +15,13 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}  # two ways of computing
 
 
 class Check(NamedTuple):
-    """One invariant of `verify`: `value` was measured, and is at most (or, for `least`, at least) `bound`."""
+    """One invariant of `verify`: `value` was measured, and is at most (or, for `least`, above) `bound`."""
 
     passed: bool
     value: float
     bound: float
     says: str
+    least: bool = False
 
 
 @alone
@@ -31,7 +32,7 @@ def verify(tower: TextTower) -> dict[str, Check]:
 
     def note(name: str, value: Tensor | float, bound: float, says: str, *, least: bool = False) -> None:
         value = float(value)
-        found[name] = Check(value > bound if least else value <= bound, value, bound, says)
+        found[name] = Check(value > bound if least else value <= bound, value, bound, says, least)
 
     def apart(one: Tensor, other: Tensor) -> Tensor:
         return (one.float() - other.float()).abs().max()

@@ -68,7 +68,7 @@ class Listing:
     root: Path
     names: Sequence[str]
     rows: Mapping[str, Sequence[tuple[str, int]]]
-    template: str
+    template: str | None = None
     notes: Sequence[str] = ()
 
 
@@ -125,6 +125,27 @@ def read(folder: Path, key: str) -> Listing:
     root = folder / entry.images
     _check_images(root, rows, entry.title)
     return Listing(root, names, rows, entry.template, _compared(entry, names, rows))
+
+
+def own_split(folder: Path) -> Path | None:
+    """The split file of a dataset that is not the field's but is laid out like one; None where there is none."""
+    found = sorted(folder.glob("split_*.json"))
+    if len(found) > 1:
+        raise WordsightError(f"{str(folder)!r} holds {len(found)} split files ({_few([path.name for path in found])}); leave one there")
+    return found[0] if found else None
+
+
+def read_own(folder: Path, split: Path) -> Listing:
+    """A dataset of the user's own by its split file, whose paths begin at the folder itself or at one within, such as images/."""
+    names, rows = read_split(split)
+    first = next((file for part in PARTS for file, _ in rows[part]), None)
+    if first is None:
+        raise WordsightError(f"{str(split)!r} lists no image")
+    roots = [root for root in (folder, *(folder / name for name in sorted(_subfolders(folder)))) if (root / first).is_file()]
+    if not roots:
+        raise WordsightError(f"{str(split)!r} lists {first!r}, which lies neither in {str(folder)!r} nor in a folder within")
+    _check_images(roots[0], rows, split.name)
+    return Listing(roots[0], names, rows)
 
 
 def read_split(path: Path) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:

@@ -44,7 +44,7 @@ def open_pairs(
         pictures += [picture for picture, _ in rows]
         captions += [texts for _, texts in rows]
     if not pictures and part == "train":
-        raise WordsightError(f"data={spec!r} holds no image-caption pair to train on")
+        raise WordsightError(f"data={spec!r} holds no image-caption pair to train on" + "".join(f"; {note}" for note in notes))
     return Pairs(spec, pictures, captions, tuple(notes))
 
 

@@ -86,7 +86,8 @@ def read_labelled(spec: str) -> Dataset:
         return _file(path, spec)
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.,=+-]+)?", spec) and not spec.startswith(".") and not path.parent.exists():
         return _hub(spec, spec)
-    near = nearest(path.name, [other.name for other in path.parent.iterdir()]) if path.parent.is_dir() else ""
+    there = [other.name for other in path.parent.iterdir() if not other.name.startswith(".")] if path.parent.is_dir() else []
+    near = nearest(path.name, ["digits", *there])
     raise WordsightError(f"data={spec!r} does not exist{near}{catalogue.expected_at(path)}; give {FORMS}")
 
 
@@ -108,6 +109,8 @@ def _folder(path: Path, spec: str) -> Dataset:
         return _file(path / "manifest.csv", spec)
     if key := catalogue.recognise(path):
         return _field(catalogue.read(path, key), spec)
+    if split := catalogue.own_split(path):
+        return _field(catalogue.read_own(path, split), spec)
     if (path / "dataset_dict.json").is_file() or ((path / "dataset_info.json").is_file() and (path / "state.json").is_file()):
         return _saved(path, spec)
     parts = {split: sorted(str(tar) for tar in folder.glob("*.tar")) for split, folder in _split_folders(path).items()}
@@ -292,9 +295,13 @@ def _captioned(path: Path, captions: bool, notes: list[str]) -> list[tuple[Pictu
     ]
     kept = [(picture, [text for text in words if text], part) for picture, words, part in rows if picture is not None]
     whole = [row for row in kept if row[1] or not captions]
-    for left, why in ((len(rows) - len(kept), "whose image is missing"), (len(kept) - len(whole), "without a caption")):
+    missing = [str(table.columns[images][row]) for row in range(count) if rows[row][0] is None]
+    for left, why in (
+        (missing, "whose image is missing"),
+        ([picture.name for picture, texts, _ in kept if captions and not texts], "without a caption"),
+    ):
         if left:
-            notes.append(f"left out {_counted(left, 'row')} of {len(rows)} of {str(path)!r} {why}")
+            notes.append(f"left out {_counted(len(left), 'row')} of {len(rows)} of {str(path)!r} {why}: {_few(left)}")
     return whole
 
 
@@ -584,6 +591,11 @@ def _digits() -> Dataset:
 
 
 # ---- common to all
+
+
+def same_source(one: str, other: str) -> bool:
+    """Whether two words for data= name the same one."""
+    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def _dataset(spec: str, items: Sequence[Item], labels: Labels) -> Dataset:

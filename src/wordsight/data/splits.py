@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -90,6 +91,12 @@ def keep_classes(split: Split, classes: Sequence[int]) -> Split:
     position = {label: index for index, label in enumerate(classes)}
     kept = split.take([index for index, label in enumerate(split.labels.tolist()) if label in position])
     return Split(kept.pictures, np.array([position[label] for label in kept.labels.tolist()], dtype=np.int64))
+
+
+def fingerprint(split: Split) -> str:
+    """How many images, and a hash of their names and labels in order: a folder that has changed gives another draw."""
+    listed = "\n".join(f"{picture.name} {label}" for picture, label in zip(split.pictures, split.labels.tolist()))
+    return f"{len(split)}, fingerprint {hashlib.blake2b(listed.encode(errors='surrogateescape'), digest_size=8).hexdigest()}"
 
 
 def _draw_train(dataset: Dataset, shots: int, stream: random.Random) -> list[int]:

@@ -21,7 +21,8 @@ from wordsight.backbones import Backbone, load_backbone, pick_device
 from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, resolve, to_dict, write_file
 from wordsight.data import Dataset, Split, open_dataset
 from wordsight.data.features import Features, image_features, text_features
-from wordsight.data.splits import prepare, select_classes
+from wordsight.data.sources import same_source
+from wordsight.data.splits import fingerprint, prepare, select_classes
 from wordsight.methods import Classifier, Labelled, Learner
 from wordsight.runs import Facts, Run, build_method, train_settings
 from wordsight.sentences import ClassTexts, class_texts, fill, read_sentences
@@ -50,6 +51,8 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
     if sentences is None:
         sentences = sentences_for(SELF, whole.class_names, settings.aliases, backbone, progress=progress)
     facts = facts_of(backbone, dataset.class_names, template_of(settings, whole))
+    if resolve(METHODS, settings.method, "method").needs_labels:
+        facts = replace(facts, images=fingerprint(dataset.train))
     run = Run.start(folder, settings, facts, sentences)
     if settings.sentences == SELF:
         keep_record(backbone, whole.class_names, run.folder)
@@ -93,6 +96,8 @@ def evaluate(
 
     A run fitted on all classes is tested on all. One fitted on the base half is tested on the base classes among themselves and on the new classes
     among themselves (the field's base-to-new protocol). `data` names another dataset, whose classes are scored by their names.
+
+    Errors: WordsightError where the run's own data has changed since, so that images it was trained on would count as test images.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     settings = run.settings
@@ -100,7 +105,15 @@ def evaluate(
     device, known = backbone.device, run.sentences
     method = run.method()
     method.attach(backbone)
+    data = None if data is not None and same_source(data, settings.data) else data
     whole = open_dataset(data or settings.data)
+    if data is None and whole.test is None and run.facts.images:
+        now = fingerprint(prepare(whole, settings.shots, settings.seed, settings.classes).train)
+        if now != run.facts.images:
+            raise WordsightError(
+                f"{settings.data} has changed since {run.folder} was fitted: its training images were {run.facts.images}, and the same draw now gives {now}, "
+                "so test images would be among those it has seen. Fit again into another out=..., or give other data=..."
+            )
     parts = [classes] if classes else ["all"] if data or settings.classes == "all" else ["base", "new"]
     results = []
     for part in parts:

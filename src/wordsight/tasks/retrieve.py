@@ -25,6 +25,7 @@ from wordsight.data import Dataset, Pairs, open_dataset
 from wordsight.data.features import image_features, text_features
 from wordsight.data.pairs import caption_table, open_pairs, sources_of
 from wordsight.data.shards import is_shards
+from wordsight.data.sources import same_source
 from wordsight.data.splits import select_classes
 from wordsight.data.stream import Mixture, StreamBatches, needs_stream, open_stream
 from wordsight.methods import NoSettings
@@ -57,6 +58,8 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
     if streams:
         opened()  # what is wrong with a source is said before a folder is made
     pairs = None if streams else _pairs(settings.data, words, say)
+    if own.shard and world == 1:
+        say("settings.shard=true shares nothing out in one process; start several, with accelerate launch or torchrun")
     backbone = backbone or load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype, text=False)
     torch.manual_seed(settings.seed)
     shape = own.shape if own.random else None
@@ -134,6 +137,7 @@ def evaluate(
     settings = run.settings
     backbone = backbone or load_backbone(run.folder, device=settings.device, dtype=settings.dtype)
     results = []
+    seen = sources_of(settings.data)
     for source in sources_of(data or settings.data):
         if data is None and is_shards(source):
             continue  # shards mark nothing as test
@@ -143,6 +147,8 @@ def evaluate(
             pairs = open_pairs(source, "test")
             if not len(pairs) and data is not None:
                 pairs = open_pairs(source)  # no part is marked: all of it
+                if any(same_source(source, one) for one in seen):
+                    say(f"{source} marks nothing as test: these figures are of the very pairs that {run.folder} was trained on")
             if len(pairs):
                 results.append({"event": "retrieval", "data": source, **retrieval(backbone, pairs, progress)})
         else:
