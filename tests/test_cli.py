@@ -221,7 +221,7 @@ def test_settings_that_are_not_known(refused, fit_words):
     assert "'photos' is neither key=value nor a YAML file" in refused("fit", "photos")
     assert "settings file 'none.yaml' does not exist" in refused("fit", "none.yaml")
     assert "method 'app' is not known" in refused("show", "app")
-    assert "device='tpu:0:0' is not there" in refused(*fit_words(device="tpu:0:0"))
+    assert "device='tpu:0:0' is not known" in refused(*fit_words(device="tpu:0:0"))
     assert "sentences='clip' is neither a file nor a named set" in refused(*fit_words(sentences="clip"))
 
 

@@ -234,7 +234,7 @@ def test_mistakes_end_in_sentences(backbone, images, labels, fitted):
         (lambda: make(backbone, class_names=["a", "b"]).fit(images, labels), "class_names has 2 names, the labels have 3 classes"),
         (lambda: make(backbone, class_names=["a", "b", "a"]).fit(images, labels), "must differ, but 'a'"),
         (lambda: make(backbone, sentences={"red": ["x"]}).fit(images, labels), "has no sentences for 2 of 3 classes"),
-        (lambda: make(backbone, device="gpu").fit(images, labels), "device='gpu' is not there"),
+        (lambda: make(backbone, device="gpu").fit(images, labels), "device='gpu' is not known; give auto, cpu"),
         (lambda: make(None, "zero_shot").fit(np.eye(4), list("aabb")).with_classes(["a", "c"]), "new classes need words"),
         (lambda: make(None).encode(images), "no image tower"),
         (lambda: make(None, "coop").fit(np.eye(4), list("aabb")), "coop learns token prompts of a text tower; there is no backbone here"),

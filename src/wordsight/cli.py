@@ -99,6 +99,10 @@ def predict(options: argparse.Namespace) -> Any:
 
     names = [name.strip() for name in (options.classes or "").split(",") if name.strip()]
     classifier = load(options.run, class_names=names)
+    if options.explain and (words := _template_set(options.run)) and not options.sentences:
+        _say(
+            f"{options.run} was fitted with the template set {words!r} in place of sentences, which explains little; give `fit` a sentences=... file"
+        )
     if classifier.backbone_ is None:
         raise WordsightError(
             f"{options.run} was fitted on feature matrices without a backbone; `wordsight.load` in Python predicts from such matrices"
@@ -410,6 +414,16 @@ def _pairs(words: Sequence[str], known: Sequence[str] | None = None) -> dict[str
             raise WordsightError(f"{word!r} is not understood{nearest(key, known or ())}{choices}")
         pairs[key] = value
     return pairs
+
+
+def _template_set(run: str) -> str | None:
+    """The name of the template set that stood in for sentences, where a run folder says so."""
+    from wordsight.config import load_yaml
+    from wordsight.sentences import TEMPLATE_SETS
+
+    file = Path(run) / "config.yaml"
+    words = load_yaml(file)["settings"]["sentences"] if file.is_file() else None
+    return words if words in TEMPLATE_SETS else None
 
 
 def _there(run: str) -> None:

@@ -121,18 +121,17 @@ def read(cls: type, *sources: str | Path | Mapping[str, Any]):
     """
     merged: dict[str, Any] = {}
     for source in sources:
-        _merge(merged, _as_mapping(source))
+        values = _as_mapping(source)
+        if not isinstance(source, Mapping) and "=" not in str(source):
+            _check_keys(cls, values, f"{source}: ")
+        _merge(merged, values)
     return build(cls, merged)
 
 
 def build(cls: type, values: Mapping[str, Any], prefix: str = ""):
     """`cls(**values)` with every key known and every value of the annotated type, or a sentence."""
     hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]
-    for key in map(str, values):  # YAML reads `3:` and `on:` as a number and a truth value
-        if key not in known:
-            near = nearest(key, known)
-            raise WordsightError(f"unknown setting {prefix + key!r}{near or '; known: ' + ', '.join(prefix + name for name in known)}")
+    _check_keys(cls, values, prefix=prefix)
     missing = [
         f.name
         for f in dataclasses.fields(cls)
@@ -141,6 +140,14 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = ""):
     if missing:
         raise WordsightError(f"setting {prefix + missing[0]!r} is missing; give it as {prefix + missing[0]}=...")
     return cls(**{key: coerce(value, hints[key], prefix + key) for key, value in values.items()})
+
+
+def _check_keys(cls: type, values: Mapping[str, Any], where: str = "", prefix: str = "") -> None:
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key in map(str, values):  # YAML reads `3:` and `on:` as a number and a truth value
+        if key not in known:
+            near = nearest(key, known) or "; known: " + ", ".join(prefix + name for name in known)
+            raise WordsightError(f"{where}unknown setting {prefix + key!r}{near}")
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:

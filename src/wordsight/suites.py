@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -208,8 +209,11 @@ def plan(settings: SuiteSettings, suite: Suite, opened: Mapping[str, Dataset]) -
             for number, seed in itertools.product(shots, seeds):
                 one = settings_of(settings, suite, label, entry, data, number, seed)
                 cells.append(Cell(label, one, settings.data[1:] if suite.targets else ()))
-    for label in entries:  # settings that cannot be are said before any work is done
-        check_settings(next(cell.settings for cell in cells if cell.label == label))
+    for word, label in zip(settings.methods or classifiers(), entries):  # settings that cannot be are said before any work is done
+        try:
+            check_settings(next(cell.settings for cell in cells if cell.label == label))
+        except WordsightError as error:
+            raise WordsightError(f"methods={word}: {error}") from error
     return cells
 
 
@@ -395,6 +399,7 @@ def in_processes(cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
 def start_worker() -> tuple[Connection, Any]:
     """A process of its own, with one thread. It does not hear Ctrl-C unless it trains, from its first moment on: that signals wait is inherited."""
     context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # else the first start begins it, and that lets Ctrl-C through again
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs,), daemon=True)
     with _interrupts_waiting():
@@ -461,6 +466,7 @@ def watched(outcomes: Iterator[Outcome], done: int, total: int, show: bool) -> I
     if not show:
         yield from outcomes
         return
+    width = len(str(total))
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -468,8 +474,8 @@ def watched(outcomes: Iterator[Outcome], done: int, total: int, show: bool) -> I
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("runs", total=total, completed=done)
-        for outcome in outcomes:
-            console.print(str(outcome), markup=False)
+        for count, outcome in enumerate(outcomes, done + 1):
+            console.print(f"[{count:{width}}/{total}]  {outcome}", markup=False)
             bar.advance(task)
             yield outcome
 

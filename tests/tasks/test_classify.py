@@ -136,7 +136,7 @@ def test_a_class_without_a_readable_image_is_named(backbone, tmp_path, method):
         ({"settings": {"widht": 3}}, r"unknown setting 'settings.widht'.*did you mean 'width'"),
         ({"settings": {"width": 0}}, "width"),
         ({"train": {"batch_size": 0}}, r"train.batch_size=0 is not possible"),
-        ({"device": "gpu"}, "device='gpu' is not there"),
+        ({"device": "gpu"}, "device='gpu' is not known; give auto, cpu, cuda, cuda:1 or mps"),
         ({"sentences": "clip8"}, "did you mean 'clip80'|did you mean 'clip7'"),
         ({"template": "a photo"}, "must hold it once"),
         ({"views": 0}, "views=0 is not possible"),

@@ -117,7 +117,10 @@ def _find(name: str, text: bool) -> tuple[str, str]:
 
 def pick_device(device: str) -> torch.device:
     if device != "auto":
-        return torch.device(device)
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise WordsightError(f"device={device!r} is not known; give auto, cpu, cuda, cuda:1 or mps") from error
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

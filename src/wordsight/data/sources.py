@@ -320,6 +320,8 @@ def _column(found: dict[str, str], wanted: Sequence[str], what: str, spec: str) 
         if name in found:
             return found[name]
     near = next((hint for name in found if (hint := nearest(name, wanted))), "")
+    if what == "label" and any(name.startswith("caption") for name in found):
+        near = "; a table of captions is for method=two_tower"
     raise WordsightError(f"{spec!r} has no {what} column; its columns are {', '.join(found.values())}; expected one of {', '.join(wanted)}{near}")
 
 

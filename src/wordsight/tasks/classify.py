@@ -262,6 +262,8 @@ def default_folder(settings: RunSettings) -> Path:
     data = re.sub(r"[^A-Za-z0-9]+", "-", Path(settings.data).name or settings.data).strip("-")
     shots = "all" if settings.shots is None else settings.shots
     words = f"-{Path(settings.sentences).stem}" if settings.sentences else ""
+    if settings.backbone != RunSettings.backbone:
+        words += f"-{Path(settings.backbone).name}"
     return Path("runs") / f"{data}-{settings.method}{words}-{shots}shot-{settings.classes}-seed{settings.seed}"
 
 
