@@ -2,12 +2,14 @@
 
 import hashlib
 import importlib.util
+import multiprocessing
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
 from PIL import Image
 
 from wordsight.backbones import Backbone, TokenReader, unit
@@ -41,6 +43,12 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"real data is not at {folder}; set WORDSIGHT_SHARED")
     return folder
+
+
+def in_processes(work, count: int, *arguments) -> None:
+    """`work(rank, *arguments)` in so many processes at once, for which its module is imported once."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload([work.__module__])
+    torch.multiprocessing.start_processes(work, arguments, nprocs=count, start_method="forkserver")
 
 
 class ColourBackbone(Backbone, TokenReader):

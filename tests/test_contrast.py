@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from conftest import in_processes
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
@@ -207,4 +207,4 @@ def process(rank, most, folder):
 
 
 def test_processes_together_give_one_process_loss_and_gradients(tmp_path):
-    torch.multiprocessing.spawn(process, (3, str(tmp_path)), nprocs=3)
+    in_processes(process, 3, 3, str(tmp_path))

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import multiprocessing
 import tarfile
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import COLOURS, paint
+from conftest import COLOURS, in_processes, paint
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -212,9 +211,7 @@ def process(rank, folder, data, eyes, lm):
 
 
 def test_one_two_and_three_processes_train_the_same_and_resume(tmp_path, table, tiny_clip, lm):
-    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])  # imported once for all three
-    places = tuple(map(str, (tmp_path, table, tiny_clip, lm)))
-    torch.multiprocessing.start_processes(process, places, nprocs=3, start_method="forkserver")
+    in_processes(process, 3, *map(str, (tmp_path, table, tiny_clip, lm)))
     for loss in ("contrastive", "sigmoid"):
         one, *others = (load_file(tmp_path / f"{loss}-{world}.safetensors") for world in (1, 2, 3))
         for other in others:
