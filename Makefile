@@ -13,7 +13,7 @@ demo: .venv/installed
 	$(BIN)/wordsight demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 check: .venv/installed
 	$(BIN)/ruff check .

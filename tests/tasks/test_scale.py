@@ -165,7 +165,7 @@ def killed_at(monkeypatch, count):
     return calls
 
 
-SHARED = {"lora": {}, "prompts": {"train": "prompts"}, "again": {"checkpointing": True, "chunk": None}}
+SHARED = {"prompts": {"train": "prompts"}, "again": {"checkpointing": True, "chunk": None}}
 
 
 def process(rank, folder, data, eyes, lm):
@@ -184,9 +184,9 @@ def process(rank, folder, data, eyes, lm):
         asked = [data, eyes, lm, f"{folder}/fit-{world}", {"optimizer": "sgd"}]
         own = {"dropout": 0.0, "chunk": 2, "teacher": eyes}
         assert fit(settings(*asked, **own)).finished
-        for name, more in SHARED.items() if world < 3 else {"lora": {}}.items():
-            asked[3] = f"{folder}/{name}-{world}"
-            assert fit(settings(*asked, **own | more, shard=True)).finished
+        for name, more in {1: SHARED, 2: {"fit": {}} | SHARED, 3: {"fit": {}}}[world].items():
+            asked[3] = f"{folder}/{name}-{world}{'-shared' if world > 1 else ''}"
+            assert fit(settings(*asked, **own | more, shard=world > 1)).finished
         if world == 2:
             asked[3] = f"{folder}/killed"
             with pytest.MonkeyPatch.context() as patch:
@@ -223,8 +223,8 @@ def test_one_two_and_three_processes_train_the_same_and_resume(tmp_path, table, 
         assert found.keys() == {1, 2, 3, 4, 5} and len(other.events("train")) == 5 and other.events("fit")[0]["processes"] == world
         for step, terms in found.items():
             assert terms == pytest.approx(expected[step], abs=1e-4) and "distillation" in terms
-    for name, world in (*((name, 2) for name in SHARED), ("lora", 3)):  # whose frozen weights were shared out
-        near(tensors_of(tmp_path / f"{name}-{world}"), tensors_of(tmp_path / f"{name}-1"), 1e-5)
+    for name, world in (*((name, 2) for name in ("fit", *SHARED)), ("fit", 3)):  # whose frozen weights were shared out
+        near(tensors_of(tmp_path / f"{name}-{world}-shared"), tensors_of(tmp_path / f"{name}-1"), 1e-5)
     resumed = Run.open(tmp_path / "killed")
     assert same(tensors_of(others[0].folder), tensors_of(resumed.folder)) and losses(others[0]) == losses(resumed)
 
