@@ -229,6 +229,13 @@ def test_one_two_and_three_processes_train_the_same_and_resume(tmp_path, table, 
     assert same(tensors_of(others[0].folder), tensors_of(resumed.folder)) and losses(others[0]) == losses(resumed)
 
 
+def test_texts_beyond_a_window_are_not_shared_out(lm):
+    method = learner(lm)
+    method.text.trunk.config.sliding_window = 20
+    with pytest.raises(WordsightError, match=r"within the LM's window of 20 tokens, prompts included; give settings.max_tokens=17"):
+        method.share_out()
+
+
 def test_the_parts_of_a_batch_are_the_batch(lm):
     method = learner(lm)
     whole = pairs_for(method, 0, 1)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wordsight.backbones import unit
+from wordsight.backbones import readonly, unit
 from wordsight.backbones.text_tower import TextBatch, TextTower, TowerSettings
 from wordsight.config import TrainSettings, WordsightError
 from wordsight.contrast import cached, gather, same_number, tiled_info_nce, tiled_pairwise_sigmoid, tiled_similarity_distillation
@@ -79,11 +79,17 @@ class TwoTower(Embedder, Learner):
         """Leave in each process a part of the LM's frozen weights: a layer's are gathered when it runs and let go behind it (FSDP2).
 
         What is trained stays whole in every process, so gradients, clipping and saving are as without. There is no way back: train, and make another.
+        Errors: WordsightError where texts may be longer than the LM's sliding window.
         """
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
         from transformers.modeling_layers import GradientCheckpointingLayer
 
+        sees, longest = readonly.window(self.text.trunk.config), self.text.max_tokens + self.text.settings.prompts
+        if sees is not None and sees < longest:  # such texts take two passes, and processes would wait for one another's
+            raise WordsightError(
+                f"settings.shard needs texts within the LM's window of {sees} tokens, prompts included; give settings.max_tokens={sees - self.text.settings.prompts}"
+            )
         trunk, trained = self.text.trunk, {parameter for parameter in self.parameters() if parameter.requires_grad}
         mesh = init_device_mesh(self.text.device.type, (torch.distributed.get_world_size(),))
         for layer in [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]:
