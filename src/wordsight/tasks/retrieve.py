@@ -96,7 +96,7 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
             batches.per_caption["pooled"] = tower.features if streams else tower.features(captions).cpu()
         training = train_settings(settings)
         place = {"seed": settings.seed, "device": backbone.device, "state": run.state}
-        if sharded := own.shard and world > 1:
+        if own.shard and world > 1:
             method.share_out()
         train(method, batches, training, **place, log=run.log, progress=progress)
         method.end()
@@ -109,7 +109,7 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
         if rank == 0:
             seen = total_steps(training, len(batches)) * training.batch_size  # of a stream: how often, not how many
             size = {"images": seen, "captions": seen} if streams else {"images": len(batches.images), "captions": len(captions)}
-            if sharded:  # the others have left, so a whole LM takes the trained tensors
+            if method.shared_out:  # the others have left, so a whole LM takes the trained tensors
                 torch.manual_seed(settings.seed)
                 method, tensors = TwoTower(built(), own), changing(method)
                 method.load_state_dict(tensors, strict=False)
