@@ -1,4 +1,6 @@
-"""Fixtures that every test may use: real data where it is there, and tiny stand-ins for a backbone and for photographs."""
+"""Fixtures that every test may use: real data where it is there, and tiny stand-ins for a backbone and for
+photographs.
+"""
 
 import hashlib
 import importlib.util
@@ -16,7 +18,13 @@ from wordsight.backbones import Backbone, TokenReader, unit
 from wordsight.config import METHODS, resolve
 from wordsight.methods import Classifier
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "yellow": (225, 215, 30), "purple": (150, 30, 170)}
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 200, 40),
+    "blue": (30, 40, 220),
+    "yellow": (225, 215, 30),
+    "purple": (150, 30, 170),
+}
 CLASSIFIERS = [name for name in METHODS if issubclass(resolve(METHODS, name, "method"), Classifier)]
 TOWER_LEARNERS = [name for name in CLASSIFIERS if resolve(METHODS, name, "method").needs_tower]
 LETTERS = "abcdefghijklmnopqrstuvwxyz."
@@ -38,7 +46,9 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data beside the repository, or $WORDSIGHT_SHARED; the test is skipped where it is absent."""
+    """The folder of real data beside the repository, or $WORDSIGHT_SHARED; the test is skipped where it is
+    absent.
+    """
     folder = Path(os.environ.get("WORDSIGHT_SHARED", Path(__file__).parents[2] / "shared"))
     if not (folder / "data").is_dir():
         pytest.skip(f"real data is not at {folder}; set WORDSIGHT_SHARED")
@@ -52,14 +62,18 @@ def in_processes(work, count: int, *arguments) -> None:
 
 
 class ColourBackbone(Backbone, TokenReader):
-    """Images are known by their mean colour, texts by the sum of their words' vectors, of which colour words mean that colour."""
+    """Images are known by their mean colour, texts by the sum of their words' vectors, of which colour words
+    mean that colour.
+    """
 
     name, dim, device, logit_scale = "colours", 12, torch.device("cpu"), 20.0
     image_fingerprint, text_fingerprint = "colour-image", "colour-text"
 
     def __init__(self):
         self.ids = {"": 0}  # of every word that was ever read; 0 fills what is left of a row
-        self.token_embedding = torch.nn.Embedding(5_000, self.dim, _weight=torch.zeros(5_000, self.dim)).requires_grad_(False)
+        self.token_embedding = torch.nn.Embedding(
+            5_000, self.dim, _weight=torch.zeros(5_000, self.dim)
+        ).requires_grad_(False)
 
     def preprocess(self, image, box=None):
         return torch.from_numpy(np.array(image.resize((4, 4), box=box))).permute(2, 0, 1).contiguous()
@@ -78,7 +92,11 @@ class ColourBackbone(Backbone, TokenReader):
             self.ids[word] = len(self.ids)
             self.token_embedding.weight[self.ids[word]] = self._word(word)
         longest = max(map(len, words), default=0)
-        return {"input_ids": torch.tensor([[self.ids[word] for word in row] + [0] * (longest - len(row)) for row in words])}
+        return {
+            "input_ids": torch.tensor(
+                [[self.ids[word] for word in row] + [0] * (longest - len(row)) for row in words]
+            )
+        }
 
     def encode_tokens(self, tokens, ends=None):
         return unit(self.token_embedding(tokens["input_ids"]).sum(1))
@@ -121,7 +139,9 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory) -> Path:
-    """A random CLIP with a few thousand numbers, in transformers' layout: for the command line, which knows backbones by folder."""
+    """A random CLIP with a few thousand numbers, in transformers' layout: for the command line, which knows
+    backbones by folder.
+    """
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.utils import logging
@@ -131,7 +151,11 @@ def tiny_clip(tmp_path_factory) -> Path:
     words = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
     tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     text = tower | {"vocab_size": len(words), "eos_token_id": len(words) - 1, "bos_token_id": len(words) - 2}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=tower | {"image_size": 8, "patch_size": 4}, projection_dim=12))
+    model = CLIPModel(
+        CLIPConfig(
+            text_config=text, vision_config=tower | {"image_size": 8, "patch_size": 4}, projection_dim=12
+        )
+    )
     tokenizer = CLIPTokenizer({word: row for row, word in enumerate(words)}, [], model_max_length=77)
     folder = tmp_path_factory.mktemp("models") / "tiny-clip"
     for part in (model, tokenizer, CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=8)):
@@ -145,10 +169,18 @@ def letters():
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(
-        models.WordLevel({word: row for row, word in enumerate(["<unk>", "<s>", "</s>", *" abcdefghijklmnopqrstuvwxyz."])}, unk_token="<unk>")
+        models.WordLevel(
+            {word: row for row, word in enumerate(["<unk>", "<s>", "</s>", *" abcdefghijklmnopqrstuvwxyz."])},
+            unk_token="<unk>",
+        )
     )
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    tokenizer.normalizer, tokenizer.pre_tokenizer = (
+        normalizers.Lowercase(),
+        pre_tokenizers.Split("", "isolated"),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -157,9 +189,17 @@ def lm(tmp_path_factory) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 96}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 96,
+    }
     folder = tmp_path_factory.mktemp("lm") / "llama"
-    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=31, bos_token_id=1, eos_token_id=2, pad_token_id=2)).save_pretrained(folder)
+    LlamaForCausalLM(
+        LlamaConfig(**sizes, vocab_size=31, bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    ).save_pretrained(folder)
     letters().save_pretrained(folder)
     return folder
 
@@ -167,7 +207,9 @@ def lm(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def stories_converter():
     """benchmarks/clamp/stories.py, which no package holds."""
-    spec = importlib.util.spec_from_file_location("stories", Path(__file__).parents[1] / "benchmarks" / "clamp" / "stories.py")
+    spec = importlib.util.spec_from_file_location(
+        "stories", Path(__file__).parents[1] / "benchmarks" / "clamp" / "stories.py"
+    )
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
     return module
 

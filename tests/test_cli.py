@@ -58,7 +58,20 @@ def refused(run_cli):
 @pytest.fixture(scope="module")
 def fitted(photos, tiny_clip, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "aape"
-    assert main(["fit", f"data={photos}", f"backbone={tiny_clip}", "shots=2", "device=cpu", f"out={folder}", *QUICK]) == 0
+    assert (
+        main(
+            [
+                "fit",
+                f"data={photos}",
+                f"backbone={tiny_clip}",
+                "shots=2",
+                "device=cpu",
+                f"out={folder}",
+                *QUICK,
+            ]
+        )
+        == 0
+    )
     return folder
 
 
@@ -70,13 +83,26 @@ def copied(fitted, tmp_path):
     return Path(shutil.copytree(fitted, tmp_path / "copy"))
 
 
-# -- the whole way ------------------------------------------------------------------------------------------------------------------------
+# -- the whole way -------------------------------------------------------------------------------------------
 
 
 def test_from_a_folder_of_images_to_predictions(photos, tiny_clip, tmp_path, run_cli):
-    words = ("fit", f"data={photos}", f"backbone={tiny_clip}", "shots=2", "device=cpu", f"out={tmp_path / 'run'}", *QUICK)
+    words = (
+        "fit",
+        f"data={photos}",
+        f"backbone={tiny_clip}",
+        "shots=2",
+        "device=cpu",
+        f"out={tmp_path / 'run'}",
+        *QUICK,
+    )
     code, out, err = run_cli(*words)
-    assert code == 0 and "fitted aape on 6 images of 3 classes in" in out and "accuracy" in out and f"run folder: {tmp_path / 'run'}" in out
+    assert (
+        code == 0
+        and "fitted aape on 6 images of 3 classes in" in out
+        and "accuracy" in out
+        and f"run folder: {tmp_path / 'run'}" in out
+    )
     assert "template set 'clip7' stands in" in err
     code, out, err = run_cli(*words)
     assert code == 0 and "is finished already" in err and "accuracy" in out
@@ -85,24 +111,66 @@ def test_from_a_folder_of_images_to_predictions(photos, tiny_clip, tmp_path, run
     (event,) = json.loads(out)
     assert code == 0 and event["images"] == 12 and "confusion" not in event
     code, out, _ = run_cli("eval", tmp_path / "run", f"data={photos}/", "classes=base")
-    assert code == 0 and " base: accuracy" in out and "(8 test images, chance 50.0%)" in out, "of the run's own data only what it has not seen"
+    assert code == 0 and " base: accuracy" in out and "(8 test images, chance 50.0%)" in out, (
+        "of the run's own data only what it has not seen"
+    )
 
-    code, out, _ = run_cli("predict", tmp_path / "run", photos / "red" / "0.png", photos / "blue" / "1.png", "--top", "2", "--explain", "--json")
+    code, out, _ = run_cli(
+        "predict",
+        tmp_path / "run",
+        photos / "red" / "0.png",
+        photos / "blue" / "1.png",
+        "--top",
+        "2",
+        "--explain",
+        "--json",
+    )
     first, second = json.loads(out)["predictions"]
-    assert code == 0 and first["image"] == str(photos / "red" / "0.png") and second["image"] == str(photos / "blue" / "1.png")
-    assert len(first["classes"]) == 2 and len(first["sentences"]) == 3 and first["classes"][0]["probability"] >= first["classes"][1]["probability"]
+    assert (
+        code == 0
+        and first["image"] == str(photos / "red" / "0.png")
+        and second["image"] == str(photos / "blue" / "1.png")
+    )
+    assert (
+        len(first["classes"]) == 2
+        and len(first["sentences"]) == 3
+        and first["classes"][0]["probability"] >= first["classes"][1]["probability"]
+    )
     assert set(first["sentences"][0]) == {"class", "sentence", "cosine"}
 
     (tmp_path / "s.json").write_text(json.dumps({"violet": ["a violet flower"]}))
     image = photos / "red" / "0.png"
-    code, out, _ = run_cli("predict", tmp_path / "run", image, "--classes", "red, violet", "--sentences", tmp_path / "s.json", "--top", "5", "--json")
-    assert code == 0 and {entry["class"] for entry in json.loads(out)["predictions"][0]["classes"]} == {"red", "violet"}
+    code, out, _ = run_cli(
+        "predict",
+        tmp_path / "run",
+        image,
+        "--classes",
+        "red, violet",
+        "--sentences",
+        tmp_path / "s.json",
+        "--top",
+        "5",
+        "--json",
+    )
+    assert code == 0 and {entry["class"] for entry in json.loads(out)["predictions"][0]["classes"]} == {
+        "red",
+        "violet",
+    }
     code, out, _ = run_cli("predict", tmp_path / "run", image, "--explain")
-    assert code == 0 and out.startswith(f"{image}  ") and len(out.splitlines()) == 5  # the image, a heading, three sentences
+    assert (
+        code == 0 and out.startswith(f"{image}  ") and len(out.splitlines()) == 5
+    )  # the image, a heading, three sentences
 
 
 def test_yaml_and_words_together(photos, tiny_clip, tmp_path, run_cli):
-    settings = {"data": str(photos), "backbone": str(tiny_clip), "method": "zero_shot", "shots": 3, "device": "cpu", "out": str(tmp_path / "run")}
+    settings = {
+        "data": str(photos),
+        "backbone": str(tiny_clip),
+        "method": "zero_shot",
+        "shots": 3,
+        "device": "cpu",
+        "out": str(tmp_path / "run"),
+    }
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(settings))
     code, out, _ = run_cli("fit", tmp_path / "s.yaml", "shots=1", "--json")
     assert code == 0 and json.loads(out)["eval"][0]["images"] == 15
@@ -111,7 +179,14 @@ def test_yaml_and_words_together(photos, tiny_clip, tmp_path, run_cli):
 def test_base_and_new_end_in_their_harmonic_mean(tiny_clip, tmp_path, run_cli):
     data = fill_folder(tmp_path / "four", ("red", "green", "blue", "yellow"), 3)
     code, out, _ = run_cli(
-        "fit", f"data={data}", f"backbone={tiny_clip}", "method=zero_shot", "shots=1", "classes=base", f"out={tmp_path / 'run'}", "device=cpu"
+        "fit",
+        f"data={data}",
+        f"backbone={tiny_clip}",
+        "method=zero_shot",
+        "shots=1",
+        "classes=base",
+        f"out={tmp_path / 'run'}",
+        "device=cpu",
     )
     assert code == 0 and " base: " in out and "  new: " in out and "    H: " in out
 
@@ -136,15 +211,31 @@ def test_no_verb_prints_help_and_a_mistyped_one_its_nearest(run_cli):
     assert code == 2 and "did you mean 'predict'" in err
 
 
-# -- the LM inside a two_tower run --------------------------------------------------------------------------------------------------------
+# -- the LM inside a two_tower run ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def two_tower(photos, tiny_clip, lm, tmp_path_factory):
     """A CLAMP over a random LM of letters."""
     folder = tmp_path_factory.mktemp("runs") / "clamp"
-    own = (f"settings.text={lm}", "settings.wrapper=a {}.", "settings.prompts=3", "settings.rank=2", "settings.heads=2", "template={}")
-    words = (f"data={photos}", f"backbone={tiny_clip}", "method=two_tower", "device=cpu", f"out={folder}", *own, *QUICK, "train.lr=0.01")
+    own = (
+        f"settings.text={lm}",
+        "settings.wrapper=a {}.",
+        "settings.prompts=3",
+        "settings.rank=2",
+        "settings.heads=2",
+        "template={}",
+    )
+    words = (
+        f"data={photos}",
+        f"backbone={tiny_clip}",
+        "method=two_tower",
+        "device=cpu",
+        f"out={folder}",
+        *own,
+        *QUICK,
+        "train.lr=0.01",
+    )
     assert main(["fit", *words]) == 0
     return folder
 
@@ -170,10 +261,17 @@ def test_generate_with_adapters_on_off_and_both(two_tower, run_cli, refused, fit
     assert "does not exist" in refused("generate", tmp_path / "nothing", "a dog")
 
 
-def test_verify_names_every_promise_and_a_broken_one_is_exit_code_one(two_tower, run_cli, refused, fitted, monkeypatch):
+def test_verify_names_every_promise_and_a_broken_one_is_exit_code_one(
+    two_tower, run_cli, refused, fitted, monkeypatch
+):
     code, out, _ = run_cli("verify", two_tower)
     *lines, last = out.splitlines()
-    assert code == 0 and last == f"all {len(lines)} hold" and len(lines) == 10 and all(line.startswith("passed  ") for line in lines)
+    assert (
+        code == 0
+        and last == f"all {len(lines)} hold"
+        and len(lines) == 10
+        and all(line.startswith("passed  ") for line in lines)
+    )
     assert any("read_only" in line and "prompts change no state of the text" in line for line in lines)
     code, out, _ = run_cli("verify", two_tower, "--json")
     assert code == 0 and json.loads(out)["passed"] and json.loads(out)["checks"]["padding"]["value"] == 0
@@ -185,27 +283,51 @@ def test_verify_names_every_promise_and_a_broken_one_is_exit_code_one(two_tower,
     monkeypatch.setattr(
         verifier.readonly,
         "one_pass",
-        lambda trunk, embedded, prompts, *rest, **more: [part + prompts.sum() for part in real(trunk, embedded, prompts, *rest, **more)],
+        lambda trunk, embedded, prompts, *rest, **more: [
+            part + prompts.sum() for part in real(trunk, embedded, prompts, *rest, **more)
+        ],
     )
     code, out, _ = run_cli("verify", two_tower)
-    assert code == 1 and "FAILED  read_only" in out and " of 10 FAILED: " in out.splitlines()[-1] and "read_only" in out.splitlines()[-1]
+    assert (
+        code == 1
+        and "FAILED  read_only" in out
+        and " of 10 FAILED: " in out.splitlines()[-1]
+        and "read_only" in out.splitlines()[-1]
+    )
     code, out, _ = run_cli("verify", two_tower, "--json")
     assert code == 1 and not json.loads(out)["passed"]
 
 
 def test_the_lm_of_a_run_writes_sentences(two_tower, tmp_path, run_cli):
-    asks = ("temperature=0", "per_question=1", "max_tokens=4", "questions=satellite", f"out={tmp_path / 's.json'}")
+    asks = (
+        "temperature=0",
+        "per_question=1",
+        "max_tokens=4",
+        "questions=satellite",
+        f"out={tmp_path / 's.json'}",
+    )
     code, out, _ = run_cli("sentences", "classes=red,green", f"model={two_tower}", "local=true", *asks)
-    assert code == 0 and "sentences for 2 classes" in out and json.loads((tmp_path / "s.json").read_text())["model"] == str(two_tower)
+    assert (
+        code == 0
+        and "sentences for 2 classes" in out
+        and json.loads((tmp_path / "s.json").read_text())["model"] == str(two_tower)
+    )
 
 
-# -- mistakes -----------------------------------------------------------------------------------------------------------------------------
+# -- mistakes ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def fit_words(photos, tiny_clip, tmp_path):
     def words(**changes):
-        base = {"data": photos, "backbone": tiny_clip, "method": "linear_probe", "shots": 2, "device": "cpu", "out": tmp_path / "run"}
+        base = {
+            "data": photos,
+            "backbone": tiny_clip,
+            "method": "linear_probe",
+            "shots": 2,
+            "device": "cpu",
+            "out": tmp_path / "run",
+        }
         return ["fit", *(f"{key}={value}" for key, value in (base | changes).items())]
 
     return words
@@ -213,9 +335,15 @@ def fit_words(photos, tiny_clip, tmp_path):
 
 def test_settings_that_are_not_known(refused, fit_words):
     assert "unknown setting 'shot' (did you mean 'shots'?)" in refused(*fit_words(), "shot=3")
-    assert "method 'linear_prob' is not known (did you mean 'linear_probe'?)" in refused(*fit_words(method="linear_prob"))
-    assert "unknown setting 'settings.strenght' (did you mean 'strength'?)" in refused(*fit_words(), "settings.strenght=3")
-    assert "unknown setting 'train.epoch' (did you mean 'epochs'?)" in refused(*fit_words(method="aape"), "train.epoch=3")
+    assert "method 'linear_prob' is not known (did you mean 'linear_probe'?)" in refused(
+        *fit_words(method="linear_prob")
+    )
+    assert "unknown setting 'settings.strenght' (did you mean 'strength'?)" in refused(
+        *fit_words(), "settings.strenght=3"
+    )
+    assert "unknown setting 'train.epoch' (did you mean 'epochs'?)" in refused(
+        *fit_words(method="aape"), "train.epoch=3"
+    )
     assert "shots='many' is not a whole number" in refused(*fit_words(shots="many"))
     assert "classes='bas' is not a choice (did you mean 'base'?)" in refused(*fit_words(classes="bas"))
     assert "setting 'data' is missing" in refused("fit")
@@ -233,7 +361,9 @@ def test_data_that_cannot_be_learned_from(refused, fit_words, tmp_path):
     assert "has one class only (red)" in refused(*fit_words(data=fill_folder(tmp_path / "one", ("red",))))
     few = fill_folder(tmp_path / "few", ("red", "blue"), 3)
     paint(COLOURS["red"], 9).save(few / "red" / "9.png")
-    assert "2 of 2 classes have fewer: blue 3, red 4; give shots=3 or fewer" in refused(*fit_words(data=few, shots=16))
+    assert "2 of 2 classes have fewer: blue 3, red 4; give shots=3 or fewer" in refused(
+        *fit_words(data=few, shots=16)
+    )
     twice = fill_folder(tmp_path / "twice", ("red", "blue"))
     (twice / "blue").rename(twice / "Red")
     assert "names a class twice" in refused(*fit_words(data=twice))
@@ -254,13 +384,23 @@ def png_header(width, height):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_images_that_cannot_be_read_are_skipped_counted_and_listed(run_cli, fit_words, tmp_path):
     data = fill_folder(tmp_path / "photos", count=5)
     whole = (data / "red" / "0.png").read_bytes()
-    broken = {"huge": png_header(20_000, 20_000), "half": whole[: len(whole) // 2], "nothing": b"", "words": b"I am no image"}
+    broken = {
+        "huge": png_header(20_000, 20_000),
+        "half": whole[: len(whole) // 2],
+        "nothing": b"",
+        "words": b"I am no image",
+    }
     for name, content in broken.items():
         (data / "red" / f"{name}.png").write_bytes(content)
     paint(COLOURS["red"], 1, size=1).save(data / "red" / "dot.png")
@@ -272,17 +412,28 @@ def test_images_that_cannot_be_read_are_skipped_counted_and_listed(run_cli, fit_
     assert skipped.keys() == {f"red/{name}.png" for name in broken}
     assert "too large: 20000 x 20000" in skipped["red/huge.png"] or "exceeds limit" in skipped["red/huge.png"]
     assert result["fit"][0]["images"] + result["eval"][0]["images"] == 15 + 1
-    assert "skipped" in err and all(f"red/{name}.png" in err for name in broken) and "ignored 1 file that is no image: notes.txt" in err
+    assert (
+        "skipped" in err
+        and all(f"red/{name}.png" in err for name in broken)
+        and "ignored 1 file that is no image: notes.txt" in err
+    )
 
 
 def test_what_predict_cannot_do(refused, run_cli, fitted, photos, tmp_path):
     image = photos / "red" / "0.png"
     (tmp_path / "bad.png").write_bytes(b"x")
     code, out, err = run_cli("predict", fitted, tmp_path / "bad.png", image, tmp_path / "none.png")
-    assert code == 0 and out.startswith(f"{image}  ") and f"skipped {tmp_path / 'bad.png'}: " in err and f"skipped {tmp_path / 'none.png'}: " in err
+    assert (
+        code == 0
+        and out.startswith(f"{image}  ")
+        and f"skipped {tmp_path / 'bad.png'}: " in err
+        and f"skipped {tmp_path / 'none.png'}: " in err
+    )
     assert "none of 1 images could be read" in refused("predict", fitted, tmp_path / "bad.png")
     assert "--top 0 names no class" in refused("predict", fitted, image, "--top", "0")
-    assert "--sentences describes the classes of --classes" in refused("predict", fitted, image, "--sentences", "s.json")
+    assert "--sentences describes the classes of --classes" in refused(
+        "predict", fitted, image, "--sentences", "s.json"
+    )
     assert "give at least 2 class names, each once" in refused("predict", fitted, image, "--classes", "red")
     assert "each once" in refused("predict", fitted, image, "--classes", "red,red")
     assert "is no run folder" in refused("predict", tmp_path, image)
@@ -315,13 +466,23 @@ def test_a_damaged_run(refused, copied, photos):
     assert "is not finished" in refused("predict", copied, image)
     config = copied / "config.yaml"
     config.write_text(config.read_text().replace("format: 1", "format: 2"))
-    assert "was written in run format 2; this version of wordsight reads format 1" in refused("predict", copied, image)
+    assert "was written in run format 2; this version of wordsight reads format 1" in refused(
+        "predict", copied, image
+    )
     config.write_text("format: [")
     assert "not readable as YAML" in refused("predict", copied, image)
 
 
 def test_a_run_of_other_settings_is_not_overwritten(refused, fitted, photos, tiny_clip):
-    words = ["fit", f"data={photos}", f"backbone={tiny_clip}", "shots=2", "device=cpu", f"out={fitted}", *QUICK]
+    words = [
+        "fit",
+        f"data={photos}",
+        f"backbone={tiny_clip}",
+        "shots=2",
+        "device=cpu",
+        f"out={fitted}",
+        *QUICK,
+    ]
     before = (fitted / "weights.safetensors").read_bytes()
     assert "holds another run: seed is 1 there and 5 here. Give another out=..." in refused(*words, "seed=5")
     assert (fitted / "weights.safetensors").read_bytes() == before
@@ -343,7 +504,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(refused, run_cli, fit_
     assert code == 0 and "accuracy" in out
 
 
-# -- interruption and speed: processes of their own ---------------------------------------------------------------------------------------
+# -- interruption and speed: processes of their own ----------------------------------------------------------
 
 
 def environment(**more):
@@ -376,7 +537,9 @@ def test_ctrl_c_and_the_same_command_end_in_the_same_bits(photos, tiny_clip, tmp
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130 and "the same command goes on from here" in err and "Traceback" not in err
+    assert (
+        process.returncode == 130 and "the same command goes on from here" in err and "Traceback" not in err
+    )
     assert state.exists() and not (tmp_path / "a" / "weights.safetensors").exists()
     assert run_cli(*words, f"out={tmp_path / 'a'}")[0] == 0
     assert run_cli(*words, f"out={tmp_path / 'b'}")[0] == 0
@@ -395,15 +558,25 @@ def test_an_interrupt_without_a_message_is_said(run_cli, monkeypatch):
 
 @pytest.mark.parametrize("word", ["--help", "list"])
 def test_help_and_list_answer_at_once_and_without_torch(word):
-    code = f"import sys, wordsight.cli\ntry: wordsight.cli.main(['{word}'])\nfinally: sys.stderr.write(' '.join(sys.modules))"
-    shown = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    code = (
+        f"import sys, wordsight.cli\ntry: wordsight.cli.main(['{word}'])\nfinally: sys.stderr.write(' "
+        f"'.join(sys.modules))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
     loaded = shown.stderr.split()
     assert "usage: wordsight" in shown.stdout or "aape" in shown.stdout
     assert not {"torch", "transformers", "numpy", "sklearn", "PIL"} & set(loaded)
     seconds = []
     for _ in range(3):  # of processor time, which a busy machine does not lengthen
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([Path(sys.executable).with_name("wordsight"), word], env=environment(), capture_output=True, check=True)
+        subprocess.run(
+            [Path(sys.executable).with_name("wordsight"), word],
+            env=environment(),
+            capture_output=True,
+            check=True,
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert min(seconds) < 0.3, seconds

@@ -7,7 +7,17 @@ from typing import Literal
 
 import pytest
 
-from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, nearest, read, resolve, to_dict, write_file
+from wordsight.config import (
+    METHODS,
+    RunSettings,
+    TrainSettings,
+    WordsightError,
+    nearest,
+    read,
+    resolve,
+    to_dict,
+    write_file,
+)
 
 
 @dataclass(frozen=True)
@@ -23,10 +33,20 @@ class Sample:
 
 def test_words_are_read_as_yaml_1_2_would():
     assert read(Sample, "rate=1e-4").rate == 1e-4
-    assert read(Sample, "count=3", "rate=2", "on=true", "kind=large", "several=1,2") == Sample(3, 2.0, True, "large", several=(1, 2))
+    assert read(Sample, "count=3", "rate=2", "on=true", "kind=large", "several=1,2") == Sample(
+        3, 2.0, True, "large", several=(1, 2)
+    )
     assert read(Sample, "on=False").on is False
-    assert read(Sample, "maybe=null").maybe is None and read(Sample, "maybe=None").maybe is None and read(Sample, "maybe=7").maybe == 7
-    assert read(Sample, "text=null").text is None and read(Sample, "text=yes").text == "yes" and read(Sample, "text=a=b").text == "a=b"
+    assert (
+        read(Sample, "maybe=null").maybe is None
+        and read(Sample, "maybe=None").maybe is None
+        and read(Sample, "maybe=7").maybe == 7
+    )
+    assert (
+        read(Sample, "text=null").text is None
+        and read(Sample, "text=yes").text == "yes"
+        and read(Sample, "text=a=b").text == "a=b"
+    )
     assert type(read(Sample, {"rate": 2}).rate) is float
 
 
@@ -73,10 +93,25 @@ def test_a_wrong_value_ends_in_a_sentence(values, message):
 
 
 def test_later_sources_win_and_mappings_merge(tmp_path):
-    (tmp_path / "a.yaml").write_text("data: x\nshots: 4\nsettings: {width: 8, heads: 2}\ntrain:\n  lr: 1e-4\n")
+    (tmp_path / "a.yaml").write_text(
+        "data: x\nshots: 4\nsettings: {width: 8, heads: 2}\ntrain:\n  lr: 1e-4\n"
+    )
     (tmp_path / "b.yaml").write_text("shots: null\nsettings:\n  width: 16\n")
-    settings = read(RunSettings, tmp_path / "a.yaml", str(tmp_path / "b.yaml"), "settings.heads=4", "train.epochs=2", {"seed": 3})
-    assert settings == RunSettings(data="x", shots=None, seed=3, settings={"width": 16, "heads": "4"}, train={"lr": "1e-4", "epochs": "2"})
+    settings = read(
+        RunSettings,
+        tmp_path / "a.yaml",
+        str(tmp_path / "b.yaml"),
+        "settings.heads=4",
+        "train.epochs=2",
+        {"seed": 3},
+    )
+    assert settings == RunSettings(
+        data="x",
+        shots=None,
+        seed=3,
+        settings={"width": 16, "heads": "4"},
+        train={"lr": "1e-4", "epochs": "2"},
+    )
     assert read(TrainSettings, settings.train) == TrainSettings(lr=1e-4, epochs=2)
     assert read(RunSettings, "data=x", tmp_path / "b.yaml", "data=y").data == "y"
 
@@ -124,7 +159,9 @@ def test_settings_go_to_yaml_and_back():
 
 def test_a_name_is_found_or_its_nearest_is_said():
     assert resolve(METHODS, "zero_shot", "method").__name__ == "ZeroShot"
-    with pytest.raises(WordsightError, match=r"method 'aap' is not known.*did you mean 'aape'.*the choices are .*zero_shot,"):
+    with pytest.raises(
+        WordsightError, match=r"method 'aap' is not known.*did you mean 'aape'.*the choices are .*zero_shot,"
+    ):
         resolve(METHODS, "aap", "method")
     assert nearest("AAPE", METHODS) == " (did you mean 'aape'?)" and nearest("qqqqq", METHODS) == ""
 

@@ -22,7 +22,11 @@ def first(tmp_path_factory):
 def test_it_fits_all_and_writes_a_report(first):
     folder, result = first
     assert result["fitted"] == len(result["runs"]) == 6
-    assert (folder / "report.html").is_file() and (folder / "report.csv").is_file() and (folder / "digit.png").is_file()
+    assert (
+        (folder / "report.html").is_file()
+        and (folder / "report.csv").is_file()
+        and (folder / "digit.png").is_file()
+    )
     zero, probe, aape = result["rows"]
     assert float(zero["all"]) > 50 and float(aape["all"]) > 50 and probe["H"] == "–" and float(aape["H"]) > 50
 
@@ -37,12 +41,18 @@ def test_a_second_call_fits_nothing_and_mends_a_run_without_figures(first, capsy
     assert [row["H"] for row in again["rows"]] == [row["H"] for row in result["rows"]]
     shown = capsys.readouterr().out
     assert all(len(line) <= 110 for line in shown.splitlines() if str(folder) not in line)
-    assert f"wordsight predict {folder / 'aape-1shot-all-seed1'}" in shown and "0 of 6 runs fitted now" in shown
+    assert (
+        f"wordsight predict {folder / 'aape-1shot-all-seed1'}" in shown and "0 of 6 runs fitted now" in shown
+    )
 
 
 def test_methods_without_labels_are_fitted_once(tmp_path):
     plan = list(runs_of(tmp_path, ("zero_shot", "aape"), (1, 4), (1, 2)))
-    assert len(plan) == 2 + 8 and len({settings.out for settings in plan}) == len(plan) and not any(settings.flip for settings in plan)
+    assert (
+        len(plan) == 2 + 8
+        and len({settings.out for settings in plan}) == len(plan)
+        and not any(settings.flip for settings in plan)
+    )
 
 
 def test_an_interrupted_demo_goes_on(tmp_path, monkeypatch):
@@ -85,7 +95,11 @@ def test_clamp_keeps_what_the_lm_writes(clamp):
     assert result["passed"] and len(result["checks"]) > 5 and all(result["checks"].values())
     assert all(line["before"] == line["off"] and line["before"].strip() for line in result["written"])
     page = (folder / "report.html").read_text()
-    assert "What the LM writes" in page and "adapters off" in page and (folder / "report.csv").read_text().count("\n") == 3
+    assert (
+        "What the LM writes" in page
+        and "adapters off" in page
+        and (folder / "report.csv").read_text().count("\n") == 3
+    )
 
 
 def test_a_second_call_of_clamp_fits_nothing_and_shows_the_same(clamp, capsys):
@@ -94,7 +108,11 @@ def test_a_second_call_of_clamp_fits_nothing_and_shows_the_same(clamp, capsys):
     assert again["fitted"] == 0 and again["rows"] == result["rows"]
     shown = capsys.readouterr().out
     assert all(len(line) <= 110 for line in shown.splitlines() if str(folder) not in line)
-    assert f"wordsight verify {folder / 'clamp'}" in shown and "the same, token for token" in shown and "0 of 2 runs fitted now" in shown
+    assert (
+        f"wordsight verify {folder / 'clamp'}" in shown
+        and "the same, token for token" in shown
+        and "0 of 2 runs fitted now" in shown
+    )
 
 
 def test_a_demo_that_is_none_is_refused_with_the_nearest(capsys):
@@ -106,4 +124,8 @@ def test_a_demo_that_is_none_is_refused_with_the_nearest(capsys):
 def test_the_bundled_models_are_small_and_speak_of_the_same_glyphs():
     assert sum(file.stat().st_size for file in MICRO_LM.iterdir()) < 2e6 and GLYPHS.stat().st_size < 1e5
     with np.load(GLYPHS) as glyphs:
-        assert glyphs["images"].shape == (62 * 24, 8, 8) and glyphs["images"].max() <= 16 and len(set(glyphs["names"].tolist())) == 62
+        assert (
+            glyphs["images"].shape == (62 * 24, 8, 8)
+            and glyphs["images"].max() <= 16
+            and len(set(glyphs["names"].tolist())) == 62
+        )

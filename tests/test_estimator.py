@@ -21,7 +21,11 @@ from wordsight.estimator import Classifier, load
 KINDS = ("text", "numbers", "named numbers", "no backbone")
 QUICK = {"epochs": 2, "min_steps": 10}
 COLOUR_NAMES = ["red", "green", "blue"]
-SENTENCES = {"red": ["a red rose", "red blood"], "green": ["green grass", "a green leaf"], "blue": ["the blue sky"]}
+SENTENCES = {
+    "red": ["a red rose", "red blood"],
+    "green": ["green grass", "a green leaf"],
+    "blue": ["the blue sky"],
+}
 
 
 def training_of(method):
@@ -47,18 +51,25 @@ def fitted(backbone, images, labels):
     return make(backbone, sentences=SENTENCES).fit(images, labels)
 
 
-# -- scikit-learn's conventions -----------------------------------------------------------------------------------------------------------
+# -- scikit-learn's conventions ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [name for name in CLASSIFIERS if name not in TOWER_LEARNERS])  # the checks have no backbone, only matrices
+@pytest.mark.parametrize(
+    "method", [name for name in CLASSIFIERS if name not in TOWER_LEARNERS]
+)  # the checks have no backbone, only matrices
 def test_scikit_learn_s_own_checks_pass(method):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SkipTestWarning)
         results = check_estimator(make(None, method), on_fail=None, on_skip=None)
-    assert [(result["check_name"], result["exception"]) for result in results if result["status"] == "failed"] == []
-    # Skipped by scikit-learn itself: array-API inputs are tested only where SCIPY_ARRAY_API=1 is set before scipy is imported; the method takes
-    # no sparse matrix, no string features and no sample weights, for which it has no checks here to skip.
-    assert {result["check_name"] for result in results if result["status"] == "skipped"} <= {"check_array_api_input"}
+    assert [
+        (result["check_name"], result["exception"]) for result in results if result["status"] == "failed"
+    ] == []
+    # Skipped by scikit-learn itself: array-API inputs are tested only where SCIPY_ARRAY_API=1 is set before
+    # scipy is imported; the method takes no sparse matrix, no string features and no sample weights, for
+    # which it has no checks here to skip.
+    assert {result["check_name"] for result in results if result["status"] == "skipped"} <= {
+        "check_array_api_input"
+    }
     assert len(results) > 40 and not any(result["status"] == "xfail" for result in results)
 
 
@@ -78,7 +89,9 @@ def test_cross_validation_and_grid_search(backbone, images, labels):
     matrix = np.concatenate([make(backbone).encode(images), make(backbone).encode(images)])
     assert cross_val_score(make(backbone, "zero_shot"), matrix, labels * 2, cv=3).mean() > 0.9
     grid = {"settings": [{"strength": value} for value in np.array([1e-6, 1e4])]}
-    search = GridSearchCV(make(None, "linear_probe"), grid, cv=3, scoring="neg_log_loss").fit(matrix, labels * 2)
+    search = GridSearchCV(make(None, "linear_probe"), grid, cv=3, scoring="neg_log_loss").fit(
+        matrix, labels * 2
+    )
     assert search.best_params_ == {"settings": {"strength": 1e-6}}
     assert search.best_estimator_.score(matrix, labels * 2) > 0.9
 
@@ -89,7 +102,9 @@ def test_scores_are_probabilities_of_the_sorted_classes(backbone, images, labels
     assert classifier.classes_.tolist() == sorted(COLOUR_NAMES) and classifier.n_features_in_ == backbone.dim
     chances = classifier.predict_proba(images)
     assert chances.shape == (12, 3) and np.allclose(chances.sum(1), 1)
-    assert (classifier.classes_[chances.argmax(1)] == classifier.predict(images)).all() and classifier.score(images, labels) > 0.9
+    assert (classifier.classes_[chances.argmax(1)] == classifier.predict(images)).all() and classifier.score(
+        images, labels
+    ) > 0.9
     scores = classifier.decision_function(images)
     assert np.allclose(np.exp(scores) / np.exp(scores).sum(1, keepdims=True), chances, atol=1e-5)
 
@@ -101,7 +116,7 @@ def test_two_classes_have_one_score(backbone, images, labels):
     assert scores.shape == (12,) and np.allclose(1 / (1 + np.exp(-scores)), chances[:, 1], atol=1e-6)
 
 
-# -- forms of an image --------------------------------------------------------------------------------------------------------------------
+# -- forms of an image ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", CLASSIFIERS)
@@ -112,28 +127,51 @@ def test_every_form_of_an_image_is_the_same_image(backbone, images, labels, tmp_
     matrix = make(backbone).encode(images)
     assert matrix.dtype == np.float32 and np.allclose(np.linalg.norm(matrix, axis=1), 1, atol=1e-6)
     arrays = [np.asarray(image) for image in images]
-    forms = [images, paths, [str(path) for path in paths], arrays, np.stack(arrays), matrix, matrix.astype(np.float64), matrix.tolist(), 3 * matrix]
+    forms = [
+        images,
+        paths,
+        [str(path) for path in paths],
+        arrays,
+        np.stack(arrays),
+        matrix,
+        matrix.astype(np.float64),
+        matrix.tolist(),
+        3 * matrix,
+    ]
     first = make(backbone, method, sentences=SENTENCES).fit(images, labels)
     for form in forms:
         refitted = make(backbone, method, sentences=SENTENCES).fit(form, labels)
         assert np.allclose(refitted.predict_proba(images), first.predict_proba(images), atol=1e-4)
         assert np.allclose(first.predict_proba(form), first.predict_proba(images), atol=1e-5)
-        assert [[line[:2] for line in why] for why in first.explain(form)] == [[line[:2] for line in why] for why in first.explain(images)]
+        assert [[line[:2] for line in why] for why in first.explain(form)] == [
+            [line[:2] for line in why] for why in first.explain(images)
+        ]
 
 
 def test_labels_are_text_or_numbers(backbone, images, labels):
     numbers = [{"red": 7, "green": 2, "blue": 5}[label] for label in labels]
-    named = make(backbone, "zero_shot", class_names=["green", "blue", "red"]).fit(images, numbers)  # in the order of the sorted labels
+    named = make(backbone, "zero_shot", class_names=["green", "blue", "red"]).fit(
+        images, numbers
+    )  # in the order of the sorted labels
     assert named.predict(images).tolist() == numbers
-    assert named.predict_proba(images)[:, 2].tolist() == make(backbone, "zero_shot").fit(images, labels).predict_proba(images)[:, 2].tolist()
+    assert (
+        named.predict_proba(images)[:, 2].tolist()
+        == make(backbone, "zero_shot").fit(images, labels).predict_proba(images)[:, 2].tolist()
+    )
     assert make(backbone, "linear_probe").fit(images, np.array(numbers)).predict(images).tolist() == numbers
 
 
-# -- keeping ------------------------------------------------------------------------------------------------------------------------------
+# -- keeping -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "kind, method", [(kind, name) for kind in KINDS for name in CLASSIFIERS if kind != "no backbone" or name not in TOWER_LEARNERS]
+    "kind, method",
+    [
+        (kind, name)
+        for kind in KINDS
+        for name in CLASSIFIERS
+        if kind != "no backbone" or name not in TOWER_LEARNERS
+    ],
 )
 def test_save_and_load_keep_every_prediction(backbone, images, labels, tmp_path, method, kind):
     y = labels if kind == "text" else [COLOUR_NAMES.index(label) for label in labels]
@@ -143,14 +181,24 @@ def test_save_and_load_keep_every_prediction(backbone, images, labels, tmp_path,
     classifier = make(used, method, class_names=names, seed=np.int64(4)).fit(X, y)
     classifier.save(tmp_path / "run")
     loaded = load(tmp_path / "run", backbone=used)
-    assert loaded.predict(X).tolist() == classifier.predict(X).tolist() and loaded.classes_.dtype == classifier.classes_.dtype
+    assert (
+        loaded.predict(X).tolist() == classifier.predict(X).tolist()
+        and loaded.classes_.dtype == classifier.classes_.dtype
+    )
     assert np.allclose(loaded.predict_proba(X), classifier.predict_proba(X), atol=1e-6)
     assert loaded.get_params()["method"] == method and loaded.seed == 4
-    assert [[line[:2] for line in why] for why in loaded.explain(X)] == [[line[:2] for line in why] for why in classifier.explain(X)]
+    assert [[line[:2] for line in why] for why in loaded.explain(X)] == [
+        [line[:2] for line in why] for why in classifier.explain(X)
+    ]
 
 
 def test_numbers_of_numpy_can_be_saved(backbone, images, labels, tmp_path):
-    classifier = Classifier(backbone, "aape", settings={"width": np.int64(4), "pull": np.float32(0.5)}, train={**QUICK, "lr": np.float64(0.01)})
+    classifier = Classifier(
+        backbone,
+        "aape",
+        settings={"width": np.int64(4), "pull": np.float32(0.5)},
+        train={**QUICK, "lr": np.float64(0.01)},
+    )
     kept = load(classifier.fit(images, labels).save(tmp_path / "run"), backbone=backbone)
     assert (kept.settings["width"], kept.settings["pull"], kept.train["lr"]) == (4, 0.5, 0.01)
 
@@ -161,7 +209,7 @@ def test_a_backbone_folder_is_enough_to_load(tiny_clip, images, labels, tmp_path
     assert np.array_equal(loaded.predict_proba(images), classifier.predict_proba(images))
 
 
-# -- other classes ------------------------------------------------------------------------------------------------------------------------
+# -- other classes -------------------------------------------------------------------------------------------
 
 
 def test_other_classes_are_chosen_by_name(fitted, images):
@@ -169,13 +217,20 @@ def test_other_classes_are_chosen_by_name(fitted, images):
     before = fitted.decision_function(images)
     other = fitted.with_classes(["yellow", "red", "green"], {"yellow": ["a yellow lemon", "yellow sand"]})
     after = other.decision_function(images)
-    assert np.allclose(after[:, [2, 1]], before[:, [1, 2]], atol=1e-4)  # what it was fitted on keeps what it learned
+    assert np.allclose(
+        after[:, [2, 1]], before[:, [1, 2]], atol=1e-4
+    )  # what it was fitted on keeps what it learned
     assert other.predict([paint(COLOURS["yellow"], 50)]).tolist() == ["yellow"]
     assert any(
-        name == "yellow" and text in ("a yellow lemon", "yellow sand") for name, text, _ in other.explain([paint(COLOURS["yellow"], 50)], 2)[0]
+        name == "yellow" and text in ("a yellow lemon", "yellow sand")
+        for name, text, _ in other.explain([paint(COLOURS["yellow"], 50)], 2)[0]
     )
     assert all(torch.equal(weights[name], tensor) for name, tensor in other.method_.weights().items())
-    assert np.array_equal(fitted.decision_function(images), before) and fitted.classes_.tolist() == ["blue", "green", "red"]
+    assert np.array_equal(fitted.decision_function(images), before) and fitted.classes_.tolist() == [
+        "blue",
+        "green",
+        "red",
+    ]
 
 
 def test_chosen_classes_can_be_chosen_again(fitted, images):
@@ -186,7 +241,9 @@ def test_chosen_classes_can_be_chosen_again(fitted, images):
 def test_other_classes_from_a_file(fitted, tmp_path):
     (tmp_path / "s.json").write_text('{"yellow": ["a yellow lemon"], "Purple": ["a purple plum"]}')
     other = fitted.with_classes(["yellow", "purple", "red"], str(tmp_path / "s.json"))
-    assert other.sentences_["purple"] == ("a purple plum",) and other.sentences_["red"] == tuple(SENTENCES["red"])
+    assert other.sentences_["purple"] == ("a purple plum",) and other.sentences_["red"] == tuple(
+        SENTENCES["red"]
+    )
     with pytest.raises(WordsightError, match=r"s\.json has no sentences for 1 of 2 classes: 'orange'"):
         fitted.with_classes(["orange", "purple"], str(tmp_path / "s.json"))
 
@@ -205,13 +262,17 @@ def test_only_what_was_fitted_is_saved(fitted, tmp_path):
 
 def test_explaining_names_the_closest_sentences_first(fitted, backbone, images, labels):
     for why in fitted.explain(images, top=2):
-        assert len(why) == 2 and why[0][2] >= why[1][2] and all(text in SENTENCES[name] for name, text, _ in why)
-    itself = make(backbone, "zero_shot", sentences=SENTENCES).fit(images, labels)  # the image alone is compared with the sentences
+        assert (
+            len(why) == 2 and why[0][2] >= why[1][2] and all(text in SENTENCES[name] for name, text, _ in why)
+        )
+    itself = make(backbone, "zero_shot", sentences=SENTENCES).fit(
+        images, labels
+    )  # the image alone is compared with the sentences
     assert [why[0][0] for why in itself.explain(images, top=1)] == labels
     assert len(fitted.explain(images[:1], top=99)[0]) == 5
 
 
-# -- mistakes -----------------------------------------------------------------------------------------------------------------------------
+# -- mistakes ------------------------------------------------------------------------------------------------
 
 
 def test_mistakes_end_in_sentences(backbone, images, labels, fitted):
@@ -220,24 +281,60 @@ def test_mistakes_end_in_sentences(backbone, images, labels, fitted):
         (lambda: make(backbone).fit(images, labels[:-1]), "12 images and 11 labels"),
         (lambda: make(backbone).fit(images, [*labels, "red"]), "12 images and 13 labels"),
         (lambda: make(backbone).fit(images, None), "requires y to be passed"),
-        (lambda: make(backbone).fit(images[0], labels), "expected a list of images, not one Image; put it in a list"),
+        (
+            lambda: make(backbone).fit(images[0], labels),
+            "expected a list of images, not one Image; put it in a list",
+        ),
         (lambda: make(backbone).fit("photos/a.png", ["red"]), "not one str; put it in a list"),
         (lambda: fitted.predict(Path("a.png")), "put it in a list"),
-        (lambda: fitted.predict(np.zeros((8, 8, 3), np.uint8)), r"an array of shape \(8, 8, 3\) is one image, so put it in a list"),
+        (
+            lambda: fitted.predict(np.zeros((8, 8, 3), np.uint8)),
+            r"an array of shape \(8, 8, 3\) is one image, so put it in a list",
+        ),
         (lambda: fitted.predict([3]), "image 0 is a int; an image is a path"),
-        (lambda: make(backbone).fit(np.ones((12, 5), np.float32), labels), "feature matrix of width 5 does not fit backbone 'colours'.*have 12"),
-        (lambda: fitted.predict(np.ones((2, 5), np.float32)), "X has 5 features, but Classifier is expecting 12"),
+        (
+            lambda: make(backbone).fit(np.ones((12, 5), np.float32), labels),
+            "feature matrix of width 5 does not fit backbone 'colours'.*have 12",
+        ),
+        (
+            lambda: fitted.predict(np.ones((2, 5), np.float32)),
+            "X has 5 features, but Classifier is expecting 12",
+        ),
         (lambda: fitted.predict(["none.png"]), r"none of 1 images could be read; the first: none\.png"),
-        (lambda: fitted.predict([np.zeros((4, 4), np.float32), images[0]]), "1 images cannot be read.*expected uint8"),
-        (lambda: make(backbone, "aaep").fit(images, labels), "method 'aaep' is not known.*did you mean 'aape'"),
-        (lambda: make(backbone, settings={"with": 3}).fit(images, labels), "unknown setting 'settings.with'.*did you mean 'width'"),
-        (lambda: make(backbone, class_names=["a", "b"]).fit(images, labels), "class_names has 2 names, the labels have 3 classes"),
+        (
+            lambda: fitted.predict([np.zeros((4, 4), np.float32), images[0]]),
+            "1 images cannot be read.*expected uint8",
+        ),
+        (
+            lambda: make(backbone, "aaep").fit(images, labels),
+            "method 'aaep' is not known.*did you mean 'aape'",
+        ),
+        (
+            lambda: make(backbone, settings={"with": 3}).fit(images, labels),
+            "unknown setting 'settings.with'.*did you mean 'width'",
+        ),
+        (
+            lambda: make(backbone, class_names=["a", "b"]).fit(images, labels),
+            "class_names has 2 names, the labels have 3 classes",
+        ),
         (lambda: make(backbone, class_names=["a", "b", "a"]).fit(images, labels), "must differ, but 'a'"),
-        (lambda: make(backbone, sentences={"red": ["x"]}).fit(images, labels), "has no sentences for 2 of 3 classes"),
-        (lambda: make(backbone, device="gpu").fit(images, labels), "device='gpu' is not known; give auto, cpu"),
-        (lambda: make(None, "zero_shot").fit(np.eye(4), list("aabb")).with_classes(["a", "c"]), "new classes need words"),
+        (
+            lambda: make(backbone, sentences={"red": ["x"]}).fit(images, labels),
+            "has no sentences for 2 of 3 classes",
+        ),
+        (
+            lambda: make(backbone, device="gpu").fit(images, labels),
+            "device='gpu' is not known; give auto, cpu",
+        ),
+        (
+            lambda: make(None, "zero_shot").fit(np.eye(4), list("aabb")).with_classes(["a", "c"]),
+            "new classes need words",
+        ),
         (lambda: make(None).encode(images), "no image tower"),
-        (lambda: make(None, "coop").fit(np.eye(4), list("aabb")), "coop learns token prompts of a text tower; there is no backbone here"),
+        (
+            lambda: make(None, "coop").fit(np.eye(4), list("aabb")),
+            "coop learns token prompts of a text tower; there is no backbone here",
+        ),
     ]
     for act, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -251,7 +348,9 @@ def test_an_image_that_cannot_be_read_is_left_out_of_fitting(backbone, images, l
     mixed = [images[0], str(tmp_path / "bad.png"), *images[1:]]
     classifier = make(backbone).fit(mixed, [labels[0], "blue", *labels[1:]])
     assert classifier.skipped_ == [(str(tmp_path / "bad.png"), "not an image that Pillow knows")]
-    assert np.array_equal(classifier.predict_proba(images), make(backbone).fit(images, labels).predict_proba(images))
+    assert np.array_equal(
+        classifier.predict_proba(images), make(backbone).fit(images, labels).predict_proba(images)
+    )
     with pytest.raises(WordsightError, match="1 images cannot be read"):
         classifier.predict(mixed)
 
@@ -263,7 +362,7 @@ def test_a_class_whose_every_image_is_unreadable_is_named(backbone, images, labe
         make(backbone, "linear_probe").fit(mixed, labels)
 
 
-# -- the hub ------------------------------------------------------------------------------------------------------------------------------
+# -- the hub -------------------------------------------------------------------------------------------------
 
 
 def test_a_classifier_goes_to_the_hub_and_back(fitted, backbone, images, monkeypatch, tmp_path):
@@ -283,9 +382,19 @@ def test_a_classifier_goes_to_the_hub_and_back(fitted, backbone, images, monkeyp
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     assert fitted.push_to_hub("me/colours", private=True, token="t") == "https://huggingface.co/me/colours"
     card = (tmp_path / "hub" / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: wordsight") and 'wordsight.load("hf:me/colours")' in card and "blue, green, red" in card
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id, **_: str(tmp_path / "hub") if repo_id == "me/colours" else None)
-    assert np.array_equal(load("hf:me/colours", backbone=backbone).predict_proba(images), fitted.predict_proba(images))
+    assert (
+        card.startswith("---\nlibrary_name: wordsight")
+        and 'wordsight.load("hf:me/colours")' in card
+        and "blue, green, red" in card
+    )
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda repo_id, **_: str(tmp_path / "hub") if repo_id == "me/colours" else None,
+    )
+    assert np.array_equal(
+        load("hf:me/colours", backbone=backbone).predict_proba(images), fitted.predict_proba(images)
+    )
 
 
 @pytest.mark.parametrize("error", [OSError("no network\nsecond line"), RuntimeError()])
@@ -294,7 +403,9 @@ def test_a_hub_that_does_not_answer_is_said(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(WordsightError, match=r"hf:me/none cannot be read from the hub: (no network$|RuntimeError$)"):
+    with pytest.raises(
+        WordsightError, match=r"hf:me/none cannot be read from the hub: (no network$|RuntimeError$)"
+    ):
         load("hf:me/none")
 
 

@@ -1,4 +1,6 @@
-"""The tree is what the design says: a file imports only what stands above it, every name resolves, every YAML is read."""
+"""The tree is what the design says: a file imports only what stands above it, every name resolves, every YAML
+is read.
+"""
 
 import ast
 from pathlib import Path
@@ -38,7 +40,9 @@ ORDER = [
 
 
 def unit_of(module: str) -> str | None:
-    """The unit that an import of `module` reaches; None for what is not ours, and for the top, which holds the version alone."""
+    """The unit that an import of `module` reaches; None for what is not ours, and for the top, which holds
+    the version alone.
+    """
     parts = module.split(".")
     return parts[1] if parts[0] == "wordsight" and len(parts) > 1 else None
 
@@ -51,7 +55,11 @@ def imports(path: Path) -> list[str]:
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "wordsight" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "wordsight"
+                else [node.module]
+            )
             found += [name for name in names if name != "wordsight.__version__"]
     return [module for module in found if module.split(".")[0] == "wordsight"]
 
@@ -65,7 +73,9 @@ def test_a_file_imports_only_what_stands_above_it(path):
     assert own in ORDER, f"{own} has no place in the order"
     for module in imports(path):
         reached = unit_of(module)
-        assert reached in ORDER and (reached == own or ORDER.index(reached) < ORDER.index(own)), f"{own} imports {module}, which stands below it"
+        assert reached in ORDER and (reached == own or ORDER.index(reached) < ORDER.index(own)), (
+            f"{own} imports {module}, which stands below it"
+        )
 
 
 def test_config_and_cli_import_no_torch_at_the_top():
@@ -74,7 +84,9 @@ def test_config_and_cli_import_no_torch_at_the_top():
         tops = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
         modules = {alias.name for node in tops if isinstance(node, ast.Import) for alias in node.names}
         modules |= {node.module for node in tops if isinstance(node, ast.ImportFrom)}
-        assert not {"torch", "numpy", "yaml", "PIL", "transformers"} & {module.split(".")[0] for module in modules}, name
+        assert not {"torch", "numpy", "yaml", "PIL", "transformers"} & {
+            module.split(".")[0] for module in modules
+        }, name
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -97,7 +109,11 @@ def test_every_export_is_there():
 
 
 def test_no_file_is_named_utils():
-    assert [path for path in ROOT.rglob("*") if path.stem in ("utils", "util", "helpers", "common", "core", "misc")] == []
+    assert [
+        path
+        for path in ROOT.rglob("*")
+        if path.stem in ("utils", "util", "helpers", "common", "core", "misc")
+    ] == []
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

@@ -14,7 +14,10 @@ def rows(*values):
 
 
 def test_embedding_distillation_is_the_squared_distance_and_its_target_is_constant():
-    said, target = rows([3.0, 4.0], [0.0, 1.0]).requires_grad_(), rows([0.0, 0.0], [0.0, 1.0]).requires_grad_()
+    said, target = (
+        rows([3.0, 4.0], [0.0, 1.0]).requires_grad_(),
+        rows([0.0, 0.0], [0.0, 1.0]).requires_grad_(),
+    )
     loss = losses.embedding_distillation(said, target)
     assert loss.item() == 25 / 2
     loss.backward()
@@ -26,7 +29,9 @@ def test_clip_reward_is_a_cosine_that_is_never_negative():
     image = rows([1.0, 0.0], [1.0, 0.0])
     assert losses.clip_reward(image, rows([2.0, 0.0], [1.0, 0.0])).item() == pytest.approx(2.5)
     assert losses.clip_reward(image, rows([-1.0, 0.0], [0.0, 3.0])).item() == 0
-    assert losses.clip_reward(image, rows([1.0, 1.0], [-1.0, 0.0]), scale=1.0).item() == pytest.approx(0.5**0.5 / 2)
+    assert losses.clip_reward(image, rows([1.0, 1.0], [-1.0, 0.0]), scale=1.0).item() == pytest.approx(
+        0.5**0.5 / 2
+    )
 
 
 def test_pull_is_zero_where_nothing_moved():
@@ -35,14 +40,22 @@ def test_pull_is_zero_where_nothing_moved():
 
 
 def unit_rows(count, width=6, seed=0):
-    return torch.nn.functional.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1)
+    return torch.nn.functional.normalize(
+        torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1
+    )
 
 
 def test_info_nce_of_vectors_that_say_nothing_is_log_b_and_it_is_cross_entropy_both_ways():
-    zero, log_scale = torch.zeros(8, 4, dtype=torch.float64), torch.tensor(math.log(10.0), dtype=torch.float64)
+    zero, log_scale = (
+        torch.zeros(8, 4, dtype=torch.float64),
+        torch.tensor(math.log(10.0), dtype=torch.float64),
+    )
     assert losses.info_nce(zero, zero, log_scale).item() == pytest.approx(math.log(8))
     image, text = unit_rows(5), unit_rows(5, seed=1)
-    chance = (10 * image @ text.T).softmax(1).diagonal().log(), (10 * image @ text.T).softmax(0).diagonal().log()
+    chance = (
+        (10 * image @ text.T).softmax(1).diagonal().log(),
+        (10 * image @ text.T).softmax(0).diagonal().log(),
+    )
     assert losses.info_nce(image, text, log_scale).item() == pytest.approx(-(sum(chance) / 2).mean().item())
     assert losses.info_nce(image, image, torch.tensor(9.0)).item() == pytest.approx(
         losses.info_nce(image, image, torch.tensor(math.log(100.0))).item()
@@ -64,17 +77,24 @@ def test_the_scale_never_passes_a_hundred_but_may_fall_from_there():
         log_scale = torch.tensor(start, dtype=torch.float64, requires_grad=True)
         value = losses.clamped_scale(log_scale)
         (push * value).backward()
-        assert value.item() == pytest.approx(min(100.0, math.exp(start))) and log_scale.grad.item() == pytest.approx(expected)
+        assert value.item() == pytest.approx(
+            min(100.0, math.exp(start))
+        ) and log_scale.grad.item() == pytest.approx(expected)
 
 
 def test_pairwise_sigmoid_asks_about_each_pair_alone():
     image, text = rows([1.0, 0.0], [0.0, 1.0]), rows([1.0, 0.0], [0.0, 1.0])
-    log_scale, bias = torch.tensor(math.log(2.0), dtype=torch.float64), torch.tensor(-1.0, dtype=torch.float64)
-    yes, no = math.log1p(math.exp(-(2 - 1))), math.log1p(math.exp(-1))
-    assert losses.pairwise_sigmoid(image, text, log_scale, bias).item() == pytest.approx((2 * yes + 2 * no) / 2)
-    assert losses.pairwise_sigmoid(torch.zeros(3, 2), torch.zeros(3, 2), torch.tensor(0.0), torch.tensor(0.0)).item() == pytest.approx(
-        3 * math.log(2)
+    log_scale, bias = (
+        torch.tensor(math.log(2.0), dtype=torch.float64),
+        torch.tensor(-1.0, dtype=torch.float64),
     )
+    yes, no = math.log1p(math.exp(-(2 - 1))), math.log1p(math.exp(-1))
+    assert losses.pairwise_sigmoid(image, text, log_scale, bias).item() == pytest.approx(
+        (2 * yes + 2 * no) / 2
+    )
+    assert losses.pairwise_sigmoid(
+        torch.zeros(3, 2), torch.zeros(3, 2), torch.tensor(0.0), torch.tensor(0.0)
+    ).item() == pytest.approx(3 * math.log(2))
 
 
 def test_similarity_distillation_is_zero_at_the_teacher_and_the_kl_of_rows_and_of_columns():

@@ -35,11 +35,15 @@ def test_recall_equals_scikit_learn_s():
     logits, labels = torch.randn(50, 4, generator=stream), torch.randint(4, (50,), generator=stream)
     counts = metrics.confusion(logits, labels)
     assert counts.tolist() == confusion_matrix(labels, logits.argmax(1)).tolist()
-    assert metrics.mean_class_recall(counts) == pytest.approx(100 * balanced_accuracy_score(labels, logits.argmax(1)))
+    assert metrics.mean_class_recall(counts) == pytest.approx(
+        100 * balanced_accuracy_score(labels, logits.argmax(1))
+    )
 
 
 def test_harmonic_mean():
-    assert round(metrics.harmonic_mean(69.34, 74.22), 2) == 71.70  # zero-shot CLIP over eleven datasets, as CoCoOp prints it
+    assert (
+        round(metrics.harmonic_mean(69.34, 74.22), 2) == 71.70
+    )  # zero-shot CLIP over eleven datasets, as CoCoOp prints it
     assert metrics.harmonic_mean(50, 50) == 50
     assert metrics.harmonic_mean(0, 0) == 0 == metrics.harmonic_mean(80, 0)
 
@@ -51,7 +55,9 @@ def test_calibration_error_by_hand():
     logits = torch.stack([sure(0.9), sure(0.9), sure(0.6), sure(0.6)])
     # bin of 0.9: accuracy 1/2, gap 0.4; bin of 0.6: accuracy 1, gap 0.4
     assert metrics.calibration_error(logits, torch.tensor([0, 1, 0, 0])) == pytest.approx(40, abs=1e-3)
-    assert metrics.calibration_error(logits, torch.tensor([0, 1, 0, 0]), bins=1) == pytest.approx(0, abs=1e-3)  # 0.75 sure, 0.75 right
+    assert metrics.calibration_error(logits, torch.tensor([0, 1, 0, 0]), bins=1) == pytest.approx(
+        0, abs=1e-3
+    )  # 0.75 sure, 0.75 right
     certain = torch.tensor([[1000.0, 0.0], [0.0, 1000.0]])  # confidence 1 falls into the last bin
     assert metrics.calibration_error(certain, torch.tensor([0, 1])) == 0
     assert metrics.calibration_error(certain, torch.tensor([1, 0])) == 100

@@ -32,14 +32,22 @@ def test_names_and_sentences_classify_real_digits():
 def test_the_sentences_name_no_digit():
     sentences = json.loads(SENTENCES.read_text())
     assert tuple(sentences) == NAMES and all(12 <= len(set(lines)) <= 20 for lines in sentences.values())
-    assert not any(name in re.findall("[a-z]+", line.lower()) for name, lines in sentences.items() for line in lines)
+    assert not any(
+        name in re.findall("[a-z]+", line.lower()) for name, lines in sentences.items() for line in lines
+    )
 
 
 def test_padding_changes_no_text_vector():
     model, tokenizer = AutoModel.from_pretrained(MICRO).eval(), AutoTokenizer.from_pretrained(MICRO)
-    alone, padded = (tokenizer(texts, padding=True, return_tensors="pt") for texts in (["zero"], ["zero", "a much longer caption of two loops"]))
+    alone, padded = (
+        tokenizer(texts, padding=True, return_tensors="pt")
+        for texts in (["zero"], ["zero", "a much longer caption of two loops"])
+    )
     with torch.no_grad():
-        alone, padded = (model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output for tokens in (alone, padded))
+        alone, padded = (
+            model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
+            for tokens in (alone, padded)
+        )
     assert torch.allclose(alone[0], padded[0], atol=1e-5)
 
 
@@ -47,7 +55,11 @@ def test_rendering_is_a_function_of_the_seed():
     from glyphs import Glyphs
 
     first, again, other = (Glyphs(seed).draw(8) for seed in (1, 1, 2))
-    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1]) and not torch.equal(first[0], other[0])
+    assert (
+        torch.equal(first[0], again[0])
+        and torch.equal(first[1], again[1])
+        and not torch.equal(first[0], other[0])
+    )
     assert first[0].shape == (8, 1, 32, 32) and first[0].min() >= 0 and first[0].max() <= 1
 
 
@@ -57,7 +69,12 @@ def test_no_sentence_of_the_demo_shares_six_words_in_a_row_with_a_fact_of_the_ca
     rng = random.Random(0)
     facts = [fact for table in (FACTS, ACCOUNTS) for line in table.values() for fact in line.split(";")]
     seen = {run for fact in facts for _ in range(20) for run in runs_of_six(choose(fact, rng))}
-    assert not [line for lines in json.loads(SENTENCES.read_text()).values() for line in lines if seen & runs_of_six(line)]
+    assert not [
+        line
+        for lines in json.loads(SENTENCES.read_text()).values()
+        for line in lines
+        if seen & runs_of_six(line)
+    ]
 
 
 def runs_of_six(text):

@@ -1,4 +1,6 @@
-"""The run folder: the same command goes on, another one is refused with the difference, and no write leaves half a file."""
+"""The run folder: the same command goes on, another one is refused with the difference, and no write leaves
+half a file.
+"""
 
 import errno
 import json
@@ -39,13 +41,21 @@ def test_a_finished_run_is_opened_as_it_was(run):
     assert torch.equal(opened.extra("more"), torch.arange(3.0))
     with pytest.raises(WordsightError, match="no tensor 'less'"):
         opened.extra("less")
-    assert sorted(path.name for path in run.folder.iterdir()) == ["config.yaml", "extra.safetensors", "sentences.json", "weights.safetensors"]
+    assert sorted(path.name for path in run.folder.iterdir()) == [
+        "config.yaml",
+        "extra.safetensors",
+        "sentences.json",
+        "weights.safetensors",
+    ]
 
 
 def test_the_folder_is_readable_by_eye(run):
     content = yaml.safe_load((run.folder / "config.yaml").read_text())
     assert content["format"] == FORMAT and content["settings"]["settings"] == {"strength": 0.5}
-    assert "ö b" in (run.folder / "config.yaml").read_text() and "ä" in (run.folder / "sentences.json").read_text()
+    assert (
+        "ö b" in (run.folder / "config.yaml").read_text()
+        and "ä" in (run.folder / "sentences.json").read_text()
+    )
 
 
 def test_state_is_gone_once_a_run_is_finished(run):
@@ -56,14 +66,21 @@ def test_state_is_gone_once_a_run_is_finished(run):
 
 
 def test_the_same_settings_go_on(run):
-    elsewhere = replace(SETTINGS, out="other", device="cpu")  # where it lies and what it runs on do not decide its result
+    elsewhere = replace(
+        SETTINGS, out="other", device="cpu"
+    )  # where it lies and what it runs on do not decide its result
     again = Run.start(run.folder, elsewhere, FACTS, SENTENCES)
     assert not again.finished and again.settings == SETTINGS
 
 
 @pytest.mark.parametrize("value", ["0.5", np.float64(0.5), np.float32(0.5)])
 def test_a_number_is_the_same_setting_however_it_was_written(run, value):
-    Run.start(run.folder, replace(SETTINGS, settings={"strength": value}, shots=np.int64(16), data=Path("photos")), FACTS, SENTENCES)
+    Run.start(
+        run.folder,
+        replace(SETTINGS, settings={"strength": value}, shots=np.int64(16), data=Path("photos")),
+        FACTS,
+        SENTENCES,
+    )
 
 
 def test_plain_keeps_only_what_was_given():
@@ -77,10 +94,25 @@ def test_plain_keeps_only_what_was_given():
     "settings, facts, sentences, shown",
     [
         (replace(SETTINGS, shots=4), FACTS, SENTENCES, "shots is 16 there and 4 here"),
-        (replace(SETTINGS, settings={"strength": 1.0}), FACTS, SENTENCES, "settings.strength is 0.5 there and 1.0 here"),
-        (replace(SETTINGS, seed=2, views=3), FACTS, SENTENCES, "seed is 1 there and 2 here; views is 1 there and 3 here"),
+        (
+            replace(SETTINGS, settings={"strength": 1.0}),
+            FACTS,
+            SENTENCES,
+            "settings.strength is 0.5 there and 1.0 here",
+        ),
+        (
+            replace(SETTINGS, seed=2, views=3),
+            FACTS,
+            SENTENCES,
+            "seed is 1 there and 2 here; views is 1 there and 3 here",
+        ),
         (SETTINGS, replace(FACTS, classes=("a", "c")), SENTENCES, "classes is"),
-        (SETTINGS, replace(FACTS, image_fingerprint="j"), SENTENCES, "image_fingerprint is 'i' there and 'j' here"),
+        (
+            SETTINGS,
+            replace(FACTS, image_fingerprint="j"),
+            SENTENCES,
+            "image_fingerprint is 'i' there and 'j' here",
+        ),
         (SETTINGS, FACTS, {**SENTENCES, "ö b": ("new",)}, "the sentences differ"),
     ],
 )
@@ -110,12 +142,21 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda content: content | {"format": 99}, "was written in run format 99; this version of wordsight reads format 1"),
+        (
+            lambda content: content | {"format": 99},
+            "was written in run format 99; this version of wordsight reads format 1",
+        ),
         (lambda content: {k: v for k, v in content.items() if k != "format"}, "run format None"),
         (lambda content: {k: v for k, v in content.items() if k != "facts"}, "is not complete: 'facts'"),
         (lambda content: content | {"settings": None}, "is not complete"),
-        (lambda content: content | {"settings": content["settings"] | {"shot": 1}}, "unknown setting 'shot'.*did you mean 'shots'"),
-        (lambda content: content | {"settings": content["settings"] | {"method": "linear"}}, "method 'linear' is not known"),
+        (
+            lambda content: content | {"settings": content["settings"] | {"shot": 1}},
+            "unknown setting 'shot'.*did you mean 'shots'",
+        ),
+        (
+            lambda content: content | {"settings": content["settings"] | {"method": "linear"}},
+            "method 'linear' is not known",
+        ),
     ],
 )
 def test_a_folder_that_was_changed_is_refused(run, change, message):
@@ -146,7 +187,9 @@ def test_a_full_disk_leaves_what_stood_there(run, monkeypatch, call):
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full_disk)
         with pytest.raises(
-            WordsightError, match=r"weights.safetensors' cannot be written: No space left on device; what stood there before is intact"
+            WordsightError,
+            match=r"weights.safetensors' cannot be written: No space left on device; what stood there before "
+            r"is intact",
         ):
             run.finish(method(2.0))
     assert {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()} == before

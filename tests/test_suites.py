@@ -1,4 +1,6 @@
-"""Suites: which runs they are made of, that they go on where they stopped, and one sentence for every mistake."""
+"""Suites: which runs they are made of, that they go on where they stopped, and one sentence for every
+mistake.
+"""
 
 import csv
 import dataclasses
@@ -19,7 +21,16 @@ from wordsight.cli import main
 from wordsight.config import RunSettings, WordsightError, read
 from wordsight.data import open_dataset
 from wordsight.runs import Run
-from wordsight.suites import SUITES, Suite, SuiteSettings, classifiers, folder_name, method_entries, plan, run_suite
+from wordsight.suites import (
+    SUITES,
+    Suite,
+    SuiteSettings,
+    classifiers,
+    folder_name,
+    method_entries,
+    plan,
+    run_suite,
+)
 
 FOUR = ("red", "green", "blue", "yellow")
 QUICK = {"epochs": 1, "min_steps": 2}
@@ -37,55 +48,99 @@ def data(tmp_path_factory):
 
 
 def settings_for(root, tmp_path, suite="base-to-new", names=("one",), **changes):
-    given = {"methods": ("zero_shot", "linear_probe", "aape"), "seeds": (1, 2), "backbone": "colours", "shots": (2,), "train": QUICK}
+    given = {
+        "methods": ("zero_shot", "linear_probe", "aape"),
+        "seeds": (1, 2),
+        "backbone": "colours",
+        "shots": (2,),
+        "train": QUICK,
+    }
     paths = tuple(str(root / name) for name in names)
-    return SuiteSettings(**{"suite": suite, "data": paths, "out": str(tmp_path / "out"), "device": "cpu"} | given | changes)
+    return SuiteSettings(
+        **{"suite": suite, "data": paths, "out": str(tmp_path / "out"), "device": "cpu"} | given | changes
+    )
 
 
 def cells_of(settings):
     return plan(settings, SUITES[settings.suite], {data: open_dataset(data) for data in settings.data})
 
 
-# -- what a suite is made of --------------------------------------------------------------------------------------------------------------
+# -- what a suite is made of ---------------------------------------------------------------------------------
 
 
 def test_the_table_is_the_protocol():
     assert list(SUITES) == ["few-shot", "base-to-new", "cross-dataset", "domain-shift", "cost"]
     assert SUITES["few-shot"].shots == (1, 2, 4, 8, 16) and SUITES["few-shot"].classes == "all"
     assert SUITES["base-to-new"] == Suite(SUITES["base-to-new"].summary, shots=(16,), classes="base")
-    assert SUITES["cross-dataset"].targets and not SUITES["cross-dataset"].same_names and SUITES["domain-shift"].same_names
+    assert (
+        SUITES["cross-dataset"].targets
+        and not SUITES["cross-dataset"].same_names
+        and SUITES["domain-shift"].same_names
+    )
     assert SUITES["cross-dataset"].shots == SUITES["domain-shift"].shots == (16,) and SUITES["cost"].measured
     with pytest.raises(dataclasses.FrozenInstanceError):
         SUITES["cost"].measured = False
 
 
 def test_cells_are_methods_by_data_by_shots_by_seeds(data, tmp_path):
-    cells = cells_of(settings_for(data, tmp_path, "few-shot", ("one", "two"), shots=(1, 2), methods=("aape", "zero_shot", "protext")))
+    cells = cells_of(
+        settings_for(
+            data, tmp_path, "few-shot", ("one", "two"), shots=(1, 2), methods=("aape", "zero_shot", "protext")
+        )
+    )
     counted = {(folder_name(c.settings.data), c.label): 0 for c in cells}
     for cell in cells:
         counted[folder_name(cell.settings.data), cell.label] += 1
     assert counted["one", "aape"] == counted["two", "aape"] == 4
     assert counted["one", "zero_shot"] == 4, "without a test part the draw decides the test images"
-    assert counted["two", "zero_shot"] == 1 and counted["two", "protext"] == 2, "what draws nothing is there once, what trains once a seed"
+    assert counted["two", "zero_shot"] == 1 and counted["two", "protext"] == 2, (
+        "what draws nothing is there once, what trains once a seed"
+    )
     assert len({cell.settings.out for cell in cells}) == len(cells)
     aape = next(cell for cell in cells if cell.label == "aape")
-    assert (aape.settings.classes, aape.settings.backbone, aape.settings.train["epochs"]) == ("all", "colours", 1)
+    assert (aape.settings.classes, aape.settings.backbone, aape.settings.train["epochs"]) == (
+        "all",
+        "colours",
+        1,
+    )
     assert Path(aape.settings.out) == tmp_path / "out" / "one" / "aape-1shot-seed1"
 
 
 def test_targets_belong_to_the_first_dataset(data, tmp_path):
-    cells = cells_of(settings_for(data, tmp_path, "cross-dataset", ("one", "two", "other"), methods=("aape",)))
-    assert len(cells) == 2 and all(cell.settings.data == str(data / "one") and len(cell.targets) == 2 for cell in cells)
+    cells = cells_of(
+        settings_for(data, tmp_path, "cross-dataset", ("one", "two", "other"), methods=("aape",))
+    )
+    assert len(cells) == 2 and all(
+        cell.settings.data == str(data / "one") and len(cell.targets) == 2 for cell in cells
+    )
 
 
 def test_a_yaml_is_a_method_whose_sentences_stay_its_own(data, tmp_path):
-    (tmp_path / "mine.yaml").write_text("method: sentence_mean\nsentences: clip7\nshots: 3\nclasses: all\nseed: 9\ntemplate: b {}.")
-    settings = settings_for(data, tmp_path, methods=(str(tmp_path / "mine.yaml"), "sentence_mean"), sentences="digits", aliases="a.json", seeds=(1,))
+    (tmp_path / "mine.yaml").write_text(
+        "method: sentence_mean\nsentences: clip7\nshots: 3\nclasses: all\nseed: 9\ntemplate: b {}."
+    )
+    settings = settings_for(
+        data,
+        tmp_path,
+        methods=(str(tmp_path / "mine.yaml"), "sentence_mean"),
+        sentences="digits",
+        aliases="a.json",
+        seeds=(1,),
+    )
     mine, plain = cells_of(settings)
     assert (mine.settings.label, plain.settings.label) == ("mine", "sentence_mean")
-    assert (mine.label, mine.settings.sentences, mine.settings.aliases, mine.settings.template) == ("mine", "clip7", None, "b {}.")
+    assert (mine.label, mine.settings.sentences, mine.settings.aliases, mine.settings.template) == (
+        "mine",
+        "clip7",
+        None,
+        "b {}.",
+    )
     assert (mine.settings.shots, mine.settings.classes, mine.settings.seed) == (2, "base", 1)
-    assert (plain.settings.sentences, plain.settings.aliases, plain.settings.template) == ("digits", "a.json", RunSettings.template)
+    assert (plain.settings.sentences, plain.settings.aliases, plain.settings.template) == (
+        "digits",
+        "a.json",
+        RunSettings.template,
+    )
     one, _ = cells_of(dataclasses.replace(settings, template="c {}.", views=2))
     assert (one.settings.template, one.settings.views) == ("c {}.", 2)
 
@@ -93,7 +148,16 @@ def test_a_yaml_is_a_method_whose_sentences_stay_its_own(data, tmp_path):
 def test_a_pattern_names_a_file_of_each_dataset(data, tmp_path):
     (tmp_path / "one.json").write_text(json.dumps({name: [f"a {name} thing"] for name in FOUR}))
     pattern = str(tmp_path / "{data}.json")
-    (cell,) = cells_of(settings_for(data, tmp_path, methods=("aape",), seeds=(1,), sentences=pattern, aliases=str(tmp_path / "{data}.aliases")))
+    (cell,) = cells_of(
+        settings_for(
+            data,
+            tmp_path,
+            methods=("aape",),
+            seeds=(1,),
+            sentences=pattern,
+            aliases=str(tmp_path / "{data}.aliases"),
+        )
+    )
     assert cell.settings.sentences == str(tmp_path / "one.json") and cell.settings.aliases is None
     with pytest.raises(WordsightError, match=r"asks for '.*two\.json', for data=.*two; it does not exist"):
         cells_of(settings_for(data, tmp_path, names=("one", "two"), sentences=pattern))
@@ -113,7 +177,7 @@ def test_a_folder_is_called_after_the_last_part():
     ]
 
 
-# -- running ------------------------------------------------------------------------------------------------------------------------------
+# -- running -------------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_is_listed_and_the_rest_goes_on(data, backbone, tmp_path):
@@ -128,17 +192,28 @@ def test_what_cannot_be_is_listed_and_the_rest_goes_on(data, backbone, tmp_path)
     lines = {path: path.read_bytes() for path in (tmp_path / "out").rglob("metrics.jsonl")}
     again = run_suite(settings, backbone=backbone)
     assert again["fitted"] == 0 and again["markdown"] == result["markdown"] and len(again["failed"]) == 8
-    assert before == {path: path.stat().st_mtime_ns for path in before} and lines == {path: path.read_bytes() for path in lines}
+    assert before == {path: path.stat().st_mtime_ns for path in before} and lines == {
+        path: path.read_bytes() for path in lines
+    }
 
 
 def test_only_what_is_missing_is_run(data, backbone, tmp_path, monkeypatch):
     settings = settings_for(data, tmp_path, methods=("aape",), seeds=(1,))
     run_suite(settings, backbone=backbone)
-    assert run_suite(dataclasses.replace(settings, seeds=(1, 2), methods=("aape", "zero_shot")), backbone=backbone)["fitted"] == 3
+    assert (
+        run_suite(
+            dataclasses.replace(settings, seeds=(1, 2), methods=("aape", "zero_shot")), backbone=backbone
+        )["fitted"]
+        == 3
+    )
     (tmp_path / "out" / "one" / "aape-2shot-seed2" / "weights.safetensors").unlink()
     asked = []
-    monkeypatch.setattr(suites, "featurise_all", lambda cells, *_: asked.extend(cell.settings.seed for cell in cells))
-    assert run_suite(dataclasses.replace(settings, seeds=(1, 2)), backbone=backbone)["fitted"] == 1 and asked == [2]
+    monkeypatch.setattr(
+        suites, "featurise_all", lambda cells, *_: asked.extend(cell.settings.seed for cell in cells)
+    )
+    assert run_suite(dataclasses.replace(settings, seeds=(1, 2)), backbone=backbone)[
+        "fitted"
+    ] == 1 and asked == [2]
 
 
 def test_other_settings_do_not_pass_for_a_finished_run(data, backbone, tmp_path):
@@ -149,9 +224,19 @@ def test_other_settings_do_not_pass_for_a_finished_run(data, backbone, tmp_path)
 
 
 def test_no_image_and_no_text_is_left_for_the_cells(data, backbone, tmp_path, monkeypatch):
-    settings = settings_for(data, tmp_path, "cross-dataset", ("one", "two", "other"), methods=("aape", "tip_adapter"), sentences="clip7", views=2)
+    settings = settings_for(
+        data,
+        tmp_path,
+        "cross-dataset",
+        ("one", "two", "other"),
+        methods=("aape", "tip_adapter"),
+        sentences="clip7",
+        views=2,
+    )
     cells = cells_of(settings)
-    suites.featurise_all(cells, {data: open_dataset(data) for data in settings.data}, backbone, False, lambda line: None)
+    suites.featurise_all(
+        cells, {data: open_dataset(data) for data in settings.data}, backbone, False, lambda line: None
+    )
 
     def refuse(*_):
         raise AssertionError("a tower was asked")
@@ -162,7 +247,9 @@ def test_no_image_and_no_text_is_left_for_the_cells(data, backbone, tmp_path, mo
 
 
 def test_other_data_is_tested_once(data, backbone, tmp_path):
-    settings = settings_for(data, tmp_path, "cross-dataset", ("one", "two"), methods=("aape", "zero_shot"), seeds=(1,))
+    settings = settings_for(
+        data, tmp_path, "cross-dataset", ("one", "two"), methods=("aape", "zero_shot"), seeds=(1,)
+    )
     result = run_suite(settings, backbone=backbone)
     assert "one → " in result["markdown"] and "tested on other data" in result["markdown"]
     run = Run.open(tmp_path / "out" / "one" / "aape-2shot-seed1")
@@ -172,11 +259,14 @@ def test_other_data_is_tested_once(data, backbone, tmp_path):
 
 
 def test_where_nothing_can_run_it_is_an_error(data, backbone, tmp_path):
-    with pytest.raises(WordsightError, match=r"none of 2 runs could be; the first, one  aape  9 shots  seed 1: .*needs 9 training images"):
+    with pytest.raises(
+        WordsightError,
+        match=r"none of 2 runs could be; the first, one  aape  9 shots  seed 1: .*needs 9 training images",
+    ):
         run_suite(settings_for(data, tmp_path, methods=("aape",), shots=(9,)), backbone=backbone)
 
 
-# -- mistakes -----------------------------------------------------------------------------------------------------------------------------
+# -- mistakes ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -207,17 +297,29 @@ def test_datasets_must_differ_in_name_and_agree_in_classes(data, tmp_path):
     fill_folder(tmp_path / "one", FOUR)
     with pytest.raises(WordsightError, match="have the same folder name"):
         run_suite(settings_for(data, tmp_path, data=(str(data / "one"), str(tmp_path / "one"))))
-    with pytest.raises(WordsightError, match=r"1 of 2 classes of .*other are not among those of .*one: 'purple'"):
+    with pytest.raises(
+        WordsightError, match=r"1 of 2 classes of .*other are not among those of .*one: 'purple'"
+    ):
         run_suite(settings_for(data, tmp_path, "domain-shift", ("one", "other")))
-    with pytest.raises(WordsightError, match="cross-dataset needs the dataset to fit on and those to test on: data=A,B"):
+    with pytest.raises(
+        WordsightError, match="cross-dataset needs the dataset to fit on and those to test on: data=A,B"
+    ):
         run_suite(settings_for(data, tmp_path, "cross-dataset"))
 
 
-# -- the command line, in processes of its own --------------------------------------------------------------------------------------------
+# -- the command line, in processes of its own ---------------------------------------------------------------
 
 
 def words_for(data, tiny_clip, out, *more):
-    given = (f"data={data / 'one'}", f"backbone={tiny_clip}", "device=cpu", "seeds=1,2", "shots=2", f"out={out}", "train.min_steps=2")
+    given = (
+        f"data={data / 'one'}",
+        f"backbone={tiny_clip}",
+        "device=cpu",
+        "seeds=1,2",
+        "shots=2",
+        f"out={out}",
+        "train.min_steps=2",
+    )
     return ["suite", "base-to-new", *given, *more]
 
 
@@ -225,45 +327,79 @@ def test_the_command_line_says_what_was_done_and_what_could_not_be(data, tiny_cl
     words = words_for(data, tiny_clip, tmp_path / "a", "methods=zero_shot,linear_probe", "jobs=1")
     assert main(words) == 0
     shown = capsys.readouterr()
-    assert "4 of 4 runs fitted now" in shown.out and "not possible, 2 times: classes=new: linear_probe has seen" in shown.out
+    assert (
+        "4 of 4 runs fitted now" in shown.out
+        and "not possible, 2 times: classes=new: linear_probe has seen" in shown.out
+    )
     assert "one  zero_shot  2 shots  seed 2  base " in shown.err and "features of 24 images" in shown.err
     assert main([*words, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["runs"], result["fitted"]) == (4, 0) and len(result["failed"]) == 2
-    files = ("--out", str(tmp_path / "r.html"), "--csv", str(tmp_path / "t.csv"), "--latex", str(tmp_path / "t.tex"))
+    files = (
+        "--out",
+        str(tmp_path / "r.html"),
+        "--csv",
+        str(tmp_path / "t.csv"),
+        "--latex",
+        str(tmp_path / "t.tex"),
+    )
     assert main(["report", str(tmp_path / "a"), *files, "--reference", "linear_probe"]) == 0
-    assert "**Against linear_probe**" in capsys.readouterr().out and r"Against linear\_probe" in (tmp_path / "t.tex").read_text()
+    assert (
+        "**Against linear_probe**" in capsys.readouterr().out
+        and r"Against linear\_probe" in (tmp_path / "t.tex").read_text()
+    )
     assert len(list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))) == 2
-    assert main(["suite", "base-to-knew", "data=x"]) == 2 and main(["suite", "few-shot", "data=digits", "seeds=one"]) == 2
+    assert (
+        main(["suite", "base-to-knew", "data=x"]) == 2
+        and main(["suite", "few-shot", "data=digits", "seeds=one"]) == 2
+    )
     assert "seeds='one' is not a whole number" in capsys.readouterr().err
 
 
-def test_ctrl_c_stops_all_workers_and_the_same_command_ends_in_the_same_bits(data, tiny_clip, tmp_path, capsys):
+def test_ctrl_c_stops_all_workers_and_the_same_command_ends_in_the_same_bits(
+    data, tiny_clip, tmp_path, capsys
+):
     slow = ("methods=aape", "train.epochs=1", "train.min_steps=80", "train.save_seconds=0.02")
     words = words_for(data, tiny_clip, tmp_path / "out", *slow)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     # what runs in the background, as these tests may, ignores Ctrl-C, and so would what it starts
-    hears = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from wordsight.cli import main; sys.exit(main())"
+    hears = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from wordsight.cli "
+        "import main; sys.exit(main())"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-c", hears, *words, "jobs=2"], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", hears, *words, "jobs=2"],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         limit = time.monotonic() + 120
-        while not list((tmp_path / "out").rglob("state.safetensors")) and process.poll() is None and time.monotonic() < limit:
+        while (
+            not list((tmp_path / "out").rglob("state.safetensors"))
+            and process.poll() is None
+            and time.monotonic() < limit
+        ):
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all at once
         _, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130 and "Traceback" not in err, err
-    assert re.search(r"stopped with [01] of 2 runs of the suite done; the same command goes on from here", err), err
+    assert re.search(
+        r"stopped with [01] of 2 runs of the suite done; the same command goes on from here", err
+    ), err
     assert list((tmp_path / "out").rglob("state.safetensors"))
     for side in ("out", "unbroken"):
-        for cell in cells_of(read(SuiteSettings, {"suite": "base-to-new"}, *words[2:], f"out={tmp_path / side}")):
+        for cell in cells_of(
+            read(SuiteSettings, {"suite": "base-to-new"}, *words[2:], f"out={tmp_path / side}")
+        ):
             suites.run_cell(cell)
     for seed in (1, 2):
         resumed, unbroken = (
-            (tmp_path / side / "one" / f"aape-2shot-seed{seed}" / "weights.safetensors").read_bytes() for side in ("out", "unbroken")
+            (tmp_path / side / "one" / f"aape-2shot-seed{seed}" / "weights.safetensors").read_bytes()
+            for side in ("out", "unbroken")
         )
         assert resumed == unbroken
 
@@ -280,11 +416,23 @@ def test_a_worker_that_is_killed_costs_its_run_alone(data, tmp_path, monkeypatch
         return connection, process
 
     monkeypatch.setattr(suites, "start_worker", doomed)
-    outcomes = list(suites.in_processes([dataclasses.replace(c, settings=dataclasses.replace(c.settings, backbone="micro")) for c in cells], 1))
-    assert len(outcomes) == 2 and "ended from outside (exit code -9)" in outcomes[0].error and not outcomes[1].error
+    outcomes = list(
+        suites.in_processes(
+            [
+                dataclasses.replace(c, settings=dataclasses.replace(c.settings, backbone="micro"))
+                for c in cells
+            ],
+            1,
+        )
+    )
+    assert (
+        len(outcomes) == 2
+        and "ended from outside (exit code -9)" in outcomes[0].error
+        and not outcomes[1].error
+    )
 
 
-# -- cost ---------------------------------------------------------------------------------------------------------------------------------
+# -- cost ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -297,16 +445,33 @@ def quickly(monkeypatch):
 
 def test_cost_measures_every_method_in_one_table(backbone, tmp_path, quickly):
     methods = ("zero_shot", "linear_probe", "coop", "tip_adapter_f")
-    result = run_suite(SuiteSettings("cost", methods, backbone="colours", sizes=(3, 5), out=str(tmp_path)), backbone=backbone)
+    result = run_suite(
+        SuiteSettings("cost", methods, backbone="colours", sizes=(3, 5), out=str(tmp_path)), backbone=backbone
+    )
     assert not result["failed"] and [row["method"] for row in result["rows"]] == [*methods, *methods]
     by_name = {(row["method"], row["classes"]): row for row in result["rows"]}
     zero, coop = by_name["zero_shot", 5], by_name["coop", 5]
-    assert zero["parameters"] == 0 and "step_ms" not in zero and zero["image_mflops"] == pytest.approx(2 * 5 * backbone.dim / 1e6)
-    assert coop["parameters"] == 16 * backbone.dim and coop["step_ms"] > 0 and coop["steps"] == 100 and coop["fit_how"] == "multiplied"
+    assert (
+        zero["parameters"] == 0
+        and "step_ms" not in zero
+        and zero["image_mflops"] == pytest.approx(2 * 5 * backbone.dim / 1e6)
+    )
+    assert (
+        coop["parameters"] == 16 * backbone.dim
+        and coop["step_ms"] > 0
+        and coop["steps"] == 100
+        and coop["fit_how"] == "multiplied"
+    )
     assert coop["image_mflops"] == zero["image_mflops"], "classes are encoded once"
-    assert by_name["linear_probe", 3]["parameters"] == 0 and by_name["tip_adapter_f", 3]["images_per_second"] > 0
+    assert (
+        by_name["linear_probe", 3]["parameters"] == 0 and by_name["tip_adapter_f", 3]["images_per_second"] > 0
+    )
     kept = json.loads((tmp_path / "cost.json").read_text())
-    assert kept["facts"]["backbone"] == "colours" and kept["facts"]["threads"] == 1 and len(kept["rows"]) == len(methods) * 2
+    assert (
+        kept["facts"]["backbone"] == "colours"
+        and kept["facts"]["threads"] == 1
+        and len(kept["rows"]) == len(methods) * 2
+    )
     text = (tmp_path / "cost.md").read_text()
     assert "| coop | 5 | 192 |" in text and "≈" in text and text.count("| method | classes |") == 2
 
@@ -317,14 +482,23 @@ def test_cost_lists_what_cannot_be_and_says_what_was_given_up(backbone, tmp_path
     monkeypatch.setattr(cost, "LIMIT", 0.02)
     monkeypatch.setattr("wordsight.methods.linear_probe.LinearProbe.begin", lambda *_: time.sleep(0.5))
     monkeypatch.setattr(cost, "warm_up", lambda *_: None)
-    result = run_suite(SuiteSettings("cost", ("linear_probe", "coop"), sizes=(3,), out=str(tmp_path)), backbone=backbone)
+    result = run_suite(
+        SuiteSettings("cost", ("linear_probe", "coop"), sizes=(3,), out=str(tmp_path)), backbone=backbone
+    )
     (row,) = result["rows"]
     assert row["fit_how"] == "given up" and "| > 0.02 |" in result["markdown"]
-    assert "coop learns token prompts" in result["failed"][0]["says"] and result["failed"][0]["run"] == "coop, 3 classes"
+    assert (
+        "coop learns token prompts" in result["failed"][0]["says"]
+        and result["failed"][0]["run"] == "coop, 3 classes"
+    )
     with pytest.raises(WordsightError, match="sizes=1 leaves nothing to choose among"):
         run_suite(SuiteSettings("cost", ("zero_shot",), sizes=(1,), out=str(tmp_path)), backbone=backbone)
 
 
 def test_the_names_made_up_are_distinct_and_always_the_same():
     names = cost.made_up_names(1000, 0)
-    assert len(set(names)) == 1000 and names == cost.made_up_names(1000, 0) and names[:10] == cost.made_up_names(10, 0)
+    assert (
+        len(set(names)) == 1000
+        and names == cost.made_up_names(1000, 0)
+        and names[:10] == cost.made_up_names(10, 0)
+    )

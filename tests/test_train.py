@@ -1,4 +1,6 @@
-"""The one loop: batches by position, the protocol's schedule, and interrupted training that ends in the same bits."""
+"""The one loop: batches by position, the protocol's schedule, and interrupted training that ends in the same
+bits.
+"""
 
 import math
 import os
@@ -17,15 +19,32 @@ from wordsight.methods import Learner
 from wordsight.train import STATE_FILE, FeatureBatches, learning_rate, total_steps, train
 
 ADAM = TrainSettings(epochs=6, min_steps=0, batch_size=4, lr=0.01, save_seconds=0.0)
-SGD = TrainSettings(epochs=6, min_steps=0, batch_size=4, optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=0.01, warmup_epochs=1, save_seconds=0.0)
+SGD = TrainSettings(
+    epochs=6,
+    min_steps=0,
+    batch_size=4,
+    optimizer="sgd",
+    lr=0.1,
+    momentum=0.9,
+    weight_decay=0.01,
+    warmup_epochs=1,
+    save_seconds=0.0,
+)
 
 
 class Small(nn.Module, Learner):
-    """Dropout, a buffer that training moves, a frozen parameter and two learning rates: all that resuming can get wrong."""
+    """Dropout, a buffer that training moves, a frozen parameter and two learning rates: all that resuming can
+    get wrong.
+    """
 
     def __init__(self):
         super().__init__()
-        self.first, self.drop, self.norm, self.last = nn.Linear(6, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 3)
+        self.first, self.drop, self.norm, self.last = (
+            nn.Linear(6, 8),
+            nn.Dropout(0.5),
+            nn.BatchNorm1d(8),
+            nn.Linear(8, 3),
+        )
         self.first.bias.requires_grad_(False)
 
     def parameter_groups(self):
@@ -36,12 +55,17 @@ class Small(nn.Module, Learner):
 
     def loss(self, batch):
         hidden = self.norm(self.drop(self.first(batch["images"]).relu()))
-        return {"cross_entropy": F.cross_entropy(self.last(hidden), batch["labels"]), "decay": 0.01 * self.last.weight.square().sum()}
+        return {
+            "cross_entropy": F.cross_entropy(self.last(hidden), batch["labels"]),
+            "decay": 0.01 * self.last.weight.square().sum(),
+        }
 
 
 def batches(settings=ADAM, seed=1):
     stream = torch.Generator().manual_seed(0)
-    return FeatureBatches(torch.randn(13, 2, 6, generator=stream), torch.arange(13) % 3, settings.batch_size, seed)
+    return FeatureBatches(
+        torch.randn(13, 2, 6, generator=stream), torch.arange(13) % 3, settings.batch_size, seed
+    )
 
 
 def small():
@@ -129,8 +153,15 @@ def test_the_state_is_safetensors_with_nothing_to_unpickle(tmp_path):
     train(small(), batches(), ADAM, seed=1, state=tmp_path)
     with safe_open(tmp_path / STATE_FILE, framework="pt") as file:
         names = set(file.keys())
-    assert {"model.norm.running_mean", "model.first.weight", "optimizer.0.exp_avg", "optimizer.0.step"} <= names
-    assert "model.first.bias" not in names  # frozen: a language model's weights would be written every few seconds
+    assert {
+        "model.norm.running_mean",
+        "model.first.weight",
+        "optimizer.0.exp_avg",
+        "optimizer.0.step",
+    } <= names
+    assert (
+        "model.first.bias" not in names
+    )  # frozen: a language model's weights would be written every few seconds
     assert [path.name for path in tmp_path.iterdir()] == [STATE_FILE]
 
 
@@ -139,7 +170,9 @@ def test_the_schedule_is_the_protocol_s():
     settings = TrainSettings(epochs=epochs, lr=lr, warmup_epochs=1)
     assert learning_rate(settings, 0, 1, epochs) == 1e-5
     for epoch in range(1, epochs):
-        assert learning_rate(settings, epoch, 1, epochs) == pytest.approx(lr / 2 * (1 + math.cos(math.pi * (epoch - 1) / epochs)), rel=1e-12)
+        assert learning_rate(settings, epoch, 1, epochs) == pytest.approx(
+            lr / 2 * (1 + math.cos(math.pi * (epoch - 1) / epochs)), rel=1e-12
+        )
     assert learning_rate(settings, 1, 1, epochs) == lr
     assert learning_rate(TrainSettings(lr=lr), 0, 1, epochs) == lr
 
@@ -148,14 +181,18 @@ def test_by_step_the_rate_rises_in_a_line_and_falls_in_a_cosine():
     settings = TrainSettings(schedule="step", warmup_steps=4, lr=0.5)
     rates = [learning_rate(settings, step, 5, 20) for step in range(20)]
     assert rates[:4] == [0.125, 0.25, 0.375, 0.5] and rates[4] == 0.5
-    assert rates[12] == pytest.approx(0.25) and rates[19] == pytest.approx(0.25 * (1 + math.cos(math.pi * 15 / 16)))
+    assert rates[12] == pytest.approx(0.25) and rates[19] == pytest.approx(
+        0.25 * (1 + math.cos(math.pi * 15 / 16))
+    )
 
 
 def test_the_loop_follows_the_schedule_and_each_group_s_scale(monkeypatch):
     seen = []
     original = torch.optim.SGD.step
     monkeypatch.setattr(
-        torch.optim.SGD, "step", lambda self, *a, **k: (seen.append([g["lr"] for g in self.param_groups]), original(self, *a, **k))[1]
+        torch.optim.SGD,
+        "step",
+        lambda self, *a, **k: (seen.append([g["lr"] for g in self.param_groups]), original(self, *a, **k))[1],
     )
     train(small(), batches(SGD), SGD, seed=1)
     assert len(seen) == 18
@@ -172,7 +209,10 @@ def test_min_steps_adds_epochs_and_stretches_the_schedule():
 
 
 def test_max_steps_ends_training_in_the_middle_of_an_epoch_and_the_schedule_runs_over_it(monkeypatch):
-    events, settings = [], TrainSettings(epochs=50, max_steps=5, batch_size=4, schedule="step", lr=0.1, log_steps=2)
+    events, settings = (
+        [],
+        TrainSettings(epochs=50, max_steps=5, batch_size=4, schedule="step", lr=0.1, log_steps=2),
+    )
     train(small(), batches(settings), settings, seed=1, log=events.append)
     assert [(event["epoch"], event["step"]) for event in events] == [(1, 2), (2, 4), (2, 5)]
     assert learning_rate(settings, 4, 3, 5) == pytest.approx(0.05 * (1 + math.cos(math.pi * 4 / 5)))
@@ -195,11 +235,17 @@ class Rising(Small):
 @pytest.mark.parametrize(
     "losses, free, says",
     [
-        ([5, 5, 5, 5, 6, 6], True, r"the mean loss of 2 steps is 6 at step 6, and was 5 in the first 2; lower train.lr \(now 0.01, the scale is 100"),
+        (
+            [5, 5, 5, 5, 6, 6],
+            True,
+            r"the mean loss of 2 steps is 6 at step 6, and was 5 in the first 2; lower train.lr \(now "
+            r"0.01, the scale is 100",
+        ),
         (
             [5, 5, 1, 1, 3, 3],
             False,
-            r"the mean loss of 2 steps is 3 at step 6, and was 1 in the best 2; .* give another out=.*: .* keeps these settings",
+            r"the mean loss of 2 steps is 3 at step 6, and was 1 in the best 2; .* give another out=.*: .* "
+            r"keeps these settings",
         ),
     ],
 )
@@ -217,7 +263,9 @@ def test_training_that_gets_worse_stops_with_a_sentence(tmp_path, monkeypatch, l
     assert (tmp_path / "state" / STATE_FILE).read_bytes() == state
 
 
-@pytest.mark.parametrize("losses, bound", [([5, 5, 1, 1, 3, 3], False), ([5, 5, 1, 1, 1.1, 1.1], True), ([-2, -2, -2, -2], True)])
+@pytest.mark.parametrize(
+    "losses, bound", [([5, 5, 1, 1, 3, 3], False), ([5, 5, 1, 1, 1.1, 1.1], True), ([-2, -2, -2, -2], True)]
+)
 def test_a_loss_that_falls_or_stands_is_left_alone(monkeypatch, losses, bound):
     monkeypatch.setattr(module, "WINDOW", 2)
     monkeypatch.setattr(Rising, "at_bound", bound)
@@ -227,8 +275,17 @@ def test_a_loss_that_falls_or_stands_is_left_alone(monkeypatch, losses, bound):
 
 def test_sigterm_waits_for_the_end_of_its_step_too(tmp_path):
     with pytest.raises(KeyboardInterrupt, match="stopped after step 2"):
-        train(small(), Interrupted(batches(), 1, lambda: os.kill(os.getpid(), signal.SIGTERM)), ADAM, seed=1, state=tmp_path)
-    assert same(bits(train(small(), batches(), ADAM, seed=1, state=tmp_path)), bits(train(small(), batches(), ADAM, seed=1)))
+        train(
+            small(),
+            Interrupted(batches(), 1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+            ADAM,
+            seed=1,
+            state=tmp_path,
+        )
+    assert same(
+        bits(train(small(), batches(), ADAM, seed=1, state=tmp_path)),
+        bits(train(small(), batches(), ADAM, seed=1)),
+    )
 
 
 def test_a_loss_that_is_not_finite_ends_in_a_sentence(tmp_path):
@@ -242,7 +299,9 @@ def test_a_loss_that_is_not_finite_ends_in_a_sentence(tmp_path):
 
 
 def test_gradients_are_clipped_where_asked():
-    settings = TrainSettings(epochs=1, min_steps=1, batch_size=13, optimizer="sgd", lr=1.0, momentum=0.0, clip_norm=1e-3)
+    settings = TrainSettings(
+        epochs=1, min_steps=1, batch_size=13, optimizer="sgd", lr=1.0, momentum=0.0, clip_norm=1e-3
+    )
     learner = small()
     before = bits(learner)
     after = bits(train(learner, batches(settings), settings, seed=1))
@@ -265,7 +324,7 @@ def test_threads_are_given_back(monkeypatch):
     assert torch.get_num_threads() == before
 
 
-# -- batches ------------------------------------------------------------------------------------------------------------------------------
+# -- batches -------------------------------------------------------------------------------------------------
 
 
 def numbered(count=12, views=3, size=4):
@@ -276,7 +335,10 @@ def numbered(count=12, views=3, size=4):
 
 def test_every_image_comes_once_an_epoch_in_another_order():
     source = numbered()
-    epochs = [torch.cat([source.batch(epoch, index)["labels"] for index in range(len(source))]) for epoch in range(3)]
+    epochs = [
+        torch.cat([source.batch(epoch, index)["labels"] for index in range(len(source))])
+        for epoch in range(3)
+    ]
     assert all(sorted(epoch.tolist()) == list(range(12)) for epoch in epochs)
     assert not torch.equal(epochs[0], epochs[1])
 

@@ -1,8 +1,9 @@
-"""AAPE's forms and their parts, base to new, 16 shots, on real photos: `python benchmarks/aape/study.py JOINED ../shared/data [OUT]`.
+"""AAPE's forms and their parts, base to new, 16 shots, on real photos: `python benchmarks/aape/study.py
+JOINED ../shared/data [OUT]`.
 
-JOINED is the folder that benchmarks/joined/build.py writes. One table a dataset: base, new and H of the averages over seeds 1, 2, 3.
-Every row is the same default with one thing changed; sentences are CuPL's. Runs go to OUT (default runs/aape-study) and are not repeated.
-"""
+JOINED is the folder that benchmarks/joined/build.py writes. One table a dataset: base, new and H of the
+averages over seeds 1, 2, 3. Every row is the same default with one thing changed; sentences are CuPL's. Runs
+go to OUT (default runs/aape-study) and are not repeated."""
 
 import json
 import statistics
@@ -55,9 +56,20 @@ def main(joined: str, data: str, out: str = "runs/aape-study") -> None:
         for dataset, (prompts, aliases) in SETS.items():
             base, new = [], []
             for seed in (1, 2, 3):
-                words = {"sentences": f"{data}/sentences/cupl/full_prompts/{prompts}_prompts_full.json", "aliases": aliases}
+                words = {
+                    "sentences": f"{data}/sentences/cupl/full_prompts/{prompts}_prompts_full.json",
+                    "aliases": aliases,
+                }
                 folder = f"{out}/{dataset}-{''.join(c if c.isalnum() else '-' for c in name)}-{seed}"
-                settings = RunSettings(data=f"{data}/{dataset}", backbone=joined, classes="base", seed=seed, out=folder, **words, **changed)
+                settings = RunSettings(
+                    data=f"{data}/{dataset}",
+                    backbone=joined,
+                    classes="base",
+                    seed=seed,
+                    out=folder,
+                    **words,
+                    **changed,
+                )
                 run = fit(settings, backbone=backbone)
                 figures = {event["classes"]: event["accuracy"] for event in run.events("eval")}
                 base.append(figures["base"])

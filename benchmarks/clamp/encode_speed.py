@@ -1,11 +1,12 @@
-"""1,000 class names through CLAMP's text tower, beside a plain dense forward over as many tokens, and beside the naive way.
+"""1,000 class names through CLAMP's text tower, beside a plain dense forward over as many tokens, and beside
+the naive way.
 
-OMP_NUM_THREADS=1 python benchmarks/clamp/encode_speed.py ../shared/data
-The LM is a random Llama of 29M parameters: speed does not depend on its weights. Rounds are interleaved: dense, ours, naive, in turn; medians of
-this process's own time on the processor, which other work on the machine disturbs least.
-Dense: the bare LM without LoRA over rectangles without padding or mask that hold as many tokens as all texts with wrapper, plus their prompts.
-Naive: one pass, in the order given, batches of 64 padded to their longest, what all texts begin with run in each.
-"""
+OMP_NUM_THREADS=1 python benchmarks/clamp/encode_speed.py ../shared/data The LM is a random Llama of 29M
+parameters: speed does not depend on its weights. Rounds are interleaved: dense, ours, naive, in turn; medians
+of this process's own time on the processor, which other work on the machine disturbs least. Dense: the bare
+LM without LoRA over rectangles without padding or mask that hold as many tokens as all texts with wrapper,
+plus their prompts. Naive: one pass, in the order given, batches of 64 padded to their longest, what all texts
+begin with run in each."""
 
 import argparse
 import json
@@ -21,12 +22,20 @@ from wordsight.backbones.text_tower import TextTower, TowerSettings
 
 
 def tokenizer_of(sentences: list[str]) -> PreTrainedTokenizerFast:
-    """8,000 byte pairs of English, so that class names have as many tokens as a real LM's tokenizer gives them, or a few more."""
+    """8,000 byte pairs of English, so that class names have as many tokens as a real LM's tokenizer gives
+    them, or a few more.
+    """
     pieces = Tokenizer(models.BPE())
-    pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    pieces.pre_tokenizer, pieces.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     pieces.train_from_iterator(
-        sentences, trainers.BpeTrainer(vocab_size=8000, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"], show_progress=False)
+        sentences,
+        trainers.BpeTrainer(
+            vocab_size=8000, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"], show_progress=False
+        ),
     )
     return PreTrainedTokenizerFast(tokenizer_object=pieces, bos_token="<s>", eos_token="</s>")
 
@@ -37,7 +46,9 @@ def dense(tower: TextTower, tokens: int, columns: int, budget: int) -> None:
     rows, size = round(tokens / columns), max(1, budget // columns)
     with tower.adapters(False):
         for start in range(0, rows, size):
-            tower.trunk(input_ids=torch.ones(min(size, rows - start), columns, dtype=torch.long), use_cache=False)
+            tower.trunk(
+                input_ids=torch.ones(min(size, rows - start), columns, dtype=torch.long), use_cache=False
+            )
 
 
 @torch.no_grad()
@@ -60,17 +71,28 @@ def main() -> None:
     cupl = json.loads(next((options.data / "sentences" / "cupl").rglob("imagenet*.json")).read_text())
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=8000, hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8, max_position_embeddings=512,
-        bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=8000,
+        hidden_size=512,
+        intermediate_size=1376,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
     tower = TextTower(
-        LlamaForCausalLM(config), tokenizer_of([sentence for found in cupl.values() for sentence in found]), TowerSettings(train=options.train)
+        LlamaForCausalLM(config),
+        tokenizer_of([sentence for found in cupl.values() for sentence in found]),
+        TowerSettings(train=options.train),
     )
     lengths = [len(ids) for ids in tower._tokens(names)]
     tokens = sum(lengths) + 24 * len(lengths)
-    weights = sum(parameter.numel() for name, parameter in tower.trunk.named_parameters() if "lora" not in name)
+    weights = sum(
+        parameter.numel() for name, parameter in tower.trunk.named_parameters() if "lora" not in name
+    )
     print(
-        f"{weights / 1e6:.1f}M parameters, {len(names)} names, {tokens} tokens ({min(lengths)} to {max(lengths)} of text a name), {torch.get_num_threads()} threads"
+        f"{weights / 1e6:.1f}M parameters, {len(names)} names, {tokens} tokens ({min(lengths)} to "
+        f"{max(lengths)} of text a name), {torch.get_num_threads()} threads"
     )
 
     columns = round(tokens / len(names))
@@ -90,7 +112,8 @@ def main() -> None:
     median = {way: statistics.median(times) for way, times in seconds.items()}
     apart = (tower.encode(names, options.way) - naive(tower, names)).abs().max()
     print(
-        f"ours / dense {median['ours'] / median['dense']:.2f} (at most 1.1)   naive / ours {median['naive'] / median['ours']:.2f} (at least 1.3)   apart by {apart:.1e}"
+        f"ours / dense {median['ours'] / median['dense']:.2f} (at most 1.1)   naive / ours "
+        f"{median['naive'] / median['ours']:.2f} (at least 1.3)   apart by {apart:.1e}"
     )
 
 

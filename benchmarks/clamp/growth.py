@@ -1,11 +1,13 @@
-"""What a contrastive batch costs: peak memory from 512 to 8,192 pairs, captions per second by chunk size, and in 1, 2 and 3 processes.
+"""What a contrastive batch costs: peak memory from 512 to 8,192 pairs, captions per second by chunk size, and
+in 1, 2 and 3 processes.
 
-OMP_NUM_THREADS=1 python benchmarks/clamp/growth.py [OUT] [--only memory,processes,chunks]
-A random Llama of 1.3M parameters with 8 prompts and LoRA, captions of 6 to 12 random tokens: neither memory nor speed depends on the weights or the words.
-Whole steps of train.py. Memory is the peak above what the process holds after a step of 16 pairs, each batch in a process of its own, and the plain step stops
-where twice the memory would pass 8 GiB. Speed is in pairs per second of processor time, all processes together, which other work on the machine disturbs least,
-and by the clock. Results go to OUT (default runs/growth), a file a cell, and are not repeated.
-"""
+OMP_NUM_THREADS=1 python benchmarks/clamp/growth.py [OUT] [--only memory,processes,chunks] A random Llama of
+1.3M parameters with 8 prompts and LoRA, captions of 6 to 12 random tokens: neither memory nor speed depends
+on the weights or the words. Whole steps of train.py. Memory is the peak above what the process holds after a
+step of 16 pairs, each batch in a process of its own, and the plain step stops where twice the memory would
+pass 8 GiB. Speed is in pairs per second of processor time, all processes together, which other work on the
+machine disturbs least, and by the clock. Results go to OUT (default runs/growth), a file a cell, and are not
+repeated."""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def made(chunk: int | None) -> TwoTower:
     pieces.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, eos_token="</s>")
     own = TwoTowerSettings(wrapper="plain", prompts=8, chunk=chunk)
-    return TwoTower(TextTower(LlamaForCausalLM(LlamaConfig(**SHAPE)), tokenizer, tower_settings(own, DIM)), own)
+    return TwoTower(
+        TextTower(LlamaForCausalLM(LlamaConfig(**SHAPE)), tokenizer, tower_settings(own, DIM)), own
+    )
 
 
 def pairs(count: int, rank: int = 0, world: int = 1) -> PairBatches:
@@ -87,10 +91,16 @@ def status(name: str) -> int:
 
 
 def rate(count: int, chunk: list[int | None]) -> dict[str, Any]:
-    """Pairs per second with each chunk, of one process or one of several. Rounds are interleaved, so that other work on the machine meets all alike."""
+    """Pairs per second with each chunk, of one process or one of several. Rounds are interleaved, so that
+    other work on the machine meets all alike.
+    """
     rank, world = join_processes("cpu")
     method, batches = made(None), pairs(count, rank, world)
-    found: dict[str, Any] = {"rank": rank, "rate": {str(size): [] for size in chunk}, "clock": {str(size): [] for size in chunk}}
+    found: dict[str, Any] = {
+        "rank": rank,
+        "rate": {str(size): [] for size in chunk},
+        "clock": {str(size): [] for size in chunk},
+    }
     step(method, pairs(16 * world, rank, world))
     for _ in range(ROUNDS):
         for size in chunk:
@@ -113,7 +123,11 @@ def rate(count: int, chunk: list[int | None]) -> dict[str, Any]:
 def alone(file: Path, what: str, count: int, chunk: Any, processes: int = 1) -> dict[str, Any]:
     """`what` in fresh processes, kept in `file`."""
     if not file.exists():
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+        launch = (
+            ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+            if processes > 1
+            else []
+        )
         asked = json.dumps({"what": what, "count": count, "chunk": chunk, "file": str(file)})
         subprocess.run([sys.executable, *launch, __file__, "--worker", asked], check=True)
     return json.loads(file.read_text())
@@ -128,9 +142,18 @@ def memory(out: Path) -> None:
                 break
             figures = alone(out / f"memory-{chunk}-{count}.json", "peak", count, chunk)
             found[name][count], rates[name][count] = figures["bytes"], figures["rate"]
-    print("\n| peak above the model, MiB | " + " | ".join(f"{count:,}" for count in BATCHES) + " |\n|---|" + "---|" * len(BATCHES))
+    print(
+        "\n| peak above the model, MiB | "
+        + " | ".join(f"{count:,}" for count in BATCHES)
+        + " |\n|---|"
+        + "---|" * len(BATCHES)
+    )
     for name, values in found.items():
-        print(f"| {name} | " + " | ".join(f"{values[count] / MIB:,.0f}" if count in values else "not run" for count in BATCHES) + " |")
+        print(
+            f"| {name} | "
+            + " | ".join(f"{values[count] / MIB:,.0f}" if count in values else "not run" for count in BATCHES)
+            + " |"
+        )
     for name, values in rates.items():
         cells = " | ".join(f"{values[count]:,.0f}" if count in values else "not run" for count in BATCHES)
         print(f"| {name}, pairs a processor second | {cells} |")
@@ -150,8 +173,16 @@ def chunks(out: Path) -> None:
 
 def processes(out: Path) -> None:
     found = [alone(out / f"processes-{count}.json", "rate", SHARED, [64], count) for count in PROCESSES]
-    print(f"\n| processes, batch {SHARED} in all, chunk=64 | " + " | ".join(map(str, PROCESSES)) + " |\n|---|" + "---|" * len(found))
-    for key, label in (("rate", "pairs a processor second, all processes together"), ("clock", "pairs a second by the clock, on a busy machine")):
+    print(
+        f"\n| processes, batch {SHARED} in all, chunk=64 | "
+        + " | ".join(map(str, PROCESSES))
+        + " |\n|---|"
+        + "---|" * len(found)
+    )
+    for key, label in (
+        ("rate", "pairs a processor second, all processes together"),
+        ("clock", "pairs a second by the clock, on a busy machine"),
+    ):
         print(f"| {label} | " + " | ".join(spread(each[key]["64"]) for each in found) + " |")
 
 
@@ -167,17 +198,29 @@ def plot(peaks: dict[str, dict[int, float]], out: Path, path: Path) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for name, values in peaks.items():
-        left.plot(list(values), [value / MIB for value in values.values()], marker="o", markersize=3, label=name)
+        left.plot(
+            list(values), [value / MIB for value in values.values()], marker="o", markersize=3, label=name
+        )
     left.set(xscale="log", yscale="log", xlabel="pairs in a batch", ylabel="peak above the model (MiB)")
     left.set_xticks(BATCHES, [f"{count:,}" for count in BATCHES])
     left.set_yticks(marks := (500, 1000, 2000, 4000), [f"{mark:,}" for mark in marks])
     left.legend(frameon=False, fontsize=8)
     found = by_chunk(out)
     plain = statistics.mean(found.pop("plain"))
-    means, deviations = [statistics.mean(v) for v in found.values()], [statistics.pstdev(v) for v in found.values()]
-    right.errorbar(list(map(int, found)), means, yerr=deviations, marker="o", markersize=3, capsize=2, label="in chunks")
+    means, deviations = (
+        [statistics.mean(v) for v in found.values()],
+        [statistics.pstdev(v) for v in found.values()],
+    )
+    right.errorbar(
+        list(map(int, found)), means, yerr=deviations, marker="o", markersize=3, capsize=2, label="in chunks"
+    )
     right.axhline(plain, linestyle="--", color="C1", label="plain")
-    right.set(xscale="log", xlabel=f"chunk, in a batch of {max(CHUNKS):,}", ylabel="pairs a processor second", ylim=(0, None))
+    right.set(
+        xscale="log",
+        xlabel=f"chunk, in a batch of {max(CHUNKS):,}",
+        ylabel="pairs a processor second",
+        ylim=(0, None),
+    )
     right.set_xticks(CHUNKS, map(str, CHUNKS))
     right.legend(frameon=False, fontsize=8)
     left.minorticks_off()
@@ -203,7 +246,9 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.worker:
-        resource.setrlimit(resource.RLIMIT_AS, (2 * LIMIT, 2 * LIMIT))  # rather an error than a machine without memory
+        resource.setrlimit(
+            resource.RLIMIT_AS, (2 * LIMIT, 2 * LIMIT)
+        )  # rather an error than a machine without memory
         work(options.worker)
     else:
         options.out.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
 """How much image-text data a CLAMP tower needs against LiT, and what each of its parts is worth.
 
-OMP_NUM_THREADS=1 python benchmarks/clamp/scaling.py ../shared/data JOINED [OUT] [--seeds 1,2,3]
-The LM is the tiny real Llama of stories_study.py, so that all of it fits a CPU; LiT has its shape, random weights, and trains all of them. JOINED is the
-teacher that benchmarks/joined/build.py writes. Subsets are of images, drawn by seed, each inside the next; every cell of a study trains for the same number of steps.
-Results go to OUT (default runs/scaling), a file a cell, and are not repeated.
-"""
+OMP_NUM_THREADS=1 python benchmarks/clamp/scaling.py ../shared/data JOINED [OUT] [--seeds 1,2,3] The LM is the
+tiny real Llama of stories_study.py, so that all of it fits a CPU; LiT has its shape, random weights, and
+trains all of them. JOINED is the teacher that benchmarks/joined/build.py writes. Subsets are of images, drawn
+by seed, each inside the next; every cell of a study trains for the same number of steps. Results go to OUT
+(default runs/scaling), a file a cell, and are not repeated."""
 
 from __future__ import annotations
 
@@ -22,12 +22,21 @@ from wordsight.methods.two_tower import TwoTower
 
 PARTS = 16, 8, 4, 2, 1  # a sixteenth of the images to all
 STEPS = {"names": 144, "aerial": 32}  # so that the largest set of pairs is seen once at least
-HELD_OUT = 8  # of each so many images of tiny_imagenet one is no pair but a test: class names that occurred, images that did not
+# of each so many images of tiny_imagenet one is no pair but a test: class names that occurred, images that
+# did not
+HELD_OUT = 8
 FIGURES = {
     "names": {"mean of 3 sets": SETS, "held-out images": ("held-out",)},
     "aerial": {way: (f"{way} R@5",) for way in ("image to text", "text to image")},
 }
-LIT = {"random": True, "train": "all", "keep_generation": False, "wrapper": "plain", "prompts": 0, "pooling": "last"}
+LIT = {
+    "random": True,
+    "train": "all",
+    "keep_generation": False,
+    "wrapper": "plain",
+    "prompts": 0,
+    "pooling": "last",
+}
 TOWERS: dict[str, dict] = {"CLAMP": {}, "LiT": LIT}
 ABLATIONS: dict[str, dict] = {
     "CLAMP": {"teacher": "JOINED"},
@@ -68,25 +77,40 @@ class Scaling:
         return self.world.zero_shot(method) | {"held-out": 100 * right.float().mean().item()}
 
     def measure(self, part: str, name: str, own: dict[str, Any], divisor: int = 1) -> list[dict[str, float]]:
-        """A cell for each seed. The joined teacher knows ImageNet's classes and nothing of aerial images: those are learned without one."""
-        own = own | {"teacher": self.joined if part == "names" and own.get("teacher") else None, "tau_d": 16.0}
+        """A cell for each seed. The joined teacher knows ImageNet's classes and nothing of aerial images:
+        those are learned without one.
+        """
+        own = own | {
+            "teacher": self.joined if part == "names" and own.get("teacher") else None,
+            "tau_d": 16.0,
+        }
         if own["teacher"]:
             name = f"{name} taught"
 
         def compute(seed: int) -> dict[str, Any]:
             corpus = self.corpus(part)
-            order = torch.randperm(len(corpus.captions), generator=torch.Generator().manual_seed(seed)).tolist()
+            order = torch.randperm(
+                len(corpus.captions), generator=torch.Generator().manual_seed(seed)
+            ).tolist()
             subset = corpus.part(sorted(order[: self.size(part, divisor)]))
-            method, seconds = self.world.learn(subset, seed, {"max_steps": STEPS[part], "batch_size": 64}, **own)
+            method, seconds = self.world.learn(
+                subset, seed, {"max_steps": STEPS[part], "batch_size": 64}, **own
+            )
             return {"seconds": seconds, **self.evaluate(part, method)}
 
         return [
-            cell(self.world.out / f"{part}-{name.replace(' ', '-')}-{self.size(part, divisor)}-{seed}.json", lambda seed=seed: compute(seed))
+            cell(
+                self.world.out / f"{part}-{name.replace(' ', '-')}-{self.size(part, divisor)}-{seed}.json",
+                lambda seed=seed: compute(seed),
+            )
             for seed in self.seeds
         ]
 
     def values(self, part: str, cells: list[dict[str, float]]) -> dict[str, list[float]]:
-        return {label: [statistics.mean(each[key] for key in keys) for each in cells] for label, keys in FIGURES[part].items()}
+        return {
+            label: [statistics.mean(each[key] for key in keys) for each in cells]
+            for label, keys in FIGURES[part].items()
+        }
 
     def curves(self, part: str) -> dict[str, dict[int, list[float]]]:
         """One for each tower and figure, over the number of pairs' images; printed as a table."""
@@ -96,21 +120,35 @@ class Scaling:
             for divisor, size in zip(PARTS, sizes):
                 for label, values in self.values(part, self.measure(part, name, own, divisor)).items():
                     found.setdefault(f"{name}, {label}", {})[size] = values
-        print(f"\n| {part}, images | " + " | ".join(f"{size:,}" for size in sizes) + " |\n|---|" + "---|" * len(sizes))
+        print(
+            f"\n| {part}, images | "
+            + " | ".join(f"{size:,}" for size in sizes)
+            + " |\n|---|"
+            + "---|" * len(sizes)
+        )
         for label, curve in found.items():
             print(f"| {label} | {' | '.join(map(spread, curve.values()))} |", flush=True)
         return found
 
     def ablations(self, part: str) -> None:
         columns = [*SETS, *FIGURES[part]] if part == "names" else [*FIGURES[part]]
-        print(f"\n| {part}, {self.size(part, 1):,} images | " + " | ".join(columns) + " | processor s |\n|---|" + "---|" * (len(columns) + 1))
+        print(
+            f"\n| {part}, {self.size(part, 1):,} images | "
+            + " | ".join(columns)
+            + " | processor s |\n|---|"
+            + "---|" * (len(columns) + 1)
+        )
         for name, own in ABLATIONS.items():
             if part == "aerial" and name == "without distillation":
                 continue  # there is none here
             cells = self.measure(part, "CLAMP" if name == "without distillation" else name, own)
             single = {key: [each[key] for each in cells] for key in SETS} if part == "names" else {}
             values = map(spread, (single | self.values(part, cells)).values())
-            print(f"| {name} | {' | '.join(values)} | {statistics.mean(each['seconds'] for each in cells):.0f} |", flush=True)
+            print(
+                f"| {name} | {' | '.join(values)} | "
+                f"{statistics.mean(each['seconds'] for each in cells):.0f} |",
+                flush=True,
+            )
 
 
 def plot(curves: dict[str, dict[str, dict[int, list[float]]]], path: Path) -> None:
@@ -124,12 +162,30 @@ def plot(curves: dict[str, dict[str, dict[int, list[float]]]], path: Path) -> No
         for label, curve in lines.items():
             means = [statistics.mean(values) for values in curve.values()]
             deviations = [statistics.pstdev(values) for values in curve.values()]
-            colour, line = "C0" if label.startswith("CLAMP") else "C1", "--" if label.endswith(("text to image", "3 sets")) else "-"
-            axes.errorbar(list(curve), means, yerr=deviations, label=label, color=colour, linestyle=line, marker="o", markersize=3, capsize=2)
+            colour, line = (
+                "C0" if label.startswith("CLAMP") else "C1",
+                "--" if label.endswith(("text to image", "3 sets")) else "-",
+            )
+            axes.errorbar(
+                list(curve),
+                means,
+                yerr=deviations,
+                label=label,
+                color=colour,
+                linestyle=line,
+                marker="o",
+                markersize=3,
+                capsize=2,
+            )
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes := list(next(iter(lines.values()))), [f"{size:,}" for size in sizes])
         axes.minorticks_off()
-        axes.set_xlabel({"names": "images with class names as captions", "aerial": "aerial images, five human captions each"}[part])
+        axes.set_xlabel(
+            {
+                "names": "images with class names as captions",
+                "aerial": "aerial images, five human captions each",
+            }[part]
+        )
         axes.set_ylabel({"names": "zero-shot accuracy (%)", "aerial": "recall@5 (%)"}[part])
         axes.legend(frameon=False, fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
@@ -145,7 +201,9 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    made = Scaling(World(options.data, options.out), options.joined, [int(seed) for seed in options.seeds.split(",")])
+    made = Scaling(
+        World(options.data, options.out), options.joined, [int(seed) for seed in options.seeds.split(",")]
+    )
     found = {part: made.curves(part) for part in FIGURES}
     for part in FIGURES:
         made.ablations(part)

@@ -1,7 +1,8 @@
-"""The real, very small Llama of llama2.c (stories260K) as a folder of transformers: python benchmarks/clamp/stories.py ../shared/data OUT
+"""The real, very small Llama of llama2.c (stories260K) as a folder of transformers: python
+benchmarks/clamp/stories.py ../shared/data OUT
 
-It writes short children's stories: a real decoder LM that trains and generates in seconds, for CLAMP's checks. The weights are not in this repository.
-"""
+It writes short children's stories: a real decoder LM that trains and generates in seconds, for CLAMP's
+checks. The weights are not in this repository."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ EPS, THETA = 1e-5, 10000.0  # constants of llama2.c
 
 
 def convert(data: str | Path, out: str | Path) -> Path:
-    """Write the LM and its tokenizer into the folder `out`. `data` holds stories260K/stories260K.bin and tok512.bin."""
+    """Write the LM and its tokenizer into the folder `out`. `data` holds stories260K/stories260K.bin and
+    tok512.bin.
+    """
     data, out = Path(data) / "stories260K", Path(out)
     lm = read_lm(data / "stories260K.bin")
     lm.save_pretrained(out)
@@ -43,7 +46,9 @@ def read_lm(file: Path) -> LlamaForCausalLM:
     raw = file.read_bytes()
     dim, hidden, layers, heads, kv_heads, vocabulary, context = struct.unpack("7i", raw[:28])
     if vocabulary < 0:
-        raise ValueError(f"{file} has a word head of its own (vocabulary {vocabulary}); only tied ones are read here")
+        raise ValueError(
+            f"{file} has a word head of its own (vocabulary {vocabulary}); only tied ones are read here"
+        )
     config = LlamaConfig(
         hidden_size=dim,
         intermediate_size=hidden,
@@ -91,12 +96,16 @@ def read_lm(file: Path) -> LlamaForCausalLM:
 
 
 def halves(matrix: Float[Tensor, "O I"], size: int) -> Float[Tensor, "O I"]:
-    """Rows of each head reordered: llama2.c rotates neighbours (0, 1), transformers rotates halves (0, size / 2)."""
+    """Rows of each head reordered: llama2.c rotates neighbours (0, 1), transformers rotates halves (0, size /
+    2).
+    """
     return matrix.view(-1, size // 2, 2, matrix.shape[1]).transpose(1, 2).reshape(matrix.shape)
 
 
 def read_pieces(file: Path) -> list[tuple[bytes, float]]:
-    """Pieces and scores in the order of their ids: int32 longest piece, then float32 score, int32 length and the bytes of each."""
+    """Pieces and scores in the order of their ids: int32 longest piece, then float32 score, int32 length and
+    the bytes of each.
+    """
     raw, at, pieces = file.read_bytes(), 4, []
     while at < len(raw):
         score, length = struct.unpack("<fi", raw[at : at + 8])
@@ -106,16 +115,29 @@ def read_pieces(file: Path) -> list[tuple[bytes, float]]:
 
 
 def as_tokenizer(pieces: list[tuple[bytes, float]]) -> Tokenizer:
-    """llama2.c's tokenisation: a space before the text, letters (or bytes, for those that are no pieces), and the best-scored pair merged while there is one."""
+    """llama2.c's tokenisation: a space before the text, letters (or bytes, for those that are no pieces), and
+    the best-scored pair merged while there is one.
+    """
     names = [*SPECIAL, *(piece.decode() for piece, _ in pieces[len(SPECIAL) :])]
     ids = {name: row for row, name in enumerate(names)}
     score = {name: pieces[row][1] for name, row in ids.items()}
-    splits = [(name[:cut], name[cut:]) for name in names[len(SPECIAL) :] if not is_byte(name) for cut in range(1, len(name))]
-    merges = sorted((pair for pair in splits if pair[0] in ids and pair[1] in ids), key=lambda pair: -score["".join(pair)])
+    splits = [
+        (name[:cut], name[cut:])
+        for name in names[len(SPECIAL) :]
+        if not is_byte(name)
+        for cut in range(1, len(name))
+    ]
+    merges = sorted(
+        (pair for pair in splits if pair[0] in ids and pair[1] in ids), key=lambda pair: -score["".join(pair)]
+    )
     tokenizer = Tokenizer(models.BPE(ids, merges, unk_token=SPECIAL[0], byte_fallback=True))
     tokenizer.normalizer = normalizers.Prepend(" ")
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{SPECIAL[1]} $A", special_tokens=[(SPECIAL[1], 1)])
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{SPECIAL[1]} $A", special_tokens=[(SPECIAL[1], 1)]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL])
     return tokenizer
 

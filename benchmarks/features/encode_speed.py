@@ -1,14 +1,16 @@
-"""Images a second through `image_features` beside the tower's bare speed: the plain loop of pre-made pixel batches through encode_image.
+"""Images a second through `image_features` beside the tower's bare speed: the plain loop of pre-made pixel
+batches through encode_image.
 
-python benchmarks/features/encode_speed.py --images 10000 --round 1000 ../shared/data/caltech101 ../shared/data/cifar10
-Rounds are interleaved, bare and cached in turn, on images that no earlier round saw; each round writes to a fresh cache.
-"""
+python benchmarks/features/encode_speed.py --images 10000 --round 1000 ../shared/data/caltech101
+../shared/data/cifar10 Rounds are interleaved, bare and cached in turn, on images that no earlier round saw;
+each round writes to a fresh cache."""
 
 import argparse
 import random
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +27,31 @@ from wordsight.data.sources import IMAGES, _read_file
 class Tiny(Backbone):
     """ViT-Tiny/16 at 224 pixels with random weights: speed does not depend on them."""
 
-    name, dim, logit_scale, image_fingerprint, text_fingerprint = "vit-tiny", 192, 100.0, "random-vit-tiny", ""
+    name, dim, logit_scale, image_fingerprint, text_fingerprint = (
+        "vit-tiny",
+        192,
+        100.0,
+        "random-vit-tiny",
+        "",
+    )
     device = torch.device("cpu")
 
     def __init__(self):
-        config = ViTConfig(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768, image_size=224)
+        config = ViTConfig(
+            hidden_size=192,
+            num_hidden_layers=12,
+            num_attention_heads=3,
+            intermediate_size=768,
+            image_size=224,
+        )
         self.model = ViTModel(config, add_pooling_layer=False).eval()
 
     def preprocess(self, image, box=None):
         if box is None:
             scale = 224 / min(image.size)
-            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+            image = image.resize(
+                (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+            )
             left, top = (image.width - 224) // 2, (image.height - 224) // 2
             image = image.crop((left, top, left + 224, top + 224))
         else:
@@ -80,7 +96,9 @@ def main():
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     backbone = load_backbone(given.backbone) if given.backbone else Tiny()
-    files = sorted(path for folder in given.folders for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGES)
+    files = sorted(
+        path for folder in given.folders for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGES
+    )
     random.Random(0).shuffle(files)
     files = files[: given.images]
     ratios, totals = [], [0.0, 0.0]
@@ -90,17 +108,25 @@ def main():
         batches = pixels.split(given.bare_batch)
         pictures = [Picture(str(path), lambda path=path: _read_file(path)) for path in part]
         bare(backbone, batches[:2])
-        turns = [lambda: bare(backbone, batches), lambda: cached(backbone, pictures, given.batch)]  # noqa: B023 (called in this round)
+
+        turns = [partial(bare, backbone, batches), partial(cached, backbone, pictures, given.batch)]
         order = (0, 1) if (start // given.round) % 2 == 0 else (1, 0)
         seconds = {turn: turns[turn]() for turn in order}
         totals = [totals[0] + seconds[0], totals[1] + seconds[1]]
         ratios.append(seconds[0] / seconds[1])
         print(
-            f"{start + len(part):6d}  bare {len(part) / seconds[0]:7.1f}/s  cached {len(part) / seconds[1]:7.1f}/s  ratio {ratios[-1]:.3f}",
+            f"{start + len(part):6d}  bare {len(part) / seconds[0]:7.1f}/s  cached "
+            f"{len(part) / seconds[1]:7.1f}/s  ratio {ratios[-1]:.3f}",
             flush=True,
         )
-    print(f"{len(files)} images, {given.threads} threads: bare {len(files) / totals[0]:.1f}/s, cached {len(files) / totals[1]:.1f}/s")
-    print(f"ratio of totals {totals[0] / totals[1]:.3f}, median of rounds {statistics.median(ratios):.3f}, lowest {min(ratios):.3f}")
+    print(
+        f"{len(files)} images, {given.threads} threads: bare {len(files) / totals[0]:.1f}/s, cached "
+        f"{len(files) / totals[1]:.1f}/s"
+    )
+    print(
+        f"ratio of totals {totals[0] / totals[1]:.3f}, median of rounds {statistics.median(ratios):.3f}, "
+        f"lowest {min(ratios):.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""What prompt learning costs here, and written as its papers' code has it. One thread, interleaved, medians of processor time.
+"""What prompt learning costs here, and written as its papers' code has it. One thread, interleaved, medians
+of processor time.
 
     OMP_NUM_THREADS=1 python benchmarks/speed/incumbents.py [--shapes small,ViT-B/16] [--rounds 5]
 
-Plain is the field's way: an image passes the tower in every step and at every prediction, class texts are 77 tokens long, and they are encoded again for
-every batch of test images. It runs on the same random CLIP of transformers, through the same kernels, so that what differs is the algorithm alone; the
-same images, labels, context and SGD. Ours is the library's method as `wordsight fit` trains it, from features that were computed once.
-"""
+Plain is the field's way: an image passes the tower in every step and at every prediction, class texts are 77
+tokens long, and they are encoded again for every batch of test images. It runs on the same random CLIP of
+transformers, through the same kernels, so that what differs is the algorithm alone; the same images, labels,
+context and SGD. Ours is the library's method as `wordsight fit` trains it, from features that were computed
+once."""
 
 from __future__ import annotations
 
@@ -33,15 +35,32 @@ from wordsight.train import FeatureBatches, total_steps, train
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TOKENS, SHOTS, SENTENCES, TEST_BATCH, CONTEXT = 77, 16, 20, 100, 4
 SHAPES = {  # text tower, image tower, shared width, numbers of classes
-    "small": ({"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}, {"patch_size": 32}, 256, (10, 50, 100)),
-    "ViT-B/16": ({"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8}, {"patch_size": 16}, 512, (10,)),
+    "small": (
+        {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4},
+        {"patch_size": 32},
+        256,
+        (10, 50, 100),
+    ),
+    "ViT-B/16": (
+        {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8},
+        {"patch_size": 16},
+        512,
+        (10,),
+    ),
 }
 
 
 def random_clip(text: dict, image: dict, dim: int, folder: Path) -> CLIP:
     """A CLIP of this shape whose words are letters, read back as the library reads any."""
     torch.manual_seed(0)
-    words = [*LETTERS, ".", *(letter + "</w>" for letter in LETTERS), ".</w>", "<|startoftext|>", "<|endoftext|>"]
+    words = [
+        *LETTERS,
+        ".",
+        *(letter + "</w>" for letter in LETTERS),
+        ".</w>",
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     text = text | {
         "intermediate_size": 4 * text["hidden_size"],
         "vocab_size": len(words),
@@ -55,8 +74,14 @@ def random_clip(text: dict, image: dict, dim: int, folder: Path) -> CLIP:
         "num_attention_heads": wide // 64,
         "intermediate_size": 4 * wide,
     }
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=image | {"image_size": 224}, projection_dim=dim))
-    for part in (model, CLIPTokenizer({word: row for row, word in enumerate(words)}, [], model_max_length=TOKENS), CLIPImageProcessorPil()):
+    model = CLIPModel(
+        CLIPConfig(text_config=text, vision_config=image | {"image_size": 224}, projection_dim=dim)
+    )
+    for part in (
+        model,
+        CLIPTokenizer({word: row for row, word in enumerate(words)}, [], model_max_length=TOKENS),
+        CLIPImageProcessorPil(),
+    ):
         part.save_pretrained(folder)
     return load_backbone(str(folder), device="cpu")
 
@@ -67,11 +92,16 @@ class Plain:
     def __init__(self, clip: CLIP, names: tuple[str, ...], context: torch.Tensor):
         self.model, self.scale, self.size = clip.model, clip.logit_scale, len(context)
         self.ids = clip.tokenizer(
-            [" ".join(["x"] * self.size) + f" {name}." for name in names], padding="max_length", max_length=TOKENS, return_tensors="pt"
+            [" ".join(["x"] * self.size) + f" {name}." for name in names],
+            padding="max_length",
+            max_length=TOKENS,
+            return_tensors="pt",
         )
         self.context = context.detach().clone().requires_grad_()
         width, dim = context.shape[1], clip.dim
-        self.meta = torch.nn.Sequential(torch.nn.Linear(dim, dim // 16), torch.nn.ReLU(), torch.nn.Linear(dim // 16, width))
+        self.meta = torch.nn.Sequential(
+            torch.nn.Linear(dim, dim // 16), torch.nn.ReLU(), torch.nn.Linear(dim // 16, width)
+        )
 
     def images(self, pixels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -79,7 +109,9 @@ class Plain:
 
     def texts(self, context: torch.Tensor) -> torch.Tensor:
         def put(layer, inputs, output):
-            return torch.cat([output[:, :1], context.expand(len(output), -1, -1), output[:, 1 + self.size :]], 1)
+            return torch.cat(
+                [output[:, :1], context.expand(len(output), -1, -1), output[:, 1 + self.size :]], 1
+            )
 
         handle = self.model.text_model.get_input_embeddings().register_forward_hook(put)
         try:
@@ -91,10 +123,16 @@ class Plain:
         return self.scale * vectors @ self.texts(self.context).T
 
     def cocoop(self, vectors: torch.Tensor) -> torch.Tensor:
-        return torch.stack([self.scale * vector @ self.texts(self.context + self.meta(vector)).T for vector in vectors])
+        return torch.stack(
+            [self.scale * vector @ self.texts(self.context + self.meta(vector)).T for vector in vectors]
+        )
 
     def step(
-        self, logits: Callable[[torch.Tensor], torch.Tensor], vectors: torch.Tensor, labels: torch.Tensor, optimizer: torch.optim.Optimizer
+        self,
+        logits: Callable[[torch.Tensor], torch.Tensor],
+        vectors: torch.Tensor,
+        labels: torch.Tensor,
+        optimizer: torch.optim.Optimizer,
     ) -> None:
         optimizer.zero_grad()
         F.cross_entropy(logits(vectors), labels).backward()
@@ -138,15 +176,23 @@ def compare(shape: str, clip: CLIP, count: int, rounds: int) -> None:
     coop, cocoop = ours("coop", ctx=CONTEXT), ours("cocoop", ctx=CONTEXT, init=None)
     plain = Plain(clip, names, coop.context)
     optimizer = torch.optim.SGD([plain.context], lr=2e-3, momentum=0.9, weight_decay=5e-4)
-    both = torch.optim.SGD([plain.context, *plain.meta.parameters()], lr=2e-3, momentum=0.9, weight_decay=5e-4)
+    both = torch.optim.SGD(
+        [plain.context, *plain.meta.parameters()], lr=2e-3, momentum=0.9, weight_decay=5e-4
+    )
 
     with torch.no_grad():
         apart = (plain.coop(vectors[:32]) - coop.logits(vectors[:32])).abs().max().item()
     some, targets, one = vectors[:32], labels[:32], vectors[:1]
     (theirs,) = torch.autograd.grad(F.cross_entropy(plain.coop(some), targets), [plain.context])
-    (own,) = torch.autograd.grad(coop.loss({"images": some, "labels": targets})["cross_entropy"], [coop.context])
+    (own,) = torch.autograd.grad(
+        coop.loss({"images": some, "labels": targets})["cross_entropy"], [coop.context]
+    )
     bent = ((theirs - own).norm() / theirs.norm()).item()
-    print(f"\n## {shape}, {count} classes\n\nlargest difference of logits {apart:.1e}, of the gradient {bent:.1e} of its length", flush=True)
+    print(
+        f"\n## {shape}, {count} classes\n\nlargest difference of logits {apart:.1e}, of the gradient "
+        f"{bent:.1e} of its length",
+        flush=True,
+    )
 
     def train_steps(method, size: int, steps: int) -> None:
         batches = FeatureBatches(vectors[:, None], labels, size, 1)
@@ -180,9 +226,15 @@ def compare(shape: str, clip: CLIP, count: int, rounds: int) -> None:
         )
         predict["ours"] /= many
         image = predict["ours, image tower too"] / TEST_BATCH
-    print("\n| CoOp | ms a step of 32 | times ours | ms to predict 100 images | times ours |\n|---|---|---|---|---|")
+    print(
+        "\n| CoOp | ms a step of 32 | times ours | ms to predict 100 images | times ours "
+        "|\n|---|---|---|---|---|"
+    )
     for name in ("plain", "plain, images kept", "ours, image tower too", "ours"):
-        cells = [f"{1000 * table[name]:,.3g} | {table[name] / table['ours']:,.1f}" if name in table else "– | –" for table in (step, predict)]
+        cells = [
+            f"{1000 * table[name]:,.3g} | {table[name] / table['ours']:,.1f}" if name in table else "– | –"
+            for table in (step, predict)
+        ]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
     kind = resolve(METHODS, "aape", "method")
@@ -204,7 +256,9 @@ def compare(shape: str, clip: CLIP, count: int, rounds: int) -> None:
     }
     print(f"\n| whole fit, {SHOTS} shots | s | times AAPE's with both kept |\n|---|---|---|")
     for name, value in fits.items():
-        print(f"| {name} | {'≈ ' if 'CoCoOp' in name else ''}{value:,.3g} | {value / aape:,.1f} |", flush=True)
+        print(
+            f"| {name} | {'≈ ' if 'CoCoOp' in name else ''}{value:,.3g} | {value / aape:,.1f} |", flush=True
+        )
 
 
 if __name__ == "__main__":

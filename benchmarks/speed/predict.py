@@ -1,8 +1,9 @@
-"""Predicting from features: AAPE's image-conditioned weights against plain zero-shot. `python benchmarks/speed/predict.py [WIDTH]`
+"""Predicting from features: AAPE's image-conditioned weights against plain zero-shot. `python
+benchmarks/speed/predict.py [WIDTH]`
 
-1,000 classes, 512 wide, random unit vectors (speed does not depend on them), interleaved repeats, medians. Peak memory above the start, by tracemalloc's
-counterpart for torch: the largest resident set of a process that runs one of the two.
-"""
+1,000 classes, 512 wide, random unit vectors (speed does not depend on them), interleaved repeats, medians.
+Peak memory above the start, by tracemalloc's counterpart for torch: the largest resident set of a process
+that runs one of the two."""
 
 import resource
 import statistics
@@ -25,7 +26,10 @@ def methods(form: str = "residual", width: int = 16) -> dict[str, torch.nn.Modul
     names = tuple(f"class {index}" for index in range(CLASSES))
     vectors = unit(torch.randn(CLASSES, WIDTH))
     texts = ClassTexts(names, vectors, ((),) * CLASSES, (vectors[:0],) * CLASSES)
-    built = {"zero-shot": ZeroShot(names, WIDTH, 100.0, None), "aape": AAPE(names, WIDTH, 100.0, AAPESettings(form=form, width=width))}
+    built = {
+        "zero-shot": ZeroShot(names, WIDTH, 100.0, None),
+        "aape": AAPE(names, WIDTH, 100.0, AAPESettings(form=form, width=width)),
+    }
     for method in built.values():
         for parameter in method.parameters():
             torch.nn.init.normal_(parameter, std=0.05)
@@ -49,13 +53,20 @@ def compare(threads: int, form: str, width: int) -> None:
             taken[name].append(seconds(method, images))
     median = {name: statistics.median(values[2:]) for name, values in taken.items()}
     rates = " ".join(f"{name} {IMAGES / value:,.0f} images/s" for name, value in median.items())
-    print(f"{form} width {width}, {threads} thread(s): {rates}; ratio {median['aape'] / median['zero-shot']:.2f}")
+    print(
+        f"{form} width {width}, {threads} thread(s): {rates}; ratio "
+        f"{median['aape'] / median['zero-shot']:.2f}"
+    )
 
 
 def peak(name: str, images: int) -> float:
     """MiB above what was resident before, in a process of its own."""
     code = f"import predict, resource, torch; predict.grow({name!r}, {images})"
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=sys.path[0]).stdout)
+    return float(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=sys.path[0]
+        ).stdout
+    )
 
 
 def grow(name: str, images: int) -> None:

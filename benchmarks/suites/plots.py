@@ -1,4 +1,6 @@
-"""One plot for each suite and dataset of benchmarks/suites/run.sh, as the report draws it. python benchmarks/suites/plots.py [runs/benchmarks]"""
+"""One plot for each suite and dataset of benchmarks/suites/run.sh, as the report draws it. python
+benchmarks/suites/plots.py [runs/benchmarks]
+"""
 
 import sys
 from pathlib import Path

@@ -7,7 +7,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# torch is imported with the first of these that is used, so that `import wordsight` and the command line's help stay fast
+# torch is imported with the first of these that is used, so that `import wordsight` and the command line's
+# help stay fast
 _EXPORTS = {
     "Classifier": "wordsight.estimator",
     "load": "wordsight.estimator",

@@ -1,4 +1,6 @@
-"""The command line: a table of verbs, each calling a Python function. It parses, then imports, so that help is quick."""
+"""The command line: a table of verbs, each calling a Python function. It parses, then imports, so that help
+is quick.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ EXPLAINED = 3  # sentences an explanation shows at least
 DATA_FORMS = (
     ("photos/", "a folder of class folders, or of train/, val/, test/ with class folders"),
     ("table.csv, table.parquet", "columns of image path (or bytes) and label, perhaps of split"),
-    ("captions.csv", "columns of image path and caption (caption_1, ...), perhaps of split: pairs, for two_tower"),
+    (
+        "captions.csv",
+        "columns of image path and caption (caption_1, ...), perhaps of split: pairs, for two_tower",
+    ),
     ("org/name, hf:org/name", "a Hugging Face dataset, or a folder written by save_to_disk"),
     ("shards/x-{000..003}.tar", "a webdataset of tars"),
     ("digits", "scikit-learn's 1,797 handwritten digits"),
@@ -27,7 +32,9 @@ DATA_FORMS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Exit codes: 0 done, 1 a check failed, 2 something the user can mend (a sentence says what), 130 interrupted."""
+    """Run one verb. Exit codes: 0 done, 1 a check failed, 2 something the user can mend (a sentence says
+    what), 130 interrupted.
+    """
     parser = _parser()
     given = list(sys.argv[1:] if arguments is None else arguments)
     asked = [word for word in given if word == "--json"]  # argparse takes no option between words
@@ -36,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        with contextlib.redirect_stdout(None) if int(os.environ.get("RANK", "0")) else contextlib.nullcontext():  # of several processes one speaks
+        with (
+            contextlib.redirect_stdout(None) if int(os.environ.get("RANK", "0")) else contextlib.nullcontext()
+        ):  # of several processes one speaks
             result = VERBS[options.verb].run(options)
             if options.json:
                 print(json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False))
@@ -53,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-# -- verbs: options -> plain values for --json; each prints what a person wants unless --json is given -------------------------------------
+# -- verbs: options -> plain values for --json; each prints what a person wants unless --json is given -------
 
 
 def fit(options: argparse.Namespace) -> Any:
@@ -67,8 +76,13 @@ def fit(options: argparse.Namespace) -> Any:
     latest = list({(event["data"], event.get("classes")): event for event in results}.values())
     if not options.json:
         for event in fitted if new else []:
-            learned = f"{len(run.facts.classes)} classes" if run.facts.classes else f"{event['captions']} captions"
-            print(f"fitted {settings.method} on {event['images']} images of {learned} in {event['seconds']['fit']:.1f} s")
+            learned = (
+                f"{len(run.facts.classes)} classes" if run.facts.classes else f"{event['captions']} captions"
+            )
+            print(
+                f"fitted {settings.method} on {event['images']} images of {learned} in "
+                f"{event['seconds']['fit']:.1f} s"
+            )
         _print_results(latest)
         print(f"run folder: {run.folder}")
     return {"run": str(run.folder), "fit": fitted, "eval": [_short(event) for event in latest]}
@@ -101,11 +115,13 @@ def predict(options: argparse.Namespace) -> Any:
     classifier = load(options.run, class_names=names)
     if options.explain and (words := _template_set(options.run)) and not options.sentences:
         _say(
-            f"{options.run} was fitted with the template set {words!r} in place of sentences, which explains little; give `fit` a sentences=... file"
+            f"{options.run} was fitted with the template set {words!r} in place of sentences, which "
+            f"explains little; give `fit` a sentences=... file"
         )
     if classifier.backbone_ is None:
         raise WordsightError(
-            f"{options.run} was fitted on feature matrices without a backbone; `wordsight.load` in Python predicts from such matrices"
+            f"{options.run} was fitted on feature matrices without a backbone; `wordsight.load` in Python "
+            f"predicts from such matrices"
         )
     if options.sentences and names:
         classifier = classifier.with_classes(names, options.sentences)
@@ -114,33 +130,48 @@ def predict(options: argparse.Namespace) -> Any:
     features = image_features(classifier.backbone_, pictures_of(options.images))
     matrix = features.vectors[:, 0].numpy()
     chances = classifier.predict_proba(matrix)
-    reasons = classifier.explain(matrix, max(options.top, EXPLAINED)) if options.explain else [[]] * len(matrix)
+    reasons = (
+        classifier.explain(matrix, max(options.top, EXPLAINED)) if options.explain else [[]] * len(matrix)
+    )
     rows = []
     for index, row, why in zip(features.kept, chances, reasons):
         best = row.argsort()[::-1][: options.top]
         entry = {
             "image": options.images[index],
-            "classes": [{"class": classifier.texts_.names[i], "probability": round(float(row[i]), 4)} for i in best],
+            "classes": [
+                {"class": classifier.texts_.names[i], "probability": round(float(row[i]), 4)} for i in best
+            ],
         }
         if options.explain:
-            entry["sentences"] = [{"class": name, "sentence": text, "cosine": round(value, 4)} for name, text, value in why]
+            entry["sentences"] = [
+                {"class": name, "sentence": text, "cosine": round(value, 4)} for name, text, value in why
+            ]
         rows.append(entry)
     for name, reason in features.skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)
     if not options.json:
         for entry in rows:
-            print(entry["image"] + "  " + "  ".join(f"{c['class']} {c['probability']:.1%}" for c in entry["classes"]))
+            print(
+                entry["image"]
+                + "  "
+                + "  ".join(f"{c['class']} {c['probability']:.1%}" for c in entry["classes"])
+            )
             if options.explain:
                 print("    closest to what it says about the image:")
             for line in entry.get("sentences", []):
                 print(f"    {line['cosine']:.2f}  {line['class']}: {line['sentence']}")
-    return {"predictions": rows, "skipped": [{"image": name, "reason": reason} for name, reason in features.skipped]}
+    return {
+        "predictions": rows,
+        "skipped": [{"image": name, "reason": reason} for name, reason in features.skipped],
+    }
 
 
 def report(options: argparse.Namespace) -> Any:
     from wordsight.report import report
 
-    written = report(options.runs, options.out, csv_file=options.csv, latex_file=options.latex, reference=options.reference)
+    written = report(
+        options.runs, options.out, csv_file=options.csv, latex_file=options.latex, reference=options.reference
+    )
     if not options.json:
         print(written["markdown"])
         for folder in written["unfinished"]:
@@ -152,7 +183,9 @@ def report(options: argparse.Namespace) -> Any:
 def suite(options: argparse.Namespace) -> Any:
     from wordsight.suites import SuiteSettings, run_suite
 
-    result = run_suite(read(SuiteSettings, *options.words, {"suite": options.suite}), progress=not options.json, say=_say)
+    result = run_suite(
+        read(SuiteSettings, *options.words, {"suite": options.suite}), progress=not options.json, say=_say
+    )
     if not options.json:
         print(result["markdown"])
         by_text: dict[str, list[str]] = {}
@@ -169,7 +202,10 @@ def suite(options: argparse.Namespace) -> Any:
 def _ending(result: dict[str, Any]) -> str:
     if "runs" not in result:
         return f"table: {result['markdown_file']}, figures: {result['json']}"
-    return f"{result['fitted']} of {result['runs']} runs fitted now; all of them in a page: wordsight report {result['out']}"
+    return (
+        f"{result['fitted']} of {result['runs']} runs fitted now; all of them in a page: wordsight report "
+        f"{result['out']}"
+    )
 
 
 def listing(options: argparse.Namespace) -> Any:
@@ -182,7 +218,9 @@ def listing(options: argparse.Namespace) -> Any:
         print("data=")
         for form, meaning in DATA_FORMS:
             print(f"  {form:25} {meaning}")
-    return {title: {name: entry.summary for name, entry in table.items()} for title, table in tables.items()} | {"data": dict(DATA_FORMS)}
+    return {
+        title: {name: entry.summary for name, entry in table.items()} for title, table in tables.items()
+    } | {"data": dict(DATA_FORMS)}
 
 
 def show(options: argparse.Namespace) -> Any:
@@ -197,12 +235,19 @@ def show(options: argparse.Namespace) -> Any:
                 name = line.partition(":")[0].strip()
                 if name in left:
                     value, comment = left.pop(name), line.partition("  # ")[2]
-                    choices = line.partition("Literal[")[2].partition("]")[0].replace('"', "").replace(",", " |")
+                    choices = (
+                        line.partition("Literal[")[2].partition("]")[0].replace('"', "").replace(",", " |")
+                    )
                     said = "; ".join(filter(None, (choices, comment)))
-                    yield f"    {name} = {'null' if value is None else value}" + (f"  # {said}" if said else "")
+                    yield f"    {name} = {'null' if value is None else value}" + (
+                        f"  # {said}" if said else ""
+                    )
 
     if options.name == "run":
-        defaults = {f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(RunSettings)}
+        defaults = {
+            f.name: None if f.default is dataclasses.MISSING else f.default
+            for f in dataclasses.fields(RunSettings)
+        }
         if not options.json:
             print("KEY=VALUE of any run:")
             print("\n".join(lines(RunSettings, defaults)))
@@ -216,7 +261,12 @@ def show(options: argparse.Namespace) -> Any:
                 print(f"{title}.NAME=VALUE changes one of these:")
                 print("\n".join(lines(type(values), to_dict(values))) + "\n")
         print("`wordsight show run` lists what any run takes: data, shots, seed, ...")
-    return {"name": options.name, "about": inspect.getdoc(kind), "settings": to_dict(settings), "train": to_dict(training) if training else None}
+    return {
+        "name": options.name,
+        "about": inspect.getdoc(kind),
+        "settings": to_dict(settings),
+        "train": to_dict(training) if training else None,
+    }
 
 
 def sentences(options: argparse.Namespace) -> Any:
@@ -227,12 +277,17 @@ def sentences(options: argparse.Namespace) -> Any:
     given = _pairs(options.words)
     data, classes, out = given.pop("data", None), given.pop("classes", None), given.pop("out", None)
     if (data is None) == (classes is None) or out is None:
-        raise WordsightError("give data=... or classes=a,b,c (whose names to ask about), model=..., and out=sentences.json")
+        raise WordsightError(
+            "give data=... or classes=a,b,c (whose names to ask about), model=..., and out=sentences.json"
+        )
     names = open_dataset(data).class_names if data else tuple(name.strip() for name in classes.split(","))
     written = write_sentences(names, build(WriterSettings, given), out, progress=sys.stderr.isatty())
     counts = {name: len(texts) for name, texts in written.items()}
     if not options.json:
-        print(f"{sum(counts.values())} sentences for {len(counts)} classes in {out}; use them with sentences={out}")
+        print(
+            f"{sum(counts.values())} sentences for {len(counts)} classes in {out}; use them with "
+            f"sentences={out}"
+        )
     return {"out": out, "sentences": counts}
 
 
@@ -244,22 +299,37 @@ def join(options: argparse.Namespace) -> Any:
 
     images = pairs = None
     if settings.images is not None:
-        images = (image for image, _ in _readable((picture, []) for picture in read_pictures(settings.images)))
+        images = (
+            image for image, _ in _readable((picture, []) for picture in read_pictures(settings.images))
+        )
     if settings.captions is not None:
         notes: list[str] = []
-        pairs = _readable((picture, captions) for picture, captions, part in read_pairs(settings.captions, notes) if part == "train")
+        pairs = _readable(
+            (picture, captions)
+            for picture, captions, part in read_pairs(settings.captions, notes)
+            if part == "train"
+        )
         for note in notes:
             _say(note)
     backbone = join(settings, images, pairs)
     if not options.json:
         print(f"joined backbone in {settings.out} ({backbone.dim} wide); use it with backbone={settings.out}")
-    return {"out": settings.out, "dim": backbone.dim, "logit_scale": backbone.logit_scale, "fitted": backbone.facts["fitted"]}
+    return {
+        "out": settings.out,
+        "dim": backbone.dim,
+        "logit_scale": backbone.logit_scale,
+        "fitted": backbone.facts["fitted"],
+    }
 
 
 def generate(options: argparse.Namespace) -> Any:
     from wordsight.tasks.generate import generate, open_tower
 
-    sampling = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature, "seed": options.seed}
+    sampling = {
+        "max_new_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "seed": options.seed,
+    }
     written = generate(open_tower(options.run), options.text, options.adapters, **sampling)
     if not options.json:
         for adapters, text in written.items():
@@ -275,15 +345,21 @@ def verify(options: argparse.Namespace) -> Any:
     if not options.json:
         for name, check in checks.items():
             print(
-                f"{'passed' if check.passed else 'FAILED'}  {name:24} {check.value:<9.3g} {'above' if check.least else 'most '} {check.bound:<7g} {check.says}"
+                f"{'passed' if check.passed else 'FAILED'}  {name:24} {check.value:<9.3g} "
+                f"{'above' if check.least else 'most '} {check.bound:<7g} {check.says}"
             )
         failed = [name for name, check in checks.items() if not check.passed]
-        print(f"{len(failed)} of {len(checks)} FAILED: {', '.join(failed)}" if failed else f"all {len(checks)} hold")
+        print(
+            f"{len(failed)} of {len(checks)} FAILED: {', '.join(failed)}"
+            if failed
+            else f"all {len(checks)} hold"
+        )
     return {
         "run": options.run,
         "passed": all(check.passed for check in checks.values()),
         "checks": {
-            name: check._asdict() | {"value": check.value if math.isfinite(check.value) else str(check.value)} for name, check in checks.items()
+            name: check._asdict() | {"value": check.value if math.isfinite(check.value) else str(check.value)}
+            for name, check in checks.items()
         },
     }
 
@@ -297,7 +373,12 @@ def demo(options: argparse.Namespace) -> Any:
 class Verb:
     """A verb of the command line: what runs, what help says, and its arguments."""
 
-    def __init__(self, run: Callable[[argparse.Namespace], Any], summary: str, *arguments: tuple[tuple[str, ...], dict[str, Any]]):
+    def __init__(
+        self,
+        run: Callable[[argparse.Namespace], Any],
+        summary: str,
+        *arguments: tuple[tuple[str, ...], dict[str, Any]],
+    ):
         self.run, self.summary, self.arguments = run, summary, arguments
 
 
@@ -307,7 +388,10 @@ def _argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, A
 
 _RUN = _argument("run", metavar="RUN", help="a run folder, or hf:org/name")
 _WORDS = _argument(
-    "words", nargs="*", metavar="KEY=VALUE", help="settings (`wordsight show run`, `show METHOD`), or YAML files of them; later ones win"
+    "words",
+    nargs="*",
+    metavar="KEY=VALUE",
+    help="settings (`wordsight show run`, `show METHOD`), or YAML files of them; later ones win",
 )
 VERBS: dict[str, Verb] = {
     "fit": Verb(fit, "fit a method to labelled images: wordsight fit data=photos/ shots=16", _WORDS),
@@ -323,25 +407,44 @@ VERBS: dict[str, Verb] = {
         _RUN,
         _argument("images", nargs="+", metavar="IMAGE"),
         _argument("--top", type=int, default=1, metavar="K", help="how many classes to name (default 1)"),
-        _argument("--explain", action="store_true", help="the sentences closest to what the method says about the image"),
-        _argument("--classes", metavar="A,B,...", help="choose among these classes instead, by name; no retraining"),
+        _argument(
+            "--explain",
+            action="store_true",
+            help="the sentences closest to what the method says about the image",
+        ),
+        _argument(
+            "--classes", metavar="A,B,...", help="choose among these classes instead, by name; no retraining"
+        ),
         _argument("--sentences", metavar="FILE", help="sentences for new classes of --classes"),
     ),
     "report": Verb(
         report,
         "compare runs: a table, and one HTML file with plots",
-        _argument("runs", nargs="+", metavar="RUN", help="a run folder, or one that holds runs, as a suite's does"),
+        _argument(
+            "runs", nargs="+", metavar="RUN", help="a run folder, or one that holds runs, as a suite's does"
+        ),
         _argument("--out", default="report.html", metavar="FILE", help="the HTML file (default report.html)"),
-        _argument("--csv", metavar="FILE", help="every figure in full precision (default: beside the HTML file)"),
+        _argument(
+            "--csv", metavar="FILE", help="every figure in full precision (default: beside the HTML file)"
+        ),
         _argument("--latex", metavar="FILE", help="the tables for a paper"),
-        _argument("--reference", metavar="METHOD", help="whom the others are compared with (default aape, or the first)"),
+        _argument(
+            "--reference",
+            metavar="METHOD",
+            help="whom the others are compared with (default aape, or the first)",
+        ),
     ),
     "suite": Verb(
         suite,
         "run an evaluation suite: wordsight suite base-to-new methods=aape,coop data=photos/ seeds=1,2,3",
-        _argument("suite", metavar="SUITE", help="few-shot, base-to-new, cross-dataset, domain-shift or cost"),
         _argument(
-            "words", nargs="*", metavar="KEY=VALUE", help="methods=, data=, seeds=, backbone=, sentences=, aliases=, out=, jobs=; or YAML files"
+            "suite", metavar="SUITE", help="few-shot, base-to-new, cross-dataset, domain-shift or cost"
+        ),
+        _argument(
+            "words",
+            nargs="*",
+            metavar="KEY=VALUE",
+            help="methods=, data=, seeds=, backbone=, sentences=, aliases=, out=, jobs=; or YAML files",
         ),
     ),
     "sentences": Verb(
@@ -351,7 +454,8 @@ VERBS: dict[str, Verb] = {
             "words",
             nargs="*",
             metavar="KEY=VALUE",
-            help="data= or classes=, model=, base_url=, questions=, per_question=, temperature=, seed=, local=, out=",
+            help="data= or classes=, model=, base_url=, questions=, per_question=, temperature=, seed=, "
+            "local=, out=",
         ),
     ),
     "generate": Verb(
@@ -359,26 +463,56 @@ VERBS: dict[str, Verb] = {
         "what the LM inside a two_tower run writes on from a text",
         _argument("run", metavar="RUN", help="a two_tower run, or an LLM backbone's folder or hub name"),
         _argument("text", metavar="TEXT", help="what it goes on from"),
-        _argument("--adapters", choices=("on", "off", "both"), default="off", help="off (default): the untouched LM, token for token"),
-        _argument("--max-new-tokens", type=int, default=64, metavar="N", help="how much it writes at most (default 64)"),
-        _argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): always the likeliest token; above, tokens are drawn"),
+        _argument(
+            "--adapters",
+            choices=("on", "off", "both"),
+            default="off",
+            help="off (default): the untouched LM, token for token",
+        ),
+        _argument(
+            "--max-new-tokens",
+            type=int,
+            default=64,
+            metavar="N",
+            help="how much it writes at most (default 64)",
+        ),
+        _argument(
+            "--temperature",
+            type=float,
+            default=0.0,
+            metavar="T",
+            help="0 (default): always the likeliest token; above, tokens are drawn",
+        ),
         _argument("--seed", type=int, default=1, metavar="N", help="what they are drawn from (default 1)"),
     ),
     "verify": Verb(
         verify,
-        "check what a two_tower run promises: read-only prompts, an untouched LM; exit code 1 where a promise is broken",
+        "check what a two_tower run promises: read-only prompts, an untouched LM; exit code 1 where a "
+        "promise is broken",
         _argument("run", metavar="RUN", help="a two_tower run, or an LLM backbone's folder or hub name"),
     ),
     "join": Verb(join, "make a CLIP-like backbone of a vision encoder and a text encoder", _WORDS),
     "list": Verb(listing, "methods, backbones and forms of data"),
-    "show": Verb(show, "what a method does and its settings; `show run`: the settings of any run", _argument("name", metavar="METHOD")),
+    "show": Verb(
+        show,
+        "what a method does and its settings; `show run`: the settings of any run",
+        _argument("name", metavar="METHOD"),
+    ),
     "demo": Verb(
         demo,
         "on real handwritten digits, with the bundled models: a table and a report",
         _argument(
-            "which", nargs="?", default="aape", metavar="aape|clamp", help="aape (default): a few labels; clamp: digits by name, after letters only"
+            "which",
+            nargs="?",
+            default="aape",
+            metavar="aape|clamp",
+            help="aape (default): a few labels; clamp: digits by name, after letters only",
         ),
-        _argument("--out", metavar="FOLDER", help="where its runs and report go (default runs/demo, or runs/demo-clamp)"),
+        _argument(
+            "--out",
+            metavar="FOLDER",
+            help="where its runs and report go (default runs/demo, or runs/demo-clamp)",
+        ),
     ),
 }
 
@@ -387,13 +521,24 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with the nearest verb or option where one is mistyped."""
 
     def error(self, message: str) -> Any:
-        word = message.partition("invalid choice: '")[2].partition("'")[0] or message.partition("unrecognized arguments: ")[2].split(" ")[0]
-        given = {name for verb in VERBS.values() for names, _ in verb.arguments for name in names if name.startswith("--")}
+        word = (
+            message.partition("invalid choice: '")[2].partition("'")[0]
+            or message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        )
+        given = {
+            name
+            for verb in VERBS.values()
+            for names, _ in verb.arguments
+            for name in names
+            if name.startswith("--")
+        }
         super().error(message + nearest(word, {*VERBS, *given}))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="wordsight", description="Adapts vision-language models through their language side.")
+    parser = _Parser(
+        prog="wordsight", description="Adapts vision-language models through their language side."
+    )
     parser.add_argument("--version", action="version", version=f"wordsight {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     for name, verb in VERBS.items():
@@ -410,7 +555,11 @@ def _pairs(words: Sequence[str], known: Sequence[str] | None = None) -> dict[str
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or (known is not None and key not in known):
-            choices = f"; expected {', '.join(f'{name}=...' for name in known)}" if known is not None else "; expected key=value"
+            choices = (
+                f"; expected {', '.join(f'{name}=...' for name in known)}"
+                if known is not None
+                else "; expected key=value"
+            )
             raise WordsightError(f"{word!r} is not understood{nearest(key, known or ())}{choices}")
         pairs[key] = value
     return pairs
@@ -430,7 +579,9 @@ def _there(run: str) -> None:
     """A run that cannot be is said at once: what opens one takes seconds to import."""
     if not run.startswith("hf:") and not Path(run).expanduser().exists():
         near = nearest(Path(run).name, [path.name for path in Path(run).parent.glob("*/")])
-        raise WordsightError(f"{run!r} does not exist{near}; give a run folder that `wordsight fit` made, or hf:org/name")
+        raise WordsightError(
+            f"{run!r} does not exist{near}; give a run folder that `wordsight fit` made, or hf:org/name"
+        )
 
 
 def _readable(pairs: Iterable[tuple[Any, list[str]]]) -> Iterator[tuple[Any, list[str]]]:
@@ -453,17 +604,27 @@ def _print_results(results: Sequence[dict[str, Any]]) -> None:
 
     for event in results:
         if event["event"] == "retrieval":
-            print(f"{event['data']}: {event['images']} test images, {event['distinct_captions']} distinct captions")
+            print(
+                f"{event['data']}: {event['images']} test images, {event['distinct_captions']} distinct "
+                f"captions"
+            )
             for way in ("image_to_text", "text_to_image"):
-                print(f"    {way.replace('_', ' ')}: " + "  ".join(f"{name} {value:5.1f}%" for name, value in event[way].items()))
+                print(
+                    f"    {way.replace('_', ' ')}: "
+                    + "  ".join(f"{name} {value:5.1f}%" for name, value in event[way].items())
+                )
             continue
         five = "" if event["top5"] is None else f"  top-5 {event['top5']:5.1f}%"
         print(
-            f"{event['classes']:>5}: accuracy {event['accuracy']:5.1f}%  mean class recall {event['mean_class_recall']:5.1f}%{five}  ({event['images']} test images, chance {event['chance']:.1f}%)"
+            f"{event['classes']:>5}: accuracy {event['accuracy']:5.1f}%  mean class recall "
+            f"{event['mean_class_recall']:5.1f}%{five}  ({event['images']} test images, chance "
+            f"{event['chance']:.1f}%)"
         )
     by_part = {event["classes"]: event["accuracy"] for event in results if event["event"] == "eval"}
     if {"base", "new"} <= by_part.keys():
-        print(f"    H: {harmonic_mean(by_part['base'], by_part['new']):5.1f}%  (harmonic mean of base and new)")
+        print(
+            f"    H: {harmonic_mean(by_part['base'], by_part['new']):5.1f}%  (harmonic mean of base and new)"
+        )
 
 
 def _say(line: str) -> None:

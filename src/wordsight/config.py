@@ -1,4 +1,6 @@
-"""Tables of names, the settings of a run, and the strict reader of both. Imports no torch: `wordsight list` needs only this file."""
+"""Tables of names, the settings of a run, and the strict reader of both. Imports no torch: `wordsight list`
+needs only this file.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from typing import Any, Literal, NamedTuple
 
 
 class WordsightError(ValueError):
-    """Something the user can mend: the message says what was wrong, which value, and what would be right. The command line exits with 2."""
+    """Something the user can mend: the message says what was wrong, which value, and what would be right. The
+    command line exits with 2.
+    """
 
 
 class Entry(NamedTuple):
@@ -25,32 +29,68 @@ class Entry(NamedTuple):
 
 
 METHODS: dict[str, Entry] = {
-    "zero_shot": Entry("wordsight.methods.zero_shot:ZeroShot", "cosine between the image and the class name in one template"),
-    "sentence_mean": Entry("wordsight.methods.zero_shot:SentenceMean", "cosine to the mean of each class's sentences (CuPL)"),
-    "linear_probe": Entry("wordsight.methods.linear_probe:LinearProbe", "logistic regression on image features; knows only labelled classes"),
-    "clap": Entry("wordsight.methods.clap:CLAP", "linear probe that starts at the words and is held near them (CLAP; ZS-LP)"),
-    "tip_adapter": Entry("wordsight.methods.tip_adapter:TipAdapter", "labelled images vote beside the words; nothing is trained (Tip-Adapter)"),
-    "tip_adapter_f": Entry("wordsight.methods.tip_adapter:TipAdapterF", "the same with trained keys (Tip-Adapter-F)"),
-    "clip_adapter": Entry("wordsight.methods.clip_adapter:CLIPAdapter", "a small network bends the image vector (CLIP-Adapter)"),
-    "taskres": Entry("wordsight.methods.taskres:TaskRes", "a learned offset on each class's text vector (TaskRes)"),
-    "coop": Entry("wordsight.methods.coop:CoOp", "learned vectors in place of the words around the class name (CoOp)"),
+    "zero_shot": Entry(
+        "wordsight.methods.zero_shot:ZeroShot", "cosine between the image and the class name in one template"
+    ),
+    "sentence_mean": Entry(
+        "wordsight.methods.zero_shot:SentenceMean", "cosine to the mean of each class's sentences (CuPL)"
+    ),
+    "linear_probe": Entry(
+        "wordsight.methods.linear_probe:LinearProbe",
+        "logistic regression on image features; knows only labelled classes",
+    ),
+    "clap": Entry(
+        "wordsight.methods.clap:CLAP",
+        "linear probe that starts at the words and is held near them (CLAP; ZS-LP)",
+    ),
+    "tip_adapter": Entry(
+        "wordsight.methods.tip_adapter:TipAdapter",
+        "labelled images vote beside the words; nothing is trained (Tip-Adapter)",
+    ),
+    "tip_adapter_f": Entry(
+        "wordsight.methods.tip_adapter:TipAdapterF", "the same with trained keys (Tip-Adapter-F)"
+    ),
+    "clip_adapter": Entry(
+        "wordsight.methods.clip_adapter:CLIPAdapter", "a small network bends the image vector (CLIP-Adapter)"
+    ),
+    "taskres": Entry(
+        "wordsight.methods.taskres:TaskRes", "a learned offset on each class's text vector (TaskRes)"
+    ),
+    "coop": Entry(
+        "wordsight.methods.coop:CoOp", "learned vectors in place of the words around the class name (CoOp)"
+    ),
     "cocoop": Entry("wordsight.methods.cocoop:CoCoOp", "the same, bent by every image (CoCoOp); slow"),
-    "kgcoop": Entry("wordsight.methods.kgcoop:KgCoOp", "CoOp, pulled towards the hand-written template (KgCoOp)"),
+    "kgcoop": Entry(
+        "wordsight.methods.kgcoop:KgCoOp", "CoOp, pulled towards the hand-written template (KgCoOp)"
+    ),
     "prograd": Entry("wordsight.methods.prograd:ProGrad", "CoOp without steps against zero-shot (ProGrad)"),
-    "protext": Entry("wordsight.methods.protext:ProText", "context learned from sentences alone, no images (ProText)"),
-    "aape": Entry("wordsight.methods.aape:AAPE", "sentences condensed into one prompt embedding per image (AAPE)"),
+    "protext": Entry(
+        "wordsight.methods.protext:ProText", "context learned from sentences alone, no images (ProText)"
+    ),
+    "aape": Entry(
+        "wordsight.methods.aape:AAPE", "sentences condensed into one prompt embedding per image (AAPE)"
+    ),
     "two_tower": Entry(
-        "wordsight.methods.two_tower:TwoTower", "a language model becomes the text tower of a frozen image tower, from pairs (CLAMP, LiT)"
+        "wordsight.methods.two_tower:TwoTower",
+        "a language model becomes the text tower of a frozen image tower, from pairs (CLAMP, LiT)",
     ),
 }
 BACKBONES: dict[str, Entry] = {
-    "clip": Entry("wordsight.backbones.clip:CLIP", "a CLIP or SigLIP checkpoint of transformers, hub name or local folder; `micro` is bundled"),
-    "joined": Entry("wordsight.backbones.joined:Joined", "any vision encoder and any text encoder, joined by a ridge map"),
+    "clip": Entry(
+        "wordsight.backbones.clip:CLIP",
+        "a CLIP or SigLIP checkpoint of transformers, hub name or local folder; `micro` is bundled",
+    ),
+    "joined": Entry(
+        "wordsight.backbones.joined:Joined", "any vision encoder and any text encoder, joined by a ridge map"
+    ),
     "vision": Entry(
-        "wordsight.backbones.vision:Vision", "an image encoder alone (DINOv2, a ViT), the eyes of a text tower that is still to be trained"
+        "wordsight.backbones.vision:Vision",
+        "an image encoder alone (DINOv2, a ViT), the eyes of a text tower that is still to be trained",
     ),
     "llm": Entry(
-        "wordsight.backbones.llm:LLM", "a language model as the text tower of a frozen image tower (CLAMP): a run of two_tower, or its folder"
+        "wordsight.backbones.llm:LLM",
+        "a language model as the text tower of a frozen image tower (CLAMP): a run of two_tower, or its "
+        "folder",
     ),
 }
 
@@ -58,7 +98,9 @@ BACKBONES: dict[str, Entry] = {
 def resolve(table: Mapping[str, Entry], name: str, what: str) -> type:
     """The class that stands behind `name` in a table."""
     if name not in table:
-        raise WordsightError(f"{what} {name!r} is not known{nearest(name, table)}; the choices are {', '.join(table)}")
+        raise WordsightError(
+            f"{what} {name!r} is not known{nearest(name, table)}; the choices are {', '.join(table)}"
+        )
     module, _, attribute = table[name].target.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -76,13 +118,19 @@ class TrainSettings:
 
     epochs: int = 40
     min_steps: int = 100  # epochs are added until there are as many steps: a few images make short epochs
-    max_steps: int | None = None  # exactly so many steps, whatever `epochs` and `min_steps` say; needed where nobody knows how long the data is
+    max_steps: int | None = (
+        # exactly so many steps, whatever `epochs` and `min_steps` say; needed where nobody knows how long the
+        # data is
+        None
+    )
     batch_size: int = 32
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.0
     momentum: float = 0.9  # SGD only
-    schedule: Literal["epoch", "step"] = "epoch"  # whether the cosine falls once an epoch (CoOp) or at every step
+    schedule: Literal["epoch", "step"] = (
+        "epoch"  # whether the cosine falls once an epoch (CoOp) or at every step
+    )
     warmup_epochs: int = 0  # schedule=epoch: epochs at `warmup_lr` before the cosine begins
     warmup_lr: float = 1e-5
     warmup_steps: int = 0  # schedule=step: steps that rise in a line from zero to `lr`
@@ -100,9 +148,14 @@ class RunSettings:
     method: str = "aape"
     shots: int | None = 16  # labelled images per class; null takes all, as a two_tower always does
     classes: Literal["all", "base", "new"] = "all"  # base: the first half of the classes, rounded up
-    sentences: str | None = None  # a JSON file {class: [sentences]}, the name of a template set, or self: the backbone's own LM writes them
+    sentences: str | None = (
+        # a JSON file {class: [sentences]}, the name of a template set, or self: the backbone's own LM writes
+        # them
+        None
+    )
     aliases: str | None = None  # a JSON file {class name: key in the sentence file}
-    template: str = "a photo of a {}."  # one for every dataset, as AAPE's paper has it; `own` takes the dataset's own where it has one
+    # one for every dataset, as AAPE's paper has it; `own` takes the dataset's own where it has one
+    template: str = "a photo of a {}."
     seed: int = 1
     views: int = 1  # image views in the feature cache: the centre crop, and augmented ones after it
     flip: bool = True  # augmented views may be mirrored; false for glyphs
@@ -117,8 +170,8 @@ class RunSettings:
 def read(cls: type, *sources: str | Path | Mapping[str, Any]):
     """Build the settings dataclass `cls` from YAML files, `key=value` words and mappings, later ones winning.
 
-    A dotted key reaches into a mapping (`settings.width=16`). An unknown key fails with the nearest known name.
-    """
+    A dotted key reaches into a mapping (`settings.width=16`). An unknown key fails with the nearest known
+    name."""
     merged: dict[str, Any] = {}
     for source in sources:
         values = _as_mapping(source)
@@ -135,10 +188,14 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = ""):
     missing = [
         f.name
         for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
+        if f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+        and f.name not in values
     ]
     if missing:
-        raise WordsightError(f"setting {prefix + missing[0]!r} is missing; give it as {prefix + missing[0]}=...")
+        raise WordsightError(
+            f"setting {prefix + missing[0]!r} is missing; give it as {prefix + missing[0]}=..."
+        )
     return cls(**{key: coerce(value, hints[key], prefix + key) for key, value in values.items()})
 
 
@@ -151,10 +208,14 @@ def _check_keys(cls: type, values: Mapping[str, Any], where: str = "", prefix: s
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotated type. Text is read as YAML 1.2 would read it: `1e-4` is a number, `yes` is text."""
+    """`value` as the annotated type. Text is read as YAML 1.2 would read it: `1e-4` is a number, `yes` is
+    text.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if type(None) in arguments and (value is None or (isinstance(value, str) and value.lower() in ("null", "none"))):
+        if type(None) in arguments and (
+            value is None or (isinstance(value, str) and value.lower() in ("null", "none"))
+        ):
             return None
         for argument in arguments:
             if argument is not type(None):
@@ -167,7 +228,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         if value in arguments:
             return value
         raise WordsightError(
-            f"{where}={value!r} is not a choice{nearest(str(value), map(str, arguments))}; the choices are {', '.join(map(str, arguments))}"
+            f"{where}={value!r} is not a choice{nearest(str(value), map(str, arguments))}; the choices are "
+            f"{', '.join(map(str, arguments))}"
         )
     if origin in (dict, Mapping) or hint is dict:
         if isinstance(value, Mapping):
@@ -189,7 +251,9 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
                     return number
             except (TypeError, ValueError, OverflowError):
                 pass
-    elif hint is str and isinstance(value, (str, int, float, Path)) and not isinstance(value, bool):  # YAML reads a bare `yes` as true
+    elif (
+        hint is str and isinstance(value, (str, int, float, Path)) and not isinstance(value, bool)
+    ):  # YAML reads a bare `yes` as true
         return str(value)
     raise WordsightError(f"{where}={value!r} is not {_spoken(hint)}")
 
@@ -216,7 +280,9 @@ def write_file(path: str | Path, content: bytes | str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        raise WordsightError(f"{str(path)!r} cannot be written: {error.strerror or error}; what stood there before is intact") from error
+        raise WordsightError(
+            f"{str(path)!r} cannot be written: {error.strerror or error}; what stood there before is intact"
+        ) from error
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:

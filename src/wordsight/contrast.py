@@ -1,8 +1,9 @@
-"""What contrastive batches of 8,192 and more need: encoding in parts, losses in tiles, features and gradients across processes.
+"""What contrastive batches of 8,192 and more need: encoding in parts, losses in tiles, features and gradients
+across processes.
 
-Shapes: B images and as many texts, D shared width, N rows over all parts. It knows no model and no loop. Each trick equals a plain form, which is
-simply slower or larger: encoding all at once, `losses`, one process; tests hold it to that.
-"""
+Shapes: B images and as many texts, D shared width, N rows over all parts. It knows no model and no loop. Each
+trick equals a plain form, which is simply slower or larger: encoding all at once, `losses`, one process;
+tests hold it to that."""
 
 from __future__ import annotations
 
@@ -27,28 +28,37 @@ BUCKET = 2**25  # bytes of gradients that travel at once
 
 
 def cached(
-    encode: Callable[[Part], Float[Tensor, "n D"]], parts: Sequence[Part], *, devices: Iterable[torch.device | str] = ()
+    encode: Callable[[Part], Float[Tensor, "n D"]],
+    parts: Sequence[Part],
+    *,
+    devices: Iterable[torch.device | str] = (),
 ) -> Float[Tensor, "N D"]:
-    """`encode` of each part, one below the other. Only the results are kept; backward encodes part by part again, with the same dropout.
+    """`encode` of each part, one below the other. Only the results are kept; backward encodes part by part
+    again, with the same dropout.
 
-    GradCache (Gao et al. 2021), as torch's checkpoint does it. Differs from the paper: the result is an ordinary tensor, so any sum of losses goes
-    on top and one backward does the rest; without gradient nothing runs twice. `encode` runs twice per part and must do the same both times.
-    `devices`: where `encode` draws random numbers. Needed wherever parts are not tensors on that device (texts, say): checkpoint looks for random
-    states only where its tensor arguments lie, and dropout would silently differ.
-    """
+    GradCache (Gao et al. 2021), as torch's checkpoint does it. Differs from the paper: the result is an
+    ordinary tensor, so any sum of losses goes on top and one backward does the rest; without gradient nothing
+    runs twice. `encode` runs twice per part and must do the same both times. `devices`: where `encode` draws
+    random numbers. Needed wherever parts are not tensors on that device (texts, say): checkpoint looks for
+    random states only where its tensor arguments lie, and dropout would silently differ."""
     marks = [torch.empty(0, device=device) for device in devices]
 
     def afresh(part: Part, *marks: Tensor) -> Tensor:
-        torch.clear_autocast_cache()  # else all parts share one low-precision copy of each weight, and their gradients are summed in low precision
+        # else all parts share one low-precision copy of each weight, and their gradients are summed in low
+        # precision
+        torch.clear_autocast_cache()
         return encode(part)
 
     return torch.cat([checkpoint(afresh, part, *marks, use_reentrant=False) for part in parts])
 
 
-# In tiles: losses of `rows` images against all texts at a time. Similarities of a tile are computed again in backward, so that no [B, B] is held.
+# In tiles: losses of `rows` images against all texts at a time. Similarities of a tile are computed again in
+# backward, so that no [B, B] is held.
 
 
-def tiled_info_nce(image: Float[Tensor, "B D"], text: Float[Tensor, "B D"], log_scale: Float[Tensor, ""], *, rows: int = 1024) -> Float[Tensor, ""]:
+def tiled_info_nce(
+    image: Float[Tensor, "B D"], text: Float[Tensor, "B D"], log_scale: Float[Tensor, ""], *, rows: int = 1024
+) -> Float[Tensor, ""]:
     """losses.info_nce in tiles. The log of a column's sum of exponentials is that of its tiles' logs."""
 
     def tile(image: Tensor, text: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +71,12 @@ def tiled_info_nce(image: Float[Tensor, "B D"], text: Float[Tensor, "B D"], log_
 
 
 def tiled_pairwise_sigmoid(
-    image: Float[Tensor, "B D"], text: Float[Tensor, "B D"], log_scale: Float[Tensor, ""], bias: Float[Tensor, ""], *, rows: int = 1024
+    image: Float[Tensor, "B D"],
+    text: Float[Tensor, "B D"],
+    log_scale: Float[Tensor, ""],
+    bias: Float[Tensor, ""],
+    *,
+    rows: int = 1024,
 ) -> Float[Tensor, ""]:
     """losses.pairwise_sigmoid in tiles."""
     places = torch.arange(len(image), device=image.device)
@@ -82,16 +97,21 @@ def tiled_similarity_distillation(
     *,
     rows: int = 1024,
 ) -> Float[Tensor, ""]:
-    """losses.similarity_distillation of image @ text.T and the teacher's, in tiles. The teacher's vectors may have another width.
+    """losses.similarity_distillation of image @ text.T and the teacher's, in tiles. The teacher's vectors may
+    have another width.
 
-    KL(p || q) is the mean over p of (log p - log q) before normalisation, plus the difference of the two normalisers. Over a column, that mean is the
-    tiles' means, weighted with the teacher's share of each tile.
+    KL(p || q) is the mean over p of (log p - log q) before normalisation, plus the difference of the two
+    normalisers. Over a column, that mean is the tiles' means, weighted with the teacher's share of each tile.
     """
     seen, taught = (len(image), len(text)), (len(teacher_image), len(teacher_text))
     if seen != taught:
-        raise WordsightError(f"the student compares {seen} images and texts, the teacher {taught}; both must see one batch")
+        raise WordsightError(
+            f"the student compares {seen} images and texts, the teacher {taught}; both must see one batch"
+        )
 
-    def tile(image: Tensor, teacher_image: Tensor, text: Tensor, teacher_text: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def tile(
+        image: Tensor, teacher_image: Tensor, text: Tensor, teacher_text: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ours, theirs = tau_d * image @ text.T, tau_d * (teacher_image @ teacher_text.T).to(image.dtype)
         by_row = kl_div(log_softmax(ours, 1), log_softmax(theirs, 1), reduction="sum", log_target=True)
         return by_row, ours.logsumexp(0), theirs.logsumexp(0), (theirs.softmax(0) * (theirs - ours)).sum(0)
@@ -113,25 +133,29 @@ def _tiles(tile: Callable, cut: Sequence[Tensor], whole: Sequence[Tensor], rows:
 
 
 def gather(x: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "N ..."]:
-    """The rows of all processes, in the order of ranks, with gradient; `x` itself without a process group. Processes may bring unequal numbers of rows.
+    """The rows of all processes, in the order of ranks, with gradient; `x` itself without a process group.
+    Processes may bring unequal numbers of rows.
 
-    Every process computes the loss of the gathered batch. Backward sums a row's gradient over all processes, so each parameter's gradient is the number
-    of processes times the share of this process's rows, or, for a parameter used after the gathering such as the scale, the whole: in both
-    cases `average_gradients` then gives what one process with the whole batch would have. All processes gather the same tensors in the same order.
-    """
+    Every process computes the loss of the gathered batch. Backward sums a row's gradient over all processes,
+    so each parameter's gradient is the number of processes times the share of this process's rows, or, for a
+    parameter used after the gathering such as the scale, the whole: in both cases `average_gradients` then
+    gives what one process with the whole batch would have. All processes gather the same tensors in the same
+    order."""
     return _Gather.apply(x) if _processes() > 1 else x
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """The mean of each gradient over the processes, in place; nothing without a process group.
 
-    A gradient missing here counts as zero; one missing everywhere stays missing, so that an optimizer skips that parameter as in one process.
-    Every process names the same parameters in the same order; those that are not trained are passed over.
-    """
+    A gradient missing here counts as zero; one missing everywhere stays missing, so that an optimizer skips
+    that parameter as in one process. Every process names the same parameters in the same order; those that
+    are not trained are passed over."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if _processes() == 1 or not trained:
         return
-    known = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.uint8, device=trained[0].device)
+    known = torch.tensor(
+        [parameter.grad is not None for parameter in trained], dtype=torch.uint8, device=trained[0].device
+    )
     dist.all_reduce(known, dist.ReduceOp.MAX)
     for parameter, there in zip(trained, known.tolist(), strict=True):
         if there and parameter.grad is None:
@@ -139,12 +163,15 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     for bucket in _buckets([parameter.grad for parameter in trained if parameter.grad is not None]):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat)
-        for gradient, mean in zip(bucket, (flat / _processes()).split([gradient.numel() for gradient in bucket]), strict=True):
+        for gradient, mean in zip(
+            bucket, (flat / _processes()).split([gradient.numel() for gradient in bucket]), strict=True
+        ):
             gradient.copy_(mean.view_as(gradient))
 
 
 def same_number(rows: Int[Tensor, " n"], size: int) -> list[Int[Tensor, " _"]]:
-    """`rows` in parts of `size` or less, as many in every process: for a model whose weights are shared out, which runs in all of them or in none.
+    """`rows` in parts of `size` or less, as many in every process: for a model whose weights are shared out,
+    which runs in all of them or in none.
 
     Where a process has fewer rows than there are parts, its first row is repeated at the end.
     """
@@ -172,7 +199,9 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 class _Gather(torch.autograd.Function):
-    """all_gather, whose gradient is all_reduce and the own slice. torch.distributed.nn's is deprecated and wants equal numbers of rows."""
+    """all_gather, whose gradient is all_reduce and the own slice. torch.distributed.nn's is deprecated and
+    wants equal numbers of rows.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""Cost: what every method takes at 10, 100 and 1,000 classes, measured one after the other in one process on one thread.
+"""Cost: what every method takes at 10, 100 and 1,000 classes, measured one after the other in one process on
+one thread.
 
-Accuracy plays no part, so images, sentences and class names are made up from a fixed seed; a text tower, where a method learns through one, is the given
-backbone's. Times are medians. FLOPs are counted by torch as they are executed: multiplications of matrices and attention, not what is done number by
-number, and not scikit-learn's.
-"""
+Accuracy plays no part, so images, sentences and class names are made up from a fixed seed; a text tower,
+where a method learns through one, is the given backbone's. Times are medians. FLOPs are counted by torch as
+they are executed: multiplications of matrices and attention, not what is done number by number, and not
+scikit-learn's."""
 
 from __future__ import annotations
 
@@ -40,7 +41,10 @@ from wordsight.tasks.classify import fit_method, predict_logits
 from wordsight.train import FeatureBatches, total_steps, train
 
 SHOTS, SENTENCES = 16, 20  # images and sentences of each class
-REPEATS, BUDGET = 30, 2.0  # steps, or predictions: so many, or as many as fit into these seconds, three at least
+REPEATS, BUDGET = (
+    30,
+    2.0,
+)  # steps, or predictions: so many, or as many as fit into these seconds, three at least
 WHOLE = 10.0  # a fit that should take no longer is made; of a longer one the steps are multiplied
 LIMIT = 120.0  # seconds after which what cannot be multiplied, a closed form, is given up
 BATCH = 512  # images predicted together at most
@@ -55,10 +59,14 @@ COLUMNS = {
     "predict_mib": "MiB predicting",
 }
 LEGEND = (
-    f"{SHOTS} images and {SENTENCES} sentences a class, vectors made up. Medians of processor time on one thread (on an accelerator of the clock), from cached features: no image goes through a tower here. "
-    "A step is the method's own batch, forward, backward and update. s to fit: closed forms and all steps; ≈ closed forms measured and the "
-    f"median step multiplied by their number; > given up. MiB: peak resident memory above the start, of fitting (closed form, one step) and of predicting "
-    "one image. FLOPs: counted as executed, matrix products and attention; scikit-learn's are not seen. –: there is none."
+    f"{SHOTS} images and {SENTENCES} sentences a class, vectors made up. Medians of processor time on one "
+    f"thread (on an accelerator of the clock), from cached features: no image goes through a tower here. "
+    "A step is the method's own batch, forward, backward and update. s to fit: closed forms and all steps; "
+    "≈ closed forms measured and the "
+    f"median step multiplied by their number; > given up. MiB: peak resident memory above the start, of "
+    f"fitting (closed form, one step) and of predicting "
+    "one image. FLOPs: counted as executed, matrix products and attention; scikit-learn's are not seen. –: "
+    "there is none."
 )
 
 
@@ -76,9 +84,15 @@ class Problem(NamedTuple):
 
 
 def measure(
-    entries: Mapping[str, RunSettings], backbone: Backbone, sizes: Sequence[int], folder: str | Path, say: Callable[[str], None] = lambda line: None
+    entries: Mapping[str, RunSettings],
+    backbone: Backbone,
+    sizes: Sequence[int],
+    folder: str | Path,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure every method at every number of classes; writes cost.json and cost.md into `folder`. What a method cannot do is in "failed"."""
+    """Measure every method at every number of classes; writes cost.json and cost.md into `folder`. What a
+    method cannot do is in "failed".
+    """
     rows, failed = [], []
     with one_thread():
         warm_up(entries.values(), backbone)
@@ -86,39 +100,86 @@ def measure(
             problem = made_up(size, backbone)
             for label, settings in entries.items():
                 try:
-                    rows.append({"method": label, "classes": size} | cost_of(replace(settings, shots=SHOTS), problem, backbone))
-                    say(f"{size} classes  {label}  " + "  ".join(f"{name} {text}" for name, text in list(as_cells(rows[-1]).items())[2:]))
+                    rows.append(
+                        {"method": label, "classes": size}
+                        | cost_of(replace(settings, shots=SHOTS), problem, backbone)
+                    )
+                    say(
+                        f"{size} classes  {label}  "
+                        + "  ".join(f"{name} {text}" for name, text in list(as_cells(rows[-1]).items())[2:])
+                    )
                 except WordsightError as error:
                     failed.append({"run": f"{label}, {size} classes", "says": str(error)})
     if not rows:
         raise WordsightError(f"nothing could be measured; the first, {failed[0]['run']}: {failed[0]['says']}")
-    machine = {"processor": processor(), "torch": torch.__version__, "device": str(backbone.device), "threads": 1}
-    facts = {"backbone": backbone.name, "width": backbone.dim, "shots": SHOTS, "sentences": SENTENCES, **machine}
+    machine = {
+        "processor": processor(),
+        "torch": torch.__version__,
+        "device": str(backbone.device),
+        "threads": 1,
+    }
+    facts = {
+        "backbone": backbone.name,
+        "width": backbone.dim,
+        "shots": SHOTS,
+        "sentences": SENTENCES,
+        **machine,
+    }
     folder = Path(folder)
-    head = f"Backbone {backbone.name} ({backbone.dim} wide); {machine['processor']}, {machine['device']}, torch {torch.__version__}. {LEGEND}"
-    text = "\n\n".join(
-        [*(as_markdown([row for row in rows if row["classes"] == size]) for size in sizes if any(r["classes"] == size for r in rows)), head]
+    head = (
+        f"Backbone {backbone.name} ({backbone.dim} wide); {machine['processor']}, {machine['device']}, "
+        f"torch {torch.__version__}. {LEGEND}"
     )
-    write_file(folder / "cost.json", json.dumps({"facts": facts, "rows": rows, "failed": failed}, indent=1) + "\n")
+    text = "\n\n".join(
+        [
+            *(
+                as_markdown([row for row in rows if row["classes"] == size])
+                for size in sizes
+                if any(r["classes"] == size for r in rows)
+            ),
+            head,
+        ]
+    )
+    write_file(
+        folder / "cost.json", json.dumps({"facts": facts, "rows": rows, "failed": failed}, indent=1) + "\n"
+    )
     write_file(folder / "cost.md", text + "\n")
     files = {"markdown_file": str(folder / "cost.md"), "json": str(folder / "cost.json")}
-    return {"suite": "cost", "out": str(folder), "facts": facts, "rows": rows, "failed": failed, "markdown": text, **files}
+    return {
+        "suite": "cost",
+        "out": str(folder),
+        "facts": facts,
+        "rows": rows,
+        "failed": failed,
+        "markdown": text,
+        **files,
+    }
 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [as_cells(row) for row in rows]
     rule = "|" + ":--|" + "--:|" * (len(lines[0]) - 1)
-    return "\n".join(["| " + " | ".join(lines[0]) + " |", rule, *("| " + " | ".join(line.values()) + " |" for line in lines)])
+    return "\n".join(
+        [
+            "| " + " | ".join(lines[0]) + " |",
+            rule,
+            *("| " + " | ".join(line.values()) + " |" for line in lines),
+        ]
+    )
 
 
 def as_cells(row: Mapping[str, Any]) -> dict[str, str]:
     cells = {title: "–" if row.get(name) is None else number(row[name]) for name, title in COLUMNS.items()}
-    cells["s to fit"] = {"measured": "", "multiplied": "≈ ", "given up": "> "}[row["fit_how"]] + cells["s to fit"]
+    cells["s to fit"] = {"measured": "", "multiplied": "≈ ", "given up": "> "}[row["fit_how"]] + cells[
+        "s to fit"
+    ]
     return {"method": row["method"], "classes": f"{row['classes']:,}"} | cells
 
 
 def warm_up(settings: Iterable[RunSettings], backbone: Backbone) -> None:
-    """Everything once, on next to nothing: what is imported and prepared at first use is no cost of a method."""
+    """Everything once, on next to nothing: what is imported and prepared at first use is no cost of a
+    method.
+    """
     problem = made_up(2, backbone)
     for one in settings:
         with contextlib.suppress(WordsightError):
@@ -128,7 +189,7 @@ def warm_up(settings: Iterable[RunSettings], backbone: Backbone) -> None:
             predict_logits(method, problem.images[:1, 0].to(backbone.device))
 
 
-# -- one method -------------------------------------------------------------------------------------------------------------------------
+# -- one method ----------------------------------------------------------------------------------------------
 
 
 def cost_of(settings: RunSettings, problem: Problem, backbone: Backbone) -> dict[str, Any]:
@@ -158,7 +219,15 @@ def cost_of(settings: RunSettings, problem: Problem, backbone: Backbone) -> dict
     if begun is not None and row.get("fit_seconds", 0) <= WHOLE:
         method = fresh(settings, problem, backbone)
         began = clock()
-        fit_method(method, problem.images, problem.labels, problem.texts, train_settings(settings), settings.seed, backbone.device)
+        fit_method(
+            method,
+            problem.images,
+            problem.labels,
+            problem.texts,
+            train_settings(settings),
+            settings.seed,
+            backbone.device,
+        )
         row |= {"fit_seconds": clock() - began, "fit_how": "measured"}
     method.eval()
     return row | predict_costs(method, problem, backbone)
@@ -171,12 +240,28 @@ def fresh(settings: RunSettings, problem: Problem, backbone: Backbone) -> Classi
     return method
 
 
-def step_costs(method: Any, settings: RunSettings, problem: Problem, begun: float, begun_mib: float | None, backbone: Backbone) -> dict[str, Any]:
+def step_costs(
+    method: Any,
+    settings: RunSettings,
+    problem: Problem,
+    begun: float,
+    begun_mib: float | None,
+    backbone: Backbone,
+) -> dict[str, Any]:
     training = train_settings(settings)
-    batches = FeatureBatches(*method.examples(problem.images, problem.labels), training.batch_size, settings.seed)
+    batches = FeatureBatches(
+        *method.examples(problem.images, problem.labels), training.batch_size, settings.seed
+    )
 
     def run(steps: int, log: Callable[[Any], None] = lambda event: None) -> None:
-        train(method, batches, replace(training, max_steps=steps, log_steps=1), seed=settings.seed, device=backbone.device, log=log)
+        train(
+            method,
+            batches,
+            replace(training, max_steps=steps, log_steps=1),
+            seed=settings.seed,
+            device=backbone.device,
+            log=log,
+        )
 
     def timed(steps: int) -> list[float]:
         ends: list[float] = []
@@ -187,7 +272,12 @@ def step_costs(method: Any, settings: RunSettings, problem: Problem, begun: floa
     taken = median(timed(most(first[-1])) if first[-1] * 3 < BUDGET else first)
     mib = [value for value in (begun_mib, peak_mib(lambda: run(1))) if value is not None]
     total = total_steps(training, len(batches))
-    figures = {"step_ms": 1000 * taken, "steps": total, "step_mflops": mflops(lambda: run(1)), "fit_mib": max(mib, default=None)}
+    figures = {
+        "step_ms": 1000 * taken,
+        "steps": total,
+        "step_mflops": mflops(lambda: run(1)),
+        "fit_mib": max(mib, default=None),
+    }
     return figures | {"fit_seconds": begun + total * taken, "fit_how": "multiplied"}
 
 
@@ -203,7 +293,11 @@ def predict_costs(method: Classifier, problem: Problem, backbone: Backbone) -> d
     one = min(seconds(1), seconds(1))
     count = max(1, min(BATCH, int(BUDGET / 10 / max(one, 1e-9))))
     taken = median(seconds(count) for _ in range(most(seconds(count))))
-    figures = {"images_per_second": count / max(taken, 1e-9), "batch": count, "predict_mib": peak_mib(lambda: predict_logits(method, images[:1]))}
+    figures = {
+        "images_per_second": count / max(taken, 1e-9),
+        "batch": count,
+        "predict_mib": peak_mib(lambda: predict_logits(method, images[:1])),
+    }
     return figures | {"image_mflops": mflops(lambda: method.logits(images[:1]))}
 
 
@@ -213,7 +307,9 @@ def most(seconds: float) -> int:
 
 
 def mflops(work: Callable[[], Any]) -> float | None:
-    """Counted as they are executed; attention is taken apart, since its fused form on the CPU is not known to the counter. None where there are none."""
+    """Counted as they are executed; attention is taken apart, since its fused form on the CPU is not known to
+    the counter. None where there are none.
+    """
     with (
         torch.no_grad() if not torch.is_grad_enabled() else contextlib.nullcontext(),
         sdpa_kernel(SDPBackend.MATH),
@@ -223,21 +319,29 @@ def mflops(work: Callable[[], Any]) -> float | None:
     return counter.get_total_flops() / 1e6 or None
 
 
-# -- made-up classes --------------------------------------------------------------------------------------------------------------------
+# -- made-up classes -----------------------------------------------------------------------------------------
 
 
 def made_up(size: int, backbone: Backbone, seed: int = 0) -> Problem:
     """`size` classes around random directions: images, one vector for the name, and sentences near it."""
     if size < 2:
-        raise WordsightError(f"sizes={size} leaves nothing to choose among; give numbers of classes from 2 on, such as sizes=10,100,1000")
+        raise WordsightError(
+            f"sizes={size} leaves nothing to choose among; give numbers of classes from 2 on, such as "
+            f"sizes=10,100,1000"
+        )
     stream, dim = torch.Generator().manual_seed(seed), backbone.dim
     centres = unit(torch.randn(size, dim, generator=stream))
 
     def near(*shape: int) -> Tensor:
-        return unit(centres.view(size, *[1] * (len(shape) - 2), dim) + torch.randn(*shape, generator=stream) / math.sqrt(dim))
+        return unit(
+            centres.view(size, *[1] * (len(shape) - 2), dim)
+            + torch.randn(*shape, generator=stream) / math.sqrt(dim)
+        )
 
     names = made_up_names(size, seed)
-    sentences = tuple(tuple(f"a {name} as seen {number} times." for number in range(SENTENCES)) for name in names)
+    sentences = tuple(
+        tuple(f"a {name} as seen {number} times." for number in range(SENTENCES)) for name in names
+    )
     texts = ClassTexts(names, near(size, dim), sentences, tuple(near(size, SENTENCES, dim).unbind()))
     images = near(size, SHOTS, dim).flatten(0, 1)[:, None]
     facts = Facts(names, dim, backbone.logit_scale, RunSettings.template)
@@ -252,11 +356,13 @@ def made_up_names(size: int, seed: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-# -- measuring --------------------------------------------------------------------------------------------------------------------------
+# -- measuring -----------------------------------------------------------------------------------------------
 
 
 def clock() -> float:
-    """Seconds: of this process's processor time, which other processes on the machine hardly change; on an accelerator, where it waits, of the wall."""
+    """Seconds: of this process's processor time, which other processes on the machine hardly change; on an
+    accelerator, where it waits, of the wall.
+    """
     return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
@@ -296,7 +402,9 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 def peak_mib(work: Callable[[], Any]) -> float | None:
-    """How far memory rises above where it stood: the accelerator's, or the resident memory of this process. None where nothing tells."""
+    """How far memory rises above where it stood: the accelerator's, or the resident memory of this process.
+    None where nothing tells.
+    """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -304,7 +412,9 @@ def peak_mib(work: Callable[[], Any]) -> float | None:
         work()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed goes back, so that it is seen when it is taken again
+        ctypes.CDLL("libc.so.6").malloc_trim(
+            0
+        )  # what was freed goes back, so that it is seen when it is taken again
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = resident("VmRSS")

@@ -22,7 +22,17 @@ from PIL import Image
 
 from wordsight import __version__
 from wordsight.backbones import Backbone
-from wordsight.comparison import ANY_SEED, LEVEL, PARTS, RESAMPLES, Scores, Standing, compare, orientation, published
+from wordsight.comparison import (
+    ANY_SEED,
+    LEVEL,
+    PARTS,
+    RESAMPLES,
+    Scores,
+    Standing,
+    compare,
+    orientation,
+    published,
+)
 from wordsight.config import METHODS, RunSettings, WordsightError, build, nearest, resolve, write_file
 from wordsight.data import Picture, open_dataset
 from wordsight.data.features import image_features, read_image
@@ -39,19 +49,41 @@ ELSEWHERE = " → "  # between the data of training and other data of a test
 HARD_IMAGES = 12
 MARKERS = "os^D"  # where there are more lines than colours
 TABLE_CLASSES = 20  # a confusion matrix of more classes is drawn, without names
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")  # Okabe and Ito: told apart by colour-blind readers
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#555555",
+)  # Okabe and Ito: told apart by colour-blind readers
 WORDS = {"data", "backbone", "method"}  # columns of text, set to the left
-ALSO_COMPARED = ("sentences", "aliases", "template", "views", "flip", "dtype")  # settings outside the method's own that decide a result
+ALSO_COMPARED = (
+    "sentences",
+    "aliases",
+    "template",
+    "views",
+    "flip",
+    "dtype",
+)  # settings outside the method's own that decide a result
 LEGEND = (
-    "Accuracy in percent, mean ± standard deviation over seeds. all: trained and tested on all classes. base, new: trained on the base half of the "
-    "classes, tested on each half by itself. H: harmonic mean of the seed-averaged base and new; its spread is that of H per seed. –: not "
-    "measured, or not possible for the method. The best of equal data and shots, beside what takes no labels, is bold."
+    "Accuracy in percent, mean ± standard deviation over seeds. all: trained and tested on all classes. "
+    "base, new: trained on the base half of the "
+    "classes, tested on each half by itself. H: harmonic mean of the seed-averaged base and new; its "
+    "spread is that of H per seed. –: not "
+    "measured, or not possible for the method. The best of equal data and shots, beside what takes no "
+    "labels, is bold."
 )
 COMPARED = (
-    f"Means over the datasets that a method was measured on, to be compared where their number is equal; H is of these means. rank: mean over the datasets, 1 is best. Differences are paired by dataset and seed; in brackets the {LEVEL} % "
+    f"Means over the datasets that a method was measured on, to be compared where their number is equal; H "
+    f"is of these means. rank: mean over the datasets, 1 is best. Differences are paired by dataset and "
+    f"seed; in brackets the {LEVEL} % "
     f"interval of a bootstrap over the pairs ({RESAMPLES:,} resamples)."
 )
-UNCOMPARED = "Published figures are for orientation: other towers, other images, so not to be compared with ours. "
+UNCOMPARED = (
+    "Published figures are for orientation: other towers, other images, so not to be compared with ours. "
+)
 
 
 class Value(NamedTuple):
@@ -124,7 +156,9 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        shots = {NO_LABELS: "no labels", ALL_LABELS: "all labelled images"}.get(self.shots, f"{self.shots} shot{'s' * (self.shots != 1)}")
+        shots = {NO_LABELS: "no labels", ALL_LABELS: "all labelled images"}.get(
+            self.shots, f"{self.shots} shot{'s' * (self.shots != 1)}"
+        )
         return f"{shots}{', tested on other data' if self.elsewhere else ''}, backbone {self.backbone}"
 
     @property
@@ -143,16 +177,18 @@ def report(
     reference: str | None = None,  # whom the others are compared with; by default aape, or the first
     backbone: Backbone | None = None,
 ) -> dict[str, Any]:
-    """Compare finished runs; returns {"html", "csv": paths, "markdown": text, "unfinished": folders that were left out} and, where asked for, "latex".
+    """Compare finished runs; returns {"html", "csv": paths, "markdown": text, "unfinished": folders that were
+    left out} and, where asked for, "latex".
 
-    A folder that is no run stands for all runs below it. Where methods can be compared, a second CSV, *-comparison.csv, says how they stand.
-    `backbone` spares loading it again for the explained images. Errors: WordsightError for a folder that holds no finished run, a reference that is not
-    there, or where a file cannot be written.
-    """
+    A folder that is no run stands for all runs below it. Where methods can be compared, a second CSV,
+    *-comparison.csv, says how they stand. `backbone` spares loading it again for the explained images.
+    Errors: WordsightError for a folder that holds no finished run, a reference that is not there, or where a
+    file cannot be written."""
     page = Path(out)
     if page.is_dir() or page.suffix.lower() == ".csv":
         raise WordsightError(
-            f"out={str(out)!r} must name the HTML file, such as {str(page / 'report.html' if page.is_dir() else page.with_suffix('.html'))!r}"
+            f"out={str(out)!r} must name the HTML file, such as "
+            f"{str(page / 'report.html' if page.is_dir() else page.with_suffix('.html'))!r}"
         )
     found, unfinished = run_folders(folders)
     rows = read_rows(found)
@@ -163,18 +199,27 @@ def report(
     files |= {Path(latex_file): as_latex(rows, compared)} if latex_file else {}
     for path, content in files.items():
         write_file(path, content)
-    written = {"html": str(page), "csv": str(table), "markdown": as_markdown(rows, compared), "unfinished": list(map(str, unfinished))}
+    written = {
+        "html": str(page),
+        "csv": str(table),
+        "markdown": as_markdown(rows, compared),
+        "unfinished": list(map(str, unfinished)),
+    }
     return written | ({"latex": str(latex_file)} if latex_file else {})
 
 
-# -- from run folders to rows -----------------------------------------------------------------------------------------------------------
+# -- from run folders to rows --------------------------------------------------------------------------------
 
 
 def run_folders(folders: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     """The run folders that these stand for, and those below them that are not finished."""
     found, unfinished = [], []
     for folder in map(Path, folders):
-        below = [] if (folder / "config.yaml").is_file() else sorted(path.parent for path in folder.rglob("config.yaml"))
+        below = (
+            []
+            if (folder / "config.yaml").is_file()
+            else sorted(path.parent for path in folder.rglob("config.yaml"))
+        )
         done = [path for path in below if (path / "weights.safetensors").is_file()]
         found += done or [folder]  # one that is nothing is refused with its reason when it is opened
         unfinished += [path for path in below if path not in done] if done else []
@@ -182,7 +227,9 @@ def run_folders(folders: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
 
 
 def read_rows(folders: Sequence[str | Path]) -> list[Row]:
-    """One row for runs that are equal but for seed and classes: by data, backbone, shots, then in the order of `wordsight list`."""
+    """One row for runs that are equal but for seed and classes: by data, backbone, shots, then in the order
+    of `wordsight list`.
+    """
     runs = [Run.open(folder) for folder in {Path(folder).resolve(): folder for folder in folders}.values()]
     if not runs:
         raise WordsightError("a report needs at least one run folder")
@@ -190,9 +237,18 @@ def read_rows(folders: Sequence[str | Path]) -> list[Row]:
     for run, differs in zip(runs, differences([run.settings for run in runs])):
         settings = run.settings
         for data, accuracies in accuracies_of(run).items():
-            key = (data, settings.backbone, settings.method, settings.label or settings.method, differs, shots_of(settings))
+            key = (
+                data,
+                settings.backbone,
+                settings.method,
+                settings.label or settings.method,
+                differs,
+                shots_of(settings),
+            )
             groups.setdefault(key, []).append((run, accuracies))
-    return sorted((make_row(key, members) for key, members in groups.items()), key=lambda row: (*row.group, *row.place))
+    return sorted(
+        (make_row(key, members) for key, members in groups.items()), key=lambda row: (*row.group, *row.place)
+    )
 
 
 def shots_of(settings: RunSettings) -> int:
@@ -202,7 +258,9 @@ def shots_of(settings: RunSettings) -> int:
 
 
 def accuracies_of(run: Run) -> dict[str, dict[str, float]]:
-    """{data: {part: accuracy}}: the last figure of each part that the run was made for, and of other data it was tested on."""
+    """{data: {part: accuracy}}: the last figure of each part that the run was made for, and of other data it
+    was tested on.
+    """
     own = run.settings.data
     parts = ("all",) if run.settings.classes == "all" else ("base", "new")
     found: dict[str, dict[str, float]] = {own: {}}
@@ -218,16 +276,31 @@ def accuracies_of(run: Run) -> dict[str, dict[str, float]]:
 def make_row(key: tuple[Any, ...], members: Sequence[tuple[Run, dict[str, float]]]) -> Row:
     accuracies = [found for _, found in members]
     figures = {
-        part: value_of([found[part] for found in accuracies if part in found]) for part in PARTS[:3] if any(part in found for found in accuracies)
+        part: value_of([found[part] for found in accuracies if part in found])
+        for part in PARTS[:3]
+        if any(part in found for found in accuracies)
     }
     if {"base", "new"} <= figures.keys():
-        by_seed = [harmonic_mean(found["base"], found["new"]) for found in accuracies if {"base", "new"} <= found.keys()]
-        figures["H"] = Value(harmonic_mean(figures["base"].mean, figures["new"].mean), pstdev(by_seed) if by_seed else 0.0, len(by_seed))
+        by_seed = [
+            harmonic_mean(found["base"], found["new"])
+            for found in accuracies
+            if {"base", "new"} <= found.keys()
+        ]
+        figures["H"] = Value(
+            harmonic_mean(figures["base"].mean, figures["new"].mean),
+            pstdev(by_seed) if by_seed else 0.0,
+            len(by_seed),
+        )
     whole = [run for run, _ in members if run.settings.classes == "all"] or [run for run, _ in members]
     costs = [cost for run in whole if (cost := cost_of(run))]
     seconds = fmean(cost[0] for cost in costs) if costs else None
     return Row(
-        *key, len({run.settings.seed for run, _ in members}), figures, seconds, costs[0][1] if costs else None, tuple(run for run, _ in members)
+        *key,
+        len({run.settings.seed for run, _ in members}),
+        figures,
+        seconds,
+        costs[0][1] if costs else None,
+        tuple(run for run, _ in members),
     )
 
 
@@ -236,16 +309,22 @@ def value_of(values: Sequence[float]) -> Value:
 
 
 def cost_of(run: Run) -> tuple[float, int] | None:
-    """Seconds of the fit alone and the count of fitted numbers; a closed form keeps its in buffers, which are counted in the weights."""
+    """Seconds of the fit alone and the count of fitted numbers; a closed form keeps its in buffers, which are
+    counted in the weights.
+    """
     events = run.events("fit")
     if not events:
         return None
-    counted = events[-1]["parameters"] or sum(tensor.numel() for tensor in read_tensors(run.folder / "weights.safetensors").values())
+    counted = events[-1]["parameters"] or sum(
+        tensor.numel() for tensor in read_tensors(run.folder / "weights.safetensors").values()
+    )
     return events[-1]["seconds"]["fit"], counted
 
 
 def differences(runs: Sequence[RunSettings]) -> list[str]:
-    """For each run the settings, as `name=value`, that are not the same in all runs of its data, method and label."""
+    """For each run the settings, as `name=value`, that are not the same in all runs of its data, method and
+    label.
+    """
     described = [settings_in_full(settings) for settings in runs]
     groups: dict[tuple[str, str, str | None], list[dict[str, Any]]] = {}
     for settings, values in zip(runs, described):
@@ -253,7 +332,13 @@ def differences(runs: Sequence[RunSettings]) -> list[str]:
     texts = []
     for settings, values in zip(runs, described):
         others = groups[settings.data, settings.method, settings.label]
-        texts.append(" ".join(f"{name}={as_typed(value)}" for name, value in values.items() if any(other[name] != value for other in others)))
+        texts.append(
+            " ".join(
+                f"{name}={as_typed(value)}"
+                for name, value in values.items()
+                if any(other[name] != value for other in others)
+            )
+        )
     return texts
 
 
@@ -263,18 +348,26 @@ def as_typed(value: Any) -> str:
 
 
 def settings_in_full(settings: RunSettings) -> dict[str, Any]:
-    """Everything that decides a result beside data, backbone, method, shots, classes and seed; defaults written out."""
+    """Everything that decides a result beside data, backbone, method, shots, classes and seed; defaults
+    written out.
+    """
     own = asdict(build(resolve(METHODS, settings.method, "method").Settings, settings.settings))
     training = {f"train.{name}": value for name, value in asdict(train_settings(settings)).items()}
     kind, folder = resolve(METHODS, settings.method, "method"), Path(settings.data).name
     if issubclass(kind, Learner) and training["train.epochs"] == kind.training(settings.shots).epochs:
-        training["train.epochs"] = "by shots" if kind.epochs_by_shots else training["train.epochs"]  # one method, whose epochs follow the shots
+        training["train.epochs"] = (
+            "by shots" if kind.epochs_by_shots else training["train.epochs"]
+        )  # one method, whose epochs follow the shots
     also = {name: getattr(settings, name) for name in ALSO_COMPARED}
-    files = {name: also[name].replace(folder, "{data}") for name in ("sentences", "aliases") if also[name] and "/" in also[name]}
+    files = {
+        name: also[name].replace(folder, "{data}")
+        for name in ("sentences", "aliases")
+        if also[name] and "/" in also[name]
+    }
     return own | training | also | files  # a file of each dataset, named after its folder, is one setting
 
 
-# -- tables -----------------------------------------------------------------------------------------------------------------------------
+# -- tables --------------------------------------------------------------------------------------------------
 
 
 def cells(row: Row) -> dict[str, str]:
@@ -282,18 +375,35 @@ def cells(row: Row) -> dict[str, str]:
     figures = {part: str(row.figures[part]) if part in row.figures else ABSENT for part in PARTS}
     seconds = ABSENT if row.seconds is None else f"{row.seconds:.2f}"
     parameters = ABSENT if row.parameters is None else f"{row.parameters:,}"
-    return {"method": row.label, "shots": row.shots_text, "seeds": str(row.seeds), **figures, "fit s": seconds, "parameters": parameters}
+    return {
+        "method": row.label,
+        "shots": row.shots_text,
+        "seeds": str(row.seeds),
+        **figures,
+        "fit s": seconds,
+        "parameters": parameters,
+    }
 
 
 def best_cells(rows: Sequence[Row]) -> set[tuple[int, str]]:
-    """(row, part) of the highest figure, as shown, among rows of equal data, backbone and shots, and those that take no labels; none where nothing is compared."""
+    """(row, part) of the highest figure, as shown, among rows of equal data, backbone and shots, and those
+    that take no labels; none where nothing is compared.
+    """
     best = set()
     for data, backbone, shots in {row.group for row in rows}:
         groups = [(data, backbone, number) for number in (shots, NO_LABELS)]
         for part in PARTS:
-            shown = {index: round(row.figures[part].mean, 1) for index, row in enumerate(rows) if row.group in groups and part in row.figures}
+            shown = {
+                index: round(row.figures[part].mean, 1)
+                for index, row in enumerate(rows)
+                if row.group in groups and part in row.figures
+            }
             if len(shown) > 1:
-                best |= {(index, part) for index, value in shown.items() if value == max(shown.values()) and rows[index].group == groups[0]}
+                best |= {
+                    (index, part)
+                    for index, value in shown.items()
+                    if value == max(shown.values()) and rows[index].group == groups[0]
+                }
     return best
 
 
@@ -302,7 +412,9 @@ def table_cells(rows: Sequence[Row], varied: Sequence[str] = ()) -> list[dict[st
     lines = [{name: getattr(row, name) for name in varied} | cells(row) for row in rows]
     if any(row.published for row in rows):
         for line, row in zip(lines, rows):
-            figures = [" / ".join(f"{value:.1f}" for value in table.values()) for table in row.published.values()]
+            figures = [
+                " / ".join(f"{value:.1f}" for value in table.values()) for table in row.published.values()
+            ]
             line["published"] = "; ".join(figures) or ABSENT
     return lines
 
@@ -314,12 +426,17 @@ def sources(rows: Sequence[Row]) -> str:
 
 
 def as_markdown(rows: Sequence[Row], compared: Sequence[Comparison] = ()) -> str:
-    """One aligned table, data and backbone columns where they vary; then how methods stand against one another."""
+    """One aligned table, data and backbone columns where they vary; then how methods stand against one
+    another.
+    """
     parts = [markdown_table(table_cells(rows, varying(rows)), best_cells(rows)), sources(rows)]
     retrieved = retrieval_cells(rows)
     parts += ["**Retrieval**, recall@k", markdown_table(retrieved)] if retrieved else []
     for comparison in compared:
-        parts += [f"**Against {comparison.reference}** ({comparison.title})", markdown_table(standing_cells(comparison))]
+        parts += [
+            f"**Against {comparison.reference}** ({comparison.title})",
+            markdown_table(standing_cells(comparison)),
+        ]
     return "\n\n".join(filter(None, [*parts, COMPARED if compared else ""]))
 
 
@@ -348,21 +465,39 @@ def varying(rows: Sequence[Row]) -> list[str]:
 
 def markdown_table(lines: Sequence[dict[str, str]], best: Iterable[tuple[int, str]] = ()) -> str:
     texts = [
-        {column: f"**{text}**" if (index, column) in best else text.replace("|", "\\|") for column, text in line.items()}
+        {
+            column: f"**{text}**" if (index, column) in best else text.replace("|", "\\|")
+            for column, text in line.items()
+        }
         for index, line in enumerate(lines)
     ]
     columns = list(texts[0])
     widths = {column: max(3, len(column), *(len(line[column]) for line in texts)) for column in columns}
-    rule = [":" + "-" * (widths[column] - 1) if column in WORDS else "-" * (widths[column] - 1) + ":" for column in columns]
-    rows = [[line[column].ljust(widths[column]) if column in WORDS else line[column].rjust(widths[column]) for column in columns] for line in texts]
-    head = [column.ljust(widths[column]) if column in WORDS else column.rjust(widths[column]) for column in columns]
+    rule = [
+        ":" + "-" * (widths[column] - 1) if column in WORDS else "-" * (widths[column] - 1) + ":"
+        for column in columns
+    ]
+    rows = [
+        [
+            line[column].ljust(widths[column]) if column in WORDS else line[column].rjust(widths[column])
+            for column in columns
+        ]
+        for line in texts
+    ]
+    head = [
+        column.ljust(widths[column]) if column in WORDS else column.rjust(widths[column])
+        for column in columns
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *rows))
 
 
 def as_latex(rows: Sequence[Row], compared: Sequence[Comparison] = ()) -> str:
     """The same tables for a paper; they need \\usepackage{booktabs}."""
     parts = [latex_table(table_cells(rows, varying(rows)), best_cells(rows), LEGEND + " " + sources(rows))]
-    parts += [latex_table(standing_cells(one), (), f"Against {one.reference} ({one.title}). {COMPARED}") for one in compared]
+    parts += [
+        latex_table(standing_cells(one), (), f"Against {one.reference} ({one.title}). {COMPARED}")
+        for one in compared
+    ]
     return "% \\usepackage{booktabs}\n" + "\n".join(parts)
 
 
@@ -371,7 +506,10 @@ def latex_table(lines: Sequence[dict[str, str]], best: Iterable[tuple[int, str]]
         return f"\\textbf{{{latex(text)}}}" if (index, column) in best else latex(text)
 
     columns = "".join("l" if column in WORDS else "r" for column in lines[0])
-    body = [" & ".join(cell(index, column, text) for column, text in line.items()) + r" \\" for index, line in enumerate(lines)]
+    body = [
+        " & ".join(cell(index, column, text) for column, text in line.items()) + r" \\"
+        for index, line in enumerate(lines)
+    ]
     head = " & ".join(map(latex, lines[0])) + r" \\"
     begin = (r"\begin{table}", r"\centering", f"\\begin{{tabular}}{{{columns}}}", r"\toprule")
     end = (r"\bottomrule", r"\end{tabular}", f"\\caption{{{latex(caption.strip())}}}", r"\end{table}", "")
@@ -380,7 +518,9 @@ def latex_table(lines: Sequence[dict[str, str]], best: Iterable[tuple[int, str]]
 
 def latex(text: str) -> str:
     """Text as LaTeX takes it."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {sign: "\\" + sign for sign in "&%$#_{}"}
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+        sign: "\\" + sign for sign in "&%$#_{}"
+    }
     ours = {"±": r"$\pm$", "–": "--", "−": "$-$", "→": r"$\rightarrow$"}
     return "".join((special | ours).get(sign, sign) for sign in text)
 
@@ -390,34 +530,83 @@ def as_csv(rows: Sequence[Row]) -> str:
     out = io.StringIO()
     table = csv.writer(out)
     spread = [name for part in PARTS for name in (part, f"{part}_spread")]
-    table.writerow(["data", "backbone", "method", "label", "settings", "shots", "seeds", *spread, "fit_seconds", "parameters", "published"])
+    table.writerow(
+        [
+            "data",
+            "backbone",
+            "method",
+            "label",
+            "settings",
+            "shots",
+            "seeds",
+            *spread,
+            "fit_seconds",
+            "parameters",
+            "published",
+        ]
+    )
     for row in rows:
-        figures = [number for part in PARTS for number in (row.figures[part][:2] if part in row.figures else ("", ""))]
+        figures = [
+            number
+            for part in PARTS
+            for number in (row.figures[part][:2] if part in row.figures else ("", ""))
+        ]
         shots = {NO_LABELS: "", ALL_LABELS: "all"}.get(row.shots, row.shots)
-        printed = "; ".join(f"{name}: {' / '.join(f'{value:.2f}' for value in values.values())}" for name, values in row.published.items())
-        table.writerow([row.data, row.backbone, row.method, row.name, row.differs, shots, row.seeds, *figures, row.seconds, row.parameters, printed])
+        printed = "; ".join(
+            f"{name}: {' / '.join(f'{value:.2f}' for value in values.values())}"
+            for name, values in row.published.items()
+        )
+        table.writerow(
+            [
+                row.data,
+                row.backbone,
+                row.method,
+                row.name,
+                row.differs,
+                shots,
+                row.seeds,
+                *figures,
+                row.seconds,
+                row.parameters,
+                printed,
+            ]
+        )
     return out.getvalue()
 
 
-# -- against one another ----------------------------------------------------------------------------------------------------------------
+# -- against one another -------------------------------------------------------------------------------------
 
 
 def comparisons(rows: Sequence[Row], reference: str | None = None) -> list[Comparison]:
-    """One for each backbone, shots and kind of data where there are two methods or more; what takes no labels stands beside all shots.
+    """One for each backbone, shots and kind of data where there are two methods or more; what takes no labels
+    stands beside all shots.
 
     Errors: WordsightError where a reference is given and is in none of them.
     """
     made = []
     for backbone, elsewhere in dict.fromkeys((row.backbone, row.trained != row.tested) for row in rows):
-        mine = [row for row in rows if row.backbone == backbone and (row.trained != row.tested) == elsewhere and row.figures]
+        mine = [
+            row
+            for row in rows
+            if row.backbone == backbone and (row.trained != row.tested) == elsewhere and row.figures
+        ]
         for shots in sorted({row.shots for row in mine} - {NO_LABELS}) or [NO_LABELS]:
             methods = scores_by_method([row for row in mine if row.shots in (shots, NO_LABELS)], shots)
-            chosen = reference if reference in methods else "aape" if "aape" in methods else next(iter(methods), "")
+            chosen = (
+                reference
+                if reference in methods
+                else "aape"
+                if "aape" in methods
+                else next(iter(methods), "")
+            )
             if len(methods) > 1:
                 made.append(Comparison(backbone, shots, elsewhere, chosen, tuple(compare(methods, chosen))))
     if reference is not None and not any(comparison.reference == reference for comparison in made):
         labels = list(dict.fromkeys(row.label for row in rows))
-        raise WordsightError(f"reference {reference!r} is not among what can be compared{nearest(reference, labels)}: {', '.join(labels)}")
+        raise WordsightError(
+            f"reference {reference!r} is not among what can be compared{nearest(reference, labels)}: "
+            f"{', '.join(labels)}"
+        )
     return made
 
 
@@ -425,7 +614,9 @@ def scores_by_method(rows: Sequence[Row], shots: int) -> dict[str, Scores]:
     """{method: {(data, seed): figures}}, in the order of `wordsight list`."""
     found: dict[str, dict[tuple[str, int | None], dict[str, float]]] = {}
     for row in sorted(rows, key=lambda row: row.place):
-        exact = [run for run in row.runs if (run.settings.shots or ALL_LABELS) == shots] or row.runs  # of label-free runs for several shots
+        exact = [
+            run for run in row.runs if (run.settings.shots or ALL_LABELS) == shots
+        ] or row.runs  # of label-free runs for several shots
         seedless = row.shots == NO_LABELS and row.seeds == 1
         for run in exact:
             key = (row.data, ANY_SEED if seedless else run.settings.seed)
@@ -438,9 +629,17 @@ def standing_cells(comparison: Comparison) -> list[dict[str, str]]:
     measured = [part for part in PARTS if any(part in standing.means for standing in comparison.standings)]
     lines = []
     for standing in comparison.standings:
-        means = {part: f"{standing.means[part]:.1f}" if part in standing.means else ABSENT for part in measured}
-        ranks = {f"rank {part}": f"{standing.ranks[part]:.1f}" if part in standing.ranks else ABSENT for part in comparison.parts}
-        gaps = {f"{part} − {comparison.reference}": str(standing.differences.get(part, ABSENT)) for part in comparison.parts}
+        means = {
+            part: f"{standing.means[part]:.1f}" if part in standing.means else ABSENT for part in measured
+        }
+        ranks = {
+            f"rank {part}": f"{standing.ranks[part]:.1f}" if part in standing.ranks else ABSENT
+            for part in comparison.parts
+        }
+        gaps = {
+            f"{part} − {comparison.reference}": str(standing.differences.get(part, ABSENT))
+            for part in comparison.parts
+        }
         lines.append({"method": standing.label, "datasets": str(standing.datasets)} | means | ranks | gaps)
     return lines
 
@@ -450,19 +649,42 @@ def comparison_csv(compared: Sequence[Comparison]) -> str:
     out = io.StringIO()
     table = csv.writer(out)
     table.writerow(
-        ["backbone", "shots", "other_data", "method", "datasets", "part", "mean", "rank", "reference", "difference", "low", "high", "pairs"]
+        [
+            "backbone",
+            "shots",
+            "other_data",
+            "method",
+            "datasets",
+            "part",
+            "mean",
+            "rank",
+            "reference",
+            "difference",
+            "low",
+            "high",
+            "pairs",
+        ]
     )
     for one in compared:
         for standing in one.standings:
             for part, mean in standing.means.items():
                 gap = standing.differences.get(part, ("",) * 4)
                 shots = {NO_LABELS: "", ALL_LABELS: "all"}.get(one.shots, one.shots)
-                first = [one.backbone, shots, one.elsewhere, standing.label, standing.datasets, part, mean, standing.ranks.get(part)]
+                first = [
+                    one.backbone,
+                    shots,
+                    one.elsewhere,
+                    standing.label,
+                    standing.datasets,
+                    part,
+                    mean,
+                    standing.ranks.get(part),
+                ]
                 table.writerow([*first, one.reference, *gap])
     return out.getvalue()
 
 
-# -- the page ---------------------------------------------------------------------------------------------------------------------------
+# -- the page ------------------------------------------------------------------------------------------------
 
 STYLE = """
 :root { color-scheme: light; }
@@ -491,33 +713,53 @@ details { margin-top: 28px; } code { font-size: 13px; }
 """
 
 
-def as_html(rows: Sequence[Row], backbone: Backbone | None = None, compared: Sequence[Comparison] = ()) -> str:
-    sections = "".join(section(part, backbone) for part in split_by(rows, lambda row: (row.data, row.backbone)))
+def as_html(
+    rows: Sequence[Row], backbone: Backbone | None = None, compared: Sequence[Comparison] = ()
+) -> str:
+    sections = "".join(
+        section(part, backbone) for part in split_by(rows, lambda row: (row.data, row.backbone))
+    )
     folders = sorted({str(run.folder) for row in rows for run in row.runs})
     listed = "".join(f"<li><code>{escape(folder)}</code></li>" for folder in folders)
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Wordsight report</title><style>{STYLE}</style></head><body><main>\n<h1>Wordsight report</h1>\n"
-        f'<p class="note">{len(folders)} runs, wordsight {escape(__version__)}. {escape(LEGEND)}</p>\n{comparison_section(compared)}{retrieval_section(rows)}{sections}'
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width, initial-scale=1">'
+        f"<title>Wordsight report</title><style>{STYLE}</style></head><body><main>\n<h1>Wordsight "
+        f"report</h1>\n"
+        f'<p class="note">{len(folders)} runs, wordsight {escape(__version__)}. '
+        f"{escape(LEGEND)}</p>\n{comparison_section(compared)}{retrieval_section(rows)}{sections}"
         f"<details><summary>The run folders</summary><ul>{listed}</ul></details>\n</main></body></html>\n"
     )
 
 
 def comparison_section(compared: Sequence[Comparison]) -> str:
     """How methods stand against one another, each comparison a panel."""
-    panels = "".join(f'<div class="panel"><h3>{escape(one.title)}</h3>{html_table(standing_cells(one))}</div>\n' for one in compared)
+    panels = "".join(
+        f'<div class="panel"><h3>{escape(one.title)}</h3>{html_table(standing_cells(one))}</div>\n'
+        for one in compared
+    )
     return f'<h2>Against one another</h2><p class="note">{escape(COMPARED)}</p>\n{panels}' if compared else ""
 
 
 def retrieval_section(rows: Sequence[Row]) -> str:
     cells = retrieval_cells(rows)
-    return f'<h2>Retrieval</h2><div class="panel"><h3>Recall@k, image to text and text to image</h3>{html_table(cells)}</div>\n' if cells else ""
+    return (
+        f'<h2>Retrieval</h2><div class="panel"><h3>Recall@k, image to text and text to '
+        f"image</h3>{html_table(cells)}</div>\n"
+        if cells
+        else ""
+    )
 
 
 def html_table(lines: Sequence[dict[str, str]]) -> str:
     kinds = {column: "m" if column in WORDS else "n" for column in lines[0]}
     head = "".join(f'<th class="{kinds[column]}">{escape(column)}</th>' for column in lines[0])
-    body = "".join("<tr>" + "".join(f'<td class="{kinds[column]}">{escape(text)}</td>' for column, text in line.items()) + "</tr>" for line in lines)
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td class="{kinds[column]}">{escape(text)}</td>' for column, text in line.items())
+        + "</tr>"
+        for line in lines
+    )
     return f'<table class="figures"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
@@ -532,42 +774,72 @@ def section(rows: Sequence[Row], backbone: Backbone | None) -> str:
         worded = best_run([row for row in rows if resolve(METHODS, row.method, "method").needs_sentences])
         panels += [confusion_panel(run), hard_panel(worded or run, backbone)]
     body = "".join(f'<div class="panel">{panel}</div>\n' for panel in panels)
-    return f'<h2>{escape(rows[0].data)} <span class="note">on backbone {escape(rows[0].backbone)}</span></h2>\n{body}'
+    return (
+        f'<h2>{escape(rows[0].data)} <span class="note">on backbone '
+        f"{escape(rows[0].backbone)}</span></h2>\n{body}"
+    )
 
 
 def figures_table(rows: Sequence[Row]) -> str:
     best, table, lines = best_cells(rows), table_cells(rows), []
-    head = "".join(f'<th class="{"m" if column == "method" else "n"}">{escape(column)}</th>' for column in table[0])
+    head = "".join(
+        f'<th class="{"m" if column == "method" else "n"}">{escape(column)}</th>' for column in table[0]
+    )
     for index, row in enumerate(rows):
         first = ' class="first"' if index and row.group != rows[index - 1].group else ""
-        texts = [(column, f"<b>{escape(text)}</b>" if (index, column) in best else escape(text)) for column, text in table[index].items()]
+        texts = [
+            (column, f"<b>{escape(text)}</b>" if (index, column) in best else escape(text))
+            for column, text in table[index].items()
+        ]
         texts[0] = ("method", f'{escape(row.name)} <span class="note">{escape(row.differs)}</span>')
-        lines.append(f"<tr{first}>" + "".join(f'<td class="{"m" if column == "method" else "n"}">{text}</td>' for column, text in texts) + "</tr>")
+        lines.append(
+            f"<tr{first}>"
+            + "".join(
+                f'<td class="{"m" if column == "method" else "n"}">{text}</td>' for column, text in texts
+            )
+            + "</tr>"
+        )
     notes = f'<p class="note">{escape(sources(rows))}</p>' if sources(rows) else ""
     return f'<table class="figures"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>{test_facts(rows)}{notes}'
 
 
 def test_facts(rows: Sequence[Row]) -> str:
     """How many test images there were and what a guess would score, so that a figure can be judged."""
-    events = [event for row in rows for run in row.runs for event in run.events("eval") if event["data"] == row.tested]
+    events = [
+        event
+        for row in rows
+        for run in row.runs
+        for event in run.events("eval")
+        if event["data"] == row.tested
+    ]
     facts = {event["classes"]: (event["images"], event["chance"]) for event in events}
-    texts = [f"{part}: {facts[part][0]:,} test images, chance {facts[part][1]:.1f}" for part in PARTS if part in facts]
+    texts = [
+        f"{part}: {facts[part][0]:,} test images, chance {facts[part][1]:.1f}"
+        for part in PARTS
+        if part in facts
+    ]
     return f'<p class="note">{escape("; ".join(texts))}</p>' if texts else ""
 
 
 def accuracy_plot(rows: Sequence[Row]) -> tuple[str, Figure]:
-    """Accuracy against labelled images per class; for one number of them, and base and new classes, the one against the other."""
+    """Accuracy against labelled images per class; for one number of them, and base and new classes, the one
+    against the other.
+    """
     parts = [part for part in ("all", "H") if any(part in row.figures for row in rows)] or ["base"]
     shots = sorted({row.shots for row in rows if row.shots != NO_LABELS})
     halves = parts == ["H"] and len(shots) == 1
     labels = list(dict.fromkeys(row.label for row in sorted(rows, key=lambda row: row.place)))
     with rc_context({"font.size": 10}):
         width = 4.9 * len(parts) + 0.2
-        columns = max(1, int(width / (0.6 + 0.085 * max(map(len, labels)))))  # inches of a line of the legend, about
+        columns = max(
+            1, int(width / (0.6 + 0.085 * max(map(len, labels))))
+        )  # inches of a line of the legend, about
         figure = Figure(figsize=(width, 3.4 + 0.22 * math.ceil(len(labels) / columns)), layout="constrained")
         handles: dict[str, Any] = {}
         for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts):
-            draw_halves(axes, rows, labels, handles) if halves else draw_part(axes, rows, part, shots, labels, handles)
+            draw_halves(axes, rows, labels, handles) if halves else draw_part(
+                axes, rows, part, shots, labels, handles
+            )
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
@@ -575,7 +847,11 @@ def accuracy_plot(rows: Sequence[Row]) -> tuple[str, Figure]:
 
 
 def style_of(index: int) -> dict[str, Any]:
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index // len(COLOURS) % len(MARKERS)], "capsize": 3}
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index // len(COLOURS) % len(MARKERS)],
+        "capsize": 3,
+    }
 
 
 def draw_halves(axes: Any, rows: Sequence[Row], labels: Sequence[str], handles: dict[str, Any]) -> None:
@@ -594,30 +870,49 @@ def draw_halves(axes: Any, rows: Sequence[Row], labels: Sequence[str], handles: 
     axes.set_ylabel("new classes: accuracy, %")
 
 
-def draw_part(axes: Any, rows: Sequence[Row], part: str, shots: Sequence[int], labels: Sequence[str], handles: dict[str, Any]) -> None:
+def draw_part(
+    axes: Any,
+    rows: Sequence[Row],
+    part: str,
+    shots: Sequence[int],
+    labels: Sequence[str],
+    handles: dict[str, Any],
+) -> None:
     """One line a method with its spread; a method without labels is a dashed level."""
-    lined = [label for label in labels if any(row.label == label and row.shots != NO_LABELS and part in row.figures for row in rows)]
+    lined = [
+        label
+        for label in labels
+        if any(row.label == label and row.shots != NO_LABELS and part in row.figures for row in rows)
+    ]
     for index, label in enumerate(labels):
         mine = [row for row in rows if row.label == label and part in row.figures]
         style, text = style_of(index), plain(label)
         levels = [row.figures[part] for row in mine if row.shots == NO_LABELS]
         if levels:
-            handles[text] = axes.axhline(levels[0].mean, color=style["color"], linestyle=(0, (5, 2 + index % 3)), linewidth=1.5)
+            handles[text] = axes.axhline(
+                levels[0].mean, color=style["color"], linestyle=(0, (5, 2 + index % 3)), linewidth=1.5
+            )
         points = [(shots.index(row.shots), row.figures[part]) for row in mine if row.shots != NO_LABELS]
         if points:
-            aside = min(0.06, 0.4 / len(lined)) * (lined.index(label) - (len(lined) - 1) / 2)  # bars of equal height stay apart
+            aside = min(0.06, 0.4 / len(lined)) * (
+                lined.index(label) - (len(lined) - 1) / 2
+            )  # bars of equal height stay apart
             x, y, spread = zip(*((place + aside, value.mean, value.spread) for place, value in points))
             handles[text] = axes.errorbar(x, y, spread, **style, markersize=5, linewidth=1.8)
     axes.set_xticks(range(len(shots)), ["all" if number == ALL_LABELS else str(number) for number in shots])
     axes.set_xlim(-0.4, max(len(shots) - 0.6, 0.4))
     axes.set_xlabel("labelled images per class")
-    axes.set_title({"all": "all classes", "H": "H of base and new classes", "base": "base classes"}[part], fontsize=11)
+    axes.set_title(
+        {"all": "all classes", "H": "H of base and new classes", "base": "base classes"}[part], fontsize=11
+    )
     axes.set_ylabel("accuracy, %" if part != "H" else "H, %")
     axes.grid(axis="y", color="#e3e7ec", linewidth=0.8)
 
 
 def svg(figure: Figure) -> str:
-    """A figure as SVG that can stand in a page; a character without a glyph becomes a box, which is no reason to warn."""
+    """A figure as SVG that can stand in a page; a character without a glyph becomes a box, which is no reason
+    to warn.
+    """
     out = io.StringIO()
     with warnings.catch_warnings(), rc_context({"svg.hashsalt": "wordsight"}):
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -633,14 +928,20 @@ def best_run(rows: Iterable[Row]) -> Run | None:
         for run in row.runs:
             event = last_eval(run)
             if event is not None and event["data"] == row.data:
-                candidates.append(((event["classes"] == "all", row.shots, event["accuracy"]), len(candidates), run))
+                candidates.append(
+                    ((event["classes"] == "all", row.shots, event["accuracy"]), len(candidates), run)
+                )
     return max(candidates)[2] if candidates else None
 
 
 def last_eval(run: Run) -> dict[str, Any] | None:
     """The run's last figures on its own classes."""
     part = "all" if run.settings.classes == "all" else "base"
-    events = [event for event in run.events("eval") if event["data"] == run.settings.data and event["classes"] == part]
+    events = [
+        event
+        for event in run.events("eval")
+        if event["data"] == run.settings.data and event["classes"] == part
+    ]
     return events[-1] if events else None
 
 
@@ -649,24 +950,38 @@ def confusion_panel(run: Run) -> str:
     names, counts = list(event["class_recall"]), event["confusion"]
     drawn = confusion_table(names, counts) if len(names) <= TABLE_CLASSES else confusion_plot(counts)
     wrong = sorted(
-        ((counts[i][j], i, j) for i in range(len(names)) for j in range(len(names)) if i != j and counts[i][j]),
+        (
+            (counts[i][j], i, j)
+            for i in range(len(names))
+            for j in range(len(names))
+            if i != j and counts[i][j]
+        ),
         key=lambda item: (-item[0], *item[1:]),
     )
     listed = "".join(
-        f'<tr><td class="m">{escape(names[i])}</td><td class="m">{escape(names[j])}</td><td class="n">{count}</td></tr>' for count, i, j in wrong[:8]
+        f'<tr><td class="m">{escape(names[i])}</td><td class="m">{escape(names[j])}</td><td '
+        f'class="n">{count}</td></tr>'
+        for count, i, j in wrong[:8]
     )
-    pairs = f'<table class="figures"><thead><tr><th class="m">is</th><th class="m">was called</th><th class="n">images</th></tr></thead><tbody>{listed}</tbody></table>'
+    pairs = (
+        f'<table class="figures"><thead><tr><th class="m">is</th><th class="m">was called</th><th '
+        f'class="n">images</th></tr></thead><tbody>{listed}</tbody></table>'
+    )
     return (
-        f"<h3>What is taken for what</h3><p class='note'>{escape(caption(run))}: {event['accuracy']:.1f} % of {event['images']:,} test images. "
+        f"<h3>What is taken for what</h3><p class='note'>{escape(caption(run))}: {event['accuracy']:.1f} % "
+        f"of {event['images']:,} test images. "
         f"A row is the true class, a column the predicted one.</p>"
-        f"<div class='pair'><div>{drawn}</div><div class='side'>{pairs if wrong else '<p>No image is wrong.</p>'}</div></div>"
+        f"<div class='pair'><div>{drawn}</div><div "
+        f"class='side'>{pairs if wrong else '<p>No image is wrong.</p>'}</div></div>"
     )
 
 
 def confusion_table(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     head = "".join(f'<th title="{escape(name)}"><span>{escape(name)}</span></th>' for name in names)
     body = "".join(
-        f"<tr><th>{escape(name)}</th>" + "".join(confusion_cell(count, sum(line), right=i == j) for j, count in enumerate(line)) + "</tr>"
+        f"<tr><th>{escape(name)}</th>"
+        + "".join(confusion_cell(count, sum(line), right=i == j) for j, count in enumerate(line))
+        + "</tr>"
         for i, (name, line) in enumerate(zip(names, counts))
     )
     return f'<table class="confusion"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
@@ -675,7 +990,11 @@ def confusion_table(names: Sequence[str], counts: Sequence[Sequence[int]]) -> st
 def confusion_cell(count: int, total: int, right: bool) -> str:
     """Blue where right, red where wrong; a small share of mistakes is still seen."""
     share = count / total if total else 0.0
-    tint = f"rgba(0,114,178,{0.12 + 0.68 * share:.2f})" if right else f"rgba(213,94,0,{0.15 + 0.85 * share**0.5:.2f})"
+    tint = (
+        f"rgba(0,114,178,{0.12 + 0.68 * share:.2f})"
+        if right
+        else f"rgba(213,94,0,{0.15 + 0.85 * share**0.5:.2f})"
+    )
     colour = "#fff" if right and share > 0.6 else "#1d2430"
     return f'<td style="background:{tint if count else "#f3f5f7"};color:{colour}">{count or ""}</td>'
 
@@ -691,14 +1010,18 @@ def confusion_plot(counts: Sequence[Sequence[int]]) -> str:
     figure.colorbar(shown, label="share of the true class", shrink=0.8)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=160)
-    return f'<img class="plot" style="width:520px" alt="confusion matrix" src="{data_address(out.getvalue())}">'
+    return (
+        f'<img class="plot" style="width:520px" alt="confusion matrix" src="{data_address(out.getvalue())}">'
+    )
 
 
-# -- hard images ------------------------------------------------------------------------------------------------------------------------
+# -- hard images ---------------------------------------------------------------------------------------------
 
 
 def hard_panel(run: Run, backbone: Backbone | None) -> str:
-    """The mistakes a run was surest of, each with what the method saw in it. Where data or backbone are gone, a line says so."""
+    """The mistakes a run was surest of, each with what the method saw in it. Where data or backbone are gone,
+    a line says so.
+    """
     title = "<h3>Hard images: wrong, and sure of it</h3>"
     try:
         mistakes = surest_mistakes(run)
@@ -708,7 +1031,10 @@ def hard_panel(run: Run, backbone: Backbone | None) -> str:
     except (WordsightError, OSError) as error:
         return f"{title}<p class='note'>Left out: {escape(str(error))}</p>"
     cards = "".join(card(*entry) for entry in shown)
-    return f"{title}<p class='note'>{escape(caption(run))}. Below each image, the sentences closest to what the method says about it.</p><div class='hard'>{cards}</div>"
+    return (
+        f"{title}<p class='note'>{escape(caption(run))}. Below each image, the sentences closest to what "
+        f"the method says about it.</p><div class='hard'>{cards}</div>"
+    )
 
 
 def surest_mistakes(run: Run) -> list[dict[str, str]]:
@@ -716,7 +1042,11 @@ def surest_mistakes(run: Run) -> list[dict[str, str]]:
     path = run.folder / f"predictions-{'all' if run.settings.classes == 'all' else 'base'}.csv"
     if not path.is_file():
         raise WordsightError(f"{path} is not there; `wordsight eval {run.folder}` writes it")
-    wrong = [row for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))) if row["label"] != row["predicted"]]
+    wrong = [
+        row
+        for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+        if row["label"] != row["predicted"]
+    ]
     return sorted(wrong, key=lambda row: -float(row["probability"]))[:HARD_IMAGES]
 
 
@@ -731,7 +1061,9 @@ def explained(
     if not found:
         raise WordsightError(f"the images named in {run.folder} are no longer in {settings.data!r}")
     same = (
-        backbone is not None and backbone.image_fingerprint == run.facts.image_fingerprint and backbone.text_fingerprint == run.facts.text_fingerprint
+        backbone is not None
+        and backbone.image_fingerprint == run.facts.image_fingerprint
+        and backbone.text_fingerprint == run.facts.text_fingerprint
     )
     classifier = load(run.folder, backbone=backbone if same else None)
     features = image_features(classifier.backbone_, [picture for _, picture in found], progress=False)
@@ -740,10 +1072,15 @@ def explained(
 
 
 def card(row: dict[str, str], picture: Picture, sentences: Sequence[tuple[str, str, float]]) -> str:
-    lines = "".join(f"<li><span>{cosine:.2f}</span> <b>{escape(name)}</b>: {escape(sentence)}</li>" for name, sentence, cosine in sentences)
+    lines = "".join(
+        f"<li><span>{cosine:.2f}</span> <b>{escape(name)}</b>: {escape(sentence)}</li>"
+        for name, sentence, cosine in sentences
+    )
     return (
-        f'<div class="card" title="{escape(row["image"])}"><div class="top"><img alt="" src="{thumbnail(picture)}">'
-        f"<dl><dt>is</dt><dd>{escape(row['label'])}</dd><dt>called</dt><dd>{escape(row['predicted'])} {float(row['probability']):.0%}</dd></dl></div>"
+        f'<div class="card" title="{escape(row["image"])}"><div class="top"><img alt="" '
+        f'src="{thumbnail(picture)}">'
+        f"<dl><dt>is</dt><dd>{escape(row['label'])}</dd><dt>called</dt><dd>{escape(row['predicted'])} "
+        f"{float(row['probability']):.0%}</dd></dl></div>"
         f"<ul>{lines}</ul></div>"
     )
 
@@ -752,7 +1089,11 @@ def thumbnail(picture: Picture, side: int = 168) -> str:
     """The image as a PNG in the page; a tiny one is enlarged in whole pixels, so that it is not a blur."""
     image = read_image(picture.load())
     larger = side // max(image.size)
-    image = image.resize((image.width * larger, image.height * larger), Image.Resampling.NEAREST) if larger > 1 else image
+    image = (
+        image.resize((image.width * larger, image.height * larger), Image.Resampling.NEAREST)
+        if larger > 1
+        else image
+    )
     image.thumbnail((side, side))
     out = io.BytesIO()
     image.save(out, "PNG")
@@ -761,7 +1102,13 @@ def thumbnail(picture: Picture, side: int = 168) -> str:
 
 def caption(run: Run) -> str:
     settings = run.settings
-    shots = "no labels" if shots_of(settings) == NO_LABELS else "all labelled images" if settings.shots is None else f"{settings.shots} shots"
+    shots = (
+        "no labels"
+        if shots_of(settings) == NO_LABELS
+        else "all labelled images"
+        if settings.shots is None
+        else f"{settings.shots} shots"
+    )
     return f"{settings.method}, {shots}, {settings.classes} classes, seed {settings.seed}"
 
 
@@ -774,7 +1121,9 @@ def escape(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib does not read as mathematics, short enough for a legend; a leading underscore would hide it."""
+    """Text that matplotlib does not read as mathematics, short enough for a legend; a leading underscore
+    would hide it.
+    """
     text = text if len(text) <= 110 else text[:109] + "…"
     return text.replace("$", r"\$").removeprefix("_")
 

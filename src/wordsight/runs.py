@@ -22,12 +22,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, build, load_yaml, resolve, to_dict, write_file
+from wordsight.config import (
+    METHODS,
+    RunSettings,
+    TrainSettings,
+    WordsightError,
+    build,
+    load_yaml,
+    resolve,
+    to_dict,
+    write_file,
+)
 from wordsight.methods import Classifier, Embedder, Learner
 
 FORMAT = 1  # of the folder; a loader refuses any other
 STARTED = {"sentences.json", "config.yaml"}  # what a start that was killed may leave, finished or as .part
-NOT_COMPARED = ("out", "device", "label")  # where a run lies, what it runs on and what it is called do not decide its result
+NOT_COMPARED = (
+    "out",
+    "device",
+    "label",
+)  # where a run lies, what it runs on and what it is called do not decide its result
 
 
 @dataclass(frozen=True)
@@ -41,8 +55,12 @@ class Facts:
     labels: tuple[int, ...] = ()  # what predict returns, where labels were whole numbers
     image_fingerprint: str = ""  # of the backbone; empty without one
     text_fingerprint: str = ""
-    images: str = ""  # how many labelled images were drawn, and a fingerprint of their names; empty where no label decides anything
-    pairs: str = ""  # how many image-text pairs, and a fingerprint of their names and captions; empty where it learns from something else
+    # how many labelled images were drawn, and a fingerprint of their names; empty where no label decides
+    # anything
+    images: str = ""
+    # how many image-text pairs, and a fingerprint of their names and captions; empty where it learns from
+    # something else
+    pairs: str = ""
 
 
 class Fitted(Protocol):
@@ -59,8 +77,12 @@ class Run:
         self.folder, self.settings, self.facts = folder, settings, facts
 
     @classmethod
-    def start(cls, folder: str | Path, settings: RunSettings, facts: Facts, sentences: dict[str, tuple[str, ...]]) -> Run:
-        """Begin a run, or go on with the same one. Errors: WordsightError showing the difference where the folder holds another run."""
+    def start(
+        cls, folder: str | Path, settings: RunSettings, facts: Facts, sentences: dict[str, tuple[str, ...]]
+    ) -> Run:
+        """Begin a run, or go on with the same one. Errors: WordsightError showing the difference where the
+        folder holds another run.
+        """
         folder, settings = Path(folder), plain(settings)
         if (folder / "config.yaml").exists():
             there = cls._read(folder)
@@ -68,17 +90,27 @@ class Run:
             if not changed and _read_sentences(folder) != sentences:
                 changed = ["the sentences differ"]
             if changed:
-                raise WordsightError(f"{folder} holds another run: {'; '.join(changed)}. Give another out=..., or delete that folder")
+                raise WordsightError(
+                    f"{folder} holds another run: {'; '.join(changed)}. Give another out=..., or delete "
+                    f"that folder"
+                )
             return there
         if folder.is_dir() and {path.name.removesuffix(".part") for path in folder.iterdir()} - STARTED:
-            raise WordsightError(f"{folder} is not empty and is no run folder (it has no config.yaml); give another out=...")
+            raise WordsightError(
+                f"{folder} is not empty and is no run folder (it has no config.yaml); give another out=..."
+            )
         write_file(folder / "sentences.json", json.dumps(sentences, ensure_ascii=False, indent=1))
         content = {
             "format": FORMAT,
             "settings": to_dict(settings),
-            "facts": {name: list(value) if isinstance(value, tuple) else value for name, value in to_dict(facts).items()},
+            "facts": {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in to_dict(facts).items()
+            },
         }
-        write_file(folder / "config.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=150))
+        write_file(
+            folder / "config.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=150)
+        )
         return cls(folder, settings, facts)
 
     @classmethod
@@ -86,11 +118,15 @@ class Run:
         """A finished run. Errors: WordsightError for no run, another version's run, or an unfinished one."""
         folder = Path(folder)
         if not (folder / "config.yaml").is_file():
-            raise WordsightError(f"{str(folder)!r} is no run folder: it has no config.yaml. `wordsight fit data=... out={folder}` makes one")
+            raise WordsightError(
+                f"{str(folder)!r} is no run folder: it has no config.yaml. `wordsight fit data=... "
+                f"out={folder}` makes one"
+            )
         run = cls._read(folder)
         if not run.finished:
             raise WordsightError(
-                f"the run in {str(folder)!r} is not finished; give its `wordsight fit` command again, it goes on from where it stopped"
+                f"the run in {str(folder)!r} is not finished; give its `wordsight fit` command again, it "
+                f"goes on from where it stopped"
             )
         return run
 
@@ -98,7 +134,10 @@ class Run:
     def _read(cls, folder: Path) -> Run:
         content = load_yaml(folder / "config.yaml")
         if content.get("format") != FORMAT:
-            raise WordsightError(f"{folder} was written in run format {content.get('format')}; this version of wordsight reads format {FORMAT}")
+            raise WordsightError(
+                f"{folder} was written in run format {content.get('format')}; this version of wordsight "
+                f"reads format {FORMAT}"
+            )
         try:
             return cls(folder, plain(build(RunSettings, content["settings"])), build(Facts, content["facts"]))
         except (KeyError, TypeError) as error:
@@ -119,16 +158,22 @@ class Run:
     def finish(self, method: Fitted, extra: dict[str, Tensor] | None = None) -> None:
         """Write the weights; `extra` tensors lie in a file of their own."""
         if extra:
-            write_file(self.folder / "extra.safetensors", save({name: tensor.contiguous() for name, tensor in extra.items()}))
+            write_file(
+                self.folder / "extra.safetensors",
+                save({name: tensor.contiguous() for name, tensor in extra.items()}),
+            )
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.weights().items()}
         write_file(self.folder / "weights.safetensors", save(tensors, metadata={"format": str(FORMAT)}))
         shutil.rmtree(self.state, ignore_errors=True)
 
     def method(self) -> Classifier:
-        """The fitted method, with exactly the tensors it has saved; not yet bound to classes. Errors: WordsightError for a two_tower: it is a backbone."""
+        """The fitted method, with exactly the tensors it has saved; not yet bound to classes. Errors:
+        WordsightError for a two_tower: it is a backbone.
+        """
         if issubclass(resolve(METHODS, self.settings.method, "method"), Embedder):
             raise WordsightError(
-                f"{self.folder} is a two_tower and has no classes of its own; it is a backbone: `wordsight fit backbone={self.folder} ...`"
+                f"{self.folder} is a two_tower and has no classes of its own; it is a backbone: `wordsight "
+                f"fit backbone={self.folder} ...`"
             )
         method = build_method(self.settings, self.facts)
         found = read_tensors(self.folder / "weights.safetensors")
@@ -136,11 +181,15 @@ class Run:
         expected = method.weights()
         if expected.keys() != found.keys():
             missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-            raise WordsightError(f"{self.folder / 'weights.safetensors'} does not fit {self.settings.method}: missing {missing}, not known {extra}")
+            raise WordsightError(
+                f"{self.folder / 'weights.safetensors'} does not fit {self.settings.method}: missing "
+                f"{missing}, not known {extra}"
+            )
         for name, tensor in found.items():
             if tensor.shape != expected[name].shape:
                 raise WordsightError(
-                    f"{self.folder / 'weights.safetensors'}: {name} has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
+                    f"{self.folder / 'weights.safetensors'}: {name} has shape {tuple(tensor.shape)}, not "
+                    f"{tuple(expected[name].shape)}"
                 )
         method.load_state_dict(found)
         return method.eval()
@@ -161,7 +210,9 @@ class Run:
                     line = line if file.read() == b"\n" else b"\n" + line
                 file.write(line)
         except OSError as error:
-            raise WordsightError(f"{self.folder / 'metrics.jsonl'} cannot be written: {error.strerror or error}") from error
+            raise WordsightError(
+                f"{self.folder / 'metrics.jsonl'} cannot be written: {error.strerror or error}"
+            ) from error
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         path = self.folder / "metrics.jsonl"
@@ -172,7 +223,9 @@ class Run:
 def build_method(settings: RunSettings, facts: Facts) -> Classifier:
     """A fresh method of the kind, shape and settings that a run names."""
     kind = resolve(METHODS, settings.method, "method")
-    return kind(facts.classes, facts.dim, facts.logit_scale, build(kind.Settings, settings.settings, "settings."))
+    return kind(
+        facts.classes, facts.dim, facts.logit_scale, build(kind.Settings, settings.settings, "settings.")
+    )
 
 
 def train_settings(settings: RunSettings) -> TrainSettings:
@@ -180,15 +233,21 @@ def train_settings(settings: RunSettings) -> TrainSettings:
     kind = resolve(METHODS, settings.method, "method")
     defaults = kind.training(settings.shots) if issubclass(kind, Learner) else TrainSettings()
     training = build(TrainSettings, {**asdict(defaults), **settings.train}, "train.")
-    least = dict.fromkeys(("epochs", "min_steps", "lr", "weight_decay", "momentum", "warmup_epochs", "warmup_lr"), 0)
+    least = dict.fromkeys(
+        ("epochs", "min_steps", "lr", "weight_decay", "momentum", "warmup_epochs", "warmup_lr"), 0
+    )
     for name, value in (least | {"batch_size": 1, "max_steps": 1, "log_steps": 1}).items():
         if getattr(training, name) is not None and getattr(training, name) < value:
-            raise WordsightError(f"train.{name}={getattr(training, name)} is not possible; it is {value} or more")
+            raise WordsightError(
+                f"train.{name}={getattr(training, name)} is not possible; it is {value} or more"
+            )
     return training
 
 
 def plain(settings: RunSettings) -> RunSettings:
-    """The same settings with every value of its annotated type, so that `8`, `"8"` and numpy's 8 are one setting and YAML can hold it."""
+    """The same settings with every value of its annotated type, so that `8`, `"8"` and numpy's 8 are one
+    setting and YAML can hold it.
+    """
     kind = resolve(METHODS, settings.method, "method")
     parts = {"settings": (kind.Settings, "settings."), "train": (TrainSettings, "train.")}
     typed = {name: build(cls, {**getattr(settings, name)}, prefix) for name, (cls, prefix) in parts.items()}
@@ -220,20 +279,31 @@ def _read_sentences(folder: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _filled(*settings: RunSettings) -> list[RunSettings]:
-    """The same settings, each saying what any of them says: a setting that is younger than the folder has its default there."""
-    parts = {"settings": lambda one: build(resolve(METHODS, one.method, "method").Settings, one.settings), "train": train_settings}
+    """The same settings, each saying what any of them says: a setting that is younger than the folder has its
+    default there.
+    """
+    parts = {
+        "settings": lambda one: build(resolve(METHODS, one.method, "method").Settings, one.settings),
+        "train": train_settings,
+    }
     for name, read in parts.items():
         keys = list(dict.fromkeys(key for one in settings for key in getattr(one, name)))
         known = [set(to_dict(read(one))) for one in settings]
-        settings = [replace(one, **{name: {key: getattr(read(one), key) for key in keys if key in has}}) for one, has in zip(settings, known)]
+        settings = [
+            replace(one, **{name: {key: getattr(read(one), key) for key in keys if key in has}})
+            for one, has in zip(settings, known)
+        ]
     return list(settings)
 
 
 def _differences(there: Any, asked: Any) -> list[str]:
     old, new = _flat(to_dict(there)), _flat(to_dict(asked))
-    unknown = {name for name in ("images", "pairs") if old.get(name) == ""}  # of a folder that is older than this fact
+    unknown = {
+        name for name in ("images", "pairs") if old.get(name) == ""
+    }  # of a folder that is older than this fact
     return [
-        f"{key} {'are' if key in ('images', 'pairs') else 'is'} {old.get(key)!r} there and {new.get(key)!r} here"
+        f"{key} {'are' if key in ('images', 'pairs') else 'is'} {old.get(key)!r} there and "
+        f"{new.get(key)!r} here"
         for key in dict.fromkeys([*new, *old])
         if key not in NOT_COMPARED and key not in unknown and old.get(key) != new.get(key)
     ]
@@ -243,5 +313,9 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Of a mapping within, each name by itself: `train.lr`."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, Mapping) else {key: value}
+        found |= (
+            {f"{key}.{name}": one for name, one in value.items()}
+            if isinstance(value, Mapping)
+            else {key: value}
+        )
     return found

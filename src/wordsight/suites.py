@@ -1,4 +1,6 @@
-"""Suites: the evaluations behind the field's tables, as data, and one function that runs any of them over methods, datasets and seeds."""
+"""Suites: the evaluations behind the field's tables, as data, and one function that runs any of them over
+methods, datasets and seeds.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,16 @@ from wordsight.data.features import image_features
 from wordsight.data.splits import Which, prepare
 from wordsight.methods import Classifier, Learner
 from wordsight.runs import Run
-from wordsight.tasks.classify import check_settings, evaluate, facts_of, fit, sentence_source, template_of, test_only, words
+from wordsight.tasks.classify import (
+    check_settings,
+    evaluate,
+    facts_of,
+    fit,
+    sentence_source,
+    template_of,
+    test_only,
+    words,
+)
 from wordsight.tasks.generate import sentences_for
 from wordsight.train import interrupts_held
 
@@ -52,9 +63,17 @@ class Suite:
 
 SUITES: dict[str, Suite] = {
     "few-shot": Suite("accuracy against labelled images per class", shots=(1, 2, 4, 8, 16)),
-    "base-to-new": Suite("fitted on the base half of the classes, tested on each half by itself", classes="base"),
-    "cross-dataset": Suite("fitted on the first dataset, tested on the others with their own classes", targets=True),
-    "domain-shift": Suite("the same, where the others show the first one's classes in another way", targets=True, same_names=True),
+    "base-to-new": Suite(
+        "fitted on the base half of the classes, tested on each half by itself", classes="base"
+    ),
+    "cross-dataset": Suite(
+        "fitted on the first dataset, tested on the others with their own classes", targets=True
+    ),
+    "domain-shift": Suite(
+        "the same, where the others show the first one's classes in another way",
+        targets=True,
+        same_names=True,
+    ),
     "cost": Suite("parameters, time, memory and FLOPs of every method, in one process", measured=True),
 }
 
@@ -97,7 +116,10 @@ class Cell:
     @property
     def name(self) -> str:
         settings = self.settings
-        return f"{folder_name(settings.data)}  {self.label}  {settings.shots} shot{'s' * (settings.shots != 1)}  seed {settings.seed}"
+        return (
+            f"{folder_name(settings.data)}  {self.label}  {settings.shots} "
+            f"shot{'s' * (settings.shots != 1)}  seed {settings.seed}"
+        )
 
     @property
     def finished(self) -> bool:
@@ -117,20 +139,34 @@ class Outcome(NamedTuple):
         return f"{self.cell.name}  {self.error or figures}  ({self.seconds:.1f} s)"
 
 
-def run_suite(settings: SuiteSettings, *, backbone: Backbone | None = None, progress: bool = False, say: Say = lambda line: None) -> dict[str, Any]:
-    """Run what is missing of a suite. The same call goes on after any interruption; a finished run is looked at and not repeated.
+def run_suite(
+    settings: SuiteSettings,
+    *,
+    backbone: Backbone | None = None,
+    progress: bool = False,
+    say: Say = lambda line: None,
+) -> dict[str, Any]:
+    """Run what is missing of a suite. The same call goes on after any interruption; a finished run is looked
+    at and not repeated.
 
-    Returns {"suite", "out", "runs", "fitted": how many were fitted now, "failed": [{"run", "says"}], "markdown"}; for cost what `cost.measure` returns.
-    A run that cannot be is listed in "failed", and the rest goes on. `backbone` spares loading it, and keeps everything in this process.
-    Errors: WordsightError for settings that cannot be, and where nothing could run; KeyboardInterrupt where it was stopped.
-    """
+    Returns {"suite", "out", "runs", "fitted": how many were fitted now, "failed": [{"run", "says"}],
+    "markdown"}; for cost what `cost.measure` returns. A run that cannot be is listed in "failed", and the
+    rest goes on. `backbone` spares loading it, and keeps everything in this process. Errors: WordsightError
+    for settings that cannot be, and where nothing could run; KeyboardInterrupt where it was stopped."""
     suite = suite_of(settings)
     if suite.measured:
         from wordsight import cost  # what it measures with is of no use to the workers
 
-        entries = {label: read(RunSettings, {"data": "none"}, entry) for label, entry in method_entries(settings).items()}
+        entries = {
+            label: read(RunSettings, {"data": "none"}, entry)
+            for label, entry in method_entries(settings).items()
+        }
         return cost.measure(
-            entries, backbone or tower(settings.backbone, settings.device, settings.dtype or "float32"), settings.sizes, settings.folder, say
+            entries,
+            backbone or tower(settings.backbone, settings.device, settings.dtype or "float32"),
+            settings.sizes,
+            settings.folder,
+            say,
         )
     opened = open_all(settings, suite, say)
     cells = plan(settings, suite, opened)
@@ -149,54 +185,77 @@ def run_suite(settings: SuiteSettings, *, backbone: Backbone | None = None, prog
     return summary(settings, cells, done, fitted=len(todo))
 
 
-# -- from settings to cells -------------------------------------------------------------------------------------------------------------
+# -- from settings to cells ----------------------------------------------------------------------------------
 
 
 def suite_of(settings: SuiteSettings) -> Suite:
     """The suite named, once the settings make sense with it."""
     if settings.suite not in SUITES:
-        raise WordsightError(f"suite {settings.suite!r} is not known{nearest(settings.suite, SUITES)}; the choices are {', '.join(SUITES)}")
+        raise WordsightError(
+            f"suite {settings.suite!r} is not known{nearest(settings.suite, SUITES)}; the choices are "
+            f"{', '.join(SUITES)}"
+        )
     suite = SUITES[settings.suite]
     for name in ("seeds", "shots", "jobs", "sizes"):
         values = getattr(settings, name)
-        if values == () or any(value < (0 if name == "seeds" else 1) for value in ([values] if isinstance(values, int) else values or ())):
+        if values == () or any(
+            value < (0 if name == "seeds" else 1)
+            for value in ([values] if isinstance(values, int) else values or ())
+        ):
             such = f"such as {name}={2 if name == 'jobs' else '1,2,3'}"
             raise WordsightError(
-                f"{name}={values} is not possible; give {'a number' if name == 'jobs' else 'numbers'} from {0 if name == 'seeds' else 1} on, {such}"
+                f"{name}={values} is not possible; give {'a number' if name == 'jobs' else 'numbers'} from "
+                f"{0 if name == 'seeds' else 1} on, {such}"
             )
         if isinstance(values, tuple) and len(set(values)) < len(values):
-            raise WordsightError(f"{name}={','.join(map(str, values))} names one twice; its runs would lie in one folder")
+            raise WordsightError(
+                f"{name}={','.join(map(str, values))} names one twice; its runs would lie in one folder"
+            )
     needed = 0 if suite.measured else 2 if suite.targets else 1
     if len(settings.data) < needed:
         what = "the dataset to fit on and those to test on" if suite.targets else "one or more datasets"
-        raise WordsightError(f"{settings.suite} needs {what}: data=A,B" if suite.targets else f"{settings.suite} needs {what}: data=A or data=A,B")
+        raise WordsightError(
+            f"{settings.suite} needs {what}: data=A,B"
+            if suite.targets
+            else f"{settings.suite} needs {what}: data=A or data=A,B"
+        )
     return suite
 
 
 def open_all(settings: SuiteSettings, suite: Suite, say: Say) -> dict[str, Dataset]:
-    """Every dataset, by what the user wrote. Errors: WordsightError for two of one folder name, and for other classes where they must be the same."""
+    """Every dataset, by what the user wrote. Errors: WordsightError for two of one folder name, and for other
+    classes where they must be the same.
+    """
     names: dict[str, str] = {}
     for data in settings.data:
         if names.setdefault(folder_name(data), data) != data or settings.data.count(data) > 1:
             raise WordsightError(
-                f"data={names[folder_name(data)]} and data={data} have the same folder name, after which runs are called; rename one"
+                f"data={names[folder_name(data)]} and data={data} have the same folder name, after which "
+                f"runs are called; rename one"
             )
     opened = {data: open_dataset(data) for data in settings.data}
     first = next(iter(opened.values()))
     for data, dataset in opened.items():
         for note in dataset.notes:
             say(f"{data}: {note}")
-        others = [name for name in dataset.class_names if name not in first.class_names] if suite.same_names else []
+        others = (
+            [name for name in dataset.class_names if name not in first.class_names]
+            if suite.same_names
+            else []
+        )
         if others:
             raise WordsightError(
-                f"{settings.suite}: {len(others)} of {len(dataset.class_names)} classes of {data} are not among those of {settings.data[0]}: "
+                f"{settings.suite}: {len(others)} of {len(dataset.class_names)} classes of {data} are not "
+                f"among those of {settings.data[0]}: "
                 f"{', '.join(map(repr, others[:10]))}; cross-dataset is the suite for other classes"
             )
     return opened
 
 
 def plan(settings: SuiteSettings, suite: Suite, opened: Mapping[str, Dataset]) -> list[Cell]:
-    """Every run of the suite, its settings checked. A method without labels or training is there once for a dataset with a test part."""
+    """Every run of the suite, its settings checked. A method without labels or training is there once for a
+    dataset with a test part.
+    """
     entries = method_entries(settings)
     numbers = settings.shots or suite.shots
     cells = []
@@ -209,7 +268,9 @@ def plan(settings: SuiteSettings, suite: Suite, opened: Mapping[str, Dataset]) -
             for number, seed in itertools.product(shots, seeds):
                 one = settings_of(settings, suite, label, entry, data, number, seed)
                 cells.append(Cell(label, one, settings.data[1:] if suite.targets else ()))
-    for word, label in zip(settings.methods or classifiers(), entries):  # settings that cannot be are said before any work is done
+    for word, label in zip(
+        settings.methods or classifiers(), entries
+    ):  # settings that cannot be are said before any work is done
         try:
             check_settings(next(cell.settings for cell in cells if cell.label == label))
         except WordsightError as error:
@@ -226,10 +287,14 @@ def method_entries(settings: SuiteSettings) -> dict[str, dict[str, Any]]:
         name = entry.get("method", RunSettings.method)
         if not issubclass(resolve(METHODS, name, "method"), Classifier):
             raise WordsightError(
-                f"methods={word}: {name} learns from image-text pairs and becomes a backbone; a suite compares {', '.join(classifiers())}"
+                f"methods={word}: {name} learns from image-text pairs and becomes a backbone; a suite "
+                f"compares {', '.join(classifiers())}"
             )
         if label in entries:
-            raise WordsightError(f"methods= names {label!r} twice; runs are called after the method or the YAML file, so rename one")
+            raise WordsightError(
+                f"methods= names {label!r} twice; runs are called after the method or the YAML file, so "
+                f"rename one"
+            )
         entries[label] = entry
     return entries
 
@@ -238,11 +303,25 @@ def classifiers() -> list[str]:
     return [name for name in METHODS if issubclass(resolve(METHODS, name, "method"), Classifier)]
 
 
-def settings_of(settings: SuiteSettings, suite: Suite, label: str, entry: Mapping[str, Any], data: str, shots: int, seed: int) -> RunSettings:
-    """A run's settings: the YAML's, then the suite's for all, then what the suite decides. Sentences are for a YAML that names none."""
+def settings_of(
+    settings: SuiteSettings,
+    suite: Suite,
+    label: str,
+    entry: Mapping[str, Any],
+    data: str,
+    shots: int,
+    seed: int,
+) -> RunSettings:
+    """A run's settings: the YAML's, then the suite's for all, then what the suite decides. Sentences are for
+    a YAML that names none.
+    """
     given = {name: value for name in GENERAL if (value := getattr(settings, name)) is not None}
     trains = issubclass(resolve(METHODS, entry.get("method", RunSettings.method), "method"), Learner)
-    texts = {} if "sentences" in entry else {"sentences": sentence_file(settings, data), "aliases": alias_file(settings, data)}
+    texts = (
+        {}
+        if "sentences" in entry
+        else {"sentences": sentence_file(settings, data), "aliases": alias_file(settings, data)}
+    )
     folder = settings.folder / folder_name(data) / f"{label}-{shots}shot-seed{seed}"
     decided = {"data": data, "backbone": settings.backbone, "device": settings.device, "seed": seed}
     decided |= {"shots": shots, "classes": suite.classes, "label": label, "out": str(folder)}
@@ -254,7 +333,9 @@ def sentence_file(settings: SuiteSettings, data: str) -> str | None:
         return settings.sentences
     path = settings.sentences.replace(HERE, folder_name(data))
     if not Path(path).is_file():
-        raise WordsightError(f"sentences={settings.sentences!r} asks for {path!r}, for data={data}; it does not exist")
+        raise WordsightError(
+            f"sentences={settings.sentences!r} asks for {path!r}, for data={data}; it does not exist"
+        )
     return path
 
 
@@ -262,7 +343,9 @@ def alias_file(settings: SuiteSettings, data: str) -> str | None:
     if settings.aliases is None or HERE not in settings.aliases:
         return settings.aliases
     path = settings.aliases.replace(HERE, folder_name(data))
-    return path if Path(path).is_file() else None  # class names that find no sentence without it are named when the sentences are read
+    return (
+        path if Path(path).is_file() else None
+    )  # class names that find no sentence without it are named when the sentences are read
 
 
 def folder_name(data: str) -> str:
@@ -270,7 +353,7 @@ def folder_name(data: str) -> str:
     return re.sub(r"[^\w.-]+", "-", Path(data.removeprefix("hf:")).name or data).strip("-")
 
 
-# -- features, once ---------------------------------------------------------------------------------------------------------------------
+# -- features, once ------------------------------------------------------------------------------------------
 
 
 @cache
@@ -282,28 +365,62 @@ def tower_of(settings: RunSettings) -> Backbone:
     return tower(settings.backbone, settings.device, settings.dtype)
 
 
-def featurise_all(cells: Sequence[Cell], opened: Mapping[str, Dataset], backbone: Backbone | None, progress: bool, say: Say) -> None:
-    """Every image and text that the cells need goes through its tower here, so that no two of them compute it."""
+def featurise_all(
+    cells: Sequence[Cell], opened: Mapping[str, Dataset], backbone: Backbone | None, progress: bool, say: Say
+) -> None:
+    """Every image and text that the cells need goes through its tower here, so that no two of them compute
+    it.
+    """
     for (data, _, views, _), (settings, pictures) in pictures_needed(cells, opened).items():
-        say(f"{folder_name(data)}: features of {len(pictures):,} images" + (f", {views} views" if views > 1 else ""))
-        found = image_features(backbone or tower_of(settings), list(pictures.values()), views=views, flip=settings.flip, progress=progress)
+        say(
+            f"{folder_name(data)}: features of {len(pictures):,} images"
+            + (f", {views} views" if views > 1 else "")
+        )
+        found = image_features(
+            backbone or tower_of(settings),
+            list(pictures.values()),
+            views=views,
+            flip=settings.flip,
+            progress=progress,
+        )
         for name, reason in found.skipped[:10]:
             say(f"  skipped {name}: {reason}")
         if len(found.skipped) > 10:
             say(f"  ... and {len(found.skipped) - 10} more")
     notes: list[str] = []
-    asked = {(c.settings.data, c.settings.sentences, c.settings.aliases, c.settings.template, c.settings.dtype, c.settings.method): c for c in cells}
+    asked = {
+        (
+            c.settings.data,
+            c.settings.sentences,
+            c.settings.aliases,
+            c.settings.template,
+            c.settings.dtype,
+            c.settings.method,
+        ): c
+        for c in cells
+    }
     for cell in asked.values():
-        texts_needed(cell.settings, [opened[data] for data in (cell.settings.data, *cell.targets)], backbone or tower_of(cell.settings), notes)
+        texts_needed(
+            cell.settings,
+            [opened[data] for data in (cell.settings.data, *cell.targets)],
+            backbone or tower_of(cell.settings),
+            notes,
+        )
     for note in dict.fromkeys(notes):
         say(note)
 
 
-def pictures_needed(cells: Sequence[Cell], opened: Mapping[str, Dataset]) -> dict[tuple, tuple[RunSettings, dict[str, Picture]]]:
-    """{(data, dtype, views, flip): (settings of one such run, {name: picture})}. A draw that the data does not allow is left to its cell to say."""
+def pictures_needed(
+    cells: Sequence[Cell], opened: Mapping[str, Dataset]
+) -> dict[tuple, tuple[RunSettings, dict[str, Picture]]]:
+    """{(data, dtype, views, flip): (settings of one such run, {name: picture})}. A draw that the data does
+    not allow is left to its cell to say.
+    """
     needed: dict[tuple, tuple[RunSettings, dict[str, Picture]]] = {}
 
-    def add(settings: RunSettings, data: str, pictures: Sequence[Picture], views: int = 1, flip: bool = True) -> None:
+    def add(
+        settings: RunSettings, data: str, pictures: Sequence[Picture], views: int = 1, flip: bool = True
+    ) -> None:
         key = (data, settings.dtype, views, flip if views > 1 else True)
         needed.setdefault(key, (settings, {}))[1].update({picture.name: picture for picture in pictures})
 
@@ -322,17 +439,21 @@ def pictures_needed(cells: Sequence[Cell], opened: Mapping[str, Dataset]) -> dic
     return {key: value for key, value in needed.items() if value[1]}
 
 
-def texts_needed(settings: RunSettings, datasets: Sequence[Dataset], backbone: Backbone, notes: list[str]) -> None:
+def texts_needed(
+    settings: RunSettings, datasets: Sequence[Dataset], backbone: Backbone, notes: list[str]
+) -> None:
     """Class names and sentences of the data of a run, and of other data's classes."""
     source = sentence_source(settings, notes.append)
     known = sentences_for(source, datasets[0].class_names, settings.aliases, backbone)
     template = template_of(settings, datasets[0])
     for dataset in datasets:
         facts = facts_of(backbone, dataset.class_names, template)
-        words(backbone, facts, dataset.class_names, {name: known.get(name, ()) for name in dataset.class_names})
+        words(
+            backbone, facts, dataset.class_names, {name: known.get(name, ()) for name in dataset.class_names}
+        )
 
 
-# -- running ----------------------------------------------------------------------------------------------------------------------------
+# -- running -------------------------------------------------------------------------------------------------
 
 
 def run_cell(cell: Cell, backbone: Backbone | None = None) -> Outcome:
@@ -349,7 +470,10 @@ def run_cell(cell: Cell, backbone: Backbone | None = None) -> Outcome:
     except WordsightError as error:
         return Outcome(cell, seconds=time.monotonic() - began, error=str(error))
     own = cell.settings.data
-    figures = {event["classes"] if event["data"] == own else folder_name(event["data"]): event["accuracy"] for event in run.events("eval")}
+    figures = {
+        event["classes"] if event["data"] == own else folder_name(event["data"]): event["accuracy"]
+        for event in run.events("eval")
+    }
     return Outcome(cell, figures, time.monotonic() - began, lacks)
 
 
@@ -365,7 +489,9 @@ def lacking(run: Run, backbone: Backbone) -> tuple[str, ...]:
 
 
 def in_processes(cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
-    """Outcomes as they come. When this ends early, each worker keeps what its training has reached and ends."""
+    """Outcomes as they come. When this ends early, each worker keeps what its training has reached and
+    ends.
+    """
     waiting, running = list(cells)[::-1], {}
     try:
         with _terminated_as_interrupted():
@@ -379,7 +505,9 @@ def in_processes(cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
                     except (EOFError, OSError):  # what a broken pipe says depends on what was in it
                         process.join()
                         outcome = Outcome(
-                            cell, error=f"its process was ended from outside (exit code {process.exitcode}), perhaps for lack of memory"
+                            cell,
+                            error=f"its process was ended from outside (exit code {process.exitcode}), "
+                            f"perhaps for lack of memory",
                         )
                     del running[connection]
                     if outcome.crash:
@@ -397,7 +525,9 @@ def in_processes(cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
 
 
 def start_worker() -> tuple[Connection, Any]:
-    """A process of its own, with one thread. It does not hear Ctrl-C unless it trains, from its first moment on: that signals wait is inherited."""
+    """A process of its own, with one thread. It does not hear Ctrl-C unless it trains, from its first moment
+    on: that signals wait is inherited.
+    """
     context = multiprocessing.get_context("spawn")
     resource_tracker.ensure_running()  # else the first start begins it, and that lets Ctrl-C through again
     ours, theirs = context.Pipe()
@@ -411,7 +541,9 @@ def start_worker() -> tuple[Connection, Any]:
 def start_cell(cell: Cell, running: dict[Connection, Any], worker: tuple[Connection, Any]) -> None:
     connection, process = worker
     running[connection] = (process, cell)
-    with contextlib.suppress(BrokenPipeError):  # one that has just died is found when it is asked for its outcome
+    with contextlib.suppress(
+        BrokenPipeError
+    ):  # one that has just died is found when it is asked for its outcome
         connection.send(cell)
 
 
@@ -432,8 +564,8 @@ def work(connection: Connection) -> None:
 
 @contextlib.contextmanager
 def _interrupts_waiting() -> Iterator[None]:
-    """Ctrl-C waits until the end of this; a process that is started meanwhile inherits that it waits. Blocking it is not enough here, where another
-    thread may hear it for this one."""
+    """Ctrl-C waits until the end of this; a process that is started meanwhile inherits that it waits.
+    Blocking it is not enough here, where another thread may hear it for this one."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with interrupts_held() as interrupted:
@@ -468,10 +600,24 @@ def watched(outcomes: Iterator[Outcome], done: int, total: int, show: bool) -> I
         return
     width = len(str(total))
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("runs"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("runs", total=total, completed=done)
         for count, outcome in enumerate(outcomes, done + 1):
@@ -480,17 +626,31 @@ def watched(outcomes: Iterator[Outcome], done: int, total: int, show: bool) -> I
             yield outcome
 
 
-# -- the end ----------------------------------------------------------------------------------------------------------------------------
+# -- the end -------------------------------------------------------------------------------------------------
 
 
-def summary(settings: SuiteSettings, cells: Sequence[Cell], outcomes: Sequence[Outcome], fitted: int) -> dict[str, Any]:
+def summary(
+    settings: SuiteSettings, cells: Sequence[Cell], outcomes: Sequence[Outcome], fitted: int
+) -> dict[str, Any]:
     """What came of a suite. Errors: WordsightError where nothing did."""
     from wordsight.report import as_markdown, comparisons, read_rows  # it draws, and no worker needs that
 
     failed = [outcome for outcome in outcomes if outcome.error]
     if len(failed) == len(outcomes):
-        raise WordsightError(f"none of {len(cells)} runs could be; the first, {failed[0].cell.name}: {failed[0].error}")
+        raise WordsightError(
+            f"none of {len(cells)} runs could be; the first, {failed[0].cell.name}: {failed[0].error}"
+        )
     rows = read_rows([outcome.cell.settings.out for outcome in outcomes if not outcome.error])
-    said = [{"run": outcome.cell.name, "says": text} for outcome in outcomes for text in ((outcome.error,) if outcome.error else outcome.lacks)]
+    said = [
+        {"run": outcome.cell.name, "says": text}
+        for outcome in outcomes
+        for text in ((outcome.error,) if outcome.error else outcome.lacks)
+    ]
     counted = {"runs": len(cells), "fitted": fitted - sum(not outcome.cell.finished for outcome in failed)}
-    return {"suite": settings.suite, "out": str(settings.folder), **counted, "failed": said, "markdown": as_markdown(rows, comparisons(rows))}
+    return {
+        "suite": settings.suite,
+        "out": str(settings.folder),
+        **counted,
+        "failed": said,
+        "markdown": as_markdown(rows, comparisons(rows)),
+    }

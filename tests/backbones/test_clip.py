@@ -40,7 +40,14 @@ from wordsight.backbones.images import Preprocess
 from wordsight.config import WordsightError
 
 CPU = torch.device("cpu")
-TEXTS = ["a photo of a cat.", "a dog", "a photo of a large dog in a small box", "a dog", "x", "a cat and a dog and a cat"]
+TEXTS = [
+    "a photo of a cat.",
+    "a dog",
+    "a photo of a large dog in a small box",
+    "a dog",
+    "x",
+    "a cat and a dog and a cat",
+]
 TRANSFORMER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 LETTERS = "abcdefghijklmnopqrstuvwxyz."
 
@@ -60,15 +67,34 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     transformers_logging.disable_progress_bar()
     torch.manual_seed(0)
-    return {"clip": make_clip(root / "clip"), "siglip": make_siglip(root / "siglip"), "dual": make_dual(root / "dual")}
+    return {
+        "clip": make_clip(root / "clip"),
+        "siglip": make_siglip(root / "siglip"),
+        "dual": make_dual(root / "dual"),
+    }
 
 
 def make_clip(folder):
-    vocabulary = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "ca", "cat</w>", "do", "dog</w>", "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = [
+        *LETTERS,
+        *(letter + "</w>" for letter in LETTERS),
+        "ca",
+        "cat</w>",
+        "do",
+        "dog</w>",
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     tokenizer = CLIPTokenizer(
-        {word: row for row, word in enumerate(vocabulary)}, [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>")], model_max_length=77
+        {word: row for row, word in enumerate(vocabulary)},
+        [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>")],
+        model_max_length=77,
     )
-    text = TRANSFORMER | {"vocab_size": len(vocabulary), "eos_token_id": len(vocabulary) - 1, "bos_token_id": len(vocabulary) - 2}
+    text = TRANSFORMER | {
+        "vocab_size": len(vocabulary),
+        "eos_token_id": len(vocabulary) - 1,
+        "bos_token_id": len(vocabulary) - 2,
+    }
     vision = TRANSFORMER | {"image_size": 32, "patch_size": 8}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
     return save(folder, model, tokenizer, CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32))
@@ -79,29 +105,46 @@ def make_siglip(folder):
     vision = TRANSFORMER | {"image_size": 32, "patch_size": 8}
     model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
     return save(
-        folder, model, letters_tokenizer("$A </s>", pad="</s>", lower=False, length=64), SiglipImageProcessorPil(size={"height": 32, "width": 32})
+        folder,
+        model,
+        letters_tokenizer("$A </s>", pad="</s>", lower=False, length=64),
+        SiglipImageProcessorPil(size={"height": 32, "width": 32}),
     )
 
 
 def make_dual(folder):
-    convnext = ConvNextConfig(hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], image_size=32, hidden_size=24)
+    convnext = ConvNextConfig(
+        hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], image_size=32, hidden_size=24
+    )
     bert = BertConfig(**TRANSFORMER, vocab_size=64, max_position_embeddings=48)
     config = VisionTextDualEncoderConfig.from_vision_text_configs(convnext, bert, projection_dim=20)
     model = VisionTextDualEncoderModel(config, ConvNextModel(convnext), BertModel(bert))
     return save(
-        folder, model, letters_tokenizer("<s> $A </s>", pad="<pad>", lower=True, length=48), ConvNextImageProcessorPil(size={"shortest_edge": 32})
+        folder,
+        model,
+        letters_tokenizer("<s> $A </s>", pad="<pad>", lower=True, length=48),
+        ConvNextImageProcessorPil(size={"shortest_edge": 32}),
     )
 
 
 def letters_tokenizer(template, pad, lower, length):
     special = ["<pad>", "</s>", "<s>", "<unk>"]
-    tokenizer = Tokenizer(models.WordLevel({word: row for row, word in enumerate([*special, *LETTERS])}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: row for row, word in enumerate([*special, *LETTERS])}, unk_token="<unk>")
+    )
     tokenizer.normalizer = normalizers.Lowercase() if lower else normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("</s>", 1), ("<s>", 2)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("</s>", 1), ("<s>", 2)]
+    )
     names = ["input_ids", "token_type_ids", "attention_mask"] if lower else ["input_ids"]
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=pad, eos_token="</s>", unk_token="<unk>", model_max_length=length, model_input_names=names
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=length,
+        model_input_names=names,
     )
 
 
@@ -131,9 +174,14 @@ def pixels_of(backbone, count=4):
 
 def reference(folder, texts, dtype=torch.float32):
     """Text vectors as transformers' own examples make them."""
-    model, tokenizer = model_class(folder).from_pretrained(folder, dtype=dtype), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        model_class(folder).from_pretrained(folder, dtype=dtype),
+        AutoTokenizer.from_pretrained(folder),
+    )
     length = 64 if isinstance(model, SiglipModel) else 77 if isinstance(model, CLIPModel) else None
-    inputs = tokenizer(texts, padding="max_length" if length else True, max_length=length, return_tensors="pt")
+    inputs = tokenizer(
+        texts, padding="max_length" if length else True, max_length=length, return_tensors="pt"
+    )
     with torch.no_grad():
         vectors = model.get_text_features(**inputs).pooler_output
     return vectors / vectors.norm(dim=-1, keepdim=True)
@@ -164,10 +212,15 @@ def test_pixels_equal_transformers(folders, kind):
 @pytest.mark.parametrize("size", [224, 336])
 def test_pixels_equal_transformers_at_the_published_sizes(size):
     theirs = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=size)
-    ours = Preprocess.from_pretrained({"feature_extractor_type": "CLIPFeatureExtractor", "size": size, "crop_size": size})  # openai's files
+    ours = Preprocess.from_pretrained(
+        {"feature_extractor_type": "CLIPFeatureExtractor", "size": size, "crop_size": size}
+    )  # openai's files
     for image in images():
         torch.testing.assert_close(
-            ours.normalise(ours(image)), theirs(image.convert("RGB"), return_tensors="pt")["pixel_values"][0], atol=1e-6, rtol=1e-6
+            ours.normalise(ours(image)),
+            theirs(image.convert("RGB"), return_tensors="pt")["pixel_values"][0],
+            atol=1e-6,
+            rtol=1e-6,
         )
 
 
@@ -176,7 +229,9 @@ def test_image_vectors_equal_transformers(folders, kind):
     backbone = load(folders[kind])
     model = model_class(folders[kind]).from_pretrained(folders[kind])
     with torch.no_grad():
-        theirs = model.get_image_features(**PROCESSORS[kind]([image.convert("RGB") for image in images()], return_tensors="pt")).pooler_output
+        theirs = model.get_image_features(
+            **PROCESSORS[kind]([image.convert("RGB") for image in images()], return_tensors="pt")
+        ).pooler_output
     ours = backbone.encode_image(pixels_of(backbone, len(images())))
     torch.testing.assert_close(ours, theirs / theirs.norm(dim=-1, keepdim=True), atol=1e-5, rtol=0)
     assert ours.shape[1] == backbone.dim
@@ -187,15 +242,24 @@ def test_image_vectors_equal_transformers(folders, kind):
 @KINDS
 def test_text_vectors_equal_transformers_in_their_order(folders, kind):
     """For CLIP the reference is padded to 77: padding to the batch's longest is exact."""
-    torch.testing.assert_close(load(folders[kind]).encode_text(TEXTS), reference(folders[kind], TEXTS), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        load(folders[kind]).encode_text(TEXTS), reference(folders[kind], TEXTS), atol=1e-5, rtol=0
+    )
 
 
 @KINDS
 def test_vectors_do_not_depend_on_the_batch(folders, kind, monkeypatch):
     backbone = load(folders[kind])
     text, pixels = backbone.encode_text(TEXTS), pixels_of(backbone)
-    torch.testing.assert_close(torch.cat([backbone.encode_text([text]) for text in TEXTS]), text, atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.cat([backbone.encode_image(image[None]) for image in pixels]), backbone.encode_image(pixels), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.cat([backbone.encode_text([text]) for text in TEXTS]), text, atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        torch.cat([backbone.encode_image(image[None]) for image in pixels]),
+        backbone.encode_image(pixels),
+        atol=1e-5,
+        rtol=0,
+    )
     monkeypatch.setattr(clip_module, "TOKENS_PER_BATCH", 30)
     torch.testing.assert_close(backbone.encode_text(TEXTS), text, atol=1e-5, rtol=0)
 
@@ -203,7 +267,11 @@ def test_vectors_do_not_depend_on_the_batch(folders, kind, monkeypatch):
 def test_equal_texts_are_encoded_once(folders, monkeypatch):
     backbone, seen = load(folders["clip"]), []
     encode = backbone.model.get_text_features
-    monkeypatch.setattr(backbone.model, "get_text_features", lambda **inputs: seen.append(inputs["input_ids"].shape) or encode(**inputs))
+    monkeypatch.setattr(
+        backbone.model,
+        "get_text_features",
+        lambda **inputs: seen.append(inputs["input_ids"].shape) or encode(**inputs),
+    )
     vectors = backbone.encode_text(["a cat", "a dog", "a cat"] * 10)
     assert seen == [(2, 4)] and vectors.shape == (30, 16) and torch.equal(vectors[0], vectors[29])
     assert backbone.encode_text([]).shape == (0, 16)
@@ -228,7 +296,9 @@ def test_a_long_text_keeps_its_end_token_and_is_counted(folders, kind, length, c
 @KINDS
 def test_towers_are_frozen_and_vectors_unit(folders, kind):
     backbone = load(folders[kind])
-    assert not backbone.model.training and not any(weight.requires_grad for weight in backbone.model.parameters())
+    assert not backbone.model.training and not any(
+        weight.requires_grad for weight in backbone.model.parameters()
+    )
     for vectors in (backbone.encode_text(TEXTS), backbone.encode_image(pixels_of(backbone))):
         assert vectors.dtype == torch.float32 and not vectors.is_inference()  # methods train on them
         torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(len(vectors)))
@@ -244,11 +314,15 @@ def test_bfloat16_is_close(folders, kind):
     ):
         assert ours.dtype == torch.float32
         assert (ours * theirs).sum(-1).min() > 0.995
-    assert half.image_fingerprint != plain.image_fingerprint and half.text_fingerprint != plain.text_fingerprint
+    assert (
+        half.image_fingerprint != plain.image_fingerprint and half.text_fingerprint != plain.text_fingerprint
+    )
 
 
 def test_float16_weights_are_read_as_the_asked_dtype(folders, tmp_path):
-    folder = edited(folders["clip"], tmp_path, lambda tensors: {key: value.half() for key, value in tensors.items()})
+    folder = edited(
+        folders["clip"], tmp_path, lambda tensors: {key: value.half() for key, value in tensors.items()}
+    )
     backbone = load(folder)
     assert {weight.dtype for weight in backbone.model.parameters()} == {torch.float32}
     assert (backbone.encode_text(TEXTS) * load(folders["clip"]).encode_text(TEXTS)).sum(-1).min() > 0.999
@@ -273,10 +347,19 @@ def test_saved_and_loaded_gives_the_same_vectors(folders, kind, dtype, tmp_path)
     backbone.save_pretrained(tmp_path / "deep" / "saved")
     again = load(tmp_path / "deep" / "saved", dtype=dtype)
     assert torch.equal(again.encode_text(TEXTS), text)
-    assert torch.equal(pixels_of(again), pixels) and torch.equal(again.encode_image(pixels), backbone.encode_image(pixels))
-    assert (again.image_fingerprint, again.text_fingerprint) == (backbone.image_fingerprint, backbone.text_fingerprint)
+    assert torch.equal(pixels_of(again), pixels) and torch.equal(
+        again.encode_image(pixels), backbone.encode_image(pixels)
+    )
+    assert (again.image_fingerprint, again.text_fingerprint) == (
+        backbone.image_fingerprint,
+        backbone.text_fingerprint,
+    )
     assert again.logit_scale == backbone.logit_scale and again.logit_bias == backbone.logit_bias
-    assert not [file for file in (tmp_path / "deep").rglob("*") if file.suffix in (".bin", ".pt", ".pkl") or file.name.startswith(".")]
+    assert not [
+        file
+        for file in (tmp_path / "deep").rglob("*")
+        if file.suffix in (".bin", ".pt", ".pkl") or file.name.startswith(".")
+    ]
     with pytest.raises(WordsightError, match=r"already holds something"):
         backbone.save_pretrained(tmp_path / "deep" / "saved")
 
@@ -285,14 +368,21 @@ def test_fingerprints_follow_their_own_side(folders, tmp_path):
     plain = load(folders["clip"])
 
     def changed(word):
-        return lambda tensors: {key: value + 0.01 if key.startswith(word) else value for key, value in tensors.items()}
+        return lambda tensors: {
+            key: value + 0.01 if key.startswith(word) else value for key, value in tensors.items()
+        }
 
     image, text = (
         load(edited(folders["clip"], tmp_path / "i", changed("vision_model"))),
         load(edited(folders["clip"], tmp_path / "t", changed("text_model"))),
     )
-    assert image.image_fingerprint != plain.image_fingerprint and image.text_fingerprint == plain.text_fingerprint
-    assert text.image_fingerprint == plain.image_fingerprint and text.text_fingerprint != plain.text_fingerprint
+    assert (
+        image.image_fingerprint != plain.image_fingerprint
+        and image.text_fingerprint == plain.text_fingerprint
+    )
+    assert (
+        text.image_fingerprint == plain.image_fingerprint and text.text_fingerprint != plain.text_fingerprint
+    )
     mean = copied(folders["clip"], tmp_path / "mean")
     rewrite(mean / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
     assert load(mean).image_fingerprint != plain.image_fingerprint
@@ -306,7 +396,10 @@ def test_loading_leaves_transformers_settings_alone(folders):
     transformers_logging.enable_progress_bar()
     transformers_logging.set_verbosity_warning()
     load(folders["clip"])
-    assert transformers_logging.is_progress_bar_enabled() and transformers_logging.get_verbosity() == logging.WARNING
+    assert (
+        transformers_logging.is_progress_bar_enabled()
+        and transformers_logging.get_verbosity() == logging.WARNING
+    )
 
 
 def test_loading_is_quiet(folders, capfd):
@@ -362,34 +455,53 @@ def test_a_cached_hub_name_needs_no_network(folders, tmp_path, monkeypatch):
     ],
 )
 def test_another_kind_of_model(config, says, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(config if isinstance(config, dict) else config.to_dict()))
+    (tmp_path / "config.json").write_text(
+        json.dumps(config if isinstance(config, dict) else config.to_dict())
+    )
     with pytest.raises(WordsightError, match=says):
         load(tmp_path)
 
 
 @KINDS
 def test_a_missing_tensor_is_never_random(folders, kind, tmp_path):
-    folder = edited(folders[kind], tmp_path, lambda tensors: {key: value for key, value in tensors.items() if key != "logit_scale"})
+    folder = edited(
+        folders[kind],
+        tmp_path,
+        lambda tensors: {key: value for key, value in tensors.items() if key != "logit_scale"},
+    )
     with pytest.raises(WordsightError, match=r"lacks logit_scale"):
         load(folder)
 
 
 def test_an_unexpected_tensor(folders, tmp_path):
     with pytest.raises(WordsightError, match=r"too many: text_model.extra"):
-        load(edited(folders["clip"], tmp_path, lambda tensors: tensors | {"text_model.extra": torch.zeros(2)}))
+        load(
+            edited(folders["clip"], tmp_path, lambda tensors: tensors | {"text_model.extra": torch.zeros(2)})
+        )
 
 
 def test_a_tensor_of_another_shape(folders, tmp_path):
     with pytest.raises(WordsightError, match=r"in another shape than config.json: text_projection.weight"):
-        load(edited(folders["clip"], tmp_path, lambda tensors: tensors | {"text_projection.weight": torch.zeros(3, 3)}))
+        load(
+            edited(
+                folders["clip"],
+                tmp_path,
+                lambda tensors: tensors | {"text_projection.weight": torch.zeros(3, 3)},
+            )
+        )
 
 
 def test_the_position_buffers_of_old_checkpoints_are_no_error(folders, tmp_path):
-    ids = {"text_model.embeddings.position_ids": torch.arange(77)[None], "vision_model.embeddings.position_ids": torch.arange(17)[None]}
+    ids = {
+        "text_model.embeddings.position_ids": torch.arange(77)[None],
+        "vision_model.embeddings.position_ids": torch.arange(17)[None],
+    }
     load(edited(folders["clip"], tmp_path, lambda tensors: tensors | ids))
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "preprocessor_config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "config.json", "preprocessor_config.json", "tokenizer.json"]
+)
 def test_a_broken_file(folders, file, tmp_path):
     folder = copied(folders["clip"], tmp_path)
     (folder / file).write_bytes(b"broken")
@@ -416,7 +528,10 @@ def test_a_pickle_is_not_opened(folders, tmp_path):
         load(folder)
 
 
-@pytest.mark.parametrize("file, says", [("tokenizer.json", "no tokenizer"), ("preprocessor_config.json", "no preprocessor_config.json")])
+@pytest.mark.parametrize(
+    "file, says",
+    [("tokenizer.json", "no tokenizer"), ("preprocessor_config.json", "no preprocessor_config.json")],
+)
 def test_a_missing_part(folders, file, says, tmp_path):
     folder = copied(folders["clip"], tmp_path)
     (folder / file).unlink()
@@ -443,13 +558,20 @@ def test_parts_that_do_not_belong_together(folders, tmp_path):
 
 
 def test_a_tower_that_does_not_pool(tmp_path):
-    bert, vit = BertConfig(**TRANSFORMER, vocab_size=64, max_position_embeddings=48), ViTConfig(**TRANSFORMER, image_size=32, patch_size=8)
+    bert, vit = (
+        BertConfig(**TRANSFORMER, vocab_size=64, max_position_embeddings=48),
+        ViTConfig(**TRANSFORMER, image_size=32, patch_size=8),
+    )
     config = VisionTextDualEncoderConfig.from_vision_text_configs(vit, bert, projection_dim=20)
     model = VisionTextDualEncoderModel(config)
     model.text_model.pooler = None
     tokenizer = letters_tokenizer("<s> $A </s>", pad="<pad>", lower=True, length=48)
-    parts = clip_module.Parts(model.eval(), tokenizer, Preprocess.from_pretrained(PROCESSORS["siglip"].to_dict()))
-    with pytest.raises(WordsightError, match=r"the text tower of 'mine' \(bert\) does not pool to one vector"):
+    parts = clip_module.Parts(
+        model.eval(), tokenizer, Preprocess.from_pretrained(PROCESSORS["siglip"].to_dict())
+    )
+    with pytest.raises(
+        WordsightError, match=r"the text tower of 'mine' \(bert\) does not pool to one vector"
+    ):
         clip_module._check(parts, "mine")
 
 

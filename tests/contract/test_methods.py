@@ -18,7 +18,12 @@ from wordsight.tasks.classify import fit_method, predict_logits
 NAMES = ("red", "green", "blue", "yellow")
 DIM, SCALE = 12, 20.0
 LABELLED_ONLY = {"linear_probe"}  # methods that score only classes with labelled images, and say so
-SENTENCES = {"red": ("a red rose", "blood is red"), "green": ("grass",), "blue": (), "yellow": ("a yellow lemon", "sun", "yellow sand")}
+SENTENCES = {
+    "red": ("a red rose", "blood is red"),
+    "green": ("grass",),
+    "blue": (),
+    "yellow": ("a yellow lemon", "sun", "yellow sand"),
+}
 SETTINGS = {"cocoop": {"reduction": 2}}  # a bottleneck of 12/16 is one unit, which may be dead
 QUICK = {"epochs": 3, "min_steps": 15, "batch_size": 6}
 
@@ -33,7 +38,9 @@ def data():
     """Images [24, 12] around a direction a class, and their labels."""
     stream = torch.Generator().manual_seed(0)
     labels = torch.arange(24) % len(NAMES)
-    return unit(torch.randn(len(NAMES), DIM, generator=stream)[labels] + 0.7 * torch.randn(24, DIM, generator=stream)), labels
+    return unit(
+        torch.randn(len(NAMES), DIM, generator=stream)[labels] + 0.7 * torch.randn(24, DIM, generator=stream)
+    ), labels
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +74,18 @@ def fitted(name, data, texts, backbone):
 def test_a_method_is_written_down(name):
     """In its own words, in a page, and in a YAML with its paper's settings."""
     root = Path(__file__).parents[2]
-    assert "__doc__" in vars(resolve(METHODS, name, "method")) and resolve(METHODS, name, "method").__doc__, f"{name} has no docstring of its own"
-    titles = [page.read_text(encoding="utf-8").splitlines()[0] for page in (root / "docs" / "methods").glob("*.md")]
-    assert any(name in re.findall(r"\w+", title) for title in titles), f"no page in docs/methods/ has {name} in its title"
-    assert [path for path in (root / "configs").glob("*.yaml") if load_yaml(path)["method"] == name], f"a YAML in configs/ has method: {name}"
+    assert "__doc__" in vars(resolve(METHODS, name, "method")) and resolve(METHODS, name, "method").__doc__, (
+        f"{name} has no docstring of its own"
+    )
+    titles = [
+        page.read_text(encoding="utf-8").splitlines()[0] for page in (root / "docs" / "methods").glob("*.md")
+    ]
+    assert any(name in re.findall(r"\w+", title) for title in titles), (
+        f"no page in docs/methods/ has {name} in its title"
+    )
+    assert [path for path in (root / "configs").glob("*.yaml") if load_yaml(path)["method"] == name], (
+        f"a YAML in configs/ has method: {name}"
+    )
 
 
 def test_scores_one_finite_row_an_image(name, data, texts, backbone):
@@ -98,7 +113,9 @@ def test_demands_exactly_the_saved_tensors(name, data, texts, backbone, tmp_path
     path = run.folder / "weights.safetensors"
     tensors = load_file(path)
     if damage != "extra" and not tensors:
-        assert not list(attached(name, backbone).weights())  # a method without fitted tensors has none to lose
+        assert not list(
+            attached(name, backbone).weights()
+        )  # a method without fitted tensors has none to lose
         return
     first = next(iter(tensors), "another")
     if damage == "missing":
@@ -108,7 +125,9 @@ def test_demands_exactly_the_saved_tensors(name, data, texts, backbone, tmp_path
     else:
         tensors[first] = torch.zeros(*tensors[first].shape, 2)
     save_file(tensors, path)
-    with pytest.raises(WordsightError, match={"missing": "missing", "extra": "not known", "shape": "has shape"}[damage]) as error:
+    with pytest.raises(
+        WordsightError, match={"missing": "missing", "extra": "not known", "shape": "has shape"}[damage]
+    ) as error:
         Run.open(run.folder).method()
     assert "another" in str(error.value) if damage == "extra" else first in str(error.value)
 
@@ -116,7 +135,9 @@ def test_demands_exactly_the_saved_tensors(name, data, texts, backbone, tmp_path
 def test_other_classes_are_bound_after_training(name, data, texts, backbone):
     method = fitted(name, data, texts, backbone)
     before = predict_logits(method, data[0])
-    others = class_texts(backbone.encode_text, ("blue", "purple", "red"), sentences=SENTENCES | {"purple": ("violets",)})
+    others = class_texts(
+        backbone.encode_text, ("blue", "purple", "red"), sentences=SENTENCES | {"purple": ("violets",)}
+    )
     if name in LABELLED_ONLY:
         with pytest.raises(WordsightError, match="has seen no images of purple"):
             method.bind(others)
@@ -124,7 +145,9 @@ def test_other_classes_are_bound_after_training(name, data, texts, backbone):
     method.bind(others)
     logits = predict_logits(method, data[0])
     assert logits.shape == (24, len(others.names)) and logits.isfinite().all()
-    assert torch.allclose(logits[:, [0, -1]], before[:, [2, 0]], atol=1e-4)  # a known class keeps what it learned
+    assert torch.allclose(
+        logits[:, [0, -1]], before[:, [2, 0]], atol=1e-4
+    )  # a known class keeps what it learned
     method.bind(texts)
     assert torch.equal(predict_logits(method, data[0]), before)
 
@@ -132,7 +155,12 @@ def test_other_classes_are_bound_after_training(name, data, texts, backbone):
 def test_the_order_of_classes_only_orders_the_scores(name, data, texts, backbone):
     method = fitted(name, data, texts, backbone)
     before, order = predict_logits(method, data[0]), [2, 0, 3, 1]
-    turned = ClassTexts(*(tuple(part[i] for i in order) if isinstance(part, tuple) else part[order] for part in vars(texts).values()))
+    turned = ClassTexts(
+        *(
+            tuple(part[i] for i in order) if isinstance(part, tuple) else part[order]
+            for part in vars(texts).values()
+        )
+    )
     method.bind(turned)
     assert torch.allclose(predict_logits(method, data[0]), before[:, order], atol=1e-5)
 
@@ -140,7 +168,9 @@ def test_the_order_of_classes_only_orders_the_scores(name, data, texts, backbone
 def test_an_image_is_scored_alone(name, data, texts, backbone):
     method = fitted(name, data, texts, backbone)
     whole = predict_logits(method, data[0])
-    assert torch.allclose(torch.cat([predict_logits(method, image[None]) for image in data[0]]), whole, atol=1e-4)
+    assert torch.allclose(
+        torch.cat([predict_logits(method, image[None]) for image in data[0]]), whole, atol=1e-4
+    )
 
 
 def test_training_mode_changes_no_type_and_no_score(name, data, texts, backbone):
@@ -161,7 +191,9 @@ def test_fitting_twice_gives_the_same_bits(name, data, texts, backbone):
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if issubclass(resolve(METHODS, name, "method"), Learner)])
+@pytest.mark.parametrize(
+    "name", [name for name in CLASSIFIERS if issubclass(resolve(METHODS, name, "method"), Learner)]
+)
 def test_gradients_reach_what_is_trained_and_nothing_else(name, data, texts, backbone):
     images, labels = data
     method = attached(name, backbone)
@@ -170,11 +202,15 @@ def test_gradients_reach_what_is_trained_and_nothing_else(name, data, texts, bac
     optimizer = torch.optim.SGD(method.parameter_groups(), lr=0.1)
     frozen = {key: tensor.clone() for key, tensor in method.named_buffers()}
     grouped = [parameter for group in method.parameter_groups() for parameter in group["params"]]
-    assert sorted(map(id, grouped)) == sorted(id(parameter) for parameter in method.parameters() if parameter.requires_grad)
+    assert sorted(map(id, grouped)) == sorted(
+        id(parameter) for parameter in method.parameters() if parameter.requires_grad
+    )
     for _ in range(3):  # a layer behind one that starts at zero is reached once that has moved
         optimizer.zero_grad()
         terms = method.loss({"images": images, "labels": labels})
-        assert isinstance(terms, dict) and all(term.shape == () and term.isfinite() for term in terms.values())
+        assert isinstance(terms, dict) and all(
+            term.shape == () and term.isfinite() for term in terms.values()
+        )
         sum(terms.values()).backward()
         optimizer.step()
     for key, parameter in method.named_parameters():
@@ -183,7 +219,9 @@ def test_gradients_reach_what_is_trained_and_nothing_else(name, data, texts, bac
 
 
 def test_an_ensemble_of_one_sentence_is_zero_shot(data, backbone):
-    texts = class_texts(backbone.encode_text, NAMES, sentences={name: (f"a photo of a {name}.",) for name in NAMES})
+    texts = class_texts(
+        backbone.encode_text, NAMES, sentences={name: (f"a photo of a {name}.",) for name in NAMES}
+    )
     mean, single = (fitted(name, data, texts, backbone) for name in ("sentence_mean", "zero_shot"))
     assert torch.allclose(predict_logits(mean, data[0]), predict_logits(single, data[0]), atol=1e-5)
     assert torch.equal(predict_logits(mean, data[0]).argmax(1), predict_logits(single, data[0]).argmax(1))

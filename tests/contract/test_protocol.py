@@ -1,4 +1,6 @@
-"""Rules of the field's protocol that no single module holds. docs/protocol.md names the test of every rule."""
+"""Rules of the field's protocol that no single module holds. docs/protocol.md names the test of every
+rule.
+"""
 
 import pytest
 import torch
@@ -16,7 +18,11 @@ NEW = (68.14, 94.00, 97.26, 74.89, 77.80, 91.22, 36.29, 75.35, 59.90, 64.05, 77.
 
 def test_h_over_datasets_is_that_of_the_means():
     base, new = sum(BASE) / 11, sum(NEW) / 11
-    assert (round(base, 2), round(new, 2), round(harmonic_mean(base, new), 2)) == (69.34, 74.22, 71.70)  # as the field prints it
+    assert (round(base, 2), round(new, 2), round(harmonic_mean(base, new), 2)) == (
+        69.34,
+        74.22,
+        71.70,
+    )  # as the field prints it
     assert round(sum(map(harmonic_mean, BASE, NEW)) / 11, 2) == 71.59  # the mean of H, which it is not
 
 
@@ -35,9 +41,13 @@ class Worse(nn.Module, Learner):
 
 
 def test_the_last_step_is_the_model():
-    settings = TrainSettings(epochs=6, min_steps=0, batch_size=4, optimizer="sgd", lr=0.002, momentum=0.0, warmup_epochs=1)
+    settings = TrainSettings(
+        epochs=6, min_steps=0, batch_size=4, optimizer="sgd", lr=0.002, momentum=0.0, warmup_epochs=1
+    )
     batches = FeatureBatches(torch.zeros(8, 1, 3), torch.zeros(8, dtype=torch.long), settings.batch_size, 1)
     learner = train(Worse(), batches, settings, seed=1)
     total = settings.epochs * len(batches)
     assert learner.seen == sorted(set(learner.seen)) and len(learner.seen) == total == 12
-    assert learner.weight.item() == pytest.approx(-sum(learning_rate(settings, step, len(batches), total) for step in range(total)), rel=1e-5)
+    assert learner.weight.item() == pytest.approx(
+        -sum(learning_rate(settings, step, len(batches), total) for step in range(total)), rel=1e-5
+    )

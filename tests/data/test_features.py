@@ -1,4 +1,6 @@
-"""The feature cache: an image goes through the tower once, cached equals fresh, and nothing in it can be stale."""
+"""The feature cache: an image goes through the tower once, cached equals fresh, and nothing in it can be
+stale.
+"""
 
 import errno
 import io
@@ -33,7 +35,11 @@ class Stub(Backbone):
         self.lock = threading.Lock()
 
     def preprocess(self, image, box=None):
-        return torch.from_numpy(np.array(image.resize((8, 8), Image.Resampling.BICUBIC, box=box))).permute(2, 0, 1).contiguous()
+        return (
+            torch.from_numpy(np.array(image.resize((8, 8), Image.Resampling.BICUBIC, box=box)))
+            .permute(2, 0, 1)
+            .contiguous()
+        )
 
     def encode_image(self, pixels):
         with self.lock:
@@ -45,7 +51,14 @@ class Stub(Backbone):
 
     def encode_text(self, texts):
         self.texts += len(texts)
-        return unit(torch.stack([torch.randn(12, generator=torch.Generator().manual_seed(sum(text.encode()))) for text in texts]))
+        return unit(
+            torch.stack(
+                [
+                    torch.randn(12, generator=torch.Generator().manual_seed(sum(text.encode())))
+                    for text in texts
+                ]
+            )
+        )
 
     def save_pretrained(self, folder):
         raise NotImplementedError
@@ -59,7 +72,10 @@ def encoded(number: int = 0, size=(12, 9), form: str = "PNG") -> bytes:
 
 
 def pictures(*contents) -> list[Picture]:
-    return [Picture(f"picture {row}", partial(lambda content: content, content)) for row, content in enumerate(contents)]
+    return [
+        Picture(f"picture {row}", partial(lambda content: content, content))
+        for row, content in enumerate(contents)
+    ]
 
 
 def shards(folder) -> list:
@@ -76,7 +92,9 @@ def test_cached_equals_fresh_in_any_batch(tmp_path):
     assert first.kept == list(range(40)) and first.skipped == []
     assert torch.equal(again.vectors, first.vectors.flip(0))
     torch.testing.assert_close(alone.vectors, first.vectors, atol=1e-6, rtol=0)
-    direct = stub.encode_image(torch.stack([stub.preprocess(read_image(picture.load())) for picture in chosen]))
+    direct = stub.encode_image(
+        torch.stack([stub.preprocess(read_image(picture.load())) for picture in chosen])
+    )
     torch.testing.assert_close(first.vectors[:, 0], direct, atol=1e-6, rtol=0)
 
 
@@ -91,15 +109,25 @@ def test_views(tmp_path):
     stub = Stub()
     three = image_features(stub, chosen, views=3, folder=tmp_path, batch_size=4).vectors
     assert three.shape == (6, 3, 12) and stub.images == 18
-    assert torch.equal(image_features(stub, chosen, views=3, folder=tmp_path).vectors, three) and stub.images == 18
-    torch.testing.assert_close(three[:, :1], image_features(stub, chosen, folder=tmp_path).vectors, atol=1e-6, rtol=0)
+    assert (
+        torch.equal(image_features(stub, chosen, views=3, folder=tmp_path).vectors, three)
+        and stub.images == 18
+    )
+    torch.testing.assert_close(
+        three[:, :1], image_features(stub, chosen, folder=tmp_path).vectors, atol=1e-6, rtol=0
+    )
     assert (three[:, 1] - three[:, 2]).abs().max() > 1e-3
     other = tmp_path / "other"
-    torch.testing.assert_close(image_features(Stub(), chosen[3:], views=3, folder=other).vectors, three[3:], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        image_features(Stub(), chosen[3:], views=3, folder=other).vectors, three[3:], atol=1e-6, rtol=0
+    )
     assert not torch.equal(image_features(stub, chosen, views=3, seed=1, folder=tmp_path).vectors, three)
     straight = image_features(stub, chosen, views=3, flip=False, folder=tmp_path).vectors
     same = (straight - three).abs().amax(-1) < 1e-6
-    mirrored = [[False] + [view_box((12, 9), features._content_digest(one.load()), view, 0)[1] for view in (1, 2)] for one in chosen]
+    mirrored = [
+        [False] + [view_box((12, 9), features._content_digest(one.load()), view, 0)[1] for view in (1, 2)]
+        for one in chosen
+    ]
     assert torch.equal(same, ~torch.tensor(mirrored)) and same[:, 1:].any() and not same.all()
     with pytest.raises(WordsightError, match="views=0"):
         image_features(stub, chosen, views=0, folder=tmp_path)
@@ -123,7 +151,9 @@ def test_view_boxes_have_the_stated_scale():
 
 def test_equal_images_are_encoded_once(tmp_path):
     stub = Stub()
-    found = image_features(stub, pictures(encoded(1), encoded(2), encoded(1), *[encoded(1)] * 20), folder=tmp_path, batch_size=4)
+    found = image_features(
+        stub, pictures(encoded(1), encoded(2), encoded(1), *[encoded(1)] * 20), folder=tmp_path, batch_size=4
+    )
     assert stub.images == 2 and len(found.vectors) == 23 and torch.equal(found.vectors[0], found.vectors[2])
 
 
@@ -133,7 +163,10 @@ def test_renamed_is_found_and_edited_is_encoded_anew(tmp_path):
     stub, cache = Stub(), tmp_path / "cache"
     before = image_features(stub, [Picture("a", file.read_bytes)], folder=cache).vectors
     moved = file.rename(tmp_path / "b.png")
-    assert torch.equal(image_features(stub, [Picture("b", moved.read_bytes)], folder=cache).vectors, before) and stub.images == 1
+    assert (
+        torch.equal(image_features(stub, [Picture("b", moved.read_bytes)], folder=cache).vectors, before)
+        and stub.images == 1
+    )
     stamp = moved.stat()
     moved.write_bytes(encoded(2))
     os.utime(moved, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
@@ -159,7 +192,9 @@ def test_an_interrupted_call_goes_on_where_it_was(tmp_path):
     stub.fail_after = None
     resumed = image_features(stub, chosen, folder=tmp_path, batch_size=4)
     assert stub.images == 64
-    torch.testing.assert_close(resumed.vectors, image_features(Stub(), chosen, folder=tmp_path / "other").vectors, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        resumed.vectors, image_features(Stub(), chosen, folder=tmp_path / "other").vectors, atol=1e-6, rtol=0
+    )
 
 
 def test_shards_are_written_as_it_goes(tmp_path, monkeypatch):
@@ -181,7 +216,9 @@ def test_small_shards_are_merged(tmp_path, monkeypatch):
     assert stub.images == 11
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-40], lambda content: b"", lambda content: b"\xff" * 200])
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-40], lambda content: b"", lambda content: b"\xff" * 200]
+)
 def test_a_damaged_shard_is_removed_and_computed_again(tmp_path, caplog, damage):
     stub, chosen = Stub(), pictures(encoded(1), encoded(2))
     before = image_features(stub, chosen, folder=tmp_path).vectors
@@ -229,16 +266,34 @@ def test_unreadable_pictures_are_listed(tmp_path):
         raise FileNotFoundError("no such file")
 
     whole = encoded(3, (200, 200), "JPEG")
-    bad = [b"", b"plain text", whole[: len(whole) // 2], encoded(4)[:60], np.zeros((3, 3)), np.zeros((0, 4), np.uint8)]
-    chosen = [*pictures(encoded(1), *bad), Picture("gone", missing), Picture("last", partial(encoded, 2)), Picture("copy", lambda: b"plain text")]
+    bad = [
+        b"",
+        b"plain text",
+        whole[: len(whole) // 2],
+        encoded(4)[:60],
+        np.zeros((3, 3)),
+        np.zeros((0, 4), np.uint8),
+    ]
+    chosen = [
+        *pictures(encoded(1), *bad),
+        Picture("gone", missing),
+        Picture("last", partial(encoded, 2)),
+        Picture("copy", lambda: b"plain text"),
+    ]
     stub = Stub()
     found = image_features(stub, chosen, folder=tmp_path, batch_size=3)
     assert found.kept == [0, 8] and stub.images == 2 and len(found.vectors) == 2
     reasons = dict(found.skipped)
     assert list(reasons) == [f"picture {row}" for row in range(1, 7)] + ["gone", "copy"]
-    assert "0 bytes" in reasons["picture 1"] and "not an image" in reasons["picture 2"] == reasons["copy"] and "truncated" in reasons["picture 3"]
+    assert (
+        "0 bytes" in reasons["picture 1"]
+        and "not an image" in reasons["picture 2"] == reasons["copy"]
+        and "truncated" in reasons["picture 3"]
+    )
     assert "float64" in reasons["picture 5"] and "no such file" in reasons["gone"]
-    with pytest.raises(WordsightError, match=r"none of 2 images could be read; the first: picture 0: empty \(0 bytes\)"):
+    with pytest.raises(
+        WordsightError, match=r"none of 2 images could be read; the first: picture 0: empty \(0 bytes\)"
+    ):
         image_features(Stub(), pictures(b"", b"x"), folder=tmp_path)
 
 
@@ -250,10 +305,19 @@ def test_no_pictures_at_all(tmp_path):
 def bomb(width: int, height: int) -> bytes:
     """A PNG header of that size, with no pixels behind it."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + struct.pack(">I", 99) + b"IDAT"
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + struct.pack(">I", 99)
+        + b"IDAT"
+    )
 
 
-@pytest.mark.parametrize("size, word", [((20000, 20000), "too large"), ((10000, 9500), "too large"), ((60000, 2), "too thin")])
+@pytest.mark.parametrize(
+    "size, word", [((20000, 20000), "too large"), ((10000, 9500), "too large"), ((60000, 2), "too thin")]
+)
 def test_huge_images_are_refused_by_their_header(tmp_path, size, word):
     found = image_features(Stub(), pictures(bomb(*size), encoded()), folder=tmp_path)
     assert found.kept == [1] and word in found.skipped[0][1]
@@ -304,7 +368,9 @@ def test_images_stand_upright():
 def test_arrays_and_pil_images_are_addressed_by_content(tmp_path):
     array = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     stub = Stub()
-    image_features(stub, pictures(array, array.copy(), array.reshape(2, 8, 3), Image.fromarray(array)), folder=tmp_path)
+    image_features(
+        stub, pictures(array, array.copy(), array.reshape(2, 8, 3), Image.fromarray(array)), folder=tmp_path
+    )
     assert stub.images == 3
     image_features(stub, pictures(Image.fromarray(array).copy(), array[::1]), folder=tmp_path)
     assert stub.images == 3

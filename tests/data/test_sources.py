@@ -52,8 +52,14 @@ def test_digits():
     assert (len(data.train), len(data.test), data.val) == (898, 899, None)
     assert np.ptp(np.bincount(data.train.labels)) <= 5
     image = data.train.pictures[0].load()
-    assert image.shape == (8, 8, 3) and image.dtype == np.uint8 and max(picture.load().max() for picture in data.train.pictures) == 255
-    assert names(data.train) == names(open_dataset("digits").train) and not set(names(data.train)) & set(names(data.test))
+    assert (
+        image.shape == (8, 8, 3)
+        and image.dtype == np.uint8
+        and max(picture.load().max() for picture in data.train.pictures) == 255
+    )
+    assert names(data.train) == names(open_dataset("digits").train) and not set(names(data.train)) & set(
+        names(data.test)
+    )
 
 
 def test_folder_of_class_folders(photos):
@@ -66,7 +72,11 @@ def test_folder_of_class_folders(photos):
     assert names(data.train) == ["ant/1.jpg", "ant/2.png", "red_fox/1.png", "red_fox/deep/2.PNG"]
     assert data.train.labels.tolist() == [0, 0, 1, 1]
     assert data.train.pictures[0].load() == png(len("ant/1.jpg"))
-    assert "1 file that is no image: Thumbs.db" in " ".join(data.notes) and "loose.png" in " ".join(data.notes) and "hollow" in " ".join(data.notes)
+    assert (
+        "1 file that is no image: Thumbs.db" in " ".join(data.notes)
+        and "loose.png" in " ".join(data.notes)
+        and "hollow" in " ".join(data.notes)
+    )
 
 
 def test_split_folders(tmp_path):
@@ -74,7 +84,11 @@ def test_split_folders(tmp_path):
         for label in ("b", "a"):
             put(tmp_path / split / label / "x.jpg", png())
     data = open_dataset(tmp_path)
-    assert data.class_names == ("a", "b") and [len(part) for part in (data.train, data.val, data.test)] == [2, 2, 2]
+    assert data.class_names == ("a", "b") and [len(part) for part in (data.train, data.val, data.test)] == [
+        2,
+        2,
+        2,
+    ]
     put(tmp_path / "tset/a/x.jpg", png())
     fails(tmp_path, "unknown splits: 'tset'", "did you mean 'test'", "train, val")
 
@@ -116,7 +130,11 @@ def test_manifest_keeps_label_order(manifest):
     folder = manifest("1.png,1,ant,train\n2.png,0,zebra,train\n3.png,0,zebra,valid")
     put(folder / "classes.json", json.dumps({"classes": ["zebra", "ant"], "template": "a drawing of {}."}))
     data = open_dataset(folder)
-    assert data.class_names == ("zebra", "ant") and data.template == "a drawing of {}." and data.train.labels.tolist() == [1, 0]
+    assert (
+        data.class_names == ("zebra", "ant")
+        and data.template == "a drawing of {}."
+        and data.train.labels.tolist() == [1, 0]
+    )
     assert len(data.val) == 1 and data.test is None
     put(folder / "classes.json", json.dumps({"template": "a drawing"}))
     fails(folder, "has no {}")
@@ -126,7 +144,11 @@ def test_manifest_keeps_label_order(manifest):
 
 def test_real_manifest(shared):
     data = open_dataset(str(shared / "data/caltech101"))
-    assert data.class_names[:2] == ("face", "leopard") and (len(data.train), len(data.val), len(data.test)) == (1600, 400, 999)
+    assert data.class_names[:2] == ("face", "leopard") and (
+        len(data.train),
+        len(data.val),
+        len(data.test),
+    ) == (1600, 400, 999)
     assert read_image(data.train.pictures[0].load()).mode == "RGB"
 
 
@@ -136,9 +158,21 @@ def test_bad_manifests(manifest, tmp_path):
     fails(manifest("1.png,0,ant,train\n2.png,1,bee,tset"), "unknown splits: 'tset'", "did you mean 'test'")
     fails(manifest("1.png,0,ant,train\n2.png,,bee,train"), "blank in 1 row")
     fails(manifest("1.png,0,ant,train\n2.png,1"), "line 3", "2 cells")
-    fails(manifest("1.png,0,train\n2.png,1,train", "path,label,split"), "numbers, and words are needed", "classname")
-    fails(manifest("1.png,0\n2.png,1", "pth,label"), "no image path column; its columns are pth, label", "did you mean 'path'")
-    fails(manifest("1.png,0\n2.png,1", "path,lable"), "no label column; its columns are path, lable", "did you mean 'label'")
+    fails(
+        manifest("1.png,0,train\n2.png,1,train", "path,label,split"),
+        "numbers, and words are needed",
+        "classname",
+    )
+    fails(
+        manifest("1.png,0\n2.png,1", "pth,label"),
+        "no image path column; its columns are pth, label",
+        "did you mean 'path'",
+    )
+    fails(
+        manifest("1.png,0\n2.png,1", "path,lable"),
+        "no label column; its columns are path, lable",
+        "did you mean 'label'",
+    )
     fails(manifest("x1.png,ant\nx2.png,bee", "path,label"), "2 of 2 images", "x1.png", str(tmp_path))
     fails(manifest(""), "holds no rows")
     fails(put(tmp_path / "zero.csv"), "0 bytes")
@@ -148,7 +182,9 @@ def test_bad_manifests(manifest, tmp_path):
 def test_csv_with_text_labels_and_missing_files(tmp_path):
     for name in ("a.png", "b.png"):
         put(tmp_path / "img" / name, png())
-    data = open_dataset(put(tmp_path / "t.csv", "Filename;Category\nimg/b.png;zebra\nimg/a.png;ant\nimg/gone.png;ant\n"))
+    data = open_dataset(
+        put(tmp_path / "t.csv", "Filename;Category\nimg/b.png;zebra\nimg/a.png;ant\nimg/gone.png;ant\n")
+    )
     assert data.class_names == ("zebra", "ant") and len(data.train) == 2
     assert data.notes == ("left out 1 row of 3 whose image is missing: img/gone.png",)
 
@@ -156,31 +192,50 @@ def test_csv_with_text_labels_and_missing_files(tmp_path):
 def test_parquet_of_paths_and_of_bytes(tmp_path):
     for name in ("a.png", "b.png"):
         put(tmp_path / name, png())
-    pyarrow.parquet.write_table(pyarrow.table({"image_path": ["a.png", "b.png"], "class": ["x", "y"]}), tmp_path / "p.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"image_path": ["a.png", "b.png"], "class": ["x", "y"]}), tmp_path / "p.parquet"
+    )
     assert open_dataset(tmp_path / "p.parquet").class_names == ("x", "y")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y", "z"])})
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y", "z"])}
+    )
     rows = {"image": [{"bytes": png(9), "path": None}, {"bytes": png(), "path": "a.png"}], "label": [2, 0]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "e.parquet")
     data = open_dataset(tmp_path / "e.parquet")
     assert data.class_names == ("x", "y", "z") and data.train.labels.tolist() == [2, 0]
     assert [picture.load() for picture in data.train.pictures] == [png(9), png()]
-    linked = pyarrow.table({"image": [{"bytes": None, "path": "a.png"}, {"bytes": png(9), "path": None}], "label": ["x", "y"]})
+    linked = pyarrow.table(
+        {"image": [{"bytes": None, "path": "a.png"}, {"bytes": png(9), "path": None}], "label": ["x", "y"]}
+    )
     pyarrow.parquet.write_table(linked, tmp_path / "l.parquet")
-    assert [picture.load() for picture in open_dataset(tmp_path / "l.parquet").train.pictures] == [png(), png(9)]
+    assert [picture.load() for picture in open_dataset(tmp_path / "l.parquet").train.pictures] == [
+        png(),
+        png(9),
+    ]
     fails(put(tmp_path / "bad.parquet", b"no"), "not readable as Parquet")
 
 
 def test_hugging_face(tmp_path, monkeypatch):
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])})
-    part = datasets.Dataset.from_dict({"img": [{"bytes": png(), "path": None}] * 3, "label": [1, 0, -1]}, features=features)
+    part = datasets.Dataset.from_dict(
+        {"img": [{"bytes": png(), "path": None}] * 3, "label": [1, 0, -1]}, features=features
+    )
     both = datasets.DatasetDict({"train": part, "validation": part, "extra": part})
     both.save_to_disk(tmp_path / "kept")
     data = open_dataset(tmp_path / "kept")
-    assert data.class_names == ("x", "y") and len(data.train) == 2 and len(data.val) == 2 and data.test is None
-    assert data.train.pictures[0].load() == png() and "extra" in data.notes[0] and "without a label" in data.notes[1]
+    assert (
+        data.class_names == ("x", "y") and len(data.train) == 2 and len(data.val) == 2 and data.test is None
+    )
+    assert (
+        data.train.pictures[0].load() == png()
+        and "extra" in data.notes[0]
+        and "without a label" in data.notes[1]
+    )
 
     asked = []
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda self, name, timeout: asked.append((name, timeout)))
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.dataset_info", lambda self, name, timeout: asked.append((name, timeout))
+    )
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config: asked.append((name, config)) or both)
     assert len(open_dataset("org/name@big").train) == 2 and len(open_dataset("hf:name").train) == 2
     assert [call for call in asked if call[1] != 10] == [("org/name", "big"), ("name", None)]
@@ -194,7 +249,9 @@ def test_unreachable_hub_names_ways_on(monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
-    fails("org/no-such-name-here", "neither a path here nor", "no route to host", "save_to_disk", "HF_ENDPOINT")
+    fails(
+        "org/no-such-name-here", "neither a path here nor", "no route to host", "save_to_disk", "HF_ENDPOINT"
+    )
 
 
 def tar(path, members: dict[str, bytes]):
@@ -209,7 +266,10 @@ def tar(path, members: dict[str, bytes]):
 
 def test_webdataset(tmp_path):
     for number in range(2):
-        tar(tmp_path / f"x-{number:03d}.tar", {f"{number}.webp": png(number), f"{number}.cls": str(1 - number).encode()})
+        tar(
+            tmp_path / f"x-{number:03d}.tar",
+            {f"{number}.webp": png(number), f"{number}.cls": str(1 - number).encode()},
+        )
     put(tmp_path / "classnames.txt", "ant\nbee\n")
     for spec in (f"{tmp_path}/x-{{000..001}}.tar", f"{tmp_path}/x-*.tar", str(tmp_path)):
         data = open_dataset(spec)
@@ -225,12 +285,22 @@ def test_webdataset(tmp_path):
 
 def test_webdataset_of_clip_benchmark_and_text_labels(tmp_path):
     for split in ("train", "test"):
-        tar(tmp_path / split / "0.tar", {"s1.jpg": png(), "s1.cls": b"0", "s2.jpg": png(), "s2.cls": b"1", "s3.jpg": png()})
+        tar(
+            tmp_path / split / "0.tar",
+            {"s1.jpg": png(), "s1.cls": b"0", "s2.jpg": png(), "s2.cls": b"1", "s3.jpg": png()},
+        )
     put(tmp_path / "classnames.txt", "ant\nbee\n")
     put(tmp_path / "zeroshot_classification_templates.txt", "a bad photo of a {c}.\n")
     data = open_dataset(tmp_path)
-    assert (len(data.train), len(data.test), data.template) == (2, 2, "a bad photo of a {}.") and "without a label" in data.notes[0]
-    mixed = tar(tmp_path / "t/t.tar", {"a.png": png(), "a.txt": b"bee\n", "b.png": png(), "b.json": b'{"label": "ant"}'})
+    assert (len(data.train), len(data.test), data.template) == (
+        2,
+        2,
+        "a bad photo of a {}.",
+    ) and "without a label" in data.notes[0]
+    mixed = tar(
+        tmp_path / "t/t.tar",
+        {"a.png": png(), "a.txt": b"bee\n", "b.png": png(), "b.json": b'{"label": "ant"}'},
+    )
     assert open_dataset(mixed).class_names == ("bee", "ant")
     fails(tar(tmp_path / "u/u.tar", {"a.png": png()}), "no image of", "key.cls")
     fails(tar(tmp_path / "v/v.tar", {"a.cls": b"0"}), "hold no images")

@@ -1,4 +1,6 @@
-"""The same (seed, position) gives the same samples from any source, whatever was read before, here or over HTTP; and bad data is answered in words."""
+"""The same (seed, position) gives the same samples from any source, whatever was read before, here or over
+HTTP; and bad data is answered in words.
+"""
 
 import csv
 import io
@@ -47,7 +49,10 @@ def captioned(shard, count):
     for index, (name, colour) in zip(range(count), itertools.cycle(COLOURS.items())):
         text = f"{name} {shard} {index}"
         words = ("txt", text.encode()) if index % 2 else ("json", json.dumps({"caption": text}).encode())
-        members += [(f"{index:03d}.png", png(colour, 100 * shard + index)), (f"{index:03d}.{words[0]}", words[1])]
+        members += [
+            (f"{index:03d}.png", png(colour, 100 * shard + index)),
+            (f"{index:03d}.{words[0]}", words[1]),
+        ]
     return members
 
 
@@ -111,11 +116,16 @@ def web(tars, monkeypatch):
 
 def tokenise(texts):
     rows = [torch.tensor([ord(letter) for letter in text]) for text in texts]
-    return TextBatch(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor(list(map(len, rows))))
+    return TextBatch(
+        torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor(list(map(len, rows)))
+    )
 
 
 def untokenise(batch):
-    texts = ["".join(map(chr, ids[:length])) for ids, length in zip(batch["ids"].tolist(), batch["lengths"].tolist())]
+    texts = [
+        "".join(map(chr, ids[:length]))
+        for ids, length in zip(batch["ids"].tolist(), batch["lengths"].tolist())
+    ]
     return [texts[row] for row in batch["text_of"].tolist()]
 
 
@@ -128,7 +138,13 @@ def taken(source, start, count):
 
 
 def batches_of(spec, backbone, batch_size=6, weights=None, place=None, **settings):
-    return StreamBatches(open_stream(spec, weights, **(place or {})), batch_size, backbone=backbone, tokenise=tokenise, **settings)
+    return StreamBatches(
+        open_stream(spec, weights, **(place or {})),
+        batch_size,
+        backbone=backbone,
+        tokenise=tokenise,
+        **settings,
+    )
 
 
 def equal(one, other):
@@ -155,8 +171,12 @@ def test_a_position_decides_the_sample_and_a_pass_gives_each_once(kind, request)
     assert all(len(set(each)) == count for each in passes) and passes[0] != passes[1]
     for start in (0, 1, 5, count - 1, count, 2 * count + 3):
         fresh = only(spec, seed=3)
-        assert [picture.name for picture, _ in itertools.islice(fresh.samples(start), 8)] == through[start : start + 8]
-    assert [picture.name for picture, _ in itertools.islice(only(spec, seed=4).samples(0), count)] != passes[0]
+        assert [picture.name for picture, _ in itertools.islice(fresh.samples(start), 8)] == through[
+            start : start + 8
+        ]
+    assert [picture.name for picture, _ in itertools.islice(only(spec, seed=4).samples(0), count)] != passes[
+        0
+    ]
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -180,12 +200,16 @@ def test_known_sizes_spare_reading_whole_shards(tars, tmp_path, monkeypatch):
     through = taken(source, 0, 40)
     source.sizes.save()
     read = []
-    monkeypatch.setattr(shards_module, "fetch", lambda path, real=shards_module.fetch: read.append(path) or real(path))
+    monkeypatch.setattr(
+        shards_module, "fetch", lambda path, real=shards_module.fetch: read.append(path) or real(path)
+    )
     resumed = only(tars, sizes=sizes)
     assert read == []
     assert taken(resumed, 30, 1) == through[30:31] and len(read) == 1
     del read[:]
-    assert taken(only(tars), 30, 1) == through[30:31] and len(set(read)) == 4  # not known: they are counted first
+    assert (
+        taken(only(tars), 30, 1) == through[30:31] and len(set(read)) == 4
+    )  # not known: they are counted first
 
 
 def test_the_sizes_show_that_data_has_changed(tmp_path, table):
@@ -203,14 +227,24 @@ def test_the_sizes_show_that_data_has_changed(tmp_path, table):
     rows = open_pairs(table)
     rows = list(zip(rows.pictures, rows.captions))
     Rows("rows", rows, (0,), sizes=source.sizes)
-    fails("'rows' is not what it was", call=Rows, name="rows", rows=[(rows[0][0], ("other",)), *rows[1:]], seed=(0,), sizes=source.sizes)
+    fails(
+        "'rows' is not what it was",
+        call=Rows,
+        name="rows",
+        rows=[(rows[0][0], ("other",)), *rows[1:]],
+        seed=(0,),
+        sizes=source.sizes,
+    )
     sizes.write_text("{")
     fails("cannot be read", "delete it", call=open_stream, spec=spec, sizes=sizes)
 
 
 def test_classes_become_captions(tmp_path):
     for shard in range(2):
-        members = [(f"{i}.png", png((9, 9, 9), i)) for i in range(2)] + [("0.cls", b"1"), ("1.json", b'{"label": 0}')]
+        members = [(f"{i}.png", png((9, 9, 9), i)) for i in range(2)] + [
+            ("0.cls", b"1"),
+            ("1.json", b'{"label": 0}'),
+        ]
         write_tar(tmp_path / f"n/{shard}.tar", members)
     fails("are numbers", "classnames.txt", call=open_stream, spec=str(tmp_path / "n"))
     (tmp_path / "classnames.txt").write_text("red_fox\nant\n")
@@ -228,9 +262,20 @@ def test_classes_become_captions(tmp_path):
 def test_shards_are_named_in_many_ways(tars, tmp_path):
     folder = tars.rsplit("/", 1)[0]
     every = [f"{folder}/x-{number:03d}.tar" for number in range(4)]
-    assert shards_of(tars) == shards_of(folder) == shards_of(f"{folder}/*.tar") == shards_of(f"{folder}/x-???.tar") == every
+    assert (
+        shards_of(tars)
+        == shards_of(folder)
+        == shards_of(f"{folder}/*.tar")
+        == shards_of(f"{folder}/x-???.tar")
+        == every
+    )
     assert shards_of(f"{folder}/x-{{001,003}}.tar") == [every[1], every[3]]
-    assert shards_of("s3://b/{a,b}-{8..10}.tar")[:4] == ["s3://b/a-8.tar", "s3://b/a-9.tar", "s3://b/a-10.tar", "s3://b/b-8.tar"]
+    assert shards_of("s3://b/{a,b}-{8..10}.tar")[:4] == [
+        "s3://b/a-8.tar",
+        "s3://b/a-9.tar",
+        "s3://b/a-10.tar",
+        "s3://b/b-8.tar",
+    ]
     assert shards_of("https://h/x.tar?token=1") == ["https://h/x.tar?token=1"]
     assert needs_stream(f"digits::{tars}") and needs_stream("https://h/x.tar") and needs_stream(folder)
     assert not needs_stream(f"digits::{tmp_path}") and not needs_stream("pairs.csv")
@@ -288,7 +333,9 @@ def test_s3_goes_through_fsspec(tars, monkeypatch):
 # ---- what is wrong with data
 
 
-@pytest.mark.parametrize("cut, left", [(2500, 1), (3 * 1024, 1), (4 * 1024, 2), (12 * 1024, 6)])  # inside a member, or at its end
+@pytest.mark.parametrize(
+    "cut, left", [(2500, 1), (3 * 1024, 1), (4 * 1024, 2), (12 * 1024, 6)]
+)  # inside a member, or at its end
 def test_a_truncated_shard_gives_what_can_be_read(tmp_path, cut, left):
     whole = write_tar(tmp_path / "t/0.tar", captioned(0, 6)).read_bytes()
     (tmp_path / "t/0.tar").write_bytes(whole[:cut])
@@ -312,9 +359,19 @@ def test_damage_inside_a_shard_is_seen(tmp_path):
 def test_what_is_no_shard_is_answered_in_words(tmp_path):
     for number in range(2):
         (tmp_path / f"{number}.tar").write_bytes(b"this is no tar " * 100)
-    fails("none of the 2 shards", "not readable as an uncompressed tar", "0.tar", "1.tar", call=open_stream, spec=str(tmp_path))
+    fails(
+        "none of the 2 shards",
+        "not readable as an uncompressed tar",
+        "0.tar",
+        "1.tar",
+        call=open_stream,
+        spec=str(tmp_path),
+    )
     fails("none of the 1 shard", call=open_stream, spec=str(write_tar(tmp_path / "empty.tar", [])))
-    silent = write_tar(tmp_path / "silent.tar", [("0.png", png((1, 1, 1), 0)), ("0.json", b'{"caption": " "}'), ("1.png", b""), ("1.txt", b"\xff")])
+    silent = write_tar(
+        tmp_path / "silent.tar",
+        [("0.png", png((1, 1, 1), 0)), ("0.json", b'{"caption": " "}'), ("1.png", b""), ("1.txt", b"\xff")],
+    )
     fails("silent.tar", "2 images and no caption", "key.txt", call=open_stream, spec=str(silent))
     half = write_tar(tmp_path / "half.tar", [*captioned(0, 2), ("9.png", b"")])
     source = only(str(half))
@@ -338,7 +395,11 @@ def test_tables_are_answered_in_words(tmp_path):
 
 
 def test_weights_are_checked(tars, table):
-    assert check_weights("0.7, 0.3", "ab") == (0.7, 0.3) and check_weights([1], "a") == (1.0,) and check_weights(None, "ab") is None
+    assert (
+        check_weights("0.7, 0.3", "ab") == (0.7, 0.3)
+        and check_weights([1], "a") == (1.0,)
+        and check_weights(None, "ab") is None
+    )
     assert check_weights([0.1] * 10, "abcdefghij")
     for given, word in (
         ("0.7,0.2", "add up to 0.9"),
@@ -371,7 +432,17 @@ def test_positions_are_the_sum_of_what_was_drawn_and_follow_the_weights(tars, ta
 @pytest.mark.parametrize("features", ["stream", "store"])
 @pytest.mark.parametrize("views", [1, 3])
 def test_a_resumed_run_sees_the_same_batches(tars, table, backbone, features, views, tmp_path):
-    opened = partial(batches_of, f"{tars}::{table}", backbone, 8, "0.6,0.4", features=features, views=views, teacher=backbone, max_steps=5)
+    opened = partial(
+        batches_of,
+        f"{tars}::{table}",
+        backbone,
+        8,
+        "0.6,0.4",
+        features=features,
+        views=views,
+        teacher=backbone,
+        max_steps=5,
+    )
     with opened(place={"sizes": tmp_path / "state/shards.json"}) as batches:
         through = [batches.batch(0, step) for step in range(12)]
         assert equal(batches.batch(0, 3), through[3]) and equal(batches.batch(1, 0), through[5])
@@ -390,7 +461,12 @@ def test_a_batch_holds_what_pair_batches_would(table, backbone):
     drawn = set()
     for features in ("stream", "store"):
         with batches_of(
-            table, backbone, 9, features=features, teacher=backbone, per_caption={"pooled": lambda texts: torch.ones(len(texts), 2)}
+            table,
+            backbone,
+            9,
+            features=features,
+            teacher=backbone,
+            per_caption={"pooled": lambda texts: torch.ones(len(texts), 2)},
         ) as batches:
             assert len(batches) == 1
             for epoch in range(12):
@@ -398,9 +474,15 @@ def test_a_batch_holds_what_pair_batches_would(table, backbone):
                 texts = untokenise(batch)
                 rows = [row_of[text] for text in texts]
                 assert sorted(rows) == list(range(9))
-                assert torch.allclose(batch["images"], vectors[rows], atol=1e-6) and torch.equal(batch["images"], batch["teacher_images"])
-                assert torch.allclose(batch["teacher_texts"][batch["text_of"]], text_features(backbone, texts), atol=1e-6)
-                assert batch["pooled"].shape == (len(batch["ids"]), 2) and not any(tensor.is_inference() for tensor in batch.values())
+                assert torch.allclose(batch["images"], vectors[rows], atol=1e-6) and torch.equal(
+                    batch["images"], batch["teacher_images"]
+                )
+                assert torch.allclose(
+                    batch["teacher_texts"][batch["text_of"]], text_features(backbone, texts), atol=1e-6
+                )
+                assert batch["pooled"].shape == (len(batch["ids"]), 2) and not any(
+                    tensor.is_inference() for tensor in batch.values()
+                )
                 drawn |= set(texts)
     assert drawn == set(row_of)  # every caption is drawn at some time
 
@@ -409,7 +491,9 @@ def test_equal_captions_stand_once(photos, backbone):
     with batches_of(str(photos), backbone, 12) as batches:
         batch = batches.batch(0, 0)
     assert (
-        len(batch["ids"]) == 3 and len(batch["text_of"]) == 12 and set(untokenise(batch)) == {f"a photo of a {c}." for c in ("red", "green", "blue")}
+        len(batch["ids"]) == 3
+        and len(batch["text_of"]) == 12
+        and set(untokenise(batch)) == {f"a photo of a {c}." for c in ("red", "green", "blue")}
     )
 
 
@@ -417,7 +501,9 @@ def test_views_in_the_stream_are_those_of_the_store(table, backbone):
     both = [batches_of(table, backbone, 9, features=features, views=3) for features in ("stream", "store")]
     for step in range(3):
         one, other = (batches.batch(0, step) for batches in both)
-        assert torch.allclose(one["images"], other["images"], atol=1e-6) and torch.equal(one["text_of"], other["text_of"])
+        assert torch.allclose(one["images"], other["images"], atol=1e-6) and torch.equal(
+            one["text_of"], other["text_of"]
+        )
     for batches in both:
         batches.close()
 
@@ -431,7 +517,10 @@ def test_unreadable_images_are_replaced_and_positions_stay(tmp_path, backbone, f
     with opened() as batches:
         through = [batches.batch(0, step) for step in range(6)]
         assert [name.rsplit("/", 1)[1] for name in sorted(batches.skipped)][:2] == ["002.png", "005.png"]
-        assert f"skipped {len(batches.skipped)} unreadable images" in batches.notes()[-1] and "002.png: empty" in batches.notes()[-1]
+        assert (
+            f"skipped {len(batches.skipped)} unreadable images" in batches.notes()[-1]
+            and "002.png: empty" in batches.notes()[-1]
+        )
     bad = {int(name.rsplit("/", 1)[1][:3]) for name in batches.skipped}
     shown = {text for batch in through for text in untokenise(batch)}
     assert shown == {text for (text,) in taken(only(str(path)), 0, 12) if int(text.split()[-1]) not in bad}
@@ -442,7 +531,9 @@ def test_unreadable_images_are_replaced_and_positions_stay(tmp_path, backbone, f
 @pytest.mark.parametrize("features", ["stream", "store"])
 def test_a_source_of_unreadable_images_stops_in_the_main_thread(tmp_path, backbone, features, monkeypatch):
     monkeypatch.setattr(stream_module, "MANY_BAD", 12)
-    path = write_tar(tmp_path / "0.tar", [(f"{i}.{kind}", b"words") for i in range(4) for kind in ("png", "txt")])
+    path = write_tar(
+        tmp_path / "0.tar", [(f"{i}.{kind}", b"words") for i in range(4) for kind in ("png", "txt")]
+    )
     with batches_of(str(path), backbone, 4, features=features, max_steps=6) as batches:
         fails("12 images", "could not be read", "not an image", call=batches.batch, epoch=0, index=0)
     assert not threads()
@@ -502,7 +593,13 @@ def test_the_length_of_an_epoch(tars, table, backbone, tmp_path):
 def test_ranks_share_a_batch(tars, table, backbone):
     spec = f"{tars}::{table}"
     fails(
-        "train.batch_size=5 cannot be shared by 2", call=batches_of, spec=spec, backbone=backbone, batch_size=5, weights="0.5,0.5", place={"world": 2}
+        "train.batch_size=5 cannot be shared by 2",
+        call=batches_of,
+        spec=spec,
+        backbone=backbone,
+        batch_size=5,
+        weights="0.5,0.5",
+        place={"world": 2},
     )
     seen = []
     for rank in range(2):

@@ -10,7 +10,14 @@ from torch.nn import functional as F
 from wordsight.backbones import unit
 from wordsight.config import WordsightError
 from wordsight.methods import aape
-from wordsight.methods.aape import AAPE, AAPESettings, AttentionAggregator, MeanAggregator, MLPAggregator, calibrate
+from wordsight.methods.aape import (
+    AAPE,
+    AAPESettings,
+    AttentionAggregator,
+    MeanAggregator,
+    MLPAggregator,
+    calibrate,
+)
 from wordsight.sentences import ClassTexts
 
 DIM, SCALE = 12, 20.0
@@ -23,18 +30,27 @@ def draw(*shape, seed=0, dtype=torch.float32):
 
 def texts_of(names=NAMES, counts=(3, 0, 1, 2, 4), dtype=torch.float32):
     vectors = tuple(draw(count, DIM, seed=10 + row, dtype=dtype) for row, count in enumerate(counts))
-    return ClassTexts(tuple(names), draw(len(names), DIM, seed=5, dtype=dtype), tuple(("s",) * count for count in counts), vectors)
+    return ClassTexts(
+        tuple(names),
+        draw(len(names), DIM, seed=5, dtype=dtype),
+        tuple(("s",) * count for count in counts),
+        vectors,
+    )
 
 
 def make(texts=None, known=NAMES[:3], shake=True, begin=True, **settings):
-    """An AAPE bound to five classes of which three have labels; `shake` moves every parameter away from its start."""
+    """An AAPE bound to five classes of which three have labels; `shake` moves every parameter away from its
+    start.
+    """
     torch.manual_seed(0)
     texts = texts or texts_of()
     method = AAPE(tuple(known), DIM, SCALE, AAPESettings(**{"calibrate": False, **settings}))
     if begin:
         counts = [texts.names.index(name) for name in known]
         own = ClassTexts(
-            tuple(known), texts.name_vectors[counts], *(tuple(part[i] for i in counts) for part in (texts.sentences, texts.sentence_vectors))
+            tuple(known),
+            texts.name_vectors[counts],
+            *(tuple(part[i] for i in counts) for part in (texts.sentences, texts.sentence_vectors)),
         )
         method.begin(draw(9, DIM), torch.arange(9) % len(known), own, seed=3)
     if shake:
@@ -45,10 +61,14 @@ def make(texts=None, known=NAMES[:3], shake=True, begin=True, **settings):
     return method
 
 
-# -- the fast form ------------------------------------------------------------------------------------------------------------------------
+# -- the fast form -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"class_residual": False}, {"form": "as_in_paper"}, {"new_strength": 1.0}, {"pull": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"class_residual": False}, {"form": "as_in_paper"}, {"new_strength": 1.0}, {"pull": 0.5}],
+    ids=str,
+)
 def test_cosines_equal_the_plain_form(settings):
     method = make(texts_of(dtype=torch.float64), begin=False, **settings).double()
     images = method.centred(draw(7, DIM, seed=2, dtype=torch.float64))
@@ -56,18 +76,31 @@ def test_cosines_equal_the_plain_form(settings):
         assert method.strength.unique().numel() == 2
     plain = method.class_weights(images)
     cosines, kept = method.cosines(images, method.generate(images))
-    torch.testing.assert_close(cosines, F.cosine_similarity(images[:, None], plain, dim=-1), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        cosines, F.cosine_similarity(images[:, None], plain, dim=-1), atol=1e-12, rtol=0
+    )
     if settings.get("pull"):
-        torch.testing.assert_close(kept, F.cosine_similarity(method.words[None], plain, dim=-1), atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            kept, F.cosine_similarity(method.words[None], plain, dim=-1), atol=1e-12, rtol=0
+        )
 
 
 def test_the_fast_form_has_the_plain_form_s_gradients():
-    method, images = make(texts_of(dtype=torch.float64), begin=False, pull=1.0).double(), draw(7, DIM, dtype=torch.float64)
+    method, images = (
+        make(texts_of(dtype=torch.float64), begin=False, pull=1.0).double(),
+        draw(7, DIM, dtype=torch.float64),
+    )
     fast, kept = method.cosines(images, method.generate(images))
     plain = method.class_weights(images)
-    pairs = (fast + kept, F.cosine_similarity(images[:, None], plain, dim=-1) + F.cosine_similarity(method.words[None], plain, dim=-1))
+    pairs = (
+        fast + kept,
+        F.cosine_similarity(images[:, None], plain, dim=-1)
+        + F.cosine_similarity(method.words[None], plain, dim=-1),
+    )
     weights = torch.randn(fast.shape, dtype=torch.float64)
-    first, second = (torch.autograd.grad((value * weights).sum(), list(method.parameters())) for value in pairs)
+    first, second = (
+        torch.autograd.grad((value * weights).sum(), list(method.parameters())) for value in pairs
+    )
     for one, other in zip(first, second):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
 
@@ -90,7 +123,14 @@ def test_no_tensor_of_a_block_is_as_large_as_images_by_classes_by_width():
             nonlocal largest
             result = function(*arguments, **(others or {}))
             largest = max(
-                [largest, *(part.numel() for part in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(part, torch.Tensor))]
+                [
+                    largest,
+                    *(
+                        part.numel()
+                        for part in (result if isinstance(result, (tuple, list)) else [result])
+                        if isinstance(part, torch.Tensor)
+                    ),
+                ]
             )
             return result
 
@@ -100,7 +140,7 @@ def test_no_tensor_of_a_block_is_as_large_as_images_by_classes_by_width():
     assert 50 * len(NAMES) * 4 <= largest < 50 * len(NAMES) * DIM
 
 
-# -- the forms ----------------------------------------------------------------------------------------------------------------------------
+# -- the forms -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("class_residual", [True, False])
@@ -115,7 +155,9 @@ def test_the_residual_form_starts_at_zero_shot(class_residual):
 def test_h_only_scores_by_what_the_generator_says():
     texts, images = texts_of(), draw(7, DIM)
     method = make(texts, form="h_only")
-    expected = SCALE * F.cosine_similarity(method.generator(images)[:, None], texts.name_vectors[None], dim=-1)
+    expected = SCALE * F.cosine_similarity(
+        method.generator(images)[:, None], texts.name_vectors[None], dim=-1
+    )
     torch.testing.assert_close(method.logits(images), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(method.says(images), unit(method.generator(images)))
     assert not any(name.startswith(("from_", "project")) for name in method.weights())
@@ -129,31 +171,50 @@ def test_the_papers_form_has_no_residual_machinery():
     assert torch.equal(method.strength, torch.ones(5)) and torch.equal(method.start(), torch.zeros(5, DIM))
     torch.testing.assert_close(method.words, texts.name_vectors)  # the paper's w_c is the class name's vector
     images = draw(7, DIM)
-    joined = torch.cat([texts.name_vectors.expand(7, -1, -1), method.generator(images)[:, None].expand(-1, 5, -1)], -1)
+    joined = torch.cat(
+        [texts.name_vectors.expand(7, -1, -1), method.generator(images)[:, None].expand(-1, 5, -1)], -1
+    )
     inner = torch.cat([method.from_class.weight, method.from_prompt.weight], 1)
-    written_out = F.relu(joined @ inner.T + method.from_class.bias) @ method.project.weight.T + method.project.bias  # g([w ; h(x)])
+    written_out = (
+        F.relu(joined @ inner.T + method.from_class.bias) @ method.project.weight.T + method.project.bias
+    )  # g([w ; h(x)])
     torch.testing.assert_close(method.class_weights(images), written_out, atol=1e-5, rtol=0)
-    assert method.loss({"images": images, "labels": torch.arange(7) % 3}).keys() == {"cross_entropy", "distill", "reward"}
+    assert method.loss({"images": images, "labels": torch.arange(7) % 3}).keys() == {
+        "cross_entropy",
+        "distill",
+        "reward",
+    }
 
 
 def test_new_classes_get_a_part_of_what_was_learned():
     method = make(new_strength=0.3)
     assert torch.equal(method.strength, torch.tensor([1, 1, 1, 0.3, 0.3]))
-    assert torch.equal(method.start()[3:], method.words[3:]) and not torch.equal(method.start()[:3], method.words[:3])
+    assert torch.equal(method.start()[3:], method.words[3:]) and not torch.equal(
+        method.start()[:3], method.words[:3]
+    )
     still = make(new_strength=0.0)
     images = draw(7, DIM)
-    torch.testing.assert_close(still.logits(images)[:, 3:], SCALE * images @ unit(still.words[3:]).T, atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        still.logits(images)[:, 3:], SCALE * images @ unit(still.words[3:]).T, atol=2e-5, rtol=0
+    )
 
 
 def test_offsets_follow_names_and_not_places():
     method, texts = make(), texts_of()
     order = [4, 2, 0, 3, 1]
     before = method.start()
-    method.bind(ClassTexts(*(tuple(part[i] for i in order) if isinstance(part, tuple) else part[order] for part in vars(texts).values())))
+    method.bind(
+        ClassTexts(
+            *(
+                tuple(part[i] for i in order) if isinstance(part, tuple) else part[order]
+                for part in vars(texts).values()
+            )
+        )
+    )
     torch.testing.assert_close(method.start(), before[order])
 
 
-# -- aggregators --------------------------------------------------------------------------------------------------------------------------
+# -- aggregators ---------------------------------------------------------------------------------------------
 
 
 def shaken(kind, heads=4):
@@ -176,7 +237,10 @@ def test_aggregators_ignore_order_and_padding(kind, with_images):
     torch.testing.assert_close(aggregator(sentences.flip(1), present.flip(1), images), prompts)
     alone = aggregator(sentences[1:2, :2], present[1:2, :2], images[1:2] if with_images else None)
     torch.testing.assert_close(prompts[1:2], alone)
-    torch.testing.assert_close(aggregator(sentences + 9 * ~present[..., None] * (kind is AttentionAggregator), present, images), prompts)
+    torch.testing.assert_close(
+        aggregator(sentences + 9 * ~present[..., None] * (kind is AttentionAggregator), present, images),
+        prompts,
+    )
 
 
 def test_attention_starts_at_the_mean():
@@ -210,7 +274,11 @@ def test_heads_that_do_not_divide_the_width_become_ones_that_do():
 def test_the_query_decides_whether_prompts_differ_between_images():
     images, labels = draw(6, DIM, seed=8), torch.tensor([0, 0, 0, 1, 1, 2])
     shared, own = (make(query=query).condense(images, labels) for query in ("mean", "mean+image"))
-    assert torch.equal(shared[0], shared[1]) and torch.equal(shared[3], shared[4]) and not torch.allclose(shared[0], shared[3])
+    assert (
+        torch.equal(shared[0], shared[1])
+        and torch.equal(shared[3], shared[4])
+        and not torch.allclose(shared[0], shared[3])
+    )
     assert not torch.allclose(own[0], own[1], atol=1e-3)
 
 
@@ -226,7 +294,9 @@ def test_what_only_training_needs_is_not_saved(aggregator):
     method = make(aggregator=aggregator)
     assert method.weights().keys() == make(begin=False).weights().keys()
     terms = method.loss({"images": draw(6, DIM), "labels": torch.arange(6) % 3})
-    assert ("reward" in terms) == (aggregator in ("attention", "mlp"))  # the others have nothing that a reward could move
+    assert ("reward" in terms) == (
+        aggregator in ("attention", "mlp")
+    )  # the others have nothing that a reward could move
 
 
 def test_distillation_moves_the_generator_and_not_the_aggregator():
@@ -236,7 +306,7 @@ def test_distillation_moves_the_generator_and_not_the_aggregator():
     assert all(parameter.grad is None for parameter in method.aggregator.parameters())
 
 
-# -- calibration --------------------------------------------------------------------------------------------------------------------------
+# -- calibration ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("right", ["sentences", "names"])
@@ -245,7 +315,11 @@ def test_calibration_trusts_what_names_the_images(right):
     labels = torch.arange(400) % 40
     images = unit(truth[labels] + torch.randn(400, 32, generator=torch.Generator().manual_seed(3)) / 5)
     names, sentences = (noise, truth) if right == "sentences" else (truth, noise)
-    mix, centre, scale = calibrate(images, labels, ClassTexts(tuple(map(str, range(40))), names, (("s",),) * 40, tuple(sentences[:, None])))
+    mix, centre, scale = calibrate(
+        images,
+        labels,
+        ClassTexts(tuple(map(str, range(40))), names, (("s",),) * 40, tuple(sentences[:, None])),
+    )
     assert mix > 0.9 if right == "sentences" else mix < 0.1
     assert centre.isfinite().all() and 3 <= scale <= 151
 

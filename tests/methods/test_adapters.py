@@ -105,14 +105,25 @@ def test_tip_adapter_is_the_paper_s_closed_form(name, train, test, texts):
     fewer = ClassTexts(("c", "new"), texts.name_vectors[[2, 0]], ((),) * 2, (texts.name_vectors[:0],) * 2)
     method.bind(fewer)
     plain = SCALE * test.images @ texts.name_vectors[[2, 0]].T
-    assert torch.allclose(predict_logits(method, test.images) - plain, 1.5 * memory[:, [2]] * torch.tensor([1.0, 0.0]), atol=1e-5)
+    assert torch.allclose(
+        predict_logits(method, test.images) - plain,
+        1.5 * memory[:, [2]] * torch.tensor([1.0, 0.0]),
+        atol=1e-5,
+    )
 
 
 def test_validation_images_choose_what_the_votes_weigh(train, texts):
     val = draw(60, 0.3, 4)
     chosen, fixed = begun("tip_adapter", train, texts, val), begun("tip_adapter", train, texts)
-    accuracies = [(predict_logits(method, val.images).argmax(1) == val.labels).float().mean() for method in (chosen, fixed)]
-    assert (fixed.alpha, fixed.beta) == (1.0, 5.5) and (chosen.alpha, chosen.beta) != (1.0, 5.5) and accuracies[0] >= accuracies[1]
+    accuracies = [
+        (predict_logits(method, val.images).argmax(1) == val.labels).float().mean()
+        for method in (chosen, fixed)
+    ]
+    assert (
+        (fixed.alpha, fixed.beta) == (1.0, 5.5)
+        and (chosen.alpha, chosen.beta) != (1.0, 5.5)
+        and accuracies[0] >= accuracies[1]
+    )
     grid = []
     for alpha in torch.arange(20) * (3 - 0.1) / 20 + 0.1:
         for beta in torch.arange(200) * (7 - 0.1) / 200 + 0.1:
@@ -126,26 +137,37 @@ def test_tip_adapter_f_keeps_the_epoch_that_is_best_on_validation(train, texts, 
     kind = resolve(METHODS, "tip_adapter_f", "method")
     kept = []
     compare = kind.compare
-    monkeypatch.setattr(kind, "compare", lambda self: (compare(self), kept.append(self.keys.detach().clone()))[0])
+    monkeypatch.setattr(
+        kind, "compare", lambda self: (compare(self), kept.append(self.keys.detach().clone()))[0]
+    )
     method = made("tip_adapter_f")
-    training = dataclasses.replace(kind.training_defaults, epochs=7, batch_size=5, lr=0.3)  # a rate that spoils the keys as it goes
+    training = dataclasses.replace(
+        kind.training_defaults, epochs=7, batch_size=5, lr=0.3
+    )  # a rate that spoils the keys as it goes
     fit_method(method, train.images[:, None], train.labels, texts, training, 1, val=val)
     assert len(kept) == 7  # once an epoch, of 2 batches
     scores = []
     for keys in kept:
         method.keys.data.copy_(keys)
         votes = method.votes(val.images @ keys.T, 5.5)
-        scores.append(((SCALE * val.images @ texts.name_vectors.T + votes).argmax(1) == val.labels).float().mean())
+        scores.append(
+            ((SCALE * val.images @ texts.name_vectors.T + votes).argmax(1) == val.labels).float().mean()
+        )
     assert torch.equal(method.best_keys, kept[scores.index(max(scores))])
     assert not {"best_keys", "best_accuracy", "seen"} & method.weights().keys()
 
 
 def test_an_interrupted_choice_of_the_epoch_ends_the_same(train, texts, tmp_path):
-    val, training = draw(30, 0.3, 5), TrainSettings(epochs=8, min_steps=0, batch_size=5, lr=0.3, save_seconds=0)
+    val, training = (
+        draw(30, 0.3, 5),
+        TrainSettings(epochs=8, min_steps=0, batch_size=5, lr=0.3, save_seconds=0),
+    )
 
     def fitted(state, log=lambda event: None):
         method = made("tip_adapter_f")
-        fit_method(method, train.images[:, None], train.labels, texts, training, 1, state=state, log=log, val=val)
+        fit_method(
+            method, train.images[:, None], train.labels, texts, training, 1, state=state, log=log, val=val
+        )
         return method.weights()
 
     def stop(event):
@@ -162,7 +184,15 @@ def test_an_interrupted_choice_of_the_epoch_ends_the_same(train, texts, tmp_path
 def test_a_memory_of_any_size_is_loaded(name, train, test, texts, tmp_path):
     settings = RunSettings(data="d", method=name)
     method = made(name)
-    fit_method(method, train.images[:, None], train.labels, texts, TrainSettings(epochs=1, min_steps=0), 1, val=draw(9, 0.3, 6))
+    fit_method(
+        method,
+        train.images[:, None],
+        train.labels,
+        texts,
+        TrainSettings(epochs=1, min_steps=0),
+        1,
+        val=draw(9, 0.3, 6),
+    )
     run = Run.start(tmp_path / "run", settings, Facts(NAMES, DIM, SCALE, ""), {})
     run.finish(method)
     loaded = Run.open(run.folder).method()
@@ -176,16 +206,29 @@ def test_validation_images_reach_only_who_asks_for_them(backbone, photos):
 
     dataset = open_dataset(str(photos))
     with_val = dataclasses.replace(dataset, val=Split(dataset.train.pictures[:4], dataset.train.labels[:4]))
-    ask = lambda name, data: validation(backbone, data, RunSettings(data="d", method=name), False, print)  # noqa: E731
+
+    def ask(name, data):
+        return validation(backbone, data, RunSettings(data="d", method=name), False, print)
+
     val = ask("tip_adapter", with_val)
     assert val.images.shape == (4, backbone.dim) and val.labels.tolist() == dataset.train.labels[:4].tolist()
     assert ask("aape", with_val) is None and ask("tip_adapter", dataset) is None
 
 
 @pytest.mark.parametrize(
-    "name, shots, epochs", [("taskres", 1, 100), ("taskres", 4, 100), ("taskres", 16, 200), ("clip_adapter", 1, 50), ("clap", 1, 300)]
+    "name, shots, epochs",
+    [
+        ("taskres", 1, 100),
+        ("taskres", 4, 100),
+        ("taskres", 16, 200),
+        ("clip_adapter", 1, 50),
+        ("clap", 1, 300),
+    ],
 )
 def test_epochs_follow_the_labelled_images(name, shots, epochs):
     assert train_settings(RunSettings(data="d", method=name, shots=shots)).epochs == epochs
-    assert train_settings(RunSettings(data="d", method=name, shots=None)).epochs == resolve(METHODS, name, "method").training_defaults.epochs
+    assert (
+        train_settings(RunSettings(data="d", method=name, shots=None)).epochs
+        == resolve(METHODS, name, "method").training_defaults.epochs
+    )
     assert train_settings(RunSettings(data="d", method=name, shots=shots, train={"epochs": 3})).epochs == 3

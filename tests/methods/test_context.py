@@ -1,4 +1,6 @@
-"""Learners of token prompts equal their papers' formulas, written out plainly on a random CLIP: 77 tokens, no cut, every class in every step."""
+"""Learners of token prompts equal their papers' formulas, written out plainly on a random CLIP: 77 tokens, no
+cut, every class in every step.
+"""
 
 import copy
 import math
@@ -36,7 +38,12 @@ def clip(tiny_clip):
     model = CLIPModel(config)
     for parameter in model.text_model.parameters():
         torch.nn.init.normal_(parameter, std=0.6)
-    return CLIP(Parts(model, small.tokenizer, small.transform), name="tiny", device=torch.device("cpu"), dtype="float32")
+    return CLIP(
+        Parts(model, small.tokenizer, small.transform),
+        name="tiny",
+        device=torch.device("cpu"),
+        dtype="float32",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +76,10 @@ def plain_text(model, embedded, ends):
     mask = torch.full((embedded.shape[1],) * 2, -torch.inf).triu(1)
     for layer in tower.encoder.layers:
         y, attention = layer.layer_norm1(x), layer.self_attn
-        q, k, v = (part(y).unflatten(-1, (2, -1)).transpose(1, 2) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
+        q, k, v = (
+            part(y).unflatten(-1, (2, -1)).transpose(1, 2)
+            for part in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
         shares = (q @ k.transpose(2, 3) / math.sqrt(q.shape[-1]) + mask).softmax(-1)
         x = x + attention.out_proj((shares @ v).transpose(1, 2).flatten(2))
         y = layer.mlp.fc1(layer.layer_norm2(x))
@@ -83,13 +93,19 @@ def own_ids(clip, text):
 
 
 def plain_prompts(clip, context, position):
-    """[SOS, context and name in their order, ., EOS, padding to 77] as embeddings [C, 77, W], and where each ends. `context` is [C, n, W]."""
+    """[SOS, context and name in their order, ., EOS, padding to 77] as embeddings [C, 77, W], and where each
+    ends. `context` is [C, n, W].
+    """
     table = clip.model.text_model.embeddings.token_embedding.weight
     begin, end = clip.tokenizer("a")["input_ids"][0], clip.tokenizer("a")["input_ids"][-1]
     rows, ends = [], []
     for name, vectors in zip(NAMES, context):
         name, half = table[own_ids(clip, name.replace("_", " "))], len(vectors) // 2
-        order = {"end": (vectors, name), "front": (name, vectors), "middle": (vectors[:half], name, vectors[half:])}[position]
+        order = {
+            "end": (vectors, name),
+            "front": (name, vectors),
+            "middle": (vectors[:half], name, vectors[half:]),
+        }[position]
         text = torch.cat([table[[begin]], *order, table[[*own_ids(clip, "."), end]]])
         ends.append(len(text) - 1)
         rows.append(torch.cat([text, table[[0] * (LENGTH - len(text))]]))
@@ -101,9 +117,13 @@ def assert_same_step(method, plain_logits, images):
     expected = plain_logits()
     assert torch.allclose(predict_logits(method, images), expected, atol=1e-5)
     wanted = torch.autograd.grad(cross_entropy(expected, LABELS), list(method.parameters()))
-    found = torch.autograd.grad(sum(method.loss({"images": images, "labels": LABELS}).values()), list(method.parameters()))
+    found = torch.autograd.grad(
+        sum(method.loss({"images": images, "labels": LABELS}).values()), list(method.parameters())
+    )
     for one, other in zip(found, wanted):
-        assert other.abs().max() > 1e-6 and torch.allclose(one, other, rtol=1e-4, atol=1e-5 * other.abs().max())
+        assert other.abs().max() > 1e-6 and torch.allclose(
+            one, other, rtol=1e-4, atol=1e-5 * other.abs().max()
+        )
 
 
 @pytest.mark.parametrize("per_class", [False, True])
@@ -128,9 +148,14 @@ def test_cocoop_is_the_paper_s_formula(clip, images):
     def plain():
         rows = []
         for image in images:
-            shift = method.outer.weight @ relu(method.inner.weight @ image + method.inner.bias) + method.outer.bias
+            shift = (
+                method.outer.weight @ relu(method.inner.weight @ image + method.inner.bias)
+                + method.outer.bias
+            )
             context = (method.context + shift).expand(len(NAMES), -1, -1)
-            rows.append(clip.logit_scale * image @ plain_text(clip.model, *plain_prompts(clip, context, "end")).T)
+            rows.append(
+                clip.logit_scale * image @ plain_text(clip.model, *plain_prompts(clip, context, "end")).T
+            )
         return torch.stack(rows)
 
     assert_same_step(method, plain, images)
@@ -140,11 +165,19 @@ def test_cocoop_is_the_paper_s_formula(clip, images):
 @pytest.mark.parametrize("name", ["coop", "kgcoop", "protext"])
 @pytest.mark.parametrize("which", ["clip", "micro", "joined", "siglip"])
 def test_started_at_words_it_is_zero_shot_with_them(name, which, clip, images, request):
-    backbone = clip if which == "clip" else load_backbone("micro", device="cpu") if which == "micro" else request.getfixturevalue(which)
+    backbone = (
+        clip
+        if which == "clip"
+        else load_backbone("micro", device="cpu")
+        if which == "micro"
+        else request.getfixturevalue(which)
+    )
     pictures = unit(torch.randn(5, backbone.dim, generator=torch.Generator().manual_seed(1)))
     method, texts = made(name, backbone, init="a photo of a"), words(backbone)
     method.bind(texts)
-    assert torch.allclose(predict_logits(method, pictures), backbone.logit_scale * pictures @ texts.name_vectors.T, atol=1e-4)
+    assert torch.allclose(
+        predict_logits(method, pictures), backbone.logit_scale * pictures @ texts.name_vectors.T, atol=1e-4
+    )
     assert torch.allclose(method.class_vectors, texts.name_vectors, atol=1e-6)
     others = words(backbone, ("dog", "cat"))
     method.bind(others)
@@ -156,12 +189,23 @@ def joined(clip):
     """A BERT that was never trained, pooled by the mean, beside eyes that are not used here."""
     torch.manual_seed(3)
     config = BertConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=len(clip.tokenizer), max_position_embeddings=77
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        vocab_size=len(clip.tokenizer),
+        max_position_embeddings=77,
     )
     text = TextTower(BertModel(config, add_pooling_layer=False), clip.tokenizer, "mean", 77)
-    tensors = {"image_mean": torch.zeros(12), "text_mean": 0.1 * torch.randn(16), "text_to_shared": torch.randn(16, 12)}
+    tensors = {
+        "image_mean": torch.zeros(12),
+        "text_mean": 0.1 * torch.randn(16),
+        "text_to_shared": torch.randn(16, 12),
+    }
     eyes = type("Eyes", (), {"_replace": lambda self, model: self, "model": torch.nn.Linear(1, 1)})()
-    return Joined(eyes, text, tensors, {"logit_scale": 10.0}, name="joined", device=torch.device("cpu"), dtype="float32")
+    return Joined(
+        eyes, text, tensors, {"logit_scale": 10.0}, name="joined", device=torch.device("cpu"), dtype="float32"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -170,12 +214,21 @@ def siglip(clip):
     torch.manual_seed(4)
     tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     text = tower | {"vocab_size": len(clip.tokenizer), "max_position_embeddings": 40, "projection_size": 16}
-    model = SiglipModel(SiglipConfig(text_config=text, vision_config=tower | {"image_size": 8, "patch_size": 4}))
-    return CLIP(Parts(model, clip.tokenizer, clip.transform), name="siglip", device=torch.device("cpu"), dtype="float32")
+    model = SiglipModel(
+        SiglipConfig(text_config=text, vision_config=tower | {"image_size": 8, "patch_size": 4})
+    )
+    return CLIP(
+        Parts(model, clip.tokenizer, clip.transform),
+        name="siglip",
+        device=torch.device("cpu"),
+        dtype="float32",
+    )
 
 
 def test_joined_prompts_are_padded_as_its_texts_are(joined, images):
-    """A tower that is not causal must not see padding: a class's vector does not depend on the names beside it."""
+    """A tower that is not causal must not see padding: a class's vector does not depend on the names beside
+    it.
+    """
     method = made("coop", joined, ctx=4)
     method.context.data *= 30
     vectors = []
@@ -191,7 +244,9 @@ def test_joined_prompts_are_padded_as_its_texts_are(joined, images):
 
 
 def test_a_tower_in_bfloat16_gives_nearly_the_same(tiny_clip):
-    exact, rounded = (load_backbone(tiny_clip, device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    exact, rounded = (
+        load_backbone(tiny_clip, device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16")
+    )
     vectors = []
     for backbone in (exact, rounded):
         method = made("coop", backbone, ctx=6)
@@ -203,7 +258,10 @@ def test_a_tower_in_bfloat16_gives_nearly_the_same(tiny_clip):
 
 def test_text_is_cut_at_its_end(clip, joined):
     longest = max(len(clip.tokenizer(f"x x x x {name}.")["input_ids"]) for name in NAMES)
-    for prompts in (context_module.Splice(clip).prompts(NAMES, 4, "end", shared=False), made("coop", joined, ctx=4).prompts):
+    for prompts in (
+        context_module.Splice(clip).prompts(NAMES, 4, "end", shared=False),
+        made("coop", joined, ctx=4).prompts,
+    ):
         assert prompts.shape == (4, longest) and longest < LENGTH and prompts.ends is None
         assert prompts.places.tolist() == [[1, 2, 3, 4]] * 4
 
@@ -213,7 +271,11 @@ def test_texts_that_begin_alike_share_rows_and_lose_nothing(clip, room):
     splice = context_module.Splice(clip)
     alone = splice.prompts(NAMES, 6, "end", shared=False)
     packed = context_module.share_beginnings(alone, room)
-    assert packed.shape[0] == {77: 1, 30: 2, 22: 3}[room] and packed.shape[1] <= room and packed.ends.shape == (4, 2)
+    assert (
+        packed.shape[0] == {77: 1, 30: 2, 22: 3}[room]
+        and packed.shape[1] <= room
+        and packed.ends.shape == (4, 2)
+    )
     context = torch.randn(6, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
     weights = torch.randn(4, clip.dim, generator=torch.Generator().manual_seed(1))
     steps = []
@@ -230,7 +292,9 @@ def test_texts_that_begin_alike_share_rows_and_lose_nothing(clip, room):
 
 def test_context_is_found_whatever_the_name_is(clip):
     names = ("x", "y", "X X", "a y x", "{} x")
-    front, middle = (context_module.Splice(clip).prompts(names, 4, position) for position in ("front", "middle"))
+    front, middle = (
+        context_module.Splice(clip).prompts(names, 4, position) for position in ("front", "middle")
+    )
     begins = [1 + len(own_ids(clip, name)) for name in names]
     assert front.places.tolist() == [[first + i for i in range(4)] for first in begins]
     assert middle.places.tolist() == [[1, 2, first + 2, first + 3] for first in begins]
@@ -254,10 +318,15 @@ def test_texts_in_parts_give_the_same_step(clip, images, monkeypatch):
 
 
 def test_only_the_context_is_trained_and_the_tower_is_left_as_it_was(clip, images):
-    before = clip.encode_text(["a cat"]), {name: tensor.clone() for name, tensor in clip.model.state_dict().items()}
+    before = (
+        clip.encode_text(["a cat"]),
+        {name: tensor.clone() for name, tensor in clip.model.state_dict().items()},
+    )
     method = made("coop", clip, ctx=4)
     method.loss({"images": images, "labels": LABELS})["cross_entropy"].backward()
-    assert [name for name, _ in method.named_parameters()] == ["context"] and method.weights().keys() == {"context"}
+    assert [name for name, _ in method.named_parameters()] == ["context"] and method.weights().keys() == {
+        "context"
+    }
     assert all(parameter.grad is None for parameter in clip.model.parameters())
     assert torch.equal(clip.encode_text(["a cat"]), before[0])
     assert all(torch.equal(tensor, before[1][name]) for name, tensor in clip.model.state_dict().items())
@@ -284,7 +353,10 @@ def test_kgcoop_s_term_is_zero_at_the_template_and_the_paper_s_away_from_it(clip
     method.context.data.normal_()
     method.bind(words(clip))
     cosines = (method.class_vectors * words(clip).name_vectors).sum(1)
-    assert torch.allclose(method.loss(batch)["knowledge"], 8 * pull(cosines), atol=1e-5) and method.loss(batch)["knowledge"] > 0.01
+    assert (
+        torch.allclose(method.loss(batch)["knowledge"], 8 * pull(cosines), atol=1e-5)
+        and method.loss(batch)["knowledge"] > 0.01
+    )
 
 
 def test_prograd_steps_do_not_go_against_zero_shot(clip, images):
@@ -295,13 +367,21 @@ def test_prograd_steps_do_not_go_against_zero_shot(clip, images):
         method.context.data.normal_()
         batch = {"images": images, "labels": torch.randint(4, (6,))}
         cross_entropy_, knowledge = method.two_losses(batch)
-        plain, general = (torch.autograd.grad(loss, method.context, retain_graph=True)[0] for loss in (cross_entropy_, knowledge))
+        plain, general = (
+            torch.autograd.grad(loss, method.context, retain_graph=True)[0]
+            for loss in (cross_entropy_, knowledge)
+        )
         loss = method.loss(batch)["cross_entropy"]
         step = torch.autograd.grad(loss, method.context)[0]
-        assert torch.allclose(loss, cross_entropy_) and (step * general).sum() >= -1e-6 * step.norm() * general.norm()
+        assert (
+            torch.allclose(loss, cross_entropy_)
+            and (step * general).sum() >= -1e-6 * step.norm() * general.norm()
+        )
         if (plain * general).sum() < 0:
             conflicts += 1
-            assert torch.allclose(step, plain - (plain * general).sum() / general.square().sum() * general, atol=1e-6)
+            assert torch.allclose(
+                step, plain - (plain * general).sum() / general.square().sum() * general, atol=1e-6
+            )
         else:
             assert torch.allclose(step, plain, atol=1e-6)
     assert 0 < conflicts < 8
@@ -309,7 +389,9 @@ def test_prograd_steps_do_not_go_against_zero_shot(clip, images):
 
 def test_the_projection():
     gradient, general = torch.tensor([1.0, -2.0]), torch.tensor([0.0, 3.0])
-    assert project(gradient, general, 1.0).tolist() == [1.0, 0.0] and project(gradient, general, 0.5).tolist() == [1.0, -1.0]
+    assert project(gradient, general, 1.0).tolist() == [1.0, 0.0] and project(
+        gradient, general, 0.5
+    ).tolist() == [1.0, -1.0]
     assert project(gradient, -general, 1.0) is gradient and project(gradient, 0 * general, 1.0) is gradient
 
 
@@ -317,7 +399,9 @@ def test_prograd_s_words_stand_last(clip):
     method = made("prograd", clip, ctx=12)
     ids = own_ids(clip, "a photo of a")
     assert method.context.shape == (12, 16)
-    assert torch.equal(method.context[-len(ids) :], clip.model.text_model.embeddings.token_embedding.weight[ids])
+    assert torch.equal(
+        method.context[-len(ids) :], clip.model.text_model.embeddings.token_embedding.weight[ids]
+    )
 
 
 def test_protext_learns_from_sentences_alone(clip, images):
@@ -327,11 +411,15 @@ def test_protext_learns_from_sentences_alone(clip, images):
     targets, owners = method.examples(images[:, None], LABELS)
     assert targets.shape == (6, 1, clip.dim) and owners.tolist() == [0, 0, 1, 1, 3, 3]
     expected = (words(clip).name_vectors[owners] - targets[:, 0]).abs().mean()
-    assert torch.allclose(method.loss({"images": targets[:, 0], "labels": owners})["mapping"], expected, atol=1e-6)
+    assert torch.allclose(
+        method.loss({"images": targets[:, 0], "labels": owners})["mapping"], expected, atol=1e-6
+    )
     fits = []
     for pictures in (images, -images):
         method = made("protext", clip)
-        fit_method(method, pictures[:, None], LABELS, texts, replace(method.training_defaults, epochs=60, lr=0.03), 1)
+        fit_method(
+            method, pictures[:, None], LABELS, texts, replace(method.training_defaults, epochs=60, lr=0.03), 1
+        )
         fits.append(method.context)
     method.bind(texts)
     after = (method.class_vectors[owners] - targets[:, 0]).abs().mean()
@@ -344,7 +432,17 @@ def test_protext_learns_from_sentences_alone(clip, images):
 @pytest.mark.parametrize("name", TOWER_LEARNERS)
 def test_a_run_keeps_the_trained_tensors_alone(name, tiny_clip, photos, tmp_path):
     train = {"epochs": 1, "min_steps": 3, "batch_size": 4}
-    run = fit(RunSettings(data=str(photos), backbone=str(tiny_clip), device="cpu", method=name, shots=2, train=train, out=str(tmp_path / "run")))
+    run = fit(
+        RunSettings(
+            data=str(photos),
+            backbone=str(tiny_clip),
+            device="cpu",
+            method=name,
+            shots=2,
+            train=train,
+            out=str(tmp_path / "run"),
+        )
+    )
     extra = {"inner.weight", "inner.bias", "outer.weight", "outer.bias"} if name == "cocoop" else set()
     assert run.method().weights().keys() == {"context"} | extra
     first = run.events("eval")[-1]
@@ -354,7 +452,9 @@ def test_a_run_keeps_the_trained_tensors_alone(name, tiny_clip, photos, tmp_path
 def test_a_context_of_its_own_knows_only_labelled_classes(clip):
     method = made("coop", clip, per_class=True, ctx=2)
     method.bind(words(clip, ("x", "cat")))
-    with pytest.raises(WordsightError, match=r"per_class=true has seen no images of dog; it scores only cat, red_fish"):
+    with pytest.raises(
+        WordsightError, match=r"per_class=true has seen no images of dog; it scores only cat, red_fish"
+    ):
         method.bind(words(clip, ("cat", "dog")))
     room = resolve(METHODS, "coop", "method")(NAMES, 12, 1.0, method.settings)
     room.make_room(method.weights())
@@ -365,15 +465,30 @@ def test_mistakes_end_in_sentences(clip):
     closed = type("Closed", (), {"name": "eyes alone"})()
     cases = [
         (lambda: made("coop", clip, ctx=0), r"settings\.ctx=0 must be 1 or more"),
-        (lambda: made("coop", clip, ctx=80), "80 context tokens and the class name 'a very long name' are more than the text tower reads"),
+        (
+            lambda: made("coop", clip, ctx=80),
+            "80 context tokens and the class name 'a very long name' are more than the text tower reads",
+        ),
         (lambda: made("kgcoop", clip, init=" "), "settings.init=' ' has no tokens"),
         (lambda: made("cocoop", clip, reduction=0), r"settings\.reduction=0"),
         (
-            lambda: build_method(RunSettings(data="d", method="coop"), Facts(NAMES, 12, 1.0, "")).attach(None),
+            lambda: build_method(RunSettings(data="d", method="coop"), Facts(NAMES, 12, 1.0, "")).attach(
+                None
+            ),
             "coop learns token prompts.*no backbone here",
         ),
-        (lambda: build_method(RunSettings(data="d", method="kgcoop"), Facts(NAMES, 12, 1.0, "")).attach(closed), "'eyes alone' has none that takes"),
-        (lambda: build_method(RunSettings(data="d", method="coop"), Facts(NAMES, 12, 1.0, "")).bind(words(clip)), "attach a backbone before"),
+        (
+            lambda: build_method(RunSettings(data="d", method="kgcoop"), Facts(NAMES, 12, 1.0, "")).attach(
+                closed
+            ),
+            "'eyes alone' has none that takes",
+        ),
+        (
+            lambda: build_method(RunSettings(data="d", method="coop"), Facts(NAMES, 12, 1.0, "")).bind(
+                words(clip)
+            ),
+            "attach a backbone before",
+        ),
     ]
     for act, message in cases:
         with pytest.raises(WordsightError, match=message):

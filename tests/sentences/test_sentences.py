@@ -23,7 +23,9 @@ def written(tmp_path: Path, text: str) -> Path:
 def encode(texts):
     """A toy encoder: every text has its own direction, equal texts the same one."""
     seeds = [sum(ord(letter) * (i + 1) for i, letter in enumerate(text)) for text in texts]
-    return torch.nn.functional.normalize(torch.stack([torch.randn(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]), dim=-1)
+    return torch.nn.functional.normalize(
+        torch.stack([torch.randn(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]), dim=-1
+    )
 
 
 # templates
@@ -31,7 +33,10 @@ def encode(texts):
 
 def test_template_sets_hold_one_place_each_and_clip7_is_part_of_clip80():
     assert all(template.count("{}") == 1 for templates in TEMPLATE_SETS.values() for template in templates)
-    assert len(TEMPLATE_SETS["clip7"]) == 7 and len(set(TEMPLATE_SETS["clip80"])) == len(TEMPLATE_SETS["clip80"]) == 80
+    assert (
+        len(TEMPLATE_SETS["clip7"]) == 7
+        and len(set(TEMPLATE_SETS["clip80"])) == len(TEMPLATE_SETS["clip80"]) == 80
+    )
     assert set(TEMPLATE_SETS["clip7"]) < set(TEMPLATE_SETS["clip80"])
 
 
@@ -45,7 +50,11 @@ def test_fill_reads_underscores_as_spaces_and_demands_one_place():
 
 def test_a_template_set_gives_every_class_its_sentences():
     read = read_sentences("clip7", ["cat", "sea_horse"])
-    assert list(read) == ["cat", "sea_horse"] and len(read["cat"]) == 7 and "art of the sea horse." in read["sea_horse"]
+    assert (
+        list(read) == ["cat", "sea_horse"]
+        and len(read["cat"]) == 7
+        and "art of the sea horse." in read["sea_horse"]
+    )
 
 
 def test_digits_are_bundled():
@@ -99,9 +108,13 @@ def test_two_keys_for_one_class_need_an_alias():
 
 
 def test_unknown_alias_class_or_key_is_named():
-    with pytest.raises(WordsightError, match=r"class 'cot', which the data does not have \(nearest classes: 'cat'\)"):
+    with pytest.raises(
+        WordsightError, match=r"class 'cot', which the data does not have \(nearest classes: 'cat'\)"
+    ):
         read_sentences({"cat": ["x"]}, ["cat"], {"cot": "cat"})
-    with pytest.raises(WordsightError, match=r"key 'kat', which the sentences mapping does not have \(nearest keys: 'cat'\)"):
+    with pytest.raises(
+        WordsightError, match=r"key 'kat', which the sentences mapping does not have \(nearest keys: 'cat'\)"
+    ):
         read_sentences({"cat": ["x"]}, ["cat"], {"cat": "kat"})
     with pytest.raises(WordsightError, match="alias table is an object"):
         read_sentences({"cat": ["x"]}, ["cat"], {"cat": ["cat"]})
@@ -127,8 +140,14 @@ def test_repeated_class_names_are_refused():
         ('{"cat": ["a cat", 3]}', r"'cat' holds a number \(3\) among its sentences"),
         ('{"cat": [null]}', "'cat' holds null"),
         ('{"cat": ["a"], "cat": ["b"]}', "gives 'cat' more than once"),
-        ('{"format": "wordsight-sentences-9", "sentences": {}}', "this version reads 'wordsight-sentences-1'"),
-        ('{"format": "wordsight-sentences-1", "sentences": {"cat": ["a"]}}', "not a list of objects with a 'text'"),
+        (
+            '{"format": "wordsight-sentences-9", "sentences": {}}',
+            "this version reads 'wordsight-sentences-1'",
+        ),
+        (
+            '{"format": "wordsight-sentences-1", "sentences": {"cat": ["a"]}}',
+            "not a list of objects with a 'text'",
+        ),
         ("[" * 200_000, "nested too deeply"),
     ],
 )
@@ -138,7 +157,9 @@ def test_a_bad_file_is_told_in_words(tmp_path, text, said):
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path):
-    with pytest.raises(WordsightError, match=r"'clip8' is neither a file nor a named set \(did you mean 'clip80'"):
+    with pytest.raises(
+        WordsightError, match=r"'clip8' is neither a file nor a named set \(did you mean 'clip80'"
+    ):
         read_sentences("clip8", ["cat"])
     with pytest.raises(WordsightError, match="does not exist"):
         read_sentences(tmp_path / "none.json", ["cat"])
@@ -161,7 +182,10 @@ def test_a_file_with_byte_order_mark_and_the_cache_format_are_read(tmp_path):
 # real CuPL files
 
 
-@pytest.mark.parametrize(("name", "count"), [("pets_prompts_full.json", 20), ("texture_prompts_full.json", 60), ("cifar10_prompts_full.json", 30)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("pets_prompts_full.json", 20), ("texture_prompts_full.json", 60), ("cifar10_prompts_full.json", 30)],
+)
 def test_cupl_files_are_read_whole(shared, name, count):
     path = cupl(shared, name)
     names = [key.upper().replace(" ", "_") for key in json.loads(path.read_text())]
@@ -170,7 +194,10 @@ def test_cupl_files_are_read_whole(shared, name, count):
 
 
 def test_cupl_lacks_eight_of_caltechs_names_and_the_alias_table_mends_it(shared):
-    path, names = cupl(shared, "cal_prompts_full.json"), json.loads((shared / "data/caltech101/classes.json").read_text())["classes"]
+    path, names = (
+        cupl(shared, "cal_prompts_full.json"),
+        json.loads((shared / "data/caltech101/classes.json").read_text())["classes"],
+    )
     with pytest.raises(WordsightError) as error:
         read_sentences(path, names)
     said = str(error.value)
@@ -188,11 +215,15 @@ def test_cupl_lacks_eight_of_caltechs_names_and_the_alias_table_mends_it(shared)
 def test_class_texts_encodes_everything_in_one_call():
     calls = []
     table = {"cat": ["purrs"], "sea_horse": ["a", "b"], "x": ["c"]}
-    texts = class_texts(lambda batch: calls.append(list(batch)) or encode(batch), ["sea_horse", "cat"], "a {}.", table)
+    texts = class_texts(
+        lambda batch: calls.append(list(batch)) or encode(batch), ["sea_horse", "cat"], "a {}.", table
+    )
     assert calls == [["a sea horse.", "a cat.", "a", "b", "purrs"]]
     assert texts.names == ("sea_horse", "cat") and texts.sentences == (("a", "b"), ("purrs",))
     assert torch.equal(texts.name_vectors, encode(["a sea horse.", "a cat."]))
-    assert torch.equal(texts.sentence_vectors[0], encode(["a", "b"])) and torch.equal(texts.sentence_vectors[1], encode(["purrs"]))
+    assert torch.equal(texts.sentence_vectors[0], encode(["a", "b"])) and torch.equal(
+        texts.sentence_vectors[1], encode(["purrs"])
+    )
 
 
 def test_without_sentences_the_vectors_are_empty_and_the_mean_is_the_name():
@@ -204,8 +235,13 @@ def test_without_sentences_the_vectors_are_empty_and_the_mean_is_the_name():
 
 def test_permuted_names_permute_the_vectors():
     sentences = {"cat": ["purrs"], "dog": ["barks", "runs"]}
-    one, other = class_texts(encode, ["cat", "dog"], sentences=sentences), class_texts(encode, ["dog", "cat"], sentences=sentences)
-    assert torch.equal(one.means(), other.means().flip(0)) and torch.equal(one.name_vectors, other.name_vectors.flip(0))
+    one, other = (
+        class_texts(encode, ["cat", "dog"], sentences=sentences),
+        class_texts(encode, ["dog", "cat"], sentences=sentences),
+    )
+    assert torch.equal(one.means(), other.means().flip(0)) and torch.equal(
+        one.name_vectors, other.name_vectors.flip(0)
+    )
 
 
 def test_class_texts_fails_in_words():
@@ -213,7 +249,9 @@ def test_class_texts_fails_in_words():
         class_texts(encode, [])
     with pytest.raises(WordsightError, match="no entry for 'dog'"):
         class_texts(encode, ["cat", "dog"], sentences={"cat": ["x"]})
-    with pytest.raises(WordsightError, match=r"no unit vector for 1 of 2 texts, the first 'a photo of a dog.'"):
+    with pytest.raises(
+        WordsightError, match=r"no unit vector for 1 of 2 texts, the first 'a photo of a dog.'"
+    ):
         class_texts(lambda texts: encode(texts) * torch.tensor([[1.0], [torch.nan]]), ["cat", "dog"])
     with pytest.raises(WordsightError, match="one row for each"):
         class_texts(lambda texts: encode(texts)[:1], ["cat", "dog"])

@@ -19,31 +19,50 @@ QUICK = {"epochs": 2, "min_steps": 10}
 
 def settings_for(photos, out, method="aape", **others):
     learns = hasattr(resolve(METHODS, method, "method"), "training_defaults")
-    return RunSettings(data=str(photos), out=str(out), method=method, shots=2, **{"train": QUICK if learns else {}, **others})
+    return RunSettings(
+        data=str(photos), out=str(out), method=method, shots=2, **{"train": QUICK if learns else {}, **others}
+    )
 
 
 @pytest.mark.parametrize("method", CLASSIFIERS)
 def test_a_run_holds_all_that_is_known_of_it(photos, backbone, tmp_path, method):
     run = fit(settings_for(photos, tmp_path / "run", method), backbone=backbone)
     (event,) = run.events("eval")
-    assert event["images"] == 12 and event["accuracy"] > 90 and event["chance"] == pytest.approx(100 / 3) and event["top5"] is None
-    assert set(event["class_recall"]) == {"red", "green", "blue"} and len(event["confusion"]) == 3 and event["skipped"] == []
+    assert (
+        event["images"] == 12
+        and event["accuracy"] > 90
+        and event["chance"] == pytest.approx(100 / 3)
+        and event["top5"] is None
+    )
+    assert (
+        set(event["class_recall"]) == {"red", "green", "blue"}
+        and len(event["confusion"]) == 3
+        and event["skipped"] == []
+    )
     (fitted,) = run.events("fit")
     assert fitted["images"] == 6 and fitted["seconds"].keys() == {"features", "texts", "fit"}
     rows = list(csv.DictReader((run.folder / "predictions-all.csv").read_text().splitlines()))
-    assert len(rows) == 12 and sum(row["label"] == row["predicted"] for row in rows) == round(event["accuracy"] * 0.12)
+    assert len(rows) == 12 and sum(row["label"] == row["predicted"] for row in rows) == round(
+        event["accuracy"] * 0.12
+    )
     assert evaluate(run.folder, backbone=backbone)[0] == event
 
 
 @pytest.mark.parametrize("method", CLASSIFIERS)
 def test_the_same_images_under_another_name_get_the_same_figures(photos, backbone, tmp_path, method):
     sentences = tmp_path / "s.json"
-    sentences.write_text(json.dumps({"red": ["a green thing"], "green": ["a blue thing"], "blue": ["a red thing", "x"]}))
+    sentences.write_text(
+        json.dumps({"red": ["a green thing"], "green": ["a blue thing"], "blue": ["a red thing", "x"]})
+    )
     test = fill_folder(tmp_path / "both" / "test")
     shutil.copytree(photos, tmp_path / "both" / "train")
-    run = fit(settings_for(tmp_path / "both", tmp_path / "run", method, sentences=str(sentences)), backbone=backbone)
+    run = fit(
+        settings_for(tmp_path / "both", tmp_path / "run", method, sentences=str(sentences)), backbone=backbone
+    )
     (own,), (other,) = run.events("eval"), evaluate(run, data=str(test), backbone=backbone)
-    assert own["confusion"] == other["confusion"] and own["calibration_error"] == pytest.approx(other["calibration_error"])
+    assert own["confusion"] == other["confusion"] and own["calibration_error"] == pytest.approx(
+        other["calibration_error"]
+    )
 
 
 def test_the_same_settings_give_the_run_back(photos, backbone, tmp_path):
@@ -61,13 +80,23 @@ def test_images_that_a_run_has_seen_are_no_test_images(backbone, tmp_path):
     run = fit(settings_for(photos, tmp_path / "run"), backbone=backbone)
     (own,) = run.events("eval")
     assert evaluate(run, data=f"{photos}/", backbone=backbone)[0] == own
-    (photos / "red" / "-1.png").write_bytes((photos / "red" / "0.png").read_bytes())  # sorts first, so that the draw is another one
-    for again in (lambda: evaluate(run, backbone=backbone), lambda: evaluate(run, data=str(photos), backbone=backbone)):
+    (photos / "red" / "-1.png").write_bytes(
+        (photos / "red" / "0.png").read_bytes()
+    )  # sorts first, so that the draw is another one
+    for again in (
+        lambda: evaluate(run, backbone=backbone),
+        lambda: evaluate(run, data=str(photos), backbone=backbone),
+    ):
         with pytest.raises(
-            WordsightError, match=r"has changed since .* its training images were 6, fingerprint .*, and the same draw now gives 6, finger"
+            WordsightError,
+            match=r"has changed since .* its training images were 6, fingerprint .*, and the same draw now "
+            r"gives 6, finger",
         ):
             again()
-    with pytest.raises(WordsightError, match=r"holds another run: images are '6, fingerprint .* there and '6, fingerprint .* here"):
+    with pytest.raises(
+        WordsightError,
+        match=r"holds another run: images are '6, fingerprint .* there and '6, fingerprint .* here",
+    ):
         fit(run.settings, backbone=backbone)
     assert evaluate(run, data=str(fill_folder(tmp_path / "other")), backbone=backbone)[0]["images"] == 18
 
@@ -86,9 +115,16 @@ def test_base_and_new_are_tested_among_themselves(backbone, tmp_path):
     data = fill_folder(tmp_path / "four", ("red", "green", "blue", "yellow"))
     said = []
     base, new = fit(settings_for(data, tmp_path / "run", classes="base"), backbone=backbone).events("eval")
-    assert (base["classes"], list(base["class_recall"])) == ("base", ["blue", "green"])  # the first half in label order
+    assert (base["classes"], list(base["class_recall"])) == (
+        "base",
+        ["blue", "green"],
+    )  # the first half in label order
     assert (new["classes"], list(new["class_recall"])) == ("new", ["red", "yellow"]) and new["accuracy"] > 80
-    probe = fit(settings_for(data, tmp_path / "probe", "linear_probe", classes="base"), backbone=backbone, say=said.append)
+    probe = fit(
+        settings_for(data, tmp_path / "probe", "linear_probe", classes="base"),
+        backbone=backbone,
+        say=said.append,
+    )
     assert [event["classes"] for event in probe.events("eval")] == ["base"]
     assert any("has seen no images of red, yellow" in line for line in said)
     with pytest.raises(WordsightError, match="has seen no images"):
@@ -109,7 +145,9 @@ def test_unreadable_images_are_counted_and_listed(backbone, tmp_path):
     for index in range(3):
         (data / "red" / f"{index}.png").write_bytes(b"")
     said = []
-    run = fit(settings_for(data, tmp_path / "run", "linear_probe", seed=3), backbone=backbone, say=said.append)
+    run = fit(
+        settings_for(data, tmp_path / "run", "linear_probe", seed=3), backbone=backbone, say=said.append
+    )
     skipped = run.events("fit")[0]["skipped"] + run.events("eval")[0]["skipped"]
     assert sorted(skipped) == [[f"red/{index}.png", "empty (0 bytes)"] for index in range(3)]
     assert "images:\n  red/" in "".join(said)
@@ -129,7 +167,11 @@ def test_a_class_without_a_readable_image_is_named(backbone, tmp_path, method):
     "change, message",
     [
         ({"shots": 0}, "shots=0 is not possible"),
-        ({"shots": 7}, r"shots=7 needs 7 training images of every class; 3 of 3 classes have fewer: blue 6, green 6, red 6"),
+        (
+            {"shots": 7},
+            r"shots=7 needs 7 training images of every class; 3 of 3 classes have fewer: blue 6, green 6, "
+            r"red 6",
+        ),
         ({"shots": 6}, "draws every image"),
         ({"shots": None}, "shots=null trains on every image"),
         ({"method": "apee"}, "did you mean 'aape'"),
@@ -163,11 +205,19 @@ def test_a_stand_in_for_sentences_is_said(photos, backbone, tmp_path):
     run = fit(settings_for(photos, tmp_path / "run", "sentence_mean"), backbone=backbone, say=said.append)
     assert any("template set 'clip7' stands in" in line for line in said) and len(run.sentences["red"]) == 7
     said.clear()
-    assert fit(settings_for(photos, tmp_path / "zs", "zero_shot"), backbone=backbone, say=said.append).sentences["red"] == () and not said
+    assert (
+        fit(settings_for(photos, tmp_path / "zs", "zero_shot"), backbone=backbone, say=said.append).sentences[
+            "red"
+        ]
+        == ()
+        and not said
+    )
 
 
 def test_views_are_trained_on_and_not_tested_on(photos, backbone, tmp_path):
-    first, second = (fit(settings_for(photos, tmp_path / str(views), views=views), backbone=backbone) for views in (1, 3))
+    first, second = (
+        fit(settings_for(photos, tmp_path / str(views), views=views), backbone=backbone) for views in (1, 3)
+    )
     assert not torch.equal(first.method().generator[0].weight, second.method().generator[0].weight)
     assert second.events("eval")[0]["images"] == 12
 

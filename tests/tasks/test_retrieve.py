@@ -30,15 +30,33 @@ def table(tmp_path_factory):
     for number, (name, colour) in enumerate(COLOURS.items()):
         for index in range(3):
             paint(colour, 100 * number + index).save(folder / f"{name}{index}.png")
-            rows.append([f"{name}{index}.png", "test" if index == 2 else "train", f"{name} paint", f"a wall in {name} {index}" if index else ""])
+            rows.append(
+                [
+                    f"{name}{index}.png",
+                    "test" if index == 2 else "train",
+                    f"{name} paint",
+                    f"a wall in {name} {index}" if index else "",
+                ]
+            )
     with open(folder / "captions.csv", "w", newline="") as file:
         csv.writer(file).writerows(rows)
     return folder
 
 
 def settings(data, eyes, lm, out, loop=None, **own):
-    given = {"data": str(data), "backbone": str(eyes), "method": "two_tower", "template": "{}", "out": str(out), "device": "cpu"}
-    return read(RunSettings, given, {"settings": {"text": str(lm), **LITTLE, **own}, "train": {**QUICK, **(loop or {})}})
+    given = {
+        "data": str(data),
+        "backbone": str(eyes),
+        "method": "two_tower",
+        "template": "{}",
+        "out": str(out),
+        "device": "cpu",
+    }
+    return read(
+        RunSettings,
+        given,
+        {"settings": {"text": str(lm), **LITTLE, **own}, "train": {**QUICK, **(loop or {})}},
+    )
 
 
 def tensors_of(folder):
@@ -50,8 +68,14 @@ def tensors_of(folder):
 
 def test_pairs_come_from_captions_and_from_labels_and_are_mixed(table, photos):
     captioned = open_pairs(str(table))
-    assert len(captioned) == 10 and captioned.captions[:2] == [("red paint",), ("red paint", "a wall in red 1")]
-    assert len(open_pairs(str(table), "test")) == 5 and open_pairs(str(table / "captions.csv")).captions == captioned.captions
+    assert len(captioned) == 10 and captioned.captions[:2] == [
+        ("red paint",),
+        ("red paint", "a wall in red 1"),
+    ]
+    assert (
+        len(open_pairs(str(table), "test")) == 5
+        and open_pairs(str(table / "captions.csv")).captions == captioned.captions
+    )
     both = open_pairs(f"{table}::{photos}", template="{}")
     assert len(both) == 10 + 18 and both.captions[10] == ("blue",)
     described = open_pairs(str(photos), sentences="clip7")
@@ -61,7 +85,11 @@ def test_pairs_come_from_captions_and_from_labels_and_are_mixed(table, photos):
 def test_classes_without_sentences_of_their_own_go_by_name_and_are_counted(photos, tmp_path):
     (tmp_path / "s.json").write_text(json.dumps({"red": ["blood"], "Blue": ["sky"]}))
     pairs = open_pairs(str(photos), template="{}", sentences=str(tmp_path / "s.json"))
-    assert pairs.captions[0] == ("blue", "sky") and pairs.captions[6] == ("green",) and pairs.captions[12] == ("red", "blood")
+    assert (
+        pairs.captions[0] == ("blue", "sky")
+        and pairs.captions[6] == ("green",)
+        and pairs.captions[12] == ("red", "blood")
+    )
     assert any("1 of 3 classes" in note and "green" in note for note in pairs.notes)
 
 
@@ -72,7 +100,14 @@ def test_classes_without_sentences_of_their_own_go_by_name_and_are_counted(photo
         {"train": "prompts"},
         {"prompts_attend": "causal", "loss": "sigmoid"},
         {"prompts": 0, "front": 2, "pooling": "last", "train": "layernorms", "keep_generation": False},
-        {"random": True, "shape": {"num_hidden_layers": 1}, "prompts": 0, "pooling": "mean", "train": "all", "keep_generation": False},
+        {
+            "random": True,
+            "shape": {"num_hidden_layers": 1},
+            "prompts": 0,
+            "pooling": "mean",
+            "train": "all",
+            "keep_generation": False,
+        },
         {"prompt_only_lora": True, "chunk": 2},
         {"prompts": 0, "pooling": "mean", "train": "head", "depth": 2},
     ],
@@ -92,11 +127,18 @@ def test_a_fitted_run_is_a_backbone_that_passes_its_checks(table, tiny_clip, lm,
 
 
 def test_chunks_give_the_same_run_to_rounding(table, tiny_clip, lm, tmp_path):
-    """By SGD: AdamW makes whole steps of rounding where a gradient is zero, and which way they go is the processor's."""
+    """By SGD: AdamW makes whole steps of rounding where a gradient is zero, and which way they go is the
+    processor's.
+    """
     loop = {"optimizer": "sgd", "lr": 0.1}
-    runs = [fit(settings(table, tiny_clip, lm, tmp_path / str(chunk), loop, chunk=chunk, dropout=0.0)) for chunk in (None, 2, 100)]
+    runs = [
+        fit(settings(table, tiny_clip, lm, tmp_path / str(chunk), loop, chunk=chunk, dropout=0.0))
+        for chunk in (None, 2, 100)
+    ]
     one, *others = (tensors_of(run.folder) for run in runs)
-    assert all(torch.allclose(tensor, other[name], atol=1e-5) for other in others for name, tensor in one.items())
+    assert all(
+        torch.allclose(tensor, other[name], atol=1e-5) for other in others for name, tensor in one.items()
+    )
 
 
 def test_a_teacher_is_distilled_and_its_width_may_differ(table, tiny_clip, lm, tmp_path):
@@ -106,7 +148,9 @@ def test_a_teacher_is_distilled_and_its_width_may_differ(table, tiny_clip, lm, t
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(table, tiny_clip, lm, tmp_path, monkeypatch):
-    unbroken = tensors_of(fit(settings(table, tiny_clip, lm, tmp_path / "one", loop={"save_seconds": 0})).folder)
+    unbroken = tensors_of(
+        fit(settings(table, tiny_clip, lm, tmp_path / "one", loop={"save_seconds": 0})).folder
+    )
     real, calls = train.PairBatches.batch, []
 
     def killed(self, epoch, index):
@@ -119,11 +163,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(table, tiny_clip, lm, tmp_path, m
     with pytest.raises(MemoryError):
         fit(settings(table, tiny_clip, lm, tmp_path / "two", loop={"save_seconds": 0}))
     state = load_file(tmp_path / "two" / "state" / "state.safetensors")
-    assert not any("embed_tokens" in name or "base_layer" in name for name in state)  # the frozen LM is not written every few seconds
+    assert not any(
+        "embed_tokens" in name or "base_layer" in name for name in state
+    )  # the frozen LM is not written every few seconds
     run = fit(settings(table, tiny_clip, lm, tmp_path / "two", loop={"save_seconds": 0}))
     assert calls[3] == 2  # from the step that was under way
     resumed = tensors_of(run.folder)
-    assert unbroken.keys() == resumed.keys() and all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+    assert unbroken.keys() == resumed.keys() and all(
+        torch.equal(unbroken[name], resumed[name]) for name in unbroken
+    )
     assert fit(settings(table, tiny_clip, lm, tmp_path / "two", loop={"save_seconds": 0})).finished
 
 
@@ -131,7 +179,12 @@ def test_zero_shot_on_labelled_images_and_adapting_on_top(table, photos, tiny_cl
     run = fit(settings(table, tiny_clip, lm, tmp_path / "run"))
     (result,) = evaluate(run, data=str(photos))
     assert result["event"] == "eval" and result["images"] == 18 and result["chance"] == pytest.approx(100 / 3)
-    adapted = task_of("aape").fit(read(RunSettings, {"data": str(photos), "backbone": str(run.folder), "shots": 2, "out": str(tmp_path / "aape")}))
+    adapted = task_of("aape").fit(
+        read(
+            RunSettings,
+            {"data": str(photos), "backbone": str(run.folder), "shots": 2, "out": str(tmp_path / "aape")},
+        )
+    )
     assert adapted.events("eval")[0]["images"] == 12
     with pytest.raises(WordsightError, match="it is a backbone"):
         Run.open(run.folder).method()
@@ -139,9 +192,12 @@ def test_zero_shot_on_labelled_images_and_adapting_on_top(table, photos, tiny_cl
 
 def test_classes_of_one_name_can_be_trained_on_and_are_not_measured(photos, tiny_clip, lm, tmp_path):
     rows = [
-        f"{photos / name / '0.png'},{label},{shown}" for label, (name, shown) in enumerate([("red", "crane"), ("blue", "crane"), ("green", "rose")])
+        f"{photos / name / '0.png'},{label},{shown}"
+        for label, (name, shown) in enumerate([("red", "crane"), ("blue", "crane"), ("green", "rose")])
     ]
-    (tmp_path / "table.csv").write_text("\n".join(["path,label,classname,split", *(f"{row},train" for row in rows), f"{rows[0]},test"]) + "\n")
+    (tmp_path / "table.csv").write_text(
+        "\n".join(["path,label,classname,split", *(f"{row},train" for row in rows), f"{rows[0]},test"]) + "\n"
+    )
     said = []
     run = fit(settings(tmp_path / "table.csv", tiny_clip, lm, tmp_path / "run"), say=said.append)
     assert run.finished and not run.events("eval") and any("names a class twice" in line for line in said)
@@ -184,16 +240,34 @@ def test_a_long_caption_is_counted(table, tiny_clip, lm, tmp_path):
 )
 def test_bad_settings_get_a_sentence(table, tiny_clip, lm, tmp_path, given, says):
     with pytest.raises(WordsightError, match=says):
-        asked = read(RunSettings, {"data": str(table), "backbone": str(tiny_clip), "method": "two_tower", "out": str(tmp_path / "run")}, given)
-        fit(read(RunSettings, {f: getattr(asked, f) for f in ("data", "backbone", "method", "out", "classes", "template")},
-                 {"settings": {"text": str(lm), **LITTLE, **asked.settings}}))  # fmt: skip
+        asked = read(
+            RunSettings,
+            {
+                "data": str(table),
+                "backbone": str(tiny_clip),
+                "method": "two_tower",
+                "out": str(tmp_path / "run"),
+            },
+            given,
+        )
+        fit(
+            read(
+                RunSettings,
+                {f: getattr(asked, f) for f in ("data", "backbone", "method", "out", "classes", "template")},
+                {"settings": {"text": str(lm), **LITTLE, **asked.settings}},
+            )
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_recall_counts_queries_with_something_right_among_the_first():
     similarity = torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.1, 0.3], [0.1, 0.2, 0.3]])
     relevant = torch.tensor([[False, True, False], [True, True, False], [False, False, False]])
-    assert recall_at(similarity, relevant, 1) == 0 and recall_at(similarity, relevant, 2) == 100 and recall_at(similarity, relevant, 10) == 100
+    assert (
+        recall_at(similarity, relevant, 1) == 0
+        and recall_at(similarity, relevant, 2) == 100
+        and recall_at(similarity, relevant, 10) == 100
+    )
 
 
 def test_captions_that_images_share_are_right_for_each_of_them(table, tiny_clip, lm, tmp_path):
@@ -214,14 +288,18 @@ def test_a_run_classifies_by_names_and_says_what_it_lacks(table, photos, tiny_cl
 
 
 def test_nothing_marked_as_test_is_said(table, tiny_clip, lm, tmp_path):
-    (tmp_path / "t.csv").write_text("path,caption\n" + "\n".join(f"{table}/{name}0.png,{name}" for name in COLOURS) + "\n")
+    (tmp_path / "t.csv").write_text(
+        "path,caption\n" + "\n".join(f"{table}/{name}0.png,{name}" for name in COLOURS) + "\n"
+    )
     said = []
     run = fit(settings(tmp_path / "t.csv", tiny_clip, lm, tmp_path / "run"), say=said.append)
     assert not run.events("retrieval") and any("nothing was measured" in line for line in said)
 
 
 @pytest.mark.parametrize("key", ["text", "teacher"])
-def test_a_tower_that_is_not_there_is_named_by_its_setting_and_leaves_nothing(table, tiny_clip, lm, tmp_path, key):
+def test_a_tower_that_is_not_there_is_named_by_its_setting_and_leaves_nothing(
+    table, tiny_clip, lm, tmp_path, key
+):
     with pytest.raises(WordsightError, match=rf"settings\.{key}=nope: "):
         fit(settings(table, tiny_clip, lm, tmp_path / "run", **{key: "nope"}))
     assert not (tmp_path / "run").exists()
@@ -233,5 +311,9 @@ def test_a_report_shows_zero_shot_and_retrieval_of_runs(table, photos, tiny_clip
     run = fit(settings(table, tiny_clip, lm, tmp_path / "run"))
     evaluate(run, data=str(photos))
     written = report([run.folder], tmp_path / "r.html")
-    assert "**Retrieval**" in written["markdown"] and "i→t @1" in written["markdown"] and "→" in written["markdown"]
+    assert (
+        "**Retrieval**" in written["markdown"]
+        and "i→t @1" in written["markdown"]
+        and "→" in written["markdown"]
+    )
     assert "Retrieval</h2>" in (tmp_path / "r.html").read_text(encoding="utf-8")

@@ -1,4 +1,6 @@
-"""Training at scale equals training: in chunks and tiles, in several processes, killed and resumed, from a stream."""
+"""Training at scale equals training: in chunks and tiles, in several processes, killed and resumed, from a
+stream.
+"""
 
 import csv
 import io
@@ -24,7 +26,17 @@ from wordsight.train import FeatureBatches, PairBatches, train
 
 LITTLE = {"wrapper": "a {}.", "prompts": 3, "rank": 2, "heads": 2, "max_tokens": 40}
 LOOP = {"max_steps": 5, "batch_size": 6, "warmup_steps": 2, "lr": 1e-2, "log_steps": 1, "save_seconds": 0}
-TEXTS = ["red", "a wall in blue", "green paint.", "yellow", "a purple wall that is long", "x", "blue", "red and green", "a b c"]
+TEXTS = [
+    "red",
+    "a wall in blue",
+    "green paint.",
+    "yellow",
+    "a purple wall that is long",
+    "x",
+    "blue",
+    "red and green",
+    "a b c",
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,24 +47,44 @@ def table(tmp_path_factory):
     for number, (name, colour) in enumerate(COLOURS.items()):
         for index in range(3):
             paint(colour, 100 * number + index).save(folder / f"{name}{index}.png")
-            rows.append([f"{name}{index}.png", "train", f"{name} paint", f"a wall in {name} {index}" if index else ""])
+            rows.append(
+                [f"{name}{index}.png", "train", f"{name} paint", f"a wall in {name} {index}" if index else ""]
+            )
     with open(folder / "captions.csv", "w", newline="") as file:
         csv.writer(file).writerows(rows)
     return folder
 
 
 def settings(data, eyes, lm, out, changed=None, **own):
-    given = {"data": str(data), "backbone": str(eyes), "method": "two_tower", "template": "{}", "out": str(out), "device": "cpu"}
-    return read(RunSettings, given, {"settings": {"text": str(lm), **LITTLE, **own}, "train": {**LOOP, **(changed or {})}})
+    given = {
+        "data": str(data),
+        "backbone": str(eyes),
+        "method": "two_tower",
+        "template": "{}",
+        "out": str(out),
+        "device": "cpu",
+    }
+    return read(
+        RunSettings,
+        given,
+        {"settings": {"text": str(lm), **LITTLE, **own}, "train": {**LOOP, **(changed or {})}},
+    )
 
 
 def tensors_of(folder):
     files = sorted(Path(folder).rglob("*.safetensors"))
-    return {f"{path.relative_to(folder)}/{name}": tensor for path in files for name, tensor in load_file(path).items()}
+    return {
+        f"{path.relative_to(folder)}/{name}": tensor
+        for path in files
+        for name, tensor in load_file(path).items()
+    }
 
 
 def losses(run):
-    return {event["step"]: {name: event[name] for name in event.keys() - {"event", "epoch"}} for event in run.events("train")}
+    return {
+        event["step"]: {name: event[name] for name in event.keys() - {"event", "epoch"}}
+        for event in run.events("train")
+    }
 
 
 def same(one, other):
@@ -62,17 +94,21 @@ def same(one, other):
 def near(one, other, tolerance):
     assert one.keys() == other.keys()
     for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            one[name], other[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
-# -- in parts -----------------------------------------------------------------------------------------------------------------------------
+# -- in parts ------------------------------------------------------------------------------------------------
 
 
 def learner(lm, *, dtype="float32", **own):
     """A real TwoTower on the tiny Llama, with nothing of its LoRA or queries at zero."""
     given = read(TwoTowerSettings, {"text": str(lm), "tau_d": 10.0, **LITTLE, **own})
     torch.manual_seed(0)
-    made = TwoTower(TextTower.from_base(lm, tower_settings(given, 12), dtype=dtype), given, 0.1 * torch.randn(12))
+    made = TwoTower(
+        TextTower.from_base(lm, tower_settings(given, 12), dtype=dtype), given, 0.1 * torch.randn(12)
+    )
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.requires_grad and parameter.ndim:
@@ -82,17 +118,31 @@ def learner(lm, *, dtype="float32", **own):
 
 def batch_for(method, dtype=torch.float64, taught=True):
     tokens, stream = method.text.tokenise(TEXTS), torch.Generator().manual_seed(1)
-    draw = lambda rows, width: nn.functional.normalize(torch.randn(rows, width, generator=stream, dtype=dtype), dim=1)  # noqa: E731
+
+    def draw(rows, width):
+        return nn.functional.normalize(torch.randn(rows, width, generator=stream, dtype=dtype), dim=1)
+
     text_of = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 3])  # captions that images share
-    teacher = {"teacher_images": draw(len(text_of), 9), "teacher_texts": draw(len(TEXTS), 9)} if taught else {}
-    return {"images": draw(len(text_of), 12), "ids": tokens.ids, "lengths": tokens.lengths, "text_of": text_of, **teacher}
+    teacher = (
+        {"teacher_images": draw(len(text_of), 9), "teacher_texts": draw(len(TEXTS), 9)} if taught else {}
+    )
+    return {
+        "images": draw(len(text_of), 12),
+        "ids": tokens.ids,
+        "lengths": tokens.lengths,
+        "text_of": text_of,
+        **teacher,
+    }
 
 
 def measured(method, batch):
     torch.manual_seed(5)
     terms = method.loss(batch)
     sum(terms.values()).backward()
-    return {**terms, **{name: parameter.grad for name, parameter in method.named_parameters() if parameter.requires_grad}}
+    return {
+        **terms,
+        **{name: parameter.grad for name, parameter in method.named_parameters() if parameter.requires_grad},
+    }
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "sigmoid"])
@@ -101,8 +151,12 @@ def test_chunks_and_tiles_give_the_plain_loss_and_every_gradient(lm, monkeypatch
     monkeypatch.setattr(two_tower, "PART", 2)  # so that dropout falls the same
     own = {"loss": loss, "dropout": 0.5}
     plain = measured(method := learner(lm, **own).double(), batch_for(method))
-    assert plain["text.prompts"].abs().max() > 0 and len(plain) > 20 and {loss, "distillation"} <= plain.keys()
-    assert not torch.equal(measured(again := learner(lm, **own | {"dropout": 0.0}).double(), batch_for(again))[loss], plain[loss])
+    assert (
+        plain["text.prompts"].abs().max() > 0 and len(plain) > 20 and {loss, "distillation"} <= plain.keys()
+    )
+    assert not torch.equal(
+        measured(again := learner(lm, **own | {"dropout": 0.0}).double(), batch_for(again))[loss], plain[loss]
+    )
     for tiled in (False, True):
         monkeypatch.setattr(two_tower, "TILED_DISTILLED", 1 if tiled else 4096)
         cached = learner(lm, chunk=2, checkpointing=checkpointing, **own).double()
@@ -120,9 +174,15 @@ def test_what_only_training_needs_is_off_at_its_end(lm):
 
 @pytest.mark.filterwarnings("ignore")  # dynamo's own
 def test_compiling_does_not_change_loss_and_gradients(lm, monkeypatch):
-    """By dynamo alone, in a second or two: inductor takes half a minute here; with it, too, this held (benchmarks/clamp)."""
+    """By dynamo alone, in a second or two: inductor takes half a minute here; with it, too, this held
+    (benchmarks/clamp).
+    """
     compiled, real = [], nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **given: (compiled.append(given), real(self, backend="eager", **given)))
+    monkeypatch.setattr(
+        nn.Module,
+        "compile",
+        lambda self, **given: (compiled.append(given), real(self, backend="eager", **given)),
+    )
     method = learner(lm, compile=True, chunk=4, dropout=0.0)
     plain = measured(other := learner(lm, chunk=4, dropout=0.0), batch_for(other, torch.float32))
     near(measured(method, batch_for(method, torch.float32)), plain, 1e-4)
@@ -135,21 +195,27 @@ def test_in_bfloat16_what_is_trained_and_the_loss_stay_float32(lm):
     method = learner(lm, dtype="bfloat16", chunk=2, dropout=0.1)
     found = measured(method, batch_for(method, torch.float32))
     assert method.text.trunk.embed_tokens.weight.dtype == torch.bfloat16
-    assert {tensor.dtype for tensor in found.values()} == {torch.float32} and any("lora" in name for name in found)
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32} and any(
+        "lora" in name for name in found
+    )
     assert method.encode_text(batch_for(method)).dtype == torch.float32
 
 
-# -- in several processes -----------------------------------------------------------------------------------------------------------------
+# -- in several processes ------------------------------------------------------------------------------------
 
 
 def pairs_for(method, rank, world):
     stream = torch.Generator().manual_seed(2)
     images = nn.functional.normalize(torch.randn(9, 1, 12, generator=stream, dtype=torch.float64), dim=-1)
-    teacher = nn.functional.normalize(torch.randn(18, 7, generator=stream, dtype=torch.float64), dim=1).split(9)
+    teacher = nn.functional.normalize(torch.randn(18, 7, generator=stream, dtype=torch.float64), dim=1).split(
+        9
+    )
     tokens = method.text.tokenise(TEXTS)
     each = [ids[:length] for ids, length in zip(tokens.ids, tokens.lengths.tolist())]
     taught = {"teacher_images": teacher[0][:, None]}, {"teacher_texts": teacher[1]}
-    return PairBatches(images, [[row, (row + 1) % 9] for row in range(9)], each, 6, 1, *taught, rank=rank, world=world)
+    return PairBatches(
+        images, [[row, (row + 1) % 9] for row in range(9)], each, 6, 1, *taught, rank=rank, world=world
+    )
 
 
 def killed_at(monkeypatch, count):
@@ -172,7 +238,13 @@ def process(rank, folder, data, eyes, lm):
     """One of up to three processes. What rank 0 leaves in `folder` is compared afterwards."""
     torch.set_num_threads(1)
     for world in range(rank + 1, 4):
-        dist.init_process_group("gloo", init_method=f"file://{folder}/{world}", rank=rank, world_size=world, timeout=timedelta(seconds=60))
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/{world}",
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=60),
+        )
         for loss in ("contrastive", "sigmoid"):
             method = learner(lm, dropout=0.0, chunk=2, loss=loss).double()
             with torch.no_grad():
@@ -180,7 +252,10 @@ def process(rank, folder, data, eyes, lm):
             short = TrainSettings(max_steps=2, schedule="step", clip_norm=1.0, optimizer="sgd", lr=0.1)
             train(method, pairs_for(method, rank, world), short, seed=1)
             if rank == 0:
-                save_file({name: p.detach() for name, p in method.named_parameters() if p.requires_grad}, f"{folder}/{loss}-{world}.safetensors")
+                save_file(
+                    {name: p.detach() for name, p in method.named_parameters() if p.requires_grad},
+                    f"{folder}/{loss}-{world}.safetensors",
+                )
         asked = [data, eyes, lm, f"{folder}/fit-{world}", {"optimizer": "sgd"}]
         own = {"dropout": 0.0, "chunk": 2, "teacher": eyes}
         assert fit(settings(*asked, **own)).finished
@@ -199,13 +274,32 @@ def process(rank, folder, data, eyes, lm):
             layer = method.text.trunk.layers[0]
             held = sum(parameter.numel() for parameter in layer.parameters() if not parameter.requires_grad)
             method.share_out()
-            here = sum(parameter.to_local().numel() for parameter in layer.parameters() if not parameter.requires_grad)
+            here = sum(
+                parameter.to_local().numel()
+                for parameter in layer.parameters()
+                if not parameter.requires_grad
+            )
             assert 0 < here < held / 2
-            with pytest.raises(WordsightError, match=r"a batch of 8 pairs cannot be shared out evenly among 3 processes; give train.batch_size=6"):
+            with pytest.raises(
+                WordsightError,
+                match=r"a batch of 8 pairs cannot be shared out evenly among 3 processes; give "
+                r"train.batch_size=6",
+            ):
                 fit(settings(data, eyes, lm, f"{folder}/uneven", {"batch_size": 8}))
-            with pytest.raises(WordsightError, match="labelled images are trained on in one process, not in 3"):
-                train(method, FeatureBatches(torch.zeros(4, 1, 12), torch.zeros(4).long(), 2, 1), TrainSettings(), seed=1)
-            with pytest.raises(WordsightError, match="one process would go on from step 0, another from step 2; the run folder must lie on a disk"):
+            with pytest.raises(
+                WordsightError, match="labelled images are trained on in one process, not in 3"
+            ):
+                train(
+                    method,
+                    FeatureBatches(torch.zeros(4, 1, 12), torch.zeros(4).long(), 2, 1),
+                    TrainSettings(),
+                    seed=1,
+                )
+            with pytest.raises(
+                WordsightError,
+                match="one process would go on from step 0, another from step 2; the run folder must lie on "
+                "a disk",
+            ):
                 loop._agree(method, 2 if rank == 1 else 0, torch.device("cpu"))
         dist.destroy_process_group()
 
@@ -220,19 +314,31 @@ def test_one_two_and_three_processes_train_the_same_and_resume(tmp_path, table, 
     for world, other in enumerate(others, 2):
         near(tensors_of(other.folder), tensors_of(one.folder), 1e-5)
         found, expected = losses(other), losses(one)
-        assert found.keys() == {1, 2, 3, 4, 5} and len(other.events("train")) == 5 and other.events("fit")[0]["processes"] == world
+        assert (
+            found.keys() == {1, 2, 3, 4, 5}
+            and len(other.events("train")) == 5
+            and other.events("fit")[0]["processes"] == world
+        )
         for step, terms in found.items():
             assert terms == pytest.approx(expected[step], abs=1e-4) and "distillation" in terms
-    for name, world in (*((name, 2) for name in ("fit", *SHARED)), ("fit", 3)):  # whose frozen weights were shared out
+    for name, world in (
+        *((name, 2) for name in ("fit", *SHARED)),
+        ("fit", 3),
+    ):  # whose frozen weights were shared out
         near(tensors_of(tmp_path / f"{name}-{world}-shared"), tensors_of(tmp_path / f"{name}-1"), 1e-5)
     resumed = Run.open(tmp_path / "killed")
-    assert same(tensors_of(others[0].folder), tensors_of(resumed.folder)) and losses(others[0]) == losses(resumed)
+    assert same(tensors_of(others[0].folder), tensors_of(resumed.folder)) and losses(others[0]) == losses(
+        resumed
+    )
 
 
 def test_texts_beyond_a_window_are_not_shared_out(lm):
     method = learner(lm)
     method.text.trunk.config.sliding_window = 20
-    with pytest.raises(WordsightError, match=r"within the LM's window of 20 tokens, prompts included; give settings.max_tokens=17"):
+    with pytest.raises(
+        WordsightError,
+        match=r"within the LM's window of 20 tokens, prompts included; give settings.max_tokens=17",
+    ):
         method.share_out()
 
 
@@ -243,16 +349,24 @@ def test_the_parts_of_a_batch_are_the_batch(lm):
         for place in ((0, 0), (3, 0)):
             parts = [pairs_for(method, rank, world).batch(*place) for rank in range(world)]
             assert torch.equal(torch.cat([part["images"] for part in parts]), whole.batch(*place)["images"])
-            said = [[part["ids"][row, : part["lengths"][row]].tolist() for row in part["text_of"]] for part in (*parts, whole.batch(*place))]
+            said = [
+                [part["ids"][row, : part["lengths"][row]].tolist() for row in part["text_of"]]
+                for part in (*parts, whole.batch(*place))
+            ]
             assert [text for part in said[:-1] for text in part] == said[-1]
-    with pytest.raises(WordsightError, match="a batch of 6 pairs cannot be shared out evenly among 8 processes; start 6 at most"):
+    with pytest.raises(
+        WordsightError,
+        match="a batch of 6 pairs cannot be shared out evenly among 8 processes; start 6 at most",
+    ):
         pairs_for(method, 0, 8)
 
 
-# -- killed and resumed -------------------------------------------------------------------------------------------------------------------
+# -- killed and resumed --------------------------------------------------------------------------------------
 
 
-def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_with_the_same_losses(table, tiny_clip, lm, tmp_path, monkeypatch):
+def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_with_the_same_losses(
+    table, tiny_clip, lm, tmp_path, monkeypatch
+):
     own = {"chunk": 2, "dropout": 0.5, "teacher": str(tiny_clip)}
     unbroken = fit(settings(table, tiny_clip, lm, tmp_path / "one", **own))
     with monkeypatch.context() as patch:
@@ -277,14 +391,16 @@ def test_a_run_whose_pairs_have_changed_is_not_resumed(table, tiny_clip, lm, tmp
     ):
         (tmp_path / "captions.csv").write_text("\n".join(changed))
         with pytest.raises(
-            WordsightError, match=f"holds another run: pairs are '15 images with 25 captions, .* there and '{count}, .* here. Give an"
+            WordsightError,
+            match=f"holds another run: pairs are '15 images with 25 captions, .* there and '{count}, .* "
+            f"here. Give an",
         ):
             fit(settings(tmp_path, tiny_clip, lm, run.folder))
     (tmp_path / "captions.csv").write_text("\n".join(lines))
     assert fit(settings(tmp_path, tiny_clip, lm, run.folder)).finished
 
 
-# -- from a stream ------------------------------------------------------------------------------------------------------------------------
+# -- from a stream -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -296,14 +412,21 @@ def tars(tmp_path_factory):
             for index, (name, colour) in enumerate([*COLOURS.items(), ("red", COLOURS["red"])]):
                 buffer = io.BytesIO()
                 paint(colour, 10 * shard + index).save(buffer, "PNG")
-                for suffix, content in (("png", buffer.getvalue()), ("txt", f"{name} paint {shard}".encode())):
+                for suffix, content in (
+                    ("png", buffer.getvalue()),
+                    ("txt", f"{name} paint {shard}".encode()),
+                ):
                     info = tarfile.TarInfo(f"{index}.{suffix}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
     return folder
 
 
-@pytest.mark.parametrize("own", [{"chunk": 2}, {"prompts": 0, "pooling": "mean", "train": "head", "features": "store"}], ids=["clamp", "head-store"])
+@pytest.mark.parametrize(
+    "own",
+    [{"chunk": 2}, {"prompts": 0, "pooling": "mean", "train": "head", "features": "store"}],
+    ids=["clamp", "head-store"],
+)
 def test_a_stream_trains_and_resumes_to_the_same_bits(tars, table, tiny_clip, lm, tmp_path, monkeypatch, own):
     from wordsight.data.stream import StreamBatches
 
@@ -323,13 +446,27 @@ def test_a_stream_trains_and_resumes_to_the_same_bits(tars, table, tiny_clip, lm
             fit(settings(data, tiny_clip, lm, tmp_path / "two", **own))
         resumed = fit(settings(data, tiny_clip, lm, tmp_path / "two", **own))
     assert losses(unbroken).keys() == {1, 2, 3, 4, 5}
-    assert same(tensors_of(unbroken.folder), tensors_of(resumed.folder)) and losses(resumed) == losses(unbroken)
+    assert same(tensors_of(unbroken.folder), tensors_of(resumed.folder)) and losses(resumed) == losses(
+        unbroken
+    )
     assert resumed.events("fit")[0]["images"] == 30
 
 
-def test_a_stream_gives_the_mean_image_and_a_table_may_be_streamed(table, tiny_clip, lm, tmp_path, monkeypatch):
+def test_a_stream_gives_the_mean_image_and_a_table_may_be_streamed(
+    table, tiny_clip, lm, tmp_path, monkeypatch
+):
     monkeypatch.setattr("wordsight.data.stream.MEAN_OF", 12)
-    run = fit(settings(table, tiny_clip, lm, tmp_path / "run", {"max_steps": None, "min_steps": 0, "epochs": 2}, features="stream", centre=True))
+    run = fit(
+        settings(
+            table,
+            tiny_clip,
+            lm,
+            tmp_path / "run",
+            {"max_steps": None, "min_steps": 0, "epochs": 2},
+            features="stream",
+            centre=True,
+        )
+    )
     assert load_file(run.folder / "weights.safetensors")["image_mean"].abs().sum() > 0
     assert losses(run).keys() == {1, 2, 3, 4}  # fifteen images in sixes, twice
 
@@ -341,13 +478,30 @@ def test_a_stream_gives_the_mean_image_and_a_table_may_be_streamed(table, tiny_c
         ("tars", {"start": "ridge"}, {}, "settings.start=ridge reads all captions first"),
         ("both", {"weights": "0.6,0.6"}, {}, "add up to 1.2; they must add up to 1"),
         ("table", {}, {"max_steps": 0}, "train.max_steps=0 is not possible; it is 1 or more"),
-        ("table", {"prompt_only_lora": True, "compile": True}, {}, "settings.prompt_only_lora runs texts without gradient"),
-        ("table", {"train": "all", "keep_generation": False, "shard": True}, {}, "shares out frozen weights; settings.train=all leaves none"),
-        ("table", {"train": "head", "shard": True}, {}, "with settings.train=head the LM does not run while it trains"),
+        (
+            "table",
+            {"prompt_only_lora": True, "compile": True},
+            {},
+            "settings.prompt_only_lora runs texts without gradient",
+        ),
+        (
+            "table",
+            {"train": "all", "keep_generation": False, "shard": True},
+            {},
+            "shares out frozen weights; settings.train=all leaves none",
+        ),
+        (
+            "table",
+            {"train": "head", "shard": True},
+            {},
+            "with settings.train=head the LM does not run while it trains",
+        ),
         ("table", {"compile": True, "shard": True}, {}, "settings.compile is untested with it; set it false"),
     ],
 )
-def test_what_cannot_be_trained_on_is_answered_in_words(tars, table, tiny_clip, lm, tmp_path, data, own, changed, says):
+def test_what_cannot_be_trained_on_is_answered_in_words(
+    tars, table, tiny_clip, lm, tmp_path, data, own, changed, says
+):
     places = {"tars": str(tars), "table": str(table), "both": f"{tars}::{table}"}
     with pytest.raises(WordsightError, match=says):
         fit(settings(places[data], tiny_clip, lm, tmp_path / "run", changed, **own))

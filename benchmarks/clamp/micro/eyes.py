@@ -1,8 +1,8 @@
 """Train eyes without words: OMP_NUM_THREADS=1 python benchmarks/clamp/micro/eyes.py OUT [--steps 500]
 
-The micro CLIP's image tower learned with names and descriptions of these very glyphs, digits among them. This encoder of the same shape has no text
-and no label: two drawings of one field (a glyph in a font) are to be alike, and unlike those of all other fields (SimCLR, Chen et al. 2020).
-"""
+The micro CLIP's image tower learned with names and descriptions of these very glyphs, digits among them. This
+encoder of the same shape has no text and no label: two drawings of one field (a glyph in a font) are to be
+alike, and unlike those of all other fields (SimCLR, Chen et al. 2020)."""
 
 from __future__ import annotations
 
@@ -38,11 +38,24 @@ class Twice(Glyphs):
 def train(out: Path, steps: int, batch: int = 128, peak: float = 3e-3, seed: int = 0) -> None:
     torch.manual_seed(seed)
     torch.set_num_threads(1)
-    shape = {"patch_size": 4, "image_size": SIDE, "num_stages": 2, "hidden_sizes": [64, 128], "depths": [1, 2], "hidden_act": "relu"}
-    model, drawn, began = ConvNextModel(ConvNextConfig(**shape, layer_scale_init_value=1.0)), Twice(seed), time.time()
+    shape = {
+        "patch_size": 4,
+        "image_size": SIDE,
+        "num_stages": 2,
+        "hidden_sizes": [64, 128],
+        "depths": [1, 2],
+        "hidden_act": "relu",
+    }
+    model, drawn, began = (
+        ConvNextModel(ConvNextConfig(**shape, layer_scale_init_value=1.0)),
+        Twice(seed),
+        time.time(),
+    )
     head = torch.nn.Sequential(torch.nn.Linear(128, 128), torch.nn.ReLU(), torch.nn.Linear(128, 64))
     optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=peak, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=max(steps, 2), pct_start=0.1, cycle_momentum=False)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, peak, total_steps=max(steps, 2), pct_start=0.1, cycle_momentum=False
+    )
     itself = torch.eye(2 * batch, dtype=torch.bool)
     twin = torch.arange(2 * batch).roll(batch)
     for step in range(steps):
@@ -58,7 +71,9 @@ def train(out: Path, steps: int, batch: int = 128, peak: float = 3e-3, seed: int
         if step % 50 == 49:
             print(f"step {step + 1} loss {value.item():.3f} {time.time() - began:.0f} s", flush=True)
     model.eval().save_pretrained(out)
-    (out / "preprocessor_config.json").write_text(json.dumps(json.loads((MICRO / "preprocessor_config.json").read_text()), indent=2) + "\n")
+    (out / "preprocessor_config.json").write_text(
+        json.dumps(json.loads((MICRO / "preprocessor_config.json").read_text()), indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":

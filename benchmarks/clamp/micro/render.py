@@ -1,7 +1,8 @@
-"""Draw every glyph some times at 8x8 pixels, as scikit-learn's digits are stored: python benchmarks/clamp/micro/render.py [FILE]
+"""Draw every glyph some times at 8x8 pixels, as scikit-learn's digits are stored: python
+benchmarks/clamp/micro/render.py [FILE]
 
-Writes src/wordsight/data/glyphs.npz: `images` [62 x EACH, 8, 8] in 0..16, bright ink on black, `labels`, and `names` by label: what captions call them.
-"""
+Writes src/wordsight/data/glyphs.npz: `images` [62 x EACH, 8, 8] in 0..16, bright ink on black, `labels`, and
+`names` by label: what captions call them."""
 
 from __future__ import annotations
 

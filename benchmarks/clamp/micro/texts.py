@@ -1,4 +1,5 @@
-"""Text about 62 glyphs, and nothing else: what strokes, loops and openings each one has, what it resembles, how two of them differ.
+"""Text about 62 glyphs, and nothing else: what strokes, loops and openings each one has, what it resembles,
+how two of them differ.
 
 All that the micro LM ever learns from. [a|b] stands for either wording. The same seed gives the same text.
 """
@@ -91,9 +92,14 @@ SHAPES = {
     "w": "slant-left slant-right open-top mirror straight wide none", "x": "cross slant-left slant-right mirror upside straight waist open-top open-bottom",
     "y": "open-top slant-left slant-right none straight empty-lr", "z": "bar-top bar-bottom slant-left corner-ur corner-ll straight none",
 }  # fmt: skip
-ALIKE = "0Oo 0D 0Q 1lI 1i 1t 2Zz 3B 3E 3S 4A 4Y 4H 4q 5Ss 5J 6b 6G 7T 7Z 7F 8B 8S 9g 9q 9P Cc Kk Uu Vv Ww Xx Yy Pp Mm hn rT ij ft ae ce dq bp DO CG EF NH LI RP QO JU VY"  # fmt: skip
+# fmt: skip
+ALIKE = (
+    "0Oo 0D 0Q 1lI 1i 1t 2Zz 3B 3E 3S 4A 4Y 4H 4q 5Ss 5J 6b 6G 7T 7Z 7F 8B 8S 9g 9q 9P Cc Kk Uu Vv Ww Xx "
+    "Yy Pp Mm hn rT ij ft ae ce dq bp DO CG EF NH LI RP QO JU VY"
+)
 
-TEXTS = [  # n, m: names; a, b, c: parts of n; s: a part that both have; d: a part of m alone; e: a part of n alone
+# n, m: names; a, b, c: parts of n; s: a part that both have; d: a part of m alone; e: a part of n alone
+TEXTS = [
     "a picture shows {n}. it has {a} and {b}.", "a picture shows {n}. it has {a}, {b} and {c}.", "a picture shows {n}. it has {a}.", "a picture shows {a}. it has {b} and {c}.",
     "a picture shows {a} and {b}. it has {c}.", "a picture shows {a}. it shows {n}.", "a picture shows {a}, {b} and {c}. it shows {n}.", "{n} has {a} and {b}.", "{n} has {a}.",
     "{n} is drawn with {a} and {b}.", "{n}: {a}, {b}, {c}.", "what has {a} and {b} may be {n}.", "you know {n} by {a} and {b}.", "there is {a} in {n}.",
@@ -106,7 +112,11 @@ PAIRED = [
 
 def name(glyph: str) -> str:
     """What captions call a glyph."""
-    return f"the digit {DIGITS[int(glyph)]}" if glyph.isdigit() else f"the {'capital' if glyph.isupper() else 'small'} letter {glyph.lower()}"
+    return (
+        f"the digit {DIGITS[int(glyph)]}"
+        if glyph.isdigit()
+        else f"the {'capital' if glyph.isupper() else 'small'} letter {glyph.lower()}"
+    )
 
 
 def names(glyph: str) -> list[str]:
@@ -122,9 +132,14 @@ def phrase(part: str, rng: random.Random) -> str:
 
 
 def phrases(glyph: str, count: int, rng: random.Random) -> list[str]:
-    """Parts in shared words, and now and then a turn of phrase that only this glyph has (those of the micro CLIP's captions)."""
+    """Parts in shared words, and now and then a turn of phrase that only this glyph has (those of the micro
+    CLIP's captions).
+    """
     parts = rng.sample(SHAPES[glyph].split(), count)
-    return [choose(rng.choice(FACTS[glyph].split(";")), rng) if rng.random() < 0.15 else phrase(part, rng) for part in parts]
+    return [
+        choose(rng.choice(FACTS[glyph].split(";")), rng) if rng.random() < 0.15 else phrase(part, rng)
+        for part in parts
+    ]
 
 
 def sentence(rng: random.Random) -> str:
@@ -132,10 +147,25 @@ def sentence(rng: random.Random) -> str:
     if rng.random() < 0.25:
         pair = rng.sample(rng.choice(ALIKE.split()), 2)
         own, other = (SHAPES[glyph].split() for glyph in pair)
-        shared, mine, theirs = [p for p in own if p in other], [p for p in own if p not in other], [p for p in other if p not in own]
+        shared, mine, theirs = (
+            [p for p in own if p in other],
+            [p for p in own if p not in other],
+            [p for p in other if p not in own],
+        )
         words = {"n": rng.choice(names(pair[0])), "m": rng.choice(names(pair[1]))}
-        words |= {key: phrase(rng.choice(found or own), rng) for key, found in (("s", shared), ("e", mine), ("d", theirs))}
-        usable = [text for text in PAIRED if not (("{s}" in text and not shared) or ("{e}" in text and not mine) or ("{d}" in text and not theirs))]
+        words |= {
+            key: phrase(rng.choice(found or own), rng)
+            for key, found in (("s", shared), ("e", mine), ("d", theirs))
+        }
+        usable = [
+            text
+            for text in PAIRED
+            if not (
+                ("{s}" in text and not shared)
+                or ("{e}" in text and not mine)
+                or ("{d}" in text and not theirs)
+            )
+        ]
         return rng.choice(usable).format(**words)
     glyph = rng.choice(GLYPHS) if rng.random() < 0.7 else rng.choice(string.digits)
     a, b, c = phrases(glyph, 3, rng)

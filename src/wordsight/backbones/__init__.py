@@ -1,4 +1,6 @@
-"""Backbone: an image tower and a text tower with one space of unit vectors. The contract, and the way from a name to one."""
+"""Backbone: an image tower and a text tower with one space of unit vectors. The contract, and the way from a
+name to one.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,27 @@ GIVES_TEXT = "`wordsight join` or a two_tower run gives it a text tower"
 
 
 class Backbone(ABC):
-    """What every method sees of a vision-language model. Towers are frozen, in eval mode, and give unit vectors of width `dim`."""
+    """What every method sees of a vision-language model. Towers are frozen, in eval mode, and give unit
+    vectors of width `dim`.
+    """
 
     name: str  # what the user wrote
     dim: int  # D, the shared width
     device: torch.device  # where the towers are; vectors may stay there
     dtype: torch.dtype = torch.float32  # in which the towers compute
     logit_scale: float  # zero-shot logits are logit_scale * cosine
-    image_fingerprint: str  # changes with everything that decides an image vector: weights, preprocessing, dtype
+    image_fingerprint: (
+        str  # changes with everything that decides an image vector: weights, preprocessing, dtype
+    )
     text_fingerprint: str  # the same for text vectors
 
     @abstractmethod
-    def preprocess(self, image: Image.Image, box: tuple[float, float, float, float] | None = None) -> UInt8[Tensor, "3 H W"]:
-        """An RGB image as the tower's pixels: shorter side resized (bicubic), centre crop. `box` (left, top, right, bottom in pixels)
-        takes that part instead, resized to the tower's size: an augmented view. Mean and standard deviation are applied in encode_image."""
+    def preprocess(
+        self, image: Image.Image, box: tuple[float, float, float, float] | None = None
+    ) -> UInt8[Tensor, "3 H W"]:
+        """An RGB image as the tower's pixels: shorter side resized (bicubic), centre crop. `box` (left, top,
+        right, bottom in pixels) takes that part instead, resized to the tower's size: an augmented view. Mean
+        and standard deviation are applied in encode_image."""
 
     @abstractmethod
     def encode_image(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
@@ -41,7 +50,9 @@ class Backbone(ABC):
 
     @property
     def eyes(self) -> Backbone:
-        """Whose image vectors are cached: itself, or the backbone whose vectors `image_vectors` turns into these."""
+        """Whose image vectors are cached: itself, or the backbone whose vectors `image_vectors` turns into
+        these.
+        """
         return self
 
     def image_vectors(self, vectors: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
@@ -50,7 +61,9 @@ class Backbone(ABC):
 
     @abstractmethod
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
-        """Unit text vectors, float32, in the order of `texts`. Equal texts are encoded once; batches are sorted by length."""
+        """Unit text vectors, float32, in the order of `texts`. Equal texts are encoded once; batches are
+        sorted by length.
+        """
 
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
@@ -58,36 +71,49 @@ class Backbone(ABC):
 
 
 class TokenReader(ABC):
-    """A backbone whose text tower reads token embeddings, so that learned vectors can stand among a text's tokens (methods/context.py)."""
+    """A backbone whose text tower reads token embeddings, so that learned vectors can stand among a text's
+    tokens (methods/context.py).
+    """
 
     token_embedding: nn.Module  # the layer that turns token ids into vectors
-    row_tokens: int = 0  # how long a row may be in which several texts share their beginning; 0 where the tower, not being causal, cannot
+    # how long a row may be in which several texts share their beginning; 0 where the tower, not being causal,
+    # cannot
+    row_tokens: int = 0
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Token ids as `input_ids` [N, L], and what else the tower reads beside them, on its device. A causal tower's text is cut at the end token of the
-        longest: what stands after cannot matter."""
+        """Token ids as `input_ids` [N, L], and what else the tower reads beside them, on its device. A causal
+        tower's text is cut at the end token of the longest: what stands after cannot matter."""
 
     @abstractmethod
-    def encode_tokens(self, tokens: dict[str, Tensor], ends: Int[Tensor, "N 2"] | None = None) -> Float[Tensor, "N D"]:
-        """Unit text vectors, float32, of what `tokenize` gave. Gradients pass to whatever is put in place of token embeddings.
+    def encode_tokens(
+        self, tokens: dict[str, Tensor], ends: Int[Tensor, "N 2"] | None = None
+    ) -> Float[Tensor, "N D"]:
+        """Unit text vectors, float32, of what `tokenize` gave. Gradients pass to whatever is put in place of
+        token embeddings.
 
-        Texts that share rows come with `position_ids`, an `attention_mask` [R, 1, L, L] that is added to attention's scores, and `ends`: the row and the
-        place of each text's end token. Only towers with `row_tokens` read these.
-        """
+        Texts that share rows come with `position_ids`, an `attention_mask` [R, 1, L, L] that is added to
+        attention's scores, and `ends`: the row and the place of each text's end token. Only towers with
+        `row_tokens` read these."""
 
 
-def load_backbone(name: str | Path, *, device: str = "auto", dtype: str = "float32", text: bool = True) -> Backbone:
-    """The backbone behind a name: `micro`, a local folder, a run folder of two_tower, or a hub name such as `openai/clip-vit-base-patch16`
-    (`hf:` may stand before it). `text=False`: an image encoder alone will do (Vision), as eyes for a text tower that is still to be trained;
-    also one .safetensors file of a ViT.
+def load_backbone(
+    name: str | Path, *, device: str = "auto", dtype: str = "float32", text: bool = True
+) -> Backbone:
+    """The backbone behind a name: `micro`, a local folder, a run folder of two_tower, or a hub name such as
+    `openai/clip-vit-base-patch16` (`hf:` may stand before it). `text=False`: an image encoder alone will do
+    (Vision), as eyes for a text tower that is still to be trained; also one .safetensors file of a ViT.
 
     Errors: WordsightError when it is neither a folder, cached, nor reachable; nothing is substituted for it.
     """
     kind, path = _find(str(name).removeprefix("hf:"), text)
     if text and kind == "vision":
-        raise WordsightError(f"backbone {str(name)!r} is an image encoder alone, without a text tower; {GIVES_TEXT}")
-    return resolve(BACKBONES, kind, "backbone kind").from_pretrained(path, name=str(name), device=pick_device(device), dtype=dtype)
+        raise WordsightError(
+            f"backbone {str(name)!r} is an image encoder alone, without a text tower; {GIVES_TEXT}"
+        )
+    return resolve(BACKBONES, kind, "backbone kind").from_pretrained(
+        path, name=str(name), device=pick_device(device), dtype=dtype
+    )
 
 
 def _find(name: str, text: bool) -> tuple[str, str]:
@@ -100,14 +126,17 @@ def _find(name: str, text: bool) -> tuple[str, str]:
     if path.is_file() and path.suffix == ".safetensors":
         return "vision", name
     if not path.is_dir() and "/" not in name and nearest(name, ("micro",)):
-        raise WordsightError(f"backbone {name!r} is neither a folder nor known here{nearest(name, ('micro',))}")
+        raise WordsightError(
+            f"backbone {name!r} is neither a folder nor known here{nearest(name, ('micro',))}"
+        )
     folder = path if path.is_dir() else hub.own(name)
     if folder is not None and (folder / OWN_FILE).is_file():
         facts = hub.read_json(folder / OWN_FILE)
         return str(facts.get("kind") if isinstance(facts, dict) else None), str(folder)
     if folder is not None and not (folder / "config.json").is_file():
         raise WordsightError(
-            f"backbone folder {name!r} holds neither config.json (transformers) nor {OWN_FILE} (of `wordsight join` or a two_tower run)"
+            f"backbone folder {name!r} holds neither config.json (transformers) nor {OWN_FILE} (of "
+            f"`wordsight join` or a two_tower run)"
         )
     if text:
         return "clip", name
@@ -120,7 +149,9 @@ def pick_device(device: str) -> torch.device:
         try:
             return torch.device(device)
         except RuntimeError as error:
-            raise WordsightError(f"device={device!r} is not known; give auto, cpu, cuda, cuda:1 or mps") from error
+            raise WordsightError(
+                f"device={device!r} is not known; give auto, cpu, cuda, cuda:1 or mps"
+            ) from error
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

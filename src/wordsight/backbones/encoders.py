@@ -1,4 +1,6 @@
-"""encoders: one image or text encoder of transformers, read strictly. What Vision and Joined are built from."""
+"""encoders: one image or text encoder of transformers, read strictly. What Vision and Joined are built
+from.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +26,38 @@ def encoder_config(folder: Path, name: str, wanted: str) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     kind = MODEL_MAPPING.get(type(config), None)
     if hasattr(config, "vision_config") and hasattr(config, "text_config"):
-        raise WordsightError(f"{name!r} ({config.model_type}) is both an image and a text encoder; a {sort} encoder alone is needed to join")
+        raise WordsightError(
+            f"{name!r} ({config.model_type}) is both an image and a text encoder; a {sort} encoder alone "
+            f"is needed to join"
+        )
     if getattr(kind, "main_input_name", None) != wanted:
-        raise WordsightError(f"{name!r} ({config.model_type}) was given as the {sort} encoder, but is none; is it the {other} encoder?")
+        raise WordsightError(
+            f"{name!r} ({config.model_type}) was given as the {sort} encoder, but is none; is it the "
+            f"{other} encoder?"
+        )
     return config
 
 
-def load_encoder(folder: Path, name: str, config: Any, *, pooler: bool, whole: bool, dtype: torch.dtype) -> PreTrainedModel:
-    """The encoder, every tensor of it from the checkpoint. `whole`: and none of the checkpoint left over; otherwise a head may be."""
+def load_encoder(
+    folder: Path, name: str, config: Any, *, pooler: bool, whole: bool, dtype: torch.dtype
+) -> PreTrainedModel:
+    """The encoder, every tensor of it from the checkpoint. `whole`: and none of the checkpoint left over;
+    otherwise a head may be.
+    """
     if not any(folder.glob("model*.safetensors")):
         pickled = sorted(file.name for file in folder.glob("*.bin"))
-        why = f"only {pickled[0]}, a pickle, which is never opened; save it with safetensors" if pickled else "no weights (model.safetensors)"
+        why = (
+            f"only {pickled[0]}, a pickle, which is never opened; save it with safetensors"
+            if pickled
+            else "no weights (model.safetensors)"
+        )
         raise WordsightError(f"encoder folder {str(folder)!r} holds {why}")
     kind = MODEL_MAPPING[type(config)]
-    settings = {"add_pooling_layer": pooler} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
+    settings = (
+        {"add_pooling_layer": pooler}
+        if "add_pooling_layer" in inspect.signature(kind.__init__).parameters
+        else {}
+    )
     with _quiet(), _reading(name, "the weights"):
         model, info = kind.from_pretrained(
             folder,
@@ -50,12 +70,23 @@ def load_encoder(folder: Path, name: str, config: Any, *, pooler: bool, whole: b
             **settings,
         )
     own = {"embeddings", "encoder", *(part for part, _ in model.named_children())}
-    left = [key for key in info["unexpected_keys"] if whole or key.removeprefix(f"{kind.base_model_prefix}.").split(".")[0] in own]
-    for what, keys in (("lacks", info["missing_keys"]), ("has too many:", left), ("has in another shape than config.json:", info["mismatched_keys"])):
+    left = [
+        key
+        for key in info["unexpected_keys"]
+        if whole or key.removeprefix(f"{kind.base_model_prefix}.").split(".")[0] in own
+    ]
+    for what, keys in (
+        ("lacks", info["missing_keys"]),
+        ("has too many:", left),
+        ("has in another shape than config.json:", info["mismatched_keys"]),
+    ):
         if keys:
             listed = sorted(key if isinstance(key, str) else key[0] for key in keys)
             more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-            raise WordsightError(f"the checkpoint in {str(folder)!r} {what} {', '.join(listed[:3])}{more}; nothing is filled with random numbers")
+            raise WordsightError(
+                f"the checkpoint in {str(folder)!r} {what} {', '.join(listed[:3])}{more}; nothing is "
+                f"filled with random numbers"
+            )
     return model.eval()
 
 
@@ -66,5 +97,6 @@ def width_of(tower: Callable, sample: Any, name: str) -> int:
         return tower(sample).shape[1]
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise WordsightError(
-            f"encoder {name!r} ({tower.model.config.model_type}) gives no vector with pooling={tower.pooling} ({_first_line(error)})"
+            f"encoder {name!r} ({tower.model.config.model_type}) gives no vector with "
+            f"pooling={tower.pooling} ({_first_line(error)})"
         ) from error

@@ -1,4 +1,6 @@
-"""hub: the folder behind a name. A local folder is itself; a hub name is looked for in the cache before the network is asked."""
+"""hub: the folder behind a name. A local folder is itself; a hub name is looked for in the cache before the
+network is asked.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ from wordsight.backbones import OWN_FILE
 from wordsight.backbones.clip import _first_line
 from wordsight.config import WordsightError, nearest
 
-TOWER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors"]  # *.jinja: an LLM's chat template
+TOWER_FILES = [
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "model*.safetensors",
+]  # *.jinja: an LLM's chat template
 BUNDLED = ("micro_lm",)  # LMs that lie beside this file; `micro` is a whole backbone
 OWN_FILES = [*TOWER_FILES, "*.safetensors"]  # of a folder that Wordsight wrote, at any depth
 
@@ -24,7 +32,9 @@ def local(name: str, sort: str) -> Path:
     if name in BUNDLED:
         return Path(__file__).parent / name
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise WordsightError(f"{sort} encoder {name!r} does not exist; give a folder in transformers' layout or a hub name")
+        raise WordsightError(
+            f"{sort} encoder {name!r} does not exist; give a folder in transformers' layout or a hub name"
+        )
     try:
         folder = Path(snapshot_download(name, allow_patterns=TOWER_FILES, local_files_only=True))
         if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
@@ -36,13 +46,16 @@ def local(name: str, sort: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=TOWER_FILES))
     except Exception as error:
         raise WordsightError(
-            f"{sort} encoder {name!r} is not a local folder, not in the hub's cache, and the hub did not give it ({_first_line(error)})"
+            f"{sort} encoder {name!r} is not a local folder, not in the hub's cache, and the hub did not "
+            f"give it ({_first_line(error)})"
             + (nearest(name, BUNDLED) or "; micro_lm is bundled, for trials" if sort == "text" else "")
         ) from error
 
 
 def own(name: str) -> Path | None:
-    """The folder behind the hub name of a repository that Wordsight wrote; None for every other, and for one that cannot be reached."""
+    """The folder behind the hub name of a repository that Wordsight wrote; None for every other, and for one
+    that cannot be reached.
+    """
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         return None
     try:
@@ -59,7 +72,9 @@ def own(name: str) -> Path | None:
     try:
         return Path(snapshot_download(name, allow_patterns=OWN_FILES))
     except Exception as error:
-        raise WordsightError(f"backbone {name!r} is on the hub, but the hub did not give its files ({_first_line(error)})") from error
+        raise WordsightError(
+            f"backbone {name!r} is on the hub, but the hub did not give its files ({_first_line(error)})"
+        ) from error
 
 
 def read_json(file: Path) -> Any:
@@ -72,5 +87,7 @@ def read_json(file: Path) -> Any:
 def free(folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise WordsightError(f"{str(folder)!r} already holds something; give a folder that does not exist yet")
+        raise WordsightError(
+            f"{str(folder)!r} already holds something; give a folder that does not exist yet"
+        )
     return folder

@@ -1,4 +1,6 @@
-"""Preprocess: an image as the pixels its tower was trained on, exactly as transformers' own processor makes them with PIL (no torchvision)."""
+"""Preprocess: an image as the pixels its tower was trained on, exactly as transformers' own processor makes
+them with PIL (no torchvision).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES, get_image_processor_class_from_name
+from transformers.models.auto.image_processing_auto import (
+    IMAGE_PROCESSOR_MAPPING_NAMES,
+    get_image_processor_class_from_name,
+)
 from transformers.utils import cached_file
 
 from wordsight.config import WordsightError
@@ -22,10 +27,11 @@ FILE = "preprocessor_config.json"
 
 
 class Preprocess:
-    """Resize and crop with transformers' PIL processor; rescaling and normalising wait for the device (`normalise`).
+    """Resize and crop with transformers' PIL processor; rescaling and normalising wait for the device
+    (`normalise`).
 
-    The pixels stay uint8 until then: four times less to move and to cache, and equal to transformers' float pixels to the last bits.
-    """
+    The pixels stay uint8 until then: four times less to move and to cache, and equal to transformers' float
+    pixels to the last bits."""
 
     def __init__(self, processor: Any):
         self.processor = processor
@@ -37,9 +43,11 @@ class Preprocess:
         self.height, self.width = self._probe()
 
     @classmethod
-    def from_pretrained(cls, config: Mapping[str, Any], *, model_type: str | None = None, name: str = "") -> Preprocess:
-        """From the contents of a preprocessor_config.json. `model_type` (config.json's) decides where an old file names no processor;
-        `name` is what the user wrote, for messages."""
+    def from_pretrained(
+        cls, config: Mapping[str, Any], *, model_type: str | None = None, name: str = ""
+    ) -> Preprocess:
+        """From the contents of a preprocessor_config.json. `model_type` (config.json's) decides where an old
+        file names no processor; `name` is what the user wrote, for messages."""
         values = dict(config.get("image_processor", config))  # processor_config.json nests it
         kind = values.get("image_processor_type") or values.pop("feature_extractor_type", None)
         if kind is None and model_type in IMAGE_PROCESSOR_MAPPING_NAMES:
@@ -47,13 +55,15 @@ class Preprocess:
             kind = names.get("pil") or names.get("torchvision")
         if kind is None:
             raise WordsightError(
-                f"the preprocessing of {name or 'this model'!r} names no image_processor_type in {FILE}; add one, such as CLIPImageProcessor"
+                f"the preprocessing of {name or 'this model'!r} names no image_processor_type in {FILE}; "
+                f"add one, such as CLIPImageProcessor"
             )
         kind = kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
         found = get_image_processor_class_from_name(kind + "Pil")
         if found is None or getattr(found, "is_dummy", False):
             raise WordsightError(
-                f"image processor {kind!r} of {name or 'this model'!r} has no PIL form in transformers, so its pixels cannot be made exactly; "
+                f"image processor {kind!r} of {name or 'this model'!r} has no PIL form in transformers, so "
+                f"its pixels cannot be made exactly; "
                 f"take a model with the image processor of CLIP, SigLIP, ViT, BiT (DINOv2) or ConvNeXt"
             )
         try:
@@ -61,15 +71,21 @@ class Preprocess:
         except WordsightError as error:
             raise WordsightError(f"image processor {kind!r} of {name or 'this model'!r}: {error}") from None
 
-    def __call__(self, image: Image.Image, box: tuple[float, float, float, float] | None = None) -> UInt8[Tensor, "3 H W"]:
-        """The tower's pixels. `box` (left, top, right, bottom in pixels of `image`) is resized to the tower's size instead, nothing cropped."""
+    def __call__(
+        self, image: Image.Image, box: tuple[float, float, float, float] | None = None
+    ) -> UInt8[Tensor, "3 H W"]:
+        """The tower's pixels. `box` (left, top, right, bottom in pixels of `image`) is resized to the tower's
+        size instead, nothing cropped.
+        """
         image = image if image.mode == "RGB" else image.convert("RGB")
         if box is not None:
             resized = _cut(image, box).resize((self.width, self.height), resample=self.processor.resample)
             return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
         return self._pixels(image)
 
-    def normalise(self, pixels: UInt8[Tensor, "B 3 H W"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "B 3 H W"]:
+    def normalise(
+        self, pixels: UInt8[Tensor, "B 3 H W"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "B 3 H W"]:
         """Pixels as the tower takes them, on the device they are on. Computed in float32, then cast."""
         return ((pixels.float() - self.mean.to(pixels.device)) / self.std.to(pixels.device)).to(dtype)
 
@@ -78,15 +94,25 @@ class Preprocess:
         return json.dumps(self.to_dict(), sort_keys=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """The contents of a preprocessor_config.json that `from_pretrained` reads back. Keys that no processor reads are dropped."""
+        """The contents of a preprocessor_config.json that `from_pretrained` reads back. Keys that no
+        processor reads are dropped.
+        """
         plain = json.loads(self.processor.to_json_string())
-        return {key: value for key, value in plain.items() if key == "image_processor_type" or hasattr(type(self.processor), key)}
+        return {
+            key: value
+            for key, value in plain.items()
+            if key == "image_processor_type" or hasattr(type(self.processor), key)
+        }
 
     def _pixels(self, image: Image.Image) -> UInt8[Tensor, "3 H W"]:
-        return self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+        return self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")[
+            "pixel_values"
+        ][0]
 
     def _probe(self) -> tuple[int, int]:
-        """The tower's size, and proof that the processor only resizes, crops, rescales and normalises: some cut patches or keep the aspect."""
+        """The tower's size, and proof that the processor only resizes, crops, rescales and normalises: some
+        cut patches or keep the aspect.
+        """
         shapes = set()
         for width, height in ((37, 50), (50, 37)):
             image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
@@ -94,25 +120,34 @@ class Preprocess:
             shapes.add(tuple(pixels.shape))
             if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(shapes) > 1:
                 raise WordsightError(
-                    "it does not make pixels of one fixed size (NaFlex, tiles or kept aspect ratios), which a frozen tower's cache needs"
+                    "it does not make pixels of one fixed size (NaFlex, tiles or kept aspect ratios), "
+                    "which a frozen tower's cache needs"
                 )
             theirs = self.processor(image, return_tensors="pt")["pixel_values"][0]
             if not torch.allclose(self.normalise(pixels), theirs.float(), atol=1e-5, rtol=1e-5):
-                raise WordsightError("it does more than resize, crop, rescale and normalise, which is all that Wordsight does after caching pixels")
+                raise WordsightError(
+                    "it does more than resize, crop, rescale and normalise, which is all that Wordsight "
+                    "does after caching pixels"
+                )
         return pixels.shape[1], pixels.shape[2]
 
 
 def _cut(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
-    """The whole pixels that `box` touches. Cut before resizing, as torchvision does: resize(box=...) would let in neighbours from outside."""
+    """The whole pixels that `box` touches. Cut before resizing, as torchvision does: resize(box=...) would
+    let in neighbours from outside.
+    """
     left, top, right, bottom = box
     if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
-        raise WordsightError(f"box={tuple(box)} is not inside the image of {image.width}x{image.height} pixels; expected (left, top, right, bottom)")
+        raise WordsightError(
+            f"box={tuple(box)} is not inside the image of {image.width}x{image.height} pixels; expected "
+            f"(left, top, right, bottom)"
+        )
     return image.crop((math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)))
 
 
 def read_preprocessor_config(path: str | Path, *, local_files_only: bool = True) -> dict[str, Any] | None:
-    """The image part of processor_config.json or preprocessor_config.json of a folder or hub name, the first winning as in transformers.
-    None where there is neither."""
+    """The image part of processor_config.json or preprocessor_config.json of a folder or hub name, the first
+    winning as in transformers. None where there is neither."""
     for name in ("processor_config.json", FILE):
         file = cached_file(
             str(path),

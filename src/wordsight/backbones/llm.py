@@ -1,4 +1,6 @@
-"""LLM: a frozen image side and a language model as text tower, in one space. What CLAMP trains; the LM inside still writes."""
+"""LLM: a frozen image side and a language model as text tower, in one space. What CLAMP trains; the LM inside
+still writes.
+"""
 
 from __future__ import annotations
 
@@ -31,22 +33,38 @@ WEIGHTS_FILE, TEXT_FOLDER, IMAGE_FOLDER = "weights.safetensors", "text", "image"
 class LLM(Backbone):
     """The image side of any backbone, and an LM that says in vectors what it sees.
 
-    The space is the image side's, centred: image = unit(vision(x) - image_mean), text = what the text tower gives. CLAMP (Teterwak et al. 2023),
-    section 3. Differs from the paper: its vision tower is CLIP's, whose vectors are taken as they are; those of a plain classifier or of DINO
-    share a large mean, which says nothing of an image and would be all that a text could learn at first, so it can be taken away (`image_mean`).
+    The space is the image side's, centred: image = unit(vision(x) - image_mean), text = what the text tower
+    gives. CLAMP (Teterwak et al. 2023), section 3. Differs from the paper: its vision tower is CLIP's, whose
+    vectors are taken as they are; those of a plain classifier or of DINO share a large mean, which says
+    nothing of an image and would be all that a text could learn at first, so it can be taken away
+    (`image_mean`).
 
-    Vectors are made without gradient; whoever trains `text` must not ask for `text_fingerprint` before the training has ended.
-    """
+    Vectors are made without gradient; whoever trains `text` must not ask for `text_fingerprint` before the
+    training has ended."""
 
-    def __init__(self, image: Backbone, text: TextTower, *, image_mean: Float[Tensor, " D"] | None, logit_scale: float, name: str):
-        """`image_mean` is the mean of the unit vectors of training images; None takes nothing away. Errors: WordsightError for other widths."""
+    def __init__(
+        self,
+        image: Backbone,
+        text: TextTower,
+        *,
+        image_mean: Float[Tensor, " D"] | None,
+        logit_scale: float,
+        name: str,
+    ):
+        """`image_mean` is the mean of the unit vectors of training images; None takes nothing away. Errors:
+        WordsightError for other widths.
+        """
         if text.dim != image.dim:
             raise WordsightError(
-                f"the text tower gives vectors of width {text.dim}, but the image tower {image.name!r} of {image.dim}; set dim={image.dim}"
+                f"the text tower gives vectors of width {text.dim}, but the image tower {image.name!r} of "
+                f"{image.dim}; set dim={image.dim}"
             )
         mean = torch.zeros(image.dim) if image_mean is None else image_mean.detach().float()
         if mean.shape != (image.dim,) or not mean.isfinite().all():
-            raise WordsightError(f"image_mean has shape {tuple(mean.shape)}; it must be {image.dim} finite numbers, as wide as an image vector")
+            raise WordsightError(
+                f"image_mean has shape {tuple(mean.shape)}; it must be {image.dim} finite numbers, as wide "
+                f"as an image vector"
+            )
         if not 0 < logit_scale < math.inf:
             raise WordsightError(f"logit_scale={logit_scale} is not possible; give a number above 0")
         self.image, self.text, self.name = image, text, name
@@ -55,29 +73,39 @@ class LLM(Backbone):
         self.dim, self.device, self.dtype = image.dim, image.device, image.dtype
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, name: str, device: torch.device, dtype: str = "float32") -> LLM:
-        """From a folder of `save_pretrained`, or a finished run folder. `dtype` is the LM's; the image tower stays in the one it was trained with.
+    def from_pretrained(
+        cls, path: str | Path, *, name: str, device: torch.device, dtype: str = "float32"
+    ) -> LLM:
+        """From a folder of `save_pretrained`, or a finished run folder. `dtype` is the LM's; the image tower
+        stays in the one it was trained with.
 
-        Errors: WordsightError for whatever is absent or does not fit, and for an image tower or LM that has changed since.
-        """
+        Errors: WordsightError for whatever is absent or does not fit, and for an image tower or LM that has
+        changed since."""
         path = Path(path)
         facts = _read_facts(path / OWN_FILE)
         if not (path / WEIGHTS_FILE).is_file():
             raise WordsightError(
-                f"backbone {name!r} holds no {WEIGHTS_FILE}: its training is not finished (the same `wordsight fit` command goes on), or it is not complete"
+                f"backbone {name!r} holds no {WEIGHTS_FILE}: its training is not finished (the same "
+                f"`wordsight fit` command goes on), or it is not complete"
             )
         image = _load_image(path, facts, name, device)
         found = read_tensors(path / WEIGHTS_FILE)
-        demand(WEIGHTS_FILE, {"image_mean": torch.empty(image.dim), "log_scale": torch.empty(())}, found, path)
+        demand(
+            WEIGHTS_FILE, {"image_mean": torch.empty(image.dim), "log_scale": torch.empty(())}, found, path
+        )
         text = TextTower.load(path / TEXT_FOLDER, device=device, dtype=dtype)
-        return cls(image, text, image_mean=found["image_mean"], logit_scale=math.exp(found["log_scale"]), name=name)
+        return cls(
+            image, text, image_mean=found["image_mean"], logit_scale=math.exp(found["log_scale"]), name=name
+        )
 
     @property
     def truncated_texts(self) -> int:
         """Texts that were longer than the text tower reads and lost their ends."""
         return self.text.truncated_texts
 
-    def preprocess(self, image: Image.Image, box: tuple[float, float, float, float] | None = None) -> UInt8[Tensor, "3 H W"]:
+    def preprocess(
+        self, image: Image.Image, box: tuple[float, float, float, float] | None = None
+    ) -> UInt8[Tensor, "3 H W"]:
         return self.image.preprocess(image, box)
 
     @torch.no_grad()
@@ -107,14 +135,20 @@ class LLM(Backbone):
 
     def weights(self) -> dict[str, Tensor]:
         """All of weights.safetensors: what belongs to neither tower."""
-        return {"image_mean": self.image_mean.cpu().contiguous(), "log_scale": torch.tensor(math.log(self.logit_scale))}
+        return {
+            "image_mean": self.image_mean.cpu().contiguous(),
+            "log_scale": torch.tensor(math.log(self.logit_scale)),
+        }
 
-    def save_pretrained(self, folder: str | Path, *, copy_base: bool | None = None, copy_image: bool | None = None) -> None:
-        """Write a folder that `load_backbone` reads back to the same vectors, under a temporary name until all is there.
+    def save_pretrained(
+        self, folder: str | Path, *, copy_base: bool | None = None, copy_image: bool | None = None
+    ) -> None:
+        """Write a folder that `load_backbone` reads back to the same vectors, under a temporary name until
+        all is there.
 
-        `copy_base` and `copy_image`: write the LM and the image tower too, or only where they are found and what tells whether they are still the same.
-        By default each is copied where it has no name or place to load it by, and an LM that was itself trained always is.
-        """
+        `copy_base` and `copy_image`: write the LM and the image tower too, or only where they are found and
+        what tells whether they are still the same. By default each is copied where it has no name or place to
+        load it by, and an LM that was itself trained always is."""
         folder = free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = folder.with_name(f".{folder.name}.saving")
@@ -124,15 +158,19 @@ class LLM(Backbone):
         save_file(self.weights(), temporary / WEIGHTS_FILE)
         temporary.replace(folder)
 
-    def write_into(self, folder: str | Path, *, copy_base: bool | None = None, copy_image: bool | None = None) -> None:
-        """All but weights.safetensors, into a folder where other files may lie: a run writes those last itself, for they say that it is finished.
+    def write_into(
+        self, folder: str | Path, *, copy_base: bool | None = None, copy_image: bool | None = None
+    ) -> None:
+        """All but weights.safetensors, into a folder where other files may lie: a run writes those last
+        itself, for they say that it is finished.
 
         What an earlier attempt that was killed has left of it is replaced.
         """
         folder, place = Path(folder), _place(self.image)
         if place is None and copy_image is False:
             raise WordsightError(
-                f"the image tower {self.image.name!r} has no name or folder to load it by, so it must be saved; leave copy_image out"
+                f"the image tower {self.image.name!r} has no name or folder to load it by, so it must be "
+                f"saved; leave copy_image out"
             )
         copied = place is None if copy_image is None else copy_image
         for part in (TEXT_FOLDER, IMAGE_FOLDER):
@@ -152,38 +190,53 @@ class LLM(Backbone):
         write_file(folder / OWN_FILE, json.dumps(facts, indent=2) + "\n")
 
     def push_to_hub(
-        self, repo_id: str, *, private: bool | None = None, token: str | None = None, commit_message: str = "Add a Wordsight backbone"
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Add a Wordsight backbone",
     ) -> str:
         """Upload the folder; `load_backbone(repo_id)` reads it. Returns the commit's address.
 
-        An LM or image tower that lies in a folder of this machine is uploaded too, for its path says nothing to others.
-        """
+        An LM or image tower that lies in a folder of this machine is uploaded too, for its path says nothing
+        to others."""
         from huggingface_hub import HfApi
 
         api, place = HfApi(token=token), _place(self.image)
         here = place is not None and place != "micro" and Path(place).exists()
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "backbone"
-            self.save_pretrained(folder, copy_base=True if Path(self.text.plain.name_or_path).is_dir() else None, copy_image=True if here else None)
+            self.save_pretrained(
+                folder,
+                copy_base=True if Path(self.text.plain.name_or_path).is_dir() else None,
+                copy_image=True if here else None,
+            )
             api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message=commit_message))
+            return str(
+                api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message=commit_message)
+            )
 
     def _card(self, image: str | None, lm: str | None) -> str:
         """`image` and `lm` are where the towers are found, None for a copy in this very folder."""
         settings, named = self.text.settings, [name for name in (lm, image) if name and _on_hub(name)]
         bases = f"base_model: [{', '.join(named)}]\n" if named else ""
         kept = (
-            "with the adapters off, the LM writes as it did before, token for token: `backbone.text.generate(...)`."
+            "with the adapters off, the LM writes as it did before, token for token: "
+            "`backbone.text.generate(...)`."
             if self.text.writes_as_before
             else "not kept: the LM itself was changed, or it has no word head."
         )
         lines = "\n".join(f"| `{key}` | `{value}` |" for key, value in to_dict(settings).items())
         return (
-            f"---\nlibrary_name: wordsight\npipeline_tag: zero-shot-image-classification\ntags: [wordsight, clamp, {self.text.plain.config.model_type}]\n"
+            f"---\nlibrary_name: wordsight\npipeline_tag: zero-shot-image-classification\ntags: "
+            f"[wordsight, clamp, {self.text.plain.config.model_type}]\n"
             f"{bases}---\n# {Path(self.name).name}\n\n"
-            "A backbone of Wordsight: a frozen image tower, and a language model as text tower in the same space of unit vectors "
+            "A backbone of Wordsight: a frozen image tower, and a language model as text tower in the same "
+            "space of unit vectors "
             f"(CLAMP, arXiv 2312.01629), D = {self.dim}.\n\n"
-            f"- Language model: {f'`{lm}`' if lm else 'in `text/base/`'} ({self.text.plain.config.model_type})\n"
+            f"- Language model: {f'`{lm}`' if lm else 'in `text/base/`'} "
+            f"({self.text.plain.config.model_type})\n"
             f"- Image tower: {f'`{image}`' if image else 'in `image/`'}\n- Writing: {kept}\n\n"
             "```python\nfrom wordsight.backbones import load_backbone\n\n"
             'backbone = load_backbone("...")  # this folder or repository\n'
@@ -193,11 +246,17 @@ class LLM(Backbone):
 
 
 def _on_hub(name: str) -> bool:
-    return bool(re.fullmatch(r"(hf:)?[\w.-]+/[\w.-]+", name)) and not name.startswith(".") and not Path(name).exists()
+    return (
+        bool(re.fullmatch(r"(hf:)?[\w.-]+/[\w.-]+", name))
+        and not name.startswith(".")
+        and not Path(name).exists()
+    )
 
 
 def _place(image: Backbone) -> str | None:
-    """By what an image tower is found again: micro, a hub name, or an absolute path. None for one that was made here."""
+    """By what an image tower is found again: micro, a hub name, or an absolute path. None for one that was
+    made here.
+    """
     if image.name == "micro" or _on_hub(image.name):
         return image.name
     return str(Path(image.name).resolve()) if image.name and Path(image.name).exists() else None
@@ -209,10 +268,14 @@ def _load_image(path: Path, facts: dict[str, Any], name: str, device: torch.devi
     try:
         image = load_backbone(place or inside, device=str(device), dtype=facts["image_dtype"], text=False)
     except WordsightError as error:
-        raise WordsightError(f"the image tower of backbone {name!r}, {str(place or inside)!r}, cannot be loaded: {_first_line(error)}") from error
+        raise WordsightError(
+            f"the image tower of backbone {name!r}, {str(place or inside)!r}, cannot be loaded: "
+            f"{_first_line(error)}"
+        ) from error
     if image.image_fingerprint != facts["image_fingerprint"]:
         raise WordsightError(
-            f"the image tower {str(place or inside)!r} has changed since {name!r} was trained; its features would not fit. "
+            f"the image tower {str(place or inside)!r} has changed since {name!r} was trained; its "
+            f"features would not fit. "
             "Give it back as it was, or train again"
         )
     if place is None:
@@ -224,10 +287,13 @@ def _read_facts(file: Path) -> dict[str, Any]:
     facts = read_json(file)
     if facts.get("kind") != "llm" or facts.get("format") != FORMAT:
         raise WordsightError(
-            f"{file} is of kind {facts.get('kind')!r} and format {facts.get('format')}; this version reads kind 'llm', format {FORMAT}"
+            f"{file} is of kind {facts.get('kind')!r} and format {facts.get('format')}; this version reads "
+            f"kind 'llm', format {FORMAT}"
         )
     kinds = {"image": (str, type(None)), "image_fingerprint": str, "image_dtype": str}
     for key, kind in kinds.items():
         if key not in facts or not isinstance(facts[key], kind):
-            raise WordsightError(f"{file} has no proper {key!r}; it was not written by save_pretrained or a run, or was edited")
+            raise WordsightError(
+                f"{file} has no proper {key!r}; it was not written by save_pretrained or a run, or was edited"
+            )
     return facts

@@ -1,4 +1,6 @@
-"""Vision: an image encoder alone, of transformers or a timm file. Joined is built on it too, and two-tower training gives it words."""
+"""Vision: an image encoder alone, of transformers or a timm file. Joined is built on it too, and two-tower
+training gives it words.
+"""
 
 from __future__ import annotations
 
@@ -48,18 +50,26 @@ class ImageTower(NamedTuple):
         if self.pooling == "cls":
             return states[:, 0]
         patch = getattr(self.model.config, "patch_size", None)
-        patches = (self.transform.height // patch) * (self.transform.width // patch) if isinstance(patch, int) else states.shape[1]
-        return states[:, max(0, states.shape[1] - patches) :].mean(1)  # class and register tokens stand before the patches
+        patches = (
+            (self.transform.height // patch) * (self.transform.width // patch)
+            if isinstance(patch, int)
+            else states.shape[1]
+        )
+        return states[:, max(0, states.shape[1] - patches) :].mean(
+            1
+        )  # class and register tokens stand before the patches
 
     def width(self, name: str) -> int:
-        return width_of(self, torch.zeros(1, 3, self.transform.height, self.transform.width, dtype=torch.uint8), name)
+        return width_of(
+            self, torch.zeros(1, 3, self.transform.height, self.transform.width, dtype=torch.uint8), name
+        )
 
 
 class Vision(Backbone):
     """An image encoder alone: the eyes to which training gives a text tower.
 
-    Its vectors are the encoder's own pooled output at length one, not centred. It has no words, so it classifies nothing by itself.
-    """
+    Its vectors are the encoder's own pooled output at length one, not centred. It has no words, so it
+    classifies nothing by itself."""
 
     logit_scale = 100.0  # CLIP's highest; nothing reads it, for there is no text to compare with
     text_fingerprint = ""
@@ -72,19 +82,29 @@ class Vision(Backbone):
         self.dim = self.vision.width(name)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, name: str, device: torch.device, dtype: str = "float32") -> Vision:
-        """From a folder of transformers or of `save_pretrained`, a hub name, or one .safetensors file of a ViT with timm's names.
+    def from_pretrained(
+        cls, path: str | Path, *, name: str, device: torch.device, dtype: str = "float32"
+    ) -> Vision:
+        """From a folder of transformers or of `save_pretrained`, a hub name, or one .safetensors file of a
+        ViT with timm's names.
 
-        Errors: WordsightError for whatever is absent or does not fit; a classification head may be left over where Wordsight did not write the folder.
-        """
+        Errors: WordsightError for whatever is absent or does not fit; a classification head may be left over
+        where Wordsight did not write the folder."""
         if dtype not in DTYPES:
             raise WordsightError(f"dtype={dtype!r} is not a choice; the choices are {', '.join(DTYPES)}")
         file = Path(path) / OWN_FILE
         if file.is_file():
-            return cls(image_tower(file.parent, name, _read_pooling(file), whole=True, dtype=DTYPES[dtype]), name=name, device=device, dtype=dtype)
+            return cls(
+                image_tower(file.parent, name, _read_pooling(file), whole=True, dtype=DTYPES[dtype]),
+                name=name,
+                device=device,
+                dtype=dtype,
+            )
         return cls(image_source(str(path))[0], name=name, device=device, dtype=dtype)
 
-    def preprocess(self, image: Image.Image, box: tuple[float, float, float, float] | None = None) -> UInt8[Tensor, "3 H W"]:
+    def preprocess(
+        self, image: Image.Image, box: tuple[float, float, float, float] | None = None
+    ) -> UInt8[Tensor, "3 H W"]:
         return self.vision.transform(image, box)
 
     @torch.no_grad()
@@ -98,17 +118,27 @@ class Vision(Backbone):
     @cached_property
     def image_fingerprint(self) -> str:
         model = self.vision.model
-        return fingerprint(model.state_dict(), _shape(model.config), self.vision.transform.facts(), self.vision.pooling, self.dtype)
+        return fingerprint(
+            model.state_dict(),
+            _shape(model.config),
+            self.vision.transform.facts(),
+            self.vision.pooling,
+            self.dtype,
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the encoder in transformers' layout, which AutoModel reads too, under a temporary name until all is there."""
+        """Write the encoder in transformers' layout, which AutoModel reads too, under a temporary name until
+        all is there.
+        """
         folder = free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = folder.with_name(f".{folder.name}.saving")
         shutil.rmtree(temporary, ignore_errors=True)  # of a save that was killed
         with _quiet():
             self.vision.model.save_pretrained(temporary)
-        (temporary / PREPROCESSOR_FILE).write_text(json.dumps(self.vision.transform.to_dict(), indent=2) + "\n", encoding="utf-8")
+        (temporary / PREPROCESSOR_FILE).write_text(
+            json.dumps(self.vision.transform.to_dict(), indent=2) + "\n", encoding="utf-8"
+        )
         facts = {"kind": "vision", "format": FORMAT, "pooling": self.vision.pooling}
         (temporary / OWN_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         temporary.replace(folder)
@@ -116,9 +146,14 @@ class Vision(Backbone):
 
 def _read_pooling(file: Path) -> str:
     facts = read_json(file)
-    if facts.get("kind") != "vision" or facts.get("format") != FORMAT or facts.get("pooling") not in ("cls", "mean", "pooler"):
+    if (
+        facts.get("kind") != "vision"
+        or facts.get("format") != FORMAT
+        or facts.get("pooling") not in ("cls", "mean", "pooler")
+    ):
         raise WordsightError(
-            f"{file} has kind={facts.get('kind')!r}, format={facts.get('format')!r}, pooling={facts.get('pooling')!r}; "
+            f"{file} has kind={facts.get('kind')!r}, format={facts.get('format')!r}, "
+            f"pooling={facts.get('pooling')!r}; "
             f"this version reads kind 'vision', format {FORMAT}, pooling cls, mean or pooler"
         )
     return facts["pooling"]
@@ -127,39 +162,65 @@ def _read_pooling(file: Path) -> str:
 # Reading
 
 
-def image_source(name: str, pooling: str = "auto", preprocessor: str | None = None) -> tuple[ImageTower, Tensor | None, list[str] | None]:
+def image_source(
+    name: str, pooling: str = "auto", preprocessor: str | None = None
+) -> tuple[ImageTower, Tensor | None, list[str] | None]:
     """The image encoder, its head's rows if it has one, and the head's class names if it tells them."""
     given = read_json(Path(preprocessor)) if preprocessor else None
     if Path(name).is_file():
         if Path(name).suffix != ".safetensors":
-            raise WordsightError(f"image encoder {name!r} is a file but not .safetensors; a pickle is never opened")
+            raise WordsightError(
+                f"image encoder {name!r} is a file but not .safetensors; a pickle is never opened"
+            )
         with _reading(name, "the weights"):
             model, head = vit_from_timm(load_file(name), name)
         transform = Preprocess.from_pretrained(given or _timm_pixels(model.config.image_size), name=name)
         vision = ImageTower(model.eval(), transform, "cls" if pooling == "auto" else pooling)
         if vision.pooling == "pooler":
-            raise WordsightError(f"pooling='pooler' is not possible: the ViT in {name!r} has no pooler; take cls or mean")
+            raise WordsightError(
+                f"pooling='pooler' is not possible: the ViT in {name!r} has no pooler; take cls or mean"
+            )
         vision.width(name)
         return vision, head, None
     folder = local(name, "image")
-    return image_tower(folder, name, pooling, whole=False, preprocessor=given), _head(folder), _own_names(folder)
+    return (
+        image_tower(folder, name, pooling, whole=False, preprocessor=given),
+        _head(folder),
+        _own_names(folder),
+    )
 
 
 def image_tower(
-    folder: Path, name: str, pooling: str, *, whole: bool, dtype: torch.dtype = torch.float32, preprocessor: dict[str, Any] | None = None
+    folder: Path,
+    name: str,
+    pooling: str,
+    *,
+    whole: bool,
+    dtype: torch.dtype = torch.float32,
+    preprocessor: dict[str, Any] | None = None,
 ) -> ImageTower:
     config = encoder_config(folder, name, "pixel_values")
-    plain_vit = pooling == "auto" and config.model_type in ("vit", "deit")  # their heads read the class token; their pooler is often untrained
-    model = load_encoder(folder, name, config, pooler=not plain_vit and pooling in ("auto", "pooler"), whole=whole, dtype=dtype)
+    plain_vit = pooling == "auto" and config.model_type in (
+        "vit",
+        "deit",
+    )  # their heads read the class token; their pooler is often untrained
+    model = load_encoder(
+        folder, name, config, pooler=not plain_vit and pooling in ("auto", "pooler"), whole=whole, dtype=dtype
+    )
     preprocessor = preprocessor or read_preprocessor_config(folder)
     if preprocessor is None:
         raise WordsightError(
-            f"image encoder {str(folder)!r} holds no {PREPROCESSOR_FILE}, so how to make its pixels is unknown; copy it, or give preprocessor=FILE"
+            f"image encoder {str(folder)!r} holds no {PREPROCESSOR_FILE}, so how to make its pixels is "
+            f"unknown; copy it, or give preprocessor=FILE"
         )
     with _reading(name, PREPROCESSOR_FILE):
         transform = Preprocess.from_pretrained(preprocessor, model_type=config.model_type, name=name)
     if pooling == "auto":
-        pooling = "cls" if plain_vit or _output(ImageTower(model, transform, "pooler"), name).get("pooler_output") is None else "pooler"
+        pooling = (
+            "cls"
+            if plain_vit or _output(ImageTower(model, transform, "pooler"), name).get("pooler_output") is None
+            else "pooler"
+        )
     tower = ImageTower(model, transform, pooling)
     tower.width(name)
     return tower
@@ -173,7 +234,8 @@ def _output(tower: ImageTower, name: str) -> Any:
         return tower.model(pixel_values=pixels)
     except (RuntimeError, TypeError, ValueError) as error:
         raise WordsightError(
-            f"{PREPROCESSOR_FILE} of {name!r} makes {tuple(pixels.shape[2:])} pixels, which its image encoder does not take ({_first_line(error)})"
+            f"{PREPROCESSOR_FILE} of {name!r} makes {tuple(pixels.shape[2:])} pixels, which its image "
+            f"encoder does not take ({_first_line(error)})"
         ) from error
 
 
@@ -187,7 +249,9 @@ def _head(folder: Path) -> Float[Tensor, "C D"] | None:
 
 
 def _own_names(folder: Path) -> list[str] | None:
-    """The head's class names in config.json: of `tench, Tinca tinca` the first, and None where they are only LABEL_0, LABEL_1, ..."""
+    """The head's class names in config.json: of `tench, Tinca tinca` the first, and None where they are only
+    LABEL_0, LABEL_1, ...
+    """
     labels = read_json(folder / "config.json").get("id2label") or {}
     names = [labels[key].split(",")[0] for key in sorted(labels, key=int)]
     return names if names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names) else None
@@ -197,24 +261,33 @@ def _own_names(folder: Path) -> list[str] | None:
 
 
 def vit_from_timm(tensors: dict[str, Tensor], name: str) -> tuple[ViTModel, Float[Tensor, "C D"] | None]:
-    """A ViT of timm's names as transformers' ViTModel in float32, and its head's rows. Every tensor is used, or it is not such a ViT."""
+    """A ViT of timm's names as transformers' ViTModel in float32, and its head's rows. Every tensor is used,
+    or it is not such a ViT.
+    """
     left = {key: value.float() for key, value in tensors.items()}
     head = left.pop("head.weight", None)
     left.pop("head.bias", None)  # moves all scores of a class alike; a text has none
     try:
         _, _, patch, _ = left["patch_embed.proj.weight"].shape
         _, tokens, width = left["pos_embed"].shape
-        inner, depth = len(left["blocks.0.mlp.fc1.bias"]), 1 + max(int(key.split(".")[1]) for key in left if key.startswith("blocks."))
+        inner, depth = (
+            len(left["blocks.0.mlp.fc1.bias"]),
+            1 + max(int(key.split(".")[1]) for key in left if key.startswith("blocks.")),
+        )
         if width % 64 or math.isqrt(tokens - 1) ** 2 != tokens - 1:
             raise WordsightError(
-                f"{name!r} is {width} wide with {tokens - 1} patches; expected a square of patches and heads of width 64, as timm's ViTs have"
+                f"{name!r} is {width} wide with {tokens - 1} patches; expected a square of patches and "
+                f"heads of width 64, as timm's ViTs have"
             )
         found = {
             theirs: left.pop(ours)
             for theirs, ours in [
                 ("embeddings.cls_token", "cls_token"),
                 ("embeddings.position_embeddings", "pos_embed"),
-                *((f"embeddings.patch_embeddings.projection.{kind}", f"patch_embed.proj.{kind}") for kind in ("weight", "bias")),
+                *(
+                    (f"embeddings.patch_embeddings.projection.{kind}", f"patch_embed.proj.{kind}")
+                    for kind in ("weight", "bias")
+                ),
                 *((f"layernorm.{kind}", f"norm.{kind}") for kind in ("weight", "bias")),
                 *(
                     (f"layers.{i}.{theirs}.{kind}", f"blocks.{i}.{ours}.{kind}")
@@ -227,20 +300,35 @@ def vit_from_timm(tensors: dict[str, Tensor], name: str) -> tuple[ViTModel, Floa
         for layer in range(depth):
             for kind in ("weight", "bias"):
                 parts = left.pop(f"blocks.{layer}.attn.qkv.{kind}").chunk(3)
-                found |= {f"layers.{layer}.attention.{letter}_proj.{kind}": part.clone() for letter, part in zip("qkv", parts)}
+                found |= {
+                    f"layers.{layer}.attention.{letter}_proj.{kind}": part.clone()
+                    for letter, part in zip("qkv", parts)
+                }
     except KeyError as error:
-        raise WordsightError(f"{name!r} lacks {error.args[0]}; expected a plain ViT with timm's names") from error
+        raise WordsightError(
+            f"{name!r} lacks {error.args[0]}; expected a plain ViT with timm's names"
+        ) from error
     if left:
-        raise WordsightError(f"{name!r} has {', '.join(sorted(left)[:3])}, which a plain ViT of timm's names has not; it is another kind of model")
+        raise WordsightError(
+            f"{name!r} has {', '.join(sorted(left)[:3])}, which a plain ViT of timm's names has not; it is "
+            f"another kind of model"
+        )
     config = ViTConfig(
-        hidden_size=width, num_hidden_layers=depth, num_attention_heads=width // 64, intermediate_size=inner, layer_norm_eps=1e-6,
-        patch_size=patch, image_size=patch * math.isqrt(tokens - 1),
-    )  # fmt: skip
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=width // 64,
+        intermediate_size=inner,
+        layer_norm_eps=1e-6,
+        patch_size=patch,
+        image_size=patch * math.isqrt(tokens - 1),
+    )
     model = ViTModel(config, add_pooling_layer=False)
     try:
         model.load_state_dict(found, strict=True)
     except RuntimeError as error:
-        raise WordsightError(f"{name!r} does not become a ViT of transformers: {' '.join(str(error).split())[:300]}") from error
+        raise WordsightError(
+            f"{name!r} does not become a ViT of transformers: {' '.join(str(error).split())[:300]}"
+        ) from error
     return model.eval(), head
 
 
@@ -254,7 +342,9 @@ TIMM_PARTS = (
 
 
 def _timm_pixels(size: int) -> dict[str, Any]:
-    """timm's evaluation of its own ViTs: shorter side size / 0.9, centre crop, mean and deviation one half. A guess for others: give preprocessor=FILE."""
+    """timm's evaluation of its own ViTs: shorter side size / 0.9, centre crop, mean and deviation one half. A
+    guess for others: give preprocessor=FILE.
+    """
     return {
         "image_processor_type": "CLIPImageProcessor",
         "size": {"shortest_edge": math.floor(size / 0.9)},

@@ -1,4 +1,6 @@
-"""Dataset: images with class labels, in splits, or images with captions. The contract, and the way from a path or a name to one."""
+"""Dataset: images with class labels, in splits, or images with captions. The contract, and the way from a
+path or a name to one.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Picture:
-    """One image that is not yet read. `load` gives encoded bytes (a file, a tar member, a parquet cell), an array or a PIL image."""
+    """One image that is not yet read. `load` gives encoded bytes (a file, a tar member, a parquet cell), an
+    array or a PIL image.
+    """
 
     name: str  # what a message or a table shows: usually the path
     load: Callable[[], bytes | np.ndarray | Image.Image]
@@ -33,7 +37,9 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Named classes with their splits. `test` is None where the source has no test part: what the few-shot draw leaves is tested on then."""
+    """Named classes with their splits. `test` is None where the source has no test part: what the few-shot
+    draw leaves is tested on then.
+    """
 
     name: str
     class_names: tuple[str, ...]  # label order is the source's own, never re-sorted
@@ -41,7 +47,9 @@ class Dataset:
     val: Split | None = None
     test: Split | None = None
     template: str | None = None  # the source's own template, where it has one
-    notes: tuple[str, ...] = ()  # what the source left out, in sentences for the user: ignored files, rows whose image is missing
+    notes: tuple[
+        str, ...
+    ] = ()  # what the source left out, in sentences for the user: ignored files, rows whose image is missing
 
 
 @dataclass(frozen=True)

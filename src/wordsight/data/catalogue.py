@@ -1,8 +1,9 @@
-"""Catalogue: the datasets of the field's protocol, known by the field's own folder layout and read by one function.
+"""Catalogue: the datasets of the field's protocol, known by the field's own folder layout and read by one
+function.
 
-A dataset is an entry of catalog.json and no code: which files its folder holds, its one template, its size, and what its copies on the Hugging Face
-hub call their columns. Folder layouts, split files and label order are CoOp's, which its descendants share.
-"""
+A dataset is an entry of catalog.json and no code: which files its folder holds, its one template, its size,
+and what its copies on the Hugging Face hub call their columns. Folder layouts, split files and label order
+are CoOp's, which its descendants share."""
 
 from __future__ import annotations
 
@@ -19,13 +20,16 @@ from wordsight.config import WordsightError
 
 CATALOG = Path(__file__).with_name("catalog.json")
 PARTS = ("train", "val", "test")
-# CLIP's list names two pairs of classes alike, and equal prompts cannot be told apart; these names are ImageNet's own
+# CLIP's list names two pairs of classes alike, and equal prompts cannot be told apart; these names are
+# ImageNet's own
 SECOND_NAMES = {"n04008634": "projectile", "n04355933": "sunglass"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One dataset. Its images are listed by a split file, by text lists, or by class folders; exactly one of the three is set."""
+    """One dataset. Its images are listed by a split file, by text lists, or by class folders; exactly one of
+    the three is set.
+    """
 
     title: str
     template: str  # the field's one template for this dataset
@@ -36,11 +40,17 @@ class Entry:
     lists: Mapping[str, str] = field(default_factory=dict)  # part -> text file of "image class name" lines
     folders: Mapping[str, str] = field(default_factory=dict)  # part -> folder of class folders
     images: str = "."  # what the paths in `split` or `lists` start from
-    names: str | None = None  # of `lists`: the class names in label order; of `folders`: "folder class name" lines
-    numbered: bool = False  # class folders are called by label, 0, 1, ..., in the order of the sorted names that `names` knows them by
+    names: str | None = (
+        None  # of `lists`: the class names in label order; of `folders`: "folder class name" lines
+    )
+    # class folders are called by label, 0, 1, ..., in the order of the sorted names that `names` knows them
+    # by
+    numbered: bool = False
     subset: bool = False  # some of the classes in `names` only
     also: Sequence[str] = ()  # further folders that must be there
-    hub: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # Hugging Face name -> what the reader must know (`Hints`)
+    hub: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict
+    )  # Hugging Face name -> what the reader must know (`Hints`)
     notes: str = ""
 
     def expected(self) -> list[str]:
@@ -79,11 +89,18 @@ def entries() -> dict[str, Entry]:
 
 
 def recognise(folder: Path) -> str | None:
-    """Which dataset's layout a folder has, or, called as the field calls it, is meant to have; None where it is the user's own."""
-    marked = [key for key, entry in entries().items() if all((folder / mark).exists() for mark in entry.marks)]
+    """Which dataset's layout a folder has, or, called as the field calls it, is meant to have; None where it
+    is the user's own.
+    """
+    marked = [
+        key for key, entry in entries().items() if all((folder / mark).exists() for mark in entry.marks)
+    ]
     if len(marked) > 1:
         titles = ", ".join(entries()[key].title for key in marked)
-        raise WordsightError(f"{str(folder)!r} holds the files of {len(marked)} datasets ({titles}); give each a folder of its own")
+        raise WordsightError(
+            f"{str(folder)!r} holds the files of {len(marked)} datasets ({titles}); give each a folder of "
+            f"its own"
+        )
     if marked:
         return marked[0]
     entry = entries().get(folder.name)
@@ -91,9 +108,15 @@ def recognise(folder: Path) -> str | None:
 
 
 def expected_at(folder: Path) -> str:
-    """'; OxfordPets is read from ...' where the field calls a dataset like `folder`, or nothing: ready to stand inside a message."""
+    """'; OxfordPets is read from ...' where the field calls a dataset like `folder`, or nothing: ready to
+    stand inside a message.
+    """
     entry = entries().get(folder.name)
-    return f"; {entry.title} is read from a folder {folder.name}/ with {', '.join(entry.expected())}" if entry else ""
+    return (
+        f"; {entry.title} is read from a folder {folder.name}/ with {', '.join(entry.expected())}"
+        if entry
+        else ""
+    )
 
 
 def hints(hub_name: str) -> Hints | None:
@@ -108,15 +131,17 @@ def hints(hub_name: str) -> Hints | None:
 def read(folder: Path, key: str) -> Listing:
     """The dataset in a folder of the field's layout.
 
-    Errors: WordsightError for each file, folder, class or image that is expected and missing, with its whole path: with fewer images the few-shot
-    draw would be another one, and its figures would compare with nobody's.
-    """
+    Errors: WordsightError for each file, folder, class or image that is expected and missing, with its whole
+    path: with fewer images the few-shot draw would be another one, and its figures would compare with
+    nobody's."""
     entry = entries()[key]
     missing = [name for name in entry.expected() if not (folder / name).exists()]
     if missing:
         raise WordsightError(
-            f"{entry.title} lacks {', '.join(missing)}: expected at {', '.join(repr(str(folder / name)) for name in missing)}; "
-            f"its folder must hold {', '.join(entry.expected())} (docs/protocol.md tells where each comes from)"
+            f"{entry.title} lacks {', '.join(missing)}: expected at "
+            f"{', '.join(repr(str(folder / name)) for name in missing)}; "
+            f"its folder must hold {', '.join(entry.expected())} (docs/protocol.md tells where each comes "
+            f"from)"
         )
     if entry.folders:
         names, rows = _class_folders(folder, entry)
@@ -128,44 +153,64 @@ def read(folder: Path, key: str) -> Listing:
 
 
 def own_split(folder: Path) -> Path | None:
-    """The split file of a dataset that is not the field's but is laid out like one; None where there is none."""
+    """The split file of a dataset that is not the field's but is laid out like one; None where there is
+    none.
+    """
     found = sorted(folder.glob("split_*.json"))
     if len(found) > 1:
-        raise WordsightError(f"{str(folder)!r} holds {len(found)} split files ({_few([path.name for path in found])}); leave one there")
+        raise WordsightError(
+            f"{str(folder)!r} holds {len(found)} split files ({_few([path.name for path in found])}); "
+            f"leave one there"
+        )
     return found[0] if found else None
 
 
 def read_own(folder: Path, split: Path) -> Listing:
-    """A dataset of the user's own by its split file, whose paths begin at the folder itself or at one within, such as images/."""
+    """A dataset of the user's own by its split file, whose paths begin at the folder itself or at one within,
+    such as images/.
+    """
     names, rows = read_split(split)
     first = next((file for part in PARTS for file, _ in rows[part]), None)
     if first is None:
         raise WordsightError(f"{str(split)!r} lists no image")
-    roots = [root for root in (folder, *(folder / name for name in sorted(_subfolders(folder)))) if (root / first).is_file()]
+    roots = [
+        root
+        for root in (folder, *(folder / name for name in sorted(_subfolders(folder))))
+        if (root / first).is_file()
+    ]
     if not roots:
-        raise WordsightError(f"{str(split)!r} lists {first!r}, which lies neither in {str(folder)!r} nor in a folder within")
+        raise WordsightError(
+            f"{str(split)!r} lists {first!r}, which lies neither in {str(folder)!r} nor in a folder within"
+        )
     _check_images(roots[0], rows, split.name)
     return Listing(roots[0], names, rows)
 
 
 def read_split(path: Path) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
-    """Class names in label order and (path, label) of each part, from a split_zhou_*.json. Nothing is sorted: its order decides the few-shot draw."""
+    """Class names in label order and (path, label) of each part, from a split_zhou_*.json. Nothing is sorted:
+    its order decides the few-shot draw.
+    """
     try:
         parts = json.loads(path.read_text(encoding="utf-8"))
         rows = {part: [(str(file), int(label)) for file, label, _ in parts[part]] for part in PARTS}
         named = Counter((int(label), str(name)) for part in PARTS for _, label, name in parts[part])
     except (ValueError, KeyError, TypeError) as error:
         raise WordsightError(
-            f"{str(path)!r} is no split file: {type(error).__name__} {error}; expected train, val and test, each a list of [path, label, class name]"
+            f"{str(path)!r} is no split file: {type(error).__name__} {error}; expected train, val and "
+            f"test, each a list of [path, label, class name]"
         ) from error
     names = dict(named)
     if sorted(label for label, _ in named) != list(range(len(names))):
-        raise WordsightError(f"the labels of {str(path)!r} must be 0, 1, 2, ... without gaps, each with one class name")
+        raise WordsightError(
+            f"the labels of {str(path)!r} must be 0, 1, 2, ... without gaps, each with one class name"
+        )
     return [name for _, name in sorted(names)], rows
 
 
 def _lists(folder: Path, entry: Entry) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
-    """FGVC Aircraft's files: a list of class names, and lists of an image's name without .jpg and its class."""
+    """FGVC Aircraft's files: a list of class names, and lists of an image's name without .jpg and its
+    class.
+    """
     names = [line for _, line in _lines(folder / entry.names)]
     place = {name: label for label, name in enumerate(names)}
     rows: dict[str, list[tuple[str, int]]] = {}
@@ -175,14 +220,17 @@ def _lists(folder: Path, entry: Entry) -> tuple[list[str], dict[str, list[tuple[
             image, _, name = line.partition(" ")
             if name not in place:
                 raise WordsightError(
-                    f"line {number} of {str(folder / file)!r} names the class {name!r}, which is not in {str(folder / entry.names)!r}"
+                    f"line {number} of {str(folder / file)!r} names the class {name!r}, which is not in "
+                    f"{str(folder / entry.names)!r}"
                 )
             rows[part].append((f"{image}.jpg", place[name]))
     return names, rows
 
 
 def _class_folders(folder: Path, entry: Entry) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
-    """ImageNet and its kin: class folders, with their names in a file. The label is the place among the sorted folders."""
+    """ImageNet and its kin: class folders, with their names in a file. The label is the place among the
+    sorted folders.
+    """
     spoken = dict(line.partition(" ")[::2] for _, line in _lines(folder / entry.names))
     known = sorted(spoken)
     found = {part: _subfolders(folder / root) for part, root in entry.folders.items()}
@@ -192,7 +240,11 @@ def _class_folders(folder: Path, entry: Entry) -> tuple[list[str], dict[str, lis
     for part, names in found.items():
         _check_classes(folder / entry.folders[part], names, called, folder / entry.names)
     rows = {
-        part: [(f"{root}/{name}/{file}", label) for label, name in enumerate(called) for file in _images(folder / root / name)]
+        part: [
+            (f"{root}/{name}/{file}", label)
+            for label, name in enumerate(called)
+            for file in _images(folder / root / name)
+        ]
         for part, root in entry.folders.items()
     }
     return _distinct(known, spoken), rows
@@ -201,14 +253,23 @@ def _class_folders(folder: Path, entry: Entry) -> tuple[list[str], dict[str, lis
 def _check_classes(root: Path, found: set[str], called: Sequence[str], names: Path) -> None:
     absent, unknown = [name for name in called if name not in found], sorted(found - set(called))
     if absent or not called:
-        listed = f"{len(absent)} of {len(called)} class folders, {_few(absent)}" if called else "its class folders"
-        raise WordsightError(f"{str(root)!r} lacks {listed}; expected one for each class of {str(names)!r}: the labels of the others would shift")
+        listed = (
+            f"{len(absent)} of {len(called)} class folders, {_few(absent)}" if called else "its class folders"
+        )
+        raise WordsightError(
+            f"{str(root)!r} lacks {listed}; expected one for each class of {str(names)!r}: the labels of "
+            f"the others would shift"
+        )
     if unknown:
-        raise WordsightError(f"{str(root)!r} holds folders that {str(names)!r} does not name: {_few(unknown)}")
+        raise WordsightError(
+            f"{str(root)!r} holds folders that {str(names)!r} does not name: {_few(unknown)}"
+        )
 
 
 def _distinct(known: Sequence[str], spoken: Mapping[str, str]) -> list[str]:
-    """Class names in label order; of two that are alike in the whole list one takes its second name, so that a subset calls it as ImageNet does."""
+    """Class names in label order; of two that are alike in the whole list one takes its second name, so that
+    a subset calls it as ImageNet does.
+    """
     count = Counter(spoken.values())
     return [SECOND_NAMES.get(key, spoken[key]) if count[spoken[key]] > 1 else spoken[key] for key in known]
 
@@ -219,7 +280,10 @@ def _check_images(root: Path, rows: Mapping[str, Sequence[tuple[str, int]]], tit
     there = {folder: _entries(root / folder) for folder in {os.path.dirname(file) for file in files}}
     missing = [file for file in files if os.path.basename(file) not in there[os.path.dirname(file)]]
     if missing:
-        raise WordsightError(f"{title} lacks {len(missing):,} of {len(files):,} images: {_few(missing)}; expected below {str(root)!r}")
+        raise WordsightError(
+            f"{title} lacks {len(missing):,} of {len(files):,} images: {_few(missing)}; expected below "
+            f"{str(root)!r}"
+        )
 
 
 def _compared(entry: Entry, names: Sequence[str], rows: Mapping[str, Sequence]) -> list[str]:
@@ -227,8 +291,13 @@ def _compared(entry: Entry, names: Sequence[str], rows: Mapping[str, Sequence]) 
     sizes = {part: len(rows.get(part, ())) for part in PARTS if part in entry.sizes}
     if len(names) == entry.classes and sizes == entry.sizes:
         return []
-    here, there = (", ".join(f"{count:,} {part}" for part, count in each.items()) for each in (sizes, entry.sizes))
-    return [f"{entry.title} here has {len(names):,} classes and {here} images; the field's has {entry.classes:,} and {there}: figures do not compare"]
+    here, there = (
+        ", ".join(f"{count:,} {part}" for part, count in each.items()) for each in (sizes, entry.sizes)
+    )
+    return [
+        f"{entry.title} here has {len(names):,} classes and {here} images; the field's has "
+        f"{entry.classes:,} and {there}: figures do not compare"
+    ]
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
@@ -245,11 +314,17 @@ def _entries(folder: Path) -> set[str]:
 
 
 def _subfolders(folder: Path) -> set[str]:
-    return {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))}
+    return {
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
+    }
 
 
 def _images(folder: Path) -> list[str]:
-    """The files of a class folder, sorted: the field takes the file system's order, which differs from machine to machine."""
+    """The files of a class folder, sorted: the field takes the file system's order, which differs from
+    machine to machine.
+    """
     found = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     if not found:
         raise WordsightError(f"class folder {str(folder)!r} is empty; expected its images")

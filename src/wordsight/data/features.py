@@ -1,8 +1,9 @@
-"""Image and text features, computed once: frozen towers give the same vector for ever, so each lies in a cache and is found by content.
+"""Image and text features, computed once: frozen towers give the same vector for ever, so each lies in a
+cache and is found by content.
 
-A store is one folder per tower, view recipe and dtype: `<cache>/features/<key>/NNNN-<uuid>.safetensors`. A row is addressed by the digest of
-the image's bytes, kept in the shard itself: a renamed file is found, an edited one is encoded anew, and nothing can be stale.
-"""
+A store is one folder per tower, view recipe and dtype: `<cache>/features/<key>/NNNN-<uuid>.safetensors`. A
+row is addressed by the digest of the image's bytes, kept in the shard itself: a renamed file is found, an
+edited one is encoded anew, and nothing can be stale."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ from wordsight.backbones import Backbone
 from wordsight.config import WordsightError, write_file
 from wordsight.data import Picture
 
-VIEW_RECIPE = "centre, then random resized crop (0.08, 1) x (3/4, 4/3), flip 1/2; 1"  # change it when views change: it is part of the key
+# change it when views change: it is part of the key
+VIEW_RECIPE = "centre, then random resized crop (0.08, 1) x (3/4, 4/3), flip 1/2; 1"
 SHARD_ROWS = 2000  # a kill loses at most this many images,
 SHARD_SECONDS = 20.0  # or this much time
 MERGE_SHARDS = 32  # so many small shards are merged into one
@@ -46,7 +48,9 @@ log = logging.getLogger("wordsight")
 
 @dataclass(frozen=True)
 class Features:
-    """Unit vectors of the pictures that could be read; row i belongs to picture kept[i]. View 0 is the centre crop."""
+    """Unit vectors of the pictures that could be read; row i belongs to picture kept[i]. View 0 is the centre
+    crop.
+    """
 
     vectors: Float[Tensor, "n V D"]
     kept: list[int]
@@ -70,28 +74,43 @@ def image_features(
 ) -> Features:
     """Vectors of `pictures` under `views` views each; what the cache in `folder` holds is not computed again.
 
-    View 0 is the centre crop; each further view is a random resized crop, mirrored half the time, decided by (image content, view, seed) alone.
-    Set `flip=False` for glyphs, where a mirror changes the class. A picture that cannot be read is skipped with its reason. An interrupted call
-    keeps what it finished. Vectors do not depend on the batch they were computed in beyond 1e-6.
+    View 0 is the centre crop; each further view is a random resized crop, mirrored half the time, decided by
+    (image content, view, seed) alone. Set `flip=False` for glyphs, where a mirror changes the class. A
+    picture that cannot be read is skipped with its reason. An interrupted call keeps what it finished.
+    Vectors do not depend on the batch they were computed in beyond 1e-6.
 
     Errors: WordsightError when no picture can be read, or when the cache cannot be written.
     """
     if views < 1:
-        raise WordsightError(f"views={views} is not possible; view 1 is the centre crop, more are augmented ones")
+        raise WordsightError(
+            f"views={views} is not possible; view 1 is the centre crop, more are augmented ones"
+        )
     recipe = (VIEW_RECIPE, seed, flip) if views > 1 else "centre"
     eyes = backbone.eyes
     store = _Store(folder, "image", eyes.image_fingerprint, views, recipe)
     job = _ImageJob(eyes, pictures, views, seed, flip, batch_size, store)
     job.run(progress and sys.stderr.isatty())
     kept = [index for index, digest in enumerate(job.digests) if digest in store.rows]
-    skipped = [(picture.name, job.reason(index)) for index, picture in enumerate(pictures) if job.digests[index] not in store.rows]
+    skipped = [
+        (picture.name, job.reason(index))
+        for index, picture in enumerate(pictures)
+        if job.digests[index] not in store.rows
+    ]
     if pictures and not kept:
-        raise WordsightError(f"none of {len(pictures)} images could be read; the first: {skipped[0][0]}: {skipped[0][1]}")
-    vectors = np.stack([store.rows[job.digests[index]] for index in kept]) if kept else np.empty((0, views, backbone.dim), np.float32)
+        raise WordsightError(
+            f"none of {len(pictures)} images could be read; the first: {skipped[0][0]}: {skipped[0][1]}"
+        )
+    vectors = (
+        np.stack([store.rows[job.digests[index]] for index in kept])
+        if kept
+        else np.empty((0, views, backbone.dim), np.float32)
+    )
     return Features(backbone.image_vectors(torch.from_numpy(vectors)), kept, skipped)
 
 
-def text_features(backbone: Backbone, texts: Sequence[str], folder: str | Path | None = None) -> Float[Tensor, "N D"]:
+def text_features(
+    backbone: Backbone, texts: Sequence[str], folder: str | Path | None = None
+) -> Float[Tensor, "N D"]:
     """Unit vectors of `texts`, in their order, from the same kind of cache."""
     store = _Store(folder, "text", backbone.text_fingerprint)
     digests = [_digest(text.encode("utf-8", "surrogatepass")) for text in texts]
@@ -114,7 +133,8 @@ def cache_folder() -> Path:
 
 
 def read_image(value: bytes | np.ndarray | Image.Image) -> Image.Image:
-    """The still RGB image in encoded bytes, a uint8 array or a PIL image: upright by its EXIF, the first frame of an animation.
+    """The still RGB image in encoded bytes, a uint8 array or a PIL image: upright by its EXIF, the first
+    frame of an animation.
 
     Errors: Unreadable with the reason. The size is looked at before a pixel is decoded.
     """
@@ -128,12 +148,18 @@ def read_image(value: bytes | np.ndarray | Image.Image) -> Image.Image:
         raise Unreadable(f"too large: {error}") from error
     except Image.UnidentifiedImageError as error:
         raise Unreadable("not an image that Pillow knows") from error
-    except Exception as error:  # a damaged file can raise anything in a decoder, and must not end a run over many images
+    except (
+        Exception
+    ) as error:  # a damaged file can raise anything in a decoder, and must not end a run over many images
         raise Unreadable(f"cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
-def view_box(size: tuple[int, int], digest: bytes, view: int, seed: int) -> tuple[tuple[float, float, float, float], bool]:
-    """Crop box and whether to mirror, for a view from 1 on: torchvision's RandomResizedCrop and a coin, from a stream of (digest, view, seed)."""
+def view_box(
+    size: tuple[int, int], digest: bytes, view: int, seed: int
+) -> tuple[tuple[float, float, float, float], bool]:
+    """Crop box and whether to mirror, for a view from 1 on: torchvision's RandomResizedCrop and a coin, from
+    a stream of (digest, view, seed).
+    """
     width, height = size
     stream = random.Random(f"{digest.hex()} {view} {seed}")
     box = (0.0, 0.0, float(width), float(height))
@@ -156,8 +182,16 @@ def _opened(value: bytes | np.ndarray | Image.Image) -> Image.Image:
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, np.ndarray):
-        if value.dtype != np.uint8 or value.ndim not in (2, 3) or (value.ndim == 3 and value.shape[2] not in (1, 3, 4)) or not value.size:
-            raise Unreadable(f"an array of {value.dtype} with shape {value.shape}; expected uint8 [H, W], [H, W, 3] or [H, W, 4]")
+        if (
+            value.dtype != np.uint8
+            or value.ndim not in (2, 3)
+            or (value.ndim == 3 and value.shape[2] not in (1, 3, 4))
+            or not value.size
+        ):
+            raise Unreadable(
+                f"an array of {value.dtype} with shape {value.shape}; expected uint8 [H, W], [H, W, 3] or "
+                f"[H, W, 4]"
+            )
         return Image.fromarray(value[..., 0] if value.ndim == 3 and value.shape[2] == 1 else value)
     if not value:
         raise Unreadable("empty (0 bytes)")
@@ -168,13 +202,20 @@ def _check_size(size: tuple[int, int]) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     width, height = size
     if limit and width * height > limit:
-        raise Unreadable(f"too large: {width} x {height} pixels; at most {limit:,} are decoded (PIL.Image.MAX_IMAGE_PIXELS)")
+        raise Unreadable(
+            f"too large: {width} x {height} pixels; at most {limit:,} are decoded "
+            f"(PIL.Image.MAX_IMAGE_PIXELS)"
+        )
     if max(size) > MAX_ELONGATION * min(size):
-        raise Unreadable(f"too thin: {width} x {height} pixels; one side may be {MAX_ELONGATION} times the other")
+        raise Unreadable(
+            f"too thin: {width} x {height} pixels; one side may be {MAX_ELONGATION} times the other"
+        )
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits: convert("RGB") would clip at 255, which turns most of the image white
+    if image.mode.startswith(
+        "I"
+    ):  # 16 bits: convert("RGB") would clip at 255, which turns most of the image white
         return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:  # a warning otherwise
         image = image.convert("RGBA")
@@ -198,27 +239,43 @@ def _content_digest(value: bytes | np.ndarray | Image.Image) -> bytes:
 
 
 class _ImageJob:
-    """Reads, decodes and encodes what the store lacks: several workers, each with a whole pipeline of its own.
+    """Reads, decodes and encodes what the store lacks: several workers, each with a whole pipeline of its
+    own.
 
-    While one worker's batch is in the tower another decodes, and on the CPU each core runs its own single-threaded forward pass: that avoids the
-    waiting of threads that share one operation, which costs more than decoding does (benchmarks/features).
-    """
+    While one worker's batch is in the tower another decodes, and on the CPU each core runs its own
+    single-threaded forward pass: that avoids the waiting of threads that share one operation, which costs
+    more than decoding does (benchmarks/features)."""
 
-    def __init__(self, backbone: Backbone, pictures: Sequence[Picture], views: int, seed: int, flip: bool, batch_size: int | None, store: _Store):
+    def __init__(
+        self,
+        backbone: Backbone,
+        pictures: Sequence[Picture],
+        views: int,
+        seed: int,
+        flip: bool,
+        batch_size: int | None,
+        store: _Store,
+    ):
         self.backbone, self.pictures, self.store = backbone, pictures, store
         self.views, self.seed, self.flip = views, seed, flip
         self.digests: list[bytes | None] = [None] * len(pictures)
-        self.unread: dict[int | bytes, str] = {}  # reasons, by index where nothing could be loaded, by digest where it could not be decoded
+        self.unread: dict[
+            int | bytes, str
+        ] = {}  # reasons, by index where nothing could be loaded, by digest where it could not be decoded
         self.claimed: set[bytes] = set()
         self.lock = threading.Lock()
         self.stop = threading.Event()
         self.device = backbone.device.type
         self.batch_size = batch_size or (32 if self.device == "cpu" else 128)
         self.threads = torch.get_num_threads()
-        decoders = self.threads if self.device == "cpu" else os.cpu_count() or 1  # launchers set one thread a process: too few to feed a GPU
+        decoders = (
+            self.threads if self.device == "cpu" else os.cpu_count() or 1
+        )  # launchers set one thread a process: too few to feed a GPU
         self.workers = max(1, min(decoders, MAX_WORKERS, len(pictures)))
         self.chunk = max(1, min(self.batch_size // views or 1, math.ceil(len(pictures) / self.workers)))
-        self.in_tower = threading.Semaphore(self.workers if self.device == "cpu" else 2)  # bounds the batches on an accelerator
+        self.in_tower = threading.Semaphore(
+            self.workers if self.device == "cpu" else 2
+        )  # bounds the batches on an accelerator
         self.results: queue.Queue = queue.Queue()
 
     def reason(self, index: int) -> str:
@@ -226,7 +283,10 @@ class _ImageJob:
 
     def run(self, show: bool) -> None:
         starts = iter(range(0, len(self.pictures), self.chunk))
-        workers = [threading.Thread(target=self._work, args=(starts,), daemon=True) for _ in range(self.workers if self.pictures else 0)]
+        workers = [
+            threading.Thread(target=self._work, args=(starts,), daemon=True)
+            for _ in range(self.workers if self.pictures else 0)
+        ]
         try:
             for worker in workers:
                 worker.start()
@@ -288,7 +348,9 @@ class _ImageJob:
                 self.unread[index] = f"cannot be read: {error}"
         with self.lock:
             self.store.find(set(loaded))
-            new = [digest for digest in loaded if digest not in self.store.rows and digest not in self.claimed]
+            new = [
+                digest for digest in loaded if digest not in self.store.rows and digest not in self.claimed
+            ]
             self.claimed.update(new)
         pixels = {}
         for digest in new:
@@ -302,7 +364,9 @@ class _ImageJob:
         if self.device == "cuda":
             batch = batch.pin_memory()
         with self.in_tower, torch.inference_mode():
-            vectors = torch.cat([self.backbone.encode_image(part).float().cpu() for part in batch.split(self.batch_size)])
+            vectors = torch.cat(
+                [self.backbone.encode_image(part).float().cpu() for part in batch.split(self.batch_size)]
+            )
         return list(zip(pixels, vectors.unflatten(0, (-1, self.views)).numpy()))
 
     def _views(self, image: Image.Image, digest: bytes) -> UInt8[Tensor, "V 3 H W"]:
@@ -334,13 +398,22 @@ def _bar(total: int):
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    bar = Progress(TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    bar = Progress(
+        TextColumn("images"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
     bar.start()
     return bar, bar.add_task("images", total=total)
 
 
 class _Store:
-    """Rows by digest, in shards that are only ever added whole. `rows` holds what this call has found or added."""
+    """Rows by digest, in shards that are only ever added whole. `rows` holds what this call has found or
+    added.
+    """
 
     def __init__(self, folder: str | Path | None, *key: object):
         name = _digest(repr((*key, "float32")).encode()).hex()
@@ -358,7 +431,9 @@ class _Store:
 
     def find(self, digests: set[bytes]) -> None:
         """Bring the rows that the shards hold for `digests` into `rows`."""
-        for path in {self.places[digest] for digest in digests if digest in self.places and digest not in self.rows}:
+        for path in {
+            self.places[digest] for digest in digests if digest in self.places and digest not in self.rows
+        }:
             shard = _read_shard(path)
             if shard is None:
                 self._forget(path)
@@ -378,10 +453,14 @@ class _Store:
         if not self.fresh:
             return
         merged = self.small if len(self.small) >= MERGE_SHARDS else []
-        rows = {digest: row for path in merged for digest, row in zip(*(_read_shard(path) or ([], [])))} | self.fresh
+        rows = {
+            digest: row for path in merged for digest, row in zip(*(_read_shard(path) or ([], [])))
+        } | self.fresh
         path = self.folder / f"{len(rows):04d}-{uuid.uuid4().hex}.safetensors"
         digests = np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 16).copy()
-        shard = save({"digests": torch.from_numpy(digests), "vectors": torch.from_numpy(np.stack(list(rows.values())))})
+        shard = save(
+            {"digests": torch.from_numpy(digests), "vectors": torch.from_numpy(np.stack(list(rows.values())))}
+        )
         try:
             write_file(path, shard)
         except WordsightError as error:
@@ -389,7 +468,9 @@ class _Store:
         self.places = self.places | dict.fromkeys(rows, path)
         for old in merged:
             _remove(old)
-        self.small = [other for other in self.small if other not in merged] + [path] * (len(rows) < SHARD_ROWS)
+        self.small = [other for other in self.small if other not in merged] + [path] * (
+            len(rows) < SHARD_ROWS
+        )
         self.fresh, self.saved = {}, time.monotonic()
 
     def _index(self) -> None:
@@ -410,13 +491,17 @@ class _Store:
 
     def _cannot_write(self, error: OSError) -> WordsightError:
         return WordsightError(
-            f"the feature cache in {str(self.folder)!r} cannot be written: {error.strerror or error}; what it held is intact. "
-            "Free some space or name another folder in WORDSIGHT_CACHE, then give the same command: it goes on from here"
+            f"the feature cache in {str(self.folder)!r} cannot be written: {error.strerror or error}; what "
+            f"it held is intact. "
+            "Free some space or name another folder in WORDSIGHT_CACHE, then give the same command: it "
+            "goes on from here"
         )
 
 
 def _read_shard(path: Path, vectors: bool = True) -> tuple[list[bytes], np.ndarray] | None:
-    """Digests and vectors of a shard; None where it is gone or unreadable. A damaged file is removed, since its rows are computed again."""
+    """Digests and vectors of a shard; None where it is gone or unreadable. A damaged file is removed, since
+    its rows are computed again.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
             digests = file.get_tensor("digests")
@@ -427,10 +512,14 @@ def _read_shard(path: Path, vectors: bool = True) -> tuple[list[bytes], np.ndarr
     except FileNotFoundError:  # another process has merged it away: its rows are computed again
         return None
     except OSError as error:  # not ours to read, or too many open files: no damage
-        log.warning("left out a part of the feature cache, its images are encoded again: %s (%s)", path, error)
+        log.warning(
+            "left out a part of the feature cache, its images are encoded again: %s (%s)", path, error
+        )
         return None
     except (SafetensorError, ValueError) as error:
-        log.warning("removed a damaged part of the feature cache, its images are encoded again: %s (%s)", path, error)
+        log.warning(
+            "removed a damaged part of the feature cache, its images are encoded again: %s (%s)", path, error
+        )
         _remove(path)
         return None
 

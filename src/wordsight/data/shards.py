@@ -1,9 +1,10 @@
-"""Shards: webdataset tars, here or behind http(s):// and s3://, as an endless stream of images with captions that can be entered at any position.
+"""Shards: webdataset tars, here or behind http(s):// and s3://, as an endless stream of images with captions
+that can be entered at any position.
 
-A sample is `key.jpg` with `key.txt` (its caption), `key.json` ({"caption": text or list of texts}) or `key.cls` (a class: its number in classnames.txt
-beside the tars, or its name). A shard is read whole, by one rank. Nothing is known of a shard's size before it was read once; then it is remembered, so
-that going on from a position passes over whole shards unread.
-"""
+A sample is `key.jpg` with `key.txt` (its caption), `key.json` ({"caption": text or list of texts}) or
+`key.cls` (a class: its number in classnames.txt beside the tars, or its name). A shard is read whole, by one
+rank. Nothing is known of a shard's size before it was read once; then it is remembered, so that going on from
+a position passes over whole shards unread."""
 
 from __future__ import annotations
 
@@ -40,10 +41,11 @@ SAVE_SECONDS = 5.0
 
 
 class Source(ABC):
-    """Image-text pairs without end, by position: the same position always gives the same sample, so a resumed run needs no data state.
+    """Image-text pairs without end, by position: the same position always gives the same sample, so a resumed
+    run needs no data state.
 
-    A pass gives every sample of this rank once, in an order drawn for that pass; the ranks' parts of a pass are disjoint and together the whole.
-    """
+    A pass gives every sample of this rank once, in an order drawn for that pass; the ranks' parts of a pass
+    are disjoint and together the whole."""
 
     name: str
     total: int | None  # samples a pass on all ranks together; None where nobody knows
@@ -58,27 +60,52 @@ class Source(ABC):
 
 
 class Rows(Source):
-    """Pairs that are all known: a table's, or labelled images'. Each rank takes every `world`-th row of a pass's order."""
+    """Pairs that are all known: a table's, or labelled images'. Each rank takes every `world`-th row of a
+    pass's order.
+    """
 
-    def __init__(self, name: str, rows: Sequence[Sample], seed: tuple[int, ...], rank: int = 0, world: int = 1, sizes: Sizes | None = None):
+    def __init__(
+        self,
+        name: str,
+        rows: Sequence[Sample],
+        seed: tuple[int, ...],
+        rank: int = 0,
+        world: int = 1,
+        sizes: Sizes | None = None,
+    ):
         if not rows:
             raise WordsightError(f"{name!r} holds no image-caption pair to train on")
         _check_share(name, len(rows), "pairs", world)
-        self.name, self.rows, self.seed, self.rank, self.world, self.total = name, rows, seed, rank, world, len(rows)
+        self.name, self.rows, self.seed, self.rank, self.world, self.total = (
+            name,
+            rows,
+            seed,
+            rank,
+            world,
+            len(rows),
+        )
         if sizes is not None:
-            content = (part.encode("utf-8", "surrogatepass") for picture, texts in rows for part in (picture.name, *texts))
+            content = (
+                part.encode("utf-8", "surrogatepass")
+                for picture, texts in rows
+                for part in (picture.name, *texts)
+            )
             sizes.remember(name, len(rows), _digest(*content).hex())
 
     def samples(self, start: int) -> Iterator[Sample]:
         number, at = divmod(start, len(range(self.rank, len(self.rows), self.world)))
         for epoch in itertools.count(number):
-            for row in stream(*self.seed, epoch).permutation(len(self.rows))[self.rank :: self.world][at:].tolist():
+            for row in (
+                stream(*self.seed, epoch).permutation(len(self.rows))[self.rank :: self.world][at:].tolist()
+            ):
                 yield self.rows[row]
             at = 0
 
 
 class Shards(Source):
-    """Tars in an order drawn for each pass, and the samples of each in an order of its own. Shard i is read by rank i % world alone."""
+    """Tars in an order drawn for each pass, and the samples of each in an order of its own. Shard i is read
+    by rank i % world alone.
+    """
 
     def __init__(
         self,
@@ -106,7 +133,9 @@ class Shards(Source):
 
     @cached_property
     def total(self) -> int | None:
-        """From sizes.json beside the shards ({"000.tar": count}), as img2dataset's and open_clip's tools write it."""
+        """From sizes.json beside the shards ({"000.tar": count}), as img2dataset's and open_clip's tools
+        write it.
+        """
         try:
             known = json.loads(fetch(_beside(self.paths[0], "sizes.json")))
             return sum(int(known[os.path.basename(path)]) for path in self.paths)
@@ -136,9 +165,13 @@ class Shards(Source):
                 raise self._nothing()
 
     def check(self) -> None:
-        """Read shards of the first pass until one gives a sample; none where one is known to. Errors: WordsightError where nothing comes."""
+        """Read shards of the first pass until one gives a sample; none where one is known to. Errors:
+        WordsightError where nothing comes.
+        """
         own = [self.paths[shard] for shard in self.own]
-        if not self.sizes.any_of(own) and not any(self.read(shard) for shard in stream(*self.seed, 0).permutation(self.own).tolist()):
+        if not self.sizes.any_of(own) and not any(
+            self.read(shard) for shard in stream(*self.seed, 0).permutation(self.own).tolist()
+        ):
             raise self._nothing()
 
     def read(self, shard: int) -> list[Sample]:
@@ -158,9 +191,14 @@ class Shards(Source):
         said = []
         if self.damaged:
             each = _few([f"{path} ({why})" for path, why in self.damaged.items()], "; ", 10)
-            said.append(f"{_counted(len(self.damaged), 'shard')} of {self.name} could not be read whole; what could be read is used: {each}")
+            said.append(
+                f"{_counted(len(self.damaged), 'shard')} of {self.name} could not be read whole; what "
+                f"could be read is used: {each}"
+            )
         if self.wordless:
-            said.append(f"left out {_counted(sum(self.wordless.values()), 'image')} of {self.name} without a caption")
+            said.append(
+                f"left out {_counted(sum(self.wordless.values()), 'image')} of {self.name} without a caption"
+            )
         return said
 
     def _samples(self, path: str, content: bytes) -> list[Sample]:
@@ -170,12 +208,14 @@ class Shards(Source):
         words = [_words(fields) for _, fields in members]
         self._name_classes({word for word in words if isinstance(word, (str, int))})
         samples = [
-            (picture, self.captions[self._class(word)] if isinstance(word, (str, int)) else word) for (picture, _), word in zip(members, words)
+            (picture, self.captions[self._class(word)] if isinstance(word, (str, int)) else word)
+            for (picture, _), word in zip(members, words)
         ]
         whole = [sample for sample in samples if sample[1]]
         if members and not whole and not self.sizes.any_of(self.paths):
             raise WordsightError(
-                f"{path!r} has {_counted(len(members), 'image')} and no caption; expected key.txt, key.json with "
+                f"{path!r} has {_counted(len(members), 'image')} and no caption; expected key.txt, "
+                f"key.json with "
                 '{"caption": ...} or key.cls beside each key.jpg'
             )
         if len(whole) < len(samples):
@@ -198,10 +238,14 @@ class Shards(Source):
             return label
         if not self.class_names:
             place = _beside(self.paths[0], "classnames.txt")
-            raise WordsightError(f"the labels of {self.name!r} are numbers, and words are needed: put classnames.txt, one name a line, at {place!r}")
+            raise WordsightError(
+                f"the labels of {self.name!r} are numbers, and words are needed: put classnames.txt, one "
+                f"name a line, at {place!r}"
+            )
         if not 0 <= label < len(self.class_names):
             raise WordsightError(
-                f"label {label} of {self.name!r} is outside its classnames.txt of {len(self.class_names)} names; labels count from 0"
+                f"label {label} of {self.name!r} is outside its classnames.txt of {len(self.class_names)} "
+                f"names; labels count from 0"
             )
         return self.class_names[label]
 
@@ -216,12 +260,16 @@ class Shards(Source):
 
     def _nothing(self) -> WordsightError:
         why = "; ".join(self.notes()) or "they hold no images; expected samples such as 000.jpg with 000.txt"
-        return WordsightError(f"none of the {_counted(len(self.own), 'shard')} of {self.name!r} gives an image with a caption: {why}")
+        return WordsightError(
+            f"none of the {_counted(len(self.own), 'shard')} of {self.name!r} gives an image with a "
+            f"caption: {why}"
+        )
 
 
 class Sizes:
-    """How many samples each shard and table held when it was first read, in a small JSON: a resumed run passes over whole shards, and finds out when
-    its data has changed, which would change its batches silently. Each rank writes a file of its own beside the first one's."""
+    """How many samples each shard and table held when it was first read, in a small JSON: a resumed run
+    passes over whole shards, and finds out when its data has changed, which would change its batches
+    silently. Each rank writes a file of its own beside the first one's."""
 
     def __init__(self, path: Path | None, rank: int = 0, world: int = 1):
         self.path = path if path is None or rank == 0 else path.with_name(f"{path.stem}-{rank}{path.suffix}")
@@ -232,9 +280,14 @@ class Sizes:
                 kept = json.loads(self.path.read_text(encoding="utf-8"))
                 self.entries, before = kept["samples"], kept["world"]
             except (ValueError, KeyError, OSError) as error:
-                raise WordsightError(f"{str(self.path)!r} cannot be read: {error}; delete it, and the shards are counted again") from error
+                raise WordsightError(
+                    f"{str(self.path)!r} cannot be read: {error}; delete it, and the shards are counted again"
+                ) from error
             if before != world:
-                raise WordsightError(f"this run began with {before} processes and has {world} now: its batches would be others; {self._anew()}")
+                raise WordsightError(
+                    f"this run began with {before} processes and has {world} now: its batches would be "
+                    f"others; {self._anew()}"
+                )
 
     def known(self, name: str) -> int | None:
         return self.entries[name][0] if name in self.entries else None
@@ -253,7 +306,10 @@ class Sizes:
     def check_mark(self, name: str, mark: int | str) -> None:
         count, before = self.entries[name]
         if before != mark:
-            raise WordsightError(f"{name!r} is not what it was when this run began ({count} then): its batches would be others; {self._anew()}")
+            raise WordsightError(
+                f"{name!r} is not what it was when this run began ({count} then): its batches would be "
+                f"others; {self._anew()}"
+            )
 
     def save(self) -> None:
         if self.path is not None:
@@ -275,14 +331,21 @@ def is_shards(source: str) -> bool:
     """Whether a source is webdataset shards: a tar, a pattern of tars, a URL, a folder that holds tars."""
     path = Path(source).expanduser()
     return (
-        "://" in source or source.startswith("pipe:") or bool(re.search(r"\.(tar|tar\.\w+|tgz)$", source)) or bool(path.is_dir() and _tars_in(path))
+        "://" in source
+        or source.startswith("pipe:")
+        or bool(re.search(r"\.(tar|tar\.\w+|tgz)$", source))
+        or bool(path.is_dir() and _tars_in(path))
     )
 
 
 def shards_of(source: str) -> list[str]:
-    """Every shard behind `x-{000..003}.tar`, `x-{a,b}.tar`, a glob, a folder or a URL, in order. Errors: WordsightError where there is none."""
+    """Every shard behind `x-{000..003}.tar`, `x-{a,b}.tar`, a glob, a folder or a URL, in order. Errors:
+    WordsightError where there is none.
+    """
     if source.startswith("pipe:"):
-        raise WordsightError(f"data={source!r}: commands are not run for data; give http(s)://, s3:// or a local path")
+        raise WordsightError(
+            f"data={source!r}: commands are not run for data; give http(s)://, s3:// or a local path"
+        )
     local = str(Path(source).expanduser()) if "://" not in source else source
     if os.path.isdir(local):
         return _tars_in(Path(local))
@@ -290,13 +353,21 @@ def shards_of(source: str) -> list[str]:
     for path in each:
         if not (urllib.parse.urlsplit(path).path if "://" in path else path).endswith(".tar"):
             raise WordsightError(
-                f"data={source!r}: {path!r} is no .tar; only uncompressed tars are read as shards, and tables only from a local path"
+                f"data={source!r}: {path!r} is no .tar; only uncompressed tars are read as shards, and "
+                f"tables only from a local path"
             )
         if "://" in path and set("*[") & set(path):
-            raise WordsightError(f"data={source!r}: * is looked up only in local folders; name remote shards as in x-{{000..099}}.tar")
+            raise WordsightError(
+                f"data={source!r}: * is looked up only in local folders; name remote shards as in "
+                f"x-{{000..099}}.tar"
+            )
     if "://" in local:
         return each
-    found = [path for one in each for path in ([one] if os.path.isfile(one) else sorted(glob.glob(one)) or _missing(one, source))]
+    found = [
+        path
+        for one in each
+        for path in ([one] if os.path.isfile(one) else sorted(glob.glob(one)) or _missing(one, source))
+    ]
     return list(dict.fromkeys(found))
 
 
@@ -313,12 +384,18 @@ def _braces(pattern: str) -> list[str]:
     if not found:
         return [pattern]
     low, high, listed = found.groups()
-    each = listed.split(",") if listed is not None else [str(number).zfill(len(low)) for number in range(int(low), int(high) + 1)]
+    each = (
+        listed.split(",")
+        if listed is not None
+        else [str(number).zfill(len(low)) for number in range(int(low), int(high) + 1)]
+    )
     return [path for one in each for path in _braces(pattern[: found.start()] + one + pattern[found.end() :])]
 
 
 def read_tar(path: str, content: bytes) -> tuple[list[tuple[Picture, dict[str, bytes]]], str | None]:
-    """The images of a tar in their order, each with its .txt, .json and .cls; and what is wrong with the tar, if anything: what stands before is given."""
+    """The images of a tar in their order, each with its .txt, .json and .cls; and what is wrong with the tar,
+    if anything: what stands before is given.
+    """
     view, images, fields, damage = memoryview(content), {}, {}, None
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
@@ -330,12 +407,19 @@ def read_tar(path: str, content: bytes) -> tuple[list[tuple[Picture, dict[str, b
                 if end > len(content) or not member.isfile() or base.startswith("."):
                     continue
                 if "." + extension in IMAGES:
-                    images[f"{folder}/{key}"] = Picture(f"{path}/{member.name}", partial(_cut, view, start, end))
+                    images[f"{folder}/{key}"] = Picture(
+                        f"{path}/{member.name}", partial(_cut, view, start, end)
+                    )
                 elif extension in ("txt", "json", "cls"):
                     fields.setdefault(f"{folder}/{key}", {})[extension] = bytes(view[start:end])
             if view[tar.offset : tar.offset + tarfile.BLOCKSIZE].tobytes() != tarfile.NUL * tarfile.BLOCKSIZE:
                 damage = f"cut off or damaged at byte {min(tar.offset, len(content)):,}"
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:  # a damaged header can raise any of them
+    except (
+        tarfile.TarError,
+        OSError,
+        ValueError,
+        EOFError,
+    ) as error:  # a damaged header can raise any of them
         damage = str(error) if images else f"not readable as an uncompressed tar: {error}"
     return [(picture, fields.get(key, {})) for key, picture in images.items()], damage
 
@@ -352,8 +436,16 @@ def _words(fields: dict[str, bytes]) -> tuple[str, ...] | str | int:
         described = json.loads(fields.get("json", b"{}"))
         described = described if isinstance(described, dict) else {}
         captions = described.get("caption", described.get("captions")) or ()
-        texts = tuple(str(text).strip() for text in ([captions] if isinstance(captions, str) else captions) if str(text or "").strip())
-        label: Any = fields["cls"].decode("utf-8") if "cls" in fields else next((described[key] for key in LABEL_COLUMNS if key in described), None)
+        texts = tuple(
+            str(text).strip()
+            for text in ([captions] if isinstance(captions, str) else captions)
+            if str(text or "").strip()
+        )
+        label: Any = (
+            fields["cls"].decode("utf-8")
+            if "cls" in fields
+            else next((described[key] for key in LABEL_COLUMNS if key in described), None)
+        )
         label = _key(label)
         return texts or (() if label is None or label == "" else label)
     except (ValueError, TypeError):  # neither UTF-8 nor JSON: counted among those without a caption
@@ -372,7 +464,9 @@ class Unanswered(Exception):
 
 
 def fetch(path: str) -> bytes:
-    """A whole file. Errors: Gone where it is not there; WordsightError where a URL does not answer, asked three times."""
+    """A whole file. Errors: Gone where it is not there; WordsightError where a URL does not answer, asked
+    three times.
+    """
     read = _local if "://" not in path else _http if path.startswith(("http://", "https://")) else _remote
     for wait in (*WAITS, None):
         try:
@@ -380,7 +474,8 @@ def fetch(path: str) -> bytes:
         except Unanswered as error:
             if wait is None:
                 raise WordsightError(
-                    f"{path} does not answer: {error}; mend the address or the network and give the same command: it goes on"
+                    f"{path} does not answer: {error}; mend the address or the network and give the same "
+                    f"command: it goes on"
                 ) from error
             time.sleep(wait)
 
@@ -398,14 +493,19 @@ def _bytes(path: str) -> int:
 
 def _http(url: str) -> bytes:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers={"User-Agent": "wordsight"}), timeout=TIMEOUT) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers={"User-Agent": "wordsight"}), timeout=TIMEOUT
+        ) as answer:
             return answer.read()
     except urllib.error.HTTPError as error:
         with error:
             if error.code in (401, 403, 404, 410):
                 raise Gone(f"HTTP {error.code} {error.reason}") from error
             raise Unanswered(f"HTTP {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError; IncompleteRead: the connection ended early
+    except (
+        OSError,
+        http.client.HTTPException,
+    ) as error:  # URLError is an OSError; IncompleteRead: the connection ended early
         raise Unanswered(str(getattr(error, "reason", "") or error or type(error).__name__)) from error
 
 
@@ -418,7 +518,9 @@ def _remote(url: str) -> bytes:
     except (FileNotFoundError, PermissionError) as error:
         raise Gone(str(error) or type(error).__name__) from error
     except (ImportError, ValueError) as error:
-        raise WordsightError(f"{url} cannot be opened: {error} (s3:// needs `pip install s3fs`, gs:// gcsfs)") from error
+        raise WordsightError(
+            f"{url} cannot be opened: {error} (s3:// needs `pip install s3fs`, gs:// gcsfs)"
+        ) from error
     except Exception as error:  # each of fsspec's clients has errors of its own
         raise Unanswered((str(error).strip() or type(error).__name__).splitlines()[0]) from error
 
@@ -434,7 +536,8 @@ def stream(*parts: int) -> np.random.Generator:
 def _check_share(name: str, count: int, what: str, world: int) -> None:
     if count < world:
         raise WordsightError(
-            f"{name!r} has {count} {what} for {world} processes, and each needs one at least; start {count} processes or fewer, or cut it into more"
+            f"{name!r} has {count} {what} for {world} processes, and each needs one at least; start "
+            f"{count} processes or fewer, or cut it into more"
         )
 
 

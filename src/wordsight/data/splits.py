@@ -1,4 +1,6 @@
-"""Splits: the few-shot draw and the base/new halves of the classes, exactly as CoOp and its descendants take them."""
+"""Splits: the few-shot draw and the base/new halves of the classes, exactly as CoOp and its descendants take
+them.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +19,25 @@ Which = Literal["all", "base", "new"]
 
 
 def prepare(dataset: Dataset, shots: int | None = None, seed: int = 1, classes: Which = "all") -> Dataset:
-    """The dataset one run sees: `shots` training images a class, then the base or new half of the classes, with a test part in any case.
+    """The dataset one run sees: `shots` training images a class, then the base or new half of the classes,
+    with a test part in any case.
 
-    The draw is over all classes and the filter comes after it, as in the field's code: the base and the new run of one seed are halves of one draw.
-    """
+    The draw is over all classes and the filter comes after it, as in the field's code: the base and the new
+    run of one seed are halves of one draw."""
     train, val = few_shot(dataset, shots, seed)
-    return select_classes(replace(dataset, train=train, val=val, test=held_out(dataset, shots, seed)), classes)
+    return select_classes(
+        replace(dataset, train=train, val=val, test=held_out(dataset, shots, seed)), classes
+    )
 
 
 def few_shot(dataset: Dataset, shots: int | None, seed: int) -> tuple[Split, Split]:
-    """`shots` training images a class and, after them from the same random stream, min(shots, 4) validation images a class.
+    """`shots` training images a class and, after them from the same random stream, min(shots, 4) validation
+    images a class.
 
-    Dassl's `generate_fewshot_dataset` as CoOp calls it: classes in order of first appearance, `random.sample` of each. The indices equal the
-    field's for the same seed and the same order of images. A validation class with fewer images gives all it has; without a validation part the
-    second split is empty. `shots=None` takes everything.
+    Dassl's `generate_fewshot_dataset` as CoOp calls it: classes in order of first appearance, `random.sample`
+    of each. The indices equal the field's for the same seed and the same order of images. A validation class
+    with fewer images gives all it has; without a validation part the second split is empty. `shots=None`
+    takes everything.
 
     Errors: WordsightError when a class has fewer training images than `shots`; it says which.
     """
@@ -43,16 +50,22 @@ def few_shot(dataset: Dataset, shots: int | None, seed: int) -> tuple[Split, Spl
 
 
 def held_out(dataset: Dataset, shots: int | None, seed: int) -> Split:
-    """The test part: the source's own, or, where it has none, the training images that `few_shot` with these arguments does not draw."""
+    """The test part: the source's own, or, where it has none, the training images that `few_shot` with these
+    arguments does not draw.
+    """
     if dataset.test is not None:
         return dataset.test
     if shots is None:
-        raise WordsightError(f"{dataset.name} has no test part and shots=null trains on every image; give shots=..., or a test/ folder or split")
+        raise WordsightError(
+            f"{dataset.name} has no test part and shots=null trains on every image; give shots=..., or a "
+            f"test/ folder or split"
+        )
     drawn = set(_draw_train(dataset, shots, random.Random(seed)))
     rest = [index for index in range(len(dataset.train)) if index not in drawn]
     if not rest:
         raise WordsightError(
-            f"{dataset.name} has no test part and shots={shots} draws every image; give a smaller shots=, or a test/ folder or split"
+            f"{dataset.name} has no test part and shots={shots} draws every image; give a smaller shots=, "
+            f"or a test/ folder or split"
         )
     return dataset.train.take(rest)
 
@@ -64,16 +77,23 @@ def base_new(n_classes: int) -> tuple[range, range]:
 
 
 def select_classes(dataset: Dataset, which: Which) -> Dataset:
-    """The base or the new half of the classes, in every part, relabelled from 0. Prediction is then among these classes alone."""
+    """The base or the new half of the classes, in every part, relabelled from 0. Prediction is then among
+    these classes alone.
+    """
     chosen = chosen_classes(len(dataset.class_names), which)
     if which == "all":
         return dataset
     if len(chosen) < 2:
         raise WordsightError(
-            f"classes={which} of {dataset.name} leaves {len(chosen)} of {len(dataset.class_names)} classes; at least 2 are needed to choose among"
+            f"classes={which} of {dataset.name} leaves {len(chosen)} of {len(dataset.class_names)} "
+            f"classes; at least 2 are needed to choose among"
         )
     names = tuple(dataset.class_names[label] for label in chosen)
-    parts = {part: keep_classes(split, chosen) for part in ("train", "val", "test") if (split := getattr(dataset, part)) is not None}
+    parts = {
+        part: keep_classes(split, chosen)
+        for part in ("train", "val", "test")
+        if (split := getattr(dataset, part)) is not None
+    }
     return replace(dataset, class_names=names, **parts)
 
 
@@ -82,7 +102,10 @@ def chosen_classes(n_classes: int, which: Which) -> range:
     base, new = base_new(n_classes)
     halves = {"all": range(n_classes), "base": base, "new": new}
     if which not in halves:
-        raise WordsightError(f"classes={which!r} is not a choice{nearest(str(which), halves)}; the choices are {', '.join(halves)}")
+        raise WordsightError(
+            f"classes={which!r} is not a choice{nearest(str(which), halves)}; the choices are "
+            f"{', '.join(halves)}"
+        )
     return halves[which]
 
 
@@ -94,17 +117,27 @@ def keep_classes(split: Split, classes: Sequence[int]) -> Split:
 
 
 def fingerprint(split: Split) -> str:
-    """How many images, and a hash of their names and labels in order: a folder that has changed gives another draw."""
-    listed = "\n".join(f"{picture.name} {label}" for picture, label in zip(split.pictures, split.labels.tolist()))
-    return f"{len(split)}, fingerprint {hashlib.blake2b(listed.encode(errors='surrogateescape'), digest_size=8).hexdigest()}"
+    """How many images, and a hash of their names and labels in order: a folder that has changed gives another
+    draw.
+    """
+    listed = "\n".join(
+        f"{picture.name} {label}" for picture, label in zip(split.pictures, split.labels.tolist())
+    )
+    return (
+        f"{len(split)}, fingerprint "
+        f"{hashlib.blake2b(listed.encode(errors='surrogateescape'), digest_size=8).hexdigest()}"
+    )
 
 
 def _draw_train(dataset: Dataset, shots: int, stream: random.Random) -> list[int]:
     if shots < 1:
-        raise WordsightError(f"shots={shots} draws nothing; give a whole number from 1, or null for every image")
+        raise WordsightError(
+            f"shots={shots} draws nothing; give a whole number from 1, or null for every image"
+        )
     if not len(dataset.train):
         raise WordsightError(
-            f"{dataset.name} has test images only; test a run on it with `wordsight eval RUN data={dataset.name}`, or give shots=null to a method "
+            f"{dataset.name} has test images only; test a run on it with `wordsight eval RUN "
+            f"data={dataset.name}`, or give shots=null to a method "
             "that needs no labels"
         )
     counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
@@ -118,7 +151,8 @@ def _draw_train(dataset: Dataset, shots: int, stream: random.Random) -> list[int
             else "add images to them or take these classes out"
         )
         raise WordsightError(
-            f"shots={shots} needs {shots} training images of every class; {len(short)} of {len(counts)} classes have fewer: {listed}{more}; {right}"
+            f"shots={shots} needs {shots} training images of every class; {len(short)} of {len(counts)} "
+            f"classes have fewer: {listed}{more}; {right}"
         )
     return _draw(dataset.train.labels, shots, stream)
 
@@ -127,4 +161,8 @@ def _draw(labels: np.ndarray, shots: int, stream: random.Random) -> list[int]:
     by_label: dict[int, list[int]] = {}
     for index, label in enumerate(labels.tolist()):
         by_label.setdefault(label, []).append(index)
-    return [index for items in by_label.values() for index in (stream.sample(items, shots) if len(items) >= shots else items)]
+    return [
+        index
+        for items in by_label.values()
+        for index in (stream.sample(items, shots) if len(items) >= shots else items)
+    ]

@@ -1,8 +1,9 @@
-"""Stream: batches for two towers from sources of any size, mixed by weights, with image vectors computed while training goes on.
+"""Stream: batches for two towers from sources of any size, mixed by weights, with image vectors computed
+while training goes on.
 
-Everything is decided by (seed, step): how many samples each source gives to a step, so how far each has been read; which samples these are; which of
-their captions and views is drawn. So a killed run goes on with the batches that it would have seen, and the only state is what shards.py remembers.
-"""
+Everything is decided by (seed, step): how many samples each source gives to a step, so how far each has been
+read; which samples these are; which of their captions and views is drawn. So a killed run goes on with the
+batches that it would have seen, and the only state is what shards.py remembers."""
 
 from __future__ import annotations
 
@@ -28,7 +29,15 @@ from wordsight.backbones import Backbone
 from wordsight.backbones.text_tower import TextBatch
 from wordsight.config import WordsightError
 from wordsight.data import Picture
-from wordsight.data.features import MAX_WORKERS, Unreadable, _content_digest, image_features, read_image, text_features, view_box
+from wordsight.data.features import (
+    MAX_WORKERS,
+    Unreadable,
+    _content_digest,
+    image_features,
+    read_image,
+    text_features,
+    view_box,
+)
 from wordsight.data.pairs import class_captions, source_rows, sources_of
 from wordsight.data.shards import Rows, Sample, Shards, Sizes, Source, is_shards, shards_of, stream
 from wordsight.data.sources import _counted
@@ -74,11 +83,12 @@ def open_stream(
     world: int = 1,
     sizes: Path | None = None,  # where the sizes of shards are kept, in the run's state/; None: they are not
 ) -> Mixture:
-    """The sources of `a::b`: shards (shards.py), tables of captions, labelled data (pairs.py). The first shard of each is read, to see that it can be.
+    """The sources of `a::b`: shards (shards.py), tables of captions, labelled data (pairs.py). The first
+    shard of each is read, to see that it can be.
 
-    Errors: WordsightError for bad weights (see `check_weights`), a source that cannot be read, has no caption, or has fewer shards than there are
-    processes; where data is not what it was when `sizes` was written.
-    """
+    Errors: WordsightError for bad weights (see `check_weights`), a source that cannot be read, has no
+    caption, or has fewer shards than there are processes; where data is not what it was when `sizes` was
+    written."""
     names = sources_of(spec)
     if not names:
         raise WordsightError(f"data={spec!r} names no source")
@@ -99,16 +109,23 @@ def open_stream(
 
 
 def check_weights(weights: str | Sequence[float] | None, sources: Sequence[str]) -> tuple[float, ...] | None:
-    """The weights as numbers: `0.7,0.3` or a list, one a source, none negative, 1 together. None stays None: as many of each source as it has."""
+    """The weights as numbers: `0.7,0.3` or a list, one a source, none negative, 1 together. None stays None:
+    as many of each source as it has.
+    """
     if weights is None:
         return None
     given = f"weights={weights}"
     try:
-        each = [float(weight) for weight in (weights.split(",") if isinstance(weights, str) else np.atleast_1d(weights))]
+        each = [
+            float(weight)
+            for weight in (weights.split(",") if isinstance(weights, str) else np.atleast_1d(weights))
+        ]
     except (TypeError, ValueError) as error:
         raise WordsightError(f"{given} are not numbers; give one a source, as in weights=0.7,0.3") from error
     if len(each) != len(sources):
-        raise WordsightError(f"{given} are {len(each)} for {len(sources)} sources ({', '.join(sources)}); give one each")
+        raise WordsightError(
+            f"{given} are {len(each)} for {len(sources)} sources ({', '.join(sources)}); give one each"
+        )
     if not all(weight >= 0 and math.isfinite(weight) for weight in each):
         raise WordsightError(f"{given} must be 0 or more each")
     if abs(sum(each) - 1) > 1e-6:
@@ -123,16 +140,19 @@ def _by_size(sources: Sequence[Source]) -> tuple[float, ...]:
     unknown = [source.name for source, total in zip(sources, totals) if total is None]
     if unknown:
         raise WordsightError(
-            f"nobody knows how many samples {', '.join(unknown)} has; say how to mix: settings.weights=0.7,0.3, or put sizes.json there"
+            f"nobody knows how many samples {', '.join(unknown)} has; say how to mix: "
+            f"settings.weights=0.7,0.3, or put sizes.json there"
         )
     return tuple(total / sum(totals) for total in totals)
 
 
 class StreamBatches:
-    """Batches of a mixture, as `PairBatches` gives them and by the same protocol; `batch` gives this rank's part of a batch, batch_size // world pairs.
+    """Batches of a mixture, as `PairBatches` gives them and by the same protocol; `batch` gives this rank's
+    part of a batch, batch_size // world pairs.
 
-    Image vectors come from the frozen tower while earlier batches train, or with features="store" from the feature cache. An unreadable image is replaced
-    by a sample that comes next, which stays in its own place too: positions do not depend on what could be read. `close` ends the thread behind it.
+    Image vectors come from the frozen tower while earlier batches train, or with features="store" from the
+    feature cache. An unreadable image is replaced by a sample that comes next, which stays in its own place
+    too: positions do not depend on what could be read. `close` ends the thread behind it.
 
     `per_caption` adds what is computed of a batch's distinct captions, as `teacher_texts` is.
     """
@@ -153,29 +173,46 @@ class StreamBatches:
         ahead: int = 1,  # finished batches that wait, beside the one in work
     ):
         if batch_size < mixture.world or batch_size % mixture.world:
-            raise WordsightError(f"train.batch_size={batch_size} cannot be shared by {mixture.world} processes; give a multiple of {mixture.world}")
+            raise WordsightError(
+                f"train.batch_size={batch_size} cannot be shared by {mixture.world} processes; give a "
+                f"multiple of {mixture.world}"
+            )
         self.mixture, self.batch_size, self.size = mixture, batch_size, batch_size // mixture.world
         self.backbone, self.teacher, self.tokenise = backbone, teacher, tokenise
         self.per_caption = dict(per_caption or {})
         if teacher is not None:
-            self.per_caption = {"teacher_texts": partial(_text_vectors, teacher, features == "store"), **self.per_caption}
-        self.features, self.views, self.flip, self.max_steps, self.ahead = features, views, flip, max_steps, ahead
+            self.per_caption = {
+                "teacher_texts": partial(_text_vectors, teacher, features == "store"),
+                **self.per_caption,
+            }
+        self.features, self.views, self.flip, self.max_steps, self.ahead = (
+            features,
+            views,
+            flip,
+            max_steps,
+            ahead,
+        )
         self.skipped: dict[str, str] = {}  # images that could not be read, and why
         self._length = self._count()
         self._blocks: tuple[int, Int[np.ndarray, " S"]] = (0, np.zeros(len(mixture.sources), np.int64))
         self._producer: _Producer | None = None
 
     def __len__(self) -> int:
-        """Batches in an epoch, which is as many samples as all sources have together; where nobody knows, the whole training is one epoch."""
+        """Batches in an epoch, which is as many samples as all sources have together; where nobody knows, the
+        whole training is one epoch.
+        """
         if self._length is None:
             unknown = ", ".join(source.name for source in self.mixture.sources if source.total is None)
             raise WordsightError(
-                f"nobody knows how many samples {unknown} has; say how long to train: train.max_steps=10000, or put sizes.json there"
+                f"nobody knows how many samples {unknown} has; say how long to train: "
+                f"train.max_steps=10000, or put sizes.json there"
             )
         return self._length
 
     def batch(self, epoch: int, index: int) -> dict[str, Tensor]:
-        """The batch of step epoch * len + index. In order they come from the thread that works ahead; another step makes it begin anew there."""
+        """The batch of step epoch * len + index. In order they come from the thread that works ahead; another
+        step makes it begin anew there.
+        """
         step = epoch * len(self) + index if epoch else index
         if self._producer is None or self._producer.step != step:
             self._halt()
@@ -204,16 +241,22 @@ class StreamBatches:
         if self.skipped:
             listed = "\n".join(f"  {name}: {reason}" for name, reason in list(self.skipped.items())[:10])
             more = f"\n  ... and {len(self.skipped) - 10} more" if len(self.skipped) > 10 else ""
-            said.append(f"skipped {_counted(len(self.skipped), 'unreadable image')}, others took their places:\n{listed}{more}")
+            said.append(
+                f"skipped {_counted(len(self.skipped), 'unreadable image')}, others took their "
+                f"places:\n{listed}{more}"
+            )
         for source, weight in zip(self.mixture.sources, self.mixture.weights):
             if isinstance(source, Rows) and source.total < weight * self.batch_size:
                 said.append(
-                    f"{source.name} has {source.total} pairs and a batch takes {weight * self.batch_size:.0f}: its images repeat within a batch"
+                    f"{source.name} has {source.total} pairs and a batch takes "
+                    f"{weight * self.batch_size:.0f}: its images repeat within a batch"
                 )
         return said
 
     def mean_image(self) -> Float[Tensor, " D"]:
-        """The mean of the first image vectors of this rank, thousands of them; on several ranks take rank 0's for all."""
+        """The mean of the first image vectors of this rank, thousands of them; on several ranks take rank 0's
+        for all.
+        """
         steps = range(max(1, math.ceil(MEAN_OF / self.size)))
         return torch.cat([self.batch(0, step)["images"] for step in steps]).mean(0)
 
@@ -234,7 +277,9 @@ class StreamBatches:
 
     def _drawn(self, block: int) -> Int[np.ndarray, "K S"]:
         shares = np.array(self.mixture.weights) / sum(self.mixture.weights)
-        return stream(self.mixture.seed, TAKE, self.mixture.rank, block).multinomial(self.size, shares, size=BLOCK)
+        return stream(self.mixture.seed, TAKE, self.mixture.rank, block).multinomial(
+            self.size, shares, size=BLOCK
+        )
 
     def _count(self) -> int | None:
         totals = [source.total for source in self.mixture.sources]
@@ -257,7 +302,9 @@ class _Producer:
         self.towers = [tower for tower in (batches.backbone, batches.teacher) if tower is not None]
         device = batches.backbone.device.type
         self.part = PART.get(device, PART_ELSEWHERE)
-        self.decoders = max(1, min(torch.get_num_threads() if device == "cpu" else os.cpu_count() or 1, MAX_WORKERS))
+        self.decoders = max(
+            1, min(torch.get_num_threads() if device == "cpu" else os.cpu_count() or 1, MAX_WORKERS)
+        )
         self.thread = threading.Thread(target=self._run, name="wordsight-stream", daemon=True)
         self.thread.start()
 
@@ -275,7 +322,10 @@ class _Producer:
     def _run(self) -> None:
         step = self.step
         try:
-            readers = [_Reader(source, int(start)) for source, start in zip(self.batches.mixture.sources, self.batches.positions(step))]
+            readers = [
+                _Reader(source, int(start))
+                for source, start in zip(self.batches.mixture.sources, self.batches.positions(step))
+            ]
             with ThreadPoolExecutor(self.decoders) as self.pool:
                 while not self.stopped.is_set():
                     self._give(self._make(step, readers))
@@ -295,8 +345,13 @@ class _Producer:
     def _make(self, step: int, readers: Sequence[_Reader]) -> dict[str, Tensor]:
         batches, counts = self.batches, self.batches.counts(step).tolist()
         draw = stream(batches.mixture.seed, DRAW, batches.mixture.rank, step)
-        views, which = draw.integers(batches.views, size=batches.size).tolist(), draw.random(batches.size).tolist()
-        readers = [reader for reader, count in zip(readers, counts) for reader in [reader] * count]  # of each place in the batch
+        views, which = (
+            draw.integers(batches.views, size=batches.size).tolist(),
+            draw.random(batches.size).tolist(),
+        )
+        readers = [
+            reader for reader, count in zip(readers, counts) for reader in [reader] * count
+        ]  # of each place in the batch
         samples = [reader.take() for reader in readers]
         vectors = self._vectors([picture for picture, _ in samples], views)
         while bad := [place for place, found in enumerate(vectors) if found is None]:
@@ -310,26 +365,37 @@ class _Producer:
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         tokens = batches.tokenise(list(row_of))
         return {
-            **{name: torch.stack(column) for name, column in zip(("images", "teacher_images"), zip(*vectors))},
+            **{
+                name: torch.stack(column) for name, column in zip(("images", "teacher_images"), zip(*vectors))
+            },
             "ids": tokens.ids.cpu(),
             "lengths": tokens.lengths.cpu(),
             "text_of": torch.tensor([row_of[text] for text in texts]),
             **{name: compute(list(row_of)).cpu() for name, compute in batches.per_caption.items()},
         }
 
-    def _check_hope(self, readers: Sequence[_Reader], samples: Sequence[Sample], vectors: Sequence[Vectors | None]) -> None:
+    def _check_hope(
+        self, readers: Sequence[_Reader], samples: Sequence[Sample], vectors: Sequence[Vectors | None]
+    ) -> None:
         good = {reader for reader, found in zip(readers, vectors) if found is not None}
         for reader, tried in Counter(reader for reader in readers if reader not in good).items():
             if reader.bad >= MANY_BAD:
                 name = samples[readers.index(reader)][0].name
                 raise WordsightError(
-                    f"{_counted(reader.bad, 'image')} of {reader.name!r} on end could not be read; one is {name}: {self.batches.skipped[name]}"
+                    f"{_counted(reader.bad, 'image')} of {reader.name!r} on end could not be read; one is "
+                    f"{name}: {self.batches.skipped[name]}"
                 )
             reader.bad += tried
 
     def _vectors(self, pictures: Sequence[Picture], views: Sequence[int]) -> list[Vectors | None]:
-        """Each image's vectors under each tower, in the view drawn for it; None where it cannot be read, which is counted."""
-        return self._stored(pictures, views) if self.batches.features == "store" else self._encoded(pictures, views)
+        """Each image's vectors under each tower, in the view drawn for it; None where it cannot be read,
+        which is counted.
+        """
+        return (
+            self._stored(pictures, views)
+            if self.batches.features == "store"
+            else self._encoded(pictures, views)
+        )
 
     def _stored(self, pictures: Sequence[Picture], views: Sequence[int]) -> list[Vectors | None]:
         several, flip = self.batches.views, self.batches.flip
@@ -353,7 +419,9 @@ class _Producer:
             following = self._prepare(pictures, views, range(start + self.part, len(pictures), self.part)[:1])
             ready = [future.result() for future in waiting]
             whole = [pixels for pixels in ready if pixels is not None]
-            encoded = iter(zip(*(self._encode(tower, list(column)) for tower, column in zip(self.towers, zip(*whole)))))
+            encoded = iter(
+                zip(*(self._encode(tower, list(column)) for tower, column in zip(self.towers, zip(*whole))))
+            )
             found += [None if pixels is None else next(encoded) for pixels in ready]
             waiting = following
         return found
@@ -363,7 +431,9 @@ class _Producer:
         return [self.pool.submit(self._pixels, pictures[place], views[place]) for place in chosen]
 
     def _pixels(self, picture: Picture, view: int) -> list[UInt8[Tensor, "3 H W"]] | None:
-        """An image as each tower's pixels. View 0 is the centre crop; the others are those of the feature store, which a seed of 0 and the content draw."""
+        """An image as each tower's pixels. View 0 is the centre crop; the others are those of the feature
+        store, which a seed of 0 and the content draw.
+        """
         try:
             value = picture.load()
             image = read_image(value)

@@ -1,8 +1,9 @@
-"""AAPE: natural-language sentences, condensed into one prompt embedding per image, adapt CLIP's class weights.
+"""AAPE: natural-language sentences, condensed into one prompt embedding per image, adapt CLIP's class
+weights.
 
-"Aggregate-and-Adapt Natural Language Prompts for Downstream Generalization of CLIP", Huang et al., NeurIPS 2024 (arXiv 2410.23698).
-Shapes: B images, C classes, D shared width, r inner width, N sentences of a class, H heads.
-"""
+"Aggregate-and-Adapt Natural Language Prompts for Downstream Generalization of CLIP", Huang et al., NeurIPS
+2024 (arXiv 2410.23698). Shapes: B images, C classes, D shared width, r inner width, N sentences of a class, H
+heads."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from wordsight.config import TrainSettings, WordsightError
 from wordsight.methods import Classifier, Labelled, Learner
 from wordsight.sentences import ClassTexts
 
-PAIRS_IN_CACHE = 32_768  # image-class pairs scored at once: their r-wide activations stay in the processor's cache
+PAIRS_IN_CACHE = (
+    32_768  # image-class pairs scored at once: their r-wide activations stay in the processor's cache
+)
 CALIBRATION_IMAGES = 2_000  # more than this many labelled images cannot move three numbers
 
 
@@ -30,28 +33,43 @@ class AAPESettings:
     """The settings that act on the residual form alone say so. Choices measured in benchmarks/aape."""
 
     form: Literal["residual", "as_in_paper", "h_only"] = "residual"
-    width: int = 8  # r, of the generator and of the projection; the paper's is 32. Prediction costs r numbers a pair beside zero-shot's D
+    # r, of the generator and of the projection; the paper's is 32. Prediction costs r numbers a pair beside
+    # zero-shot's D
+    width: int = 8
     aggregator: Literal["attention", "mlp", "mean", "random"] = "attention"
-    query: Literal["mean", "mean+image"] = "mean"  # what the aggregator's slot starts as: the paper's eq. 1, or "input-adapted" as its text says
+    query: Literal["mean", "mean+image"] = (
+        "mean"  # what the aggregator's slot starts as: the paper's eq. 1, or "input-adapted" as its text says
+    )
     heads: int = 4
     distill: float = 5.0  # weight of the distillation loss; the paper: 3 to 9 work about as well
-    pull: float = 0.05  # residual: weight of the pull of adapted class weights towards the words they started from
+    pull: float = (
+        0.05  # residual: weight of the pull of adapted class weights towards the words they started from
+    )
     class_residual: bool = True  # residual: each labelled class also learns an offset of its own
-    calibrate: bool = True  # residual: name against sentences, image centre and temperature by likelihood on the labelled images
-    new_strength: float = 0.05  # residual: how much of the learned change applies to classes that had no labels
+    # residual: name against sentences, image centre and temperature by likelihood on the labelled images
+    calibrate: bool = True
+    new_strength: float = (
+        0.05  # residual: how much of the learned change applies to classes that had no labels
+    )
 
 
 class AAPE(Classifier, Learner):
-    """Class weights that follow the image: w_c(x) = w_c + r_c + s_c g([w_c ; h(x)]); score = cosine to x, times a temperature.
+    """Class weights that follow the image: w_c(x) = w_c + r_c + s_c g([w_c ; h(x)]); score = cosine to x,
+    times a temperature.
 
-    Generator h and projection g are two-layer perceptrons (section 3.2 and eq. 3); h is distilled from sentences that an aggregator condenses
-    (eqs. 1 and 2) and needs neither sentences nor aggregator at prediction.
+    Generator h and projection g are two-layer perceptrons (section 3.2 and eq. 3); h is distilled from
+    sentences that an aggregator condenses (eqs. 1 and 2) and needs neither sentences nor aggregator at
+    prediction.
 
     As in the paper with `form=as_in_paper` (w_c(x) = g([w_c ; h(x)])) and `form=h_only` (cos(h(x), w_c)).
-    Differs from the paper in the default, `form=residual`, which starts exactly at zero-shot and therefore cannot lose what the words knew:
-      - the last layer of g starts at zero and is added to w_c; classes without labels get `new_strength` of it;
-      - h(x) = x + perceptron(x), its last layer zero too: what it says starts at the image and moves to the sentences, also after few steps;
-      - w_c mixes name and sentences, images are centred, and the temperature is set, each by likelihood on the labelled images (`calibrate`);
+    Differs from the paper in the default, `form=residual`, which starts exactly at zero-shot and therefore
+    cannot lose what the words knew:
+      - the last layer of g starts at zero and is added to w_c; classes without labels get `new_strength` of
+        it;
+      - h(x) = x + perceptron(x), its last layer zero too: what it says starts at the image and moves to the
+        sentences, also after few steps;
+      - w_c mixes name and sentences, images are centred, and the temperature is set, each by likelihood on
+        the labelled images (`calibrate`);
       - labelled classes learn an offset r_c (as in TaskRes); classes without labels have none.
     With a weak text space the paper's form forgets the classes it did not train on (benchmarks/aape).
     """
@@ -64,9 +82,13 @@ class AAPE(Classifier, Learner):
     def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: AAPESettings):
         super().__init__(class_names, dim, logit_scale, settings)
         if settings.width < 1 or settings.heads < 1:
-            raise WordsightError(f"settings.width={settings.width} and settings.heads={settings.heads} must both be 1 or more")
+            raise WordsightError(
+                f"settings.width={settings.width} and settings.heads={settings.heads} must both be 1 or more"
+            )
         self.residual = settings.form == "residual"
-        self.generator = nn.Sequential(nn.Linear(dim, settings.width), nn.ReLU(), nn.Linear(settings.width, dim))
+        self.generator = nn.Sequential(
+            nn.Linear(dim, settings.width), nn.ReLU(), nn.Linear(settings.width, dim)
+        )
         if settings.form != "h_only":  # g([w ; h]) = project(relu(from_class(w) + from_prompt(h)))
             self.from_class = nn.Linear(dim, settings.width)
             self.from_prompt = nn.Linear(dim, settings.width, bias=False)
@@ -76,22 +98,37 @@ class AAPE(Classifier, Learner):
                 nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
         if self.residual and settings.class_residual:
             self.class_residual = nn.Parameter(torch.zeros(len(class_names), dim))
-        self.register_buffer("mix", torch.tensor(0.5 if self.residual else 0.0))  # share of the sentences in w_c; the paper's w_c is the name alone
+        self.register_buffer(
+            "mix", torch.tensor(0.5 if self.residual else 0.0)
+        )  # share of the sentences in w_c; the paper's w_c is the name alone
         self.register_buffer("centre", torch.zeros(dim))
         self.register_buffer("scale", torch.tensor(float(logit_scale)))
 
-    # -- fitting ------------------------------------------------------------------------------------------------------------------------
+    # -- fitting ---------------------------------------------------------------------------------------------
 
-    def begin(self, images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts, seed: int, val: Labelled | None = None) -> None:
+    def begin(
+        self,
+        images: Float[Tensor, "n D"],
+        labels: Int[Tensor, " n"],
+        texts: ClassTexts,
+        seed: int,
+        val: Labelled | None = None,
+    ) -> None:
         if self.residual and self.settings.calibrate:
             mix, centre, scale = calibrate(images, labels, texts)
             self.mix.fill_(mix), self.centre.copy_(centre), self.scale.fill_(scale)
-        groups = [vectors if len(vectors) else name[None] for vectors, name in zip(texts.sentence_vectors, texts.name_vectors)]
+        groups = [
+            vectors if len(vectors) else name[None]
+            for vectors, name in zip(texts.sentence_vectors, texts.name_vectors)
+        ]
         if self.settings.aggregator == "random":
             stream = torch.Generator().manual_seed(seed)
             groups = [vectors[torch.randint(len(vectors), (1,), generator=stream)] for vectors in groups]
         self.sentences = nn.utils.rnn.pad_sequence(groups, batch_first=True)  # [C, N, D]
-        self.present = torch.arange(self.sentences.shape[1]) < torch.tensor([len(vectors) for vectors in groups])[:, None]
+        self.present = (
+            torch.arange(self.sentences.shape[1])
+            < torch.tensor([len(vectors) for vectors in groups])[:, None]
+        )
         self.aggregator = AGGREGATORS[self.settings.aggregator](self.dim, self.settings.heads)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -100,7 +137,9 @@ class AAPE(Classifier, Learner):
         return [{"params": rest, "lr_scale": 1.0}] + ([{"params": own, "lr_scale": 3.0}] if own else [])
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
-        """Eq. 4 (distillation and cross entropy), the aggregator's reward, and the pull of the residual form."""
+        """Eq. 4 (distillation and cross entropy), the aggregator's reward, and the pull of the residual
+        form.
+        """
         images, labels = self.centred(batch["images"]), batch["labels"]
         prompt = self.condense(images, labels)
         said = self.generate(images)
@@ -120,10 +159,12 @@ class AAPE(Classifier, Learner):
         sentences, present = self.sentences.to(images.device), self.present.to(images.device)
         if self.settings.query == "mean+image":
             return self.aggregator(sentences[labels], present[labels], images)
-        classes, place = labels.unique(return_inverse=True)  # without the image in the query, a class has one prompt
+        classes, place = labels.unique(
+            return_inverse=True
+        )  # without the image in the query, a class has one prompt
         return self.aggregator(sentences[classes], present[classes], None)[place]
 
-    # -- prediction ---------------------------------------------------------------------------------------------------------------------
+    # -- prediction ------------------------------------------------------------------------------------------
 
     def bind(self, texts: ClassTexts) -> None:
         place = {name: row for row, name in enumerate(self.class_names)}
@@ -137,7 +178,9 @@ class AAPE(Classifier, Learner):
         self.register_buffer("strength", strength, persistent=False)
 
     def generate(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """h(x): the prompt embedding said of each centred image. Not a unit vector. The residual form starts at the image itself."""
+        """h(x): the prompt embedding said of each centred image. Not a unit vector. The residual form starts
+        at the image itself.
+        """
         return images + self.generator(images) if self.residual else self.generator(images)
 
     def centred(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
@@ -169,7 +212,9 @@ class AAPE(Classifier, Learner):
         return self.words + offsets[self.rows]
 
     def class_weights(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C D"]:
-        """w_c(x) for centred images, written plainly: what `cosines` must equal, and too large to build for many classes."""
+        """w_c(x) for centred images, written plainly: what `cosines` must equal, and too large to build for
+        many classes.
+        """
         said = self.generate(images)
         inner = F.relu(self.from_class(self.words)[None] + self.from_prompt(said)[:, None])
         return self.start() + self.strength[:, None] * self.project(inner)
@@ -179,9 +224,19 @@ class AAPE(Classifier, Learner):
         V, strength = self.project.weight, self.strength
         fixed = self.start() + strength[:, None] * self.project.bias
         linear = 2 * strength * (V.T @ fixed.T)
-        return ClassSide(fixed, self.from_class(self.words).T.contiguous(), V, V.T @ V, linear, strength, fixed.square().sum(-1))
+        return ClassSide(
+            fixed,
+            self.from_class(self.words).T.contiguous(),
+            V,
+            V.T @ V,
+            linear,
+            strength,
+            fixed.square().sum(-1),
+        )
 
-    def cosines(self, images: Float[Tensor, "B D"], said: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"] | None]:
+    def cosines(
+        self, images: Float[Tensor, "B D"], said: Float[Tensor, "B D"]
+    ) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"] | None]:
         """cos(x, w_c(x)) and, where the pull needs it, cos(w_c, w_c(x)), without the B x C x D tensor.
 
         With z = relu(...) of width r, V and v the last layer, u_c = w_c + r_c + s_c v and s_c the strength:
@@ -190,15 +245,26 @@ class AAPE(Classifier, Learner):
         if self.settings.form == "h_only":
             return unit(said) @ self.words.T, None
         side = self.class_side()
-        return self.bend(images @ side.fixed.T, images @ side.V, self.from_prompt(said), side, keep=self.residual and self.settings.pull > 0)
+        return self.bend(
+            images @ side.fixed.T,
+            images @ side.V,
+            self.from_prompt(said),
+            side,
+            keep=self.residual and self.settings.pull > 0,
+        )
 
     def bend(
-        self, dots: Float[Tensor, "B C"], reach: Float[Tensor, "B r"], inner: Float[Tensor, "B r"], side: ClassSide, keep: bool = False
+        self,
+        dots: Float[Tensor, "B C"],
+        reach: Float[Tensor, "B r"],
+        inner: Float[Tensor, "B r"],
+        side: ClassSide,
+        keep: bool = False,
     ) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"] | None]:
         """The part of `cosines` that is r wide, given x . u_c, V'x and what h(x) gives to z.
 
-        Classes lie in the last dimension, where they fill the processor's vectors: several times faster than r there.
-        """
+        Classes lie in the last dimension, where they fill the processor's vectors: several times faster than
+        r there."""
         z = (side.inner + inner[:, :, None]).relu_()  # [B, r, C]
         bent = torch.addcmul(side.linear, side.gram @ z, side.strength.square())
         lengths = ((z * bent).sum(1) + side.squares).clamp_min_(1e-12).rsqrt_()
@@ -219,7 +285,7 @@ class ClassSide(NamedTuple):
     squares: Float[Tensor, " C"]  # |u_c|^2
 
 
-# -- aggregators: sentences [G, N, D] with a mask [G, N], and images [G, D] or None -> unit prompts [G, D]; invariant to the order of sentences --
+# -- aggregators: sentences [G, N, D] with a mask [G, N], and images [G, D] or None -> unit prompts [G, D]; in
 
 
 def mean_of(sentences: Float[Tensor, "G N D"], present: Bool[Tensor, "G N"]) -> Float[Tensor, "G D"]:
@@ -227,13 +293,22 @@ def mean_of(sentences: Float[Tensor, "G N D"], present: Bool[Tensor, "G N"]) -> 
 
 
 class MeanAggregator(nn.Module):
-    """The unit mean; after `begin` has kept one sentence a class, also the random sentence of the paper's ablation."""
+    """The unit mean; after `begin` has kept one sentence a class, also the random sentence of the paper's
+    ablation.
+    """
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
 
-    def forward(self, sentences: Float[Tensor, "G N D"], present: Bool[Tensor, "G N"], images: Float[Tensor, "G D"] | None) -> Float[Tensor, "G D"]:
-        return unit(mean_of(sentences, present) + images) if images is not None else mean_of(sentences, present)
+    def forward(
+        self,
+        sentences: Float[Tensor, "G N D"],
+        present: Bool[Tensor, "G N"],
+        images: Float[Tensor, "G D"] | None,
+    ) -> Float[Tensor, "G D"]:
+        return (
+            unit(mean_of(sentences, present) + images) if images is not None else mean_of(sentences, present)
+        )
 
 
 class MLPAggregator(nn.Module):
@@ -244,17 +319,23 @@ class MLPAggregator(nn.Module):
         self.f = nn.Sequential(nn.Linear(dim, max(1, dim // 4)), nn.ReLU(), nn.Linear(max(1, dim // 4), dim))
         self.alpha = nn.Parameter(torch.tensor(0.5))
 
-    def forward(self, sentences: Float[Tensor, "G N D"], present: Bool[Tensor, "G N"], images: Float[Tensor, "G D"] | None) -> Float[Tensor, "G D"]:
+    def forward(
+        self,
+        sentences: Float[Tensor, "G N D"],
+        present: Bool[Tensor, "G N"],
+        images: Float[Tensor, "G D"] | None,
+    ) -> Float[Tensor, "G D"]:
         slot = MeanAggregator.forward(self, sentences, present, images)
         return unit(self.alpha * self.f(slot) + (1 - self.alpha) * slot)
 
 
 class AttentionAggregator(nn.Module):
-    """One attention layer over [slot ; sentences], of which only the slot's output is kept (eq. 1). The slot starts as the mean, or mean + image.
+    """One attention layer over [slot ; sentences], of which only the slot's output is kept (eq. 1). The slot
+    starts as the mean, or mean + image.
 
-    As in the paper, with pre-normalisation and zero last layers, so that training starts at the mean itself (the paper leaves both open).
-    One query needs no key and value vectors: its products with the key matrix are taken first, so a sentence costs H x D and not D x D.
-    """
+    As in the paper, with pre-normalisation and zero last layers, so that training starts at the mean itself
+    (the paper leaves both open). One query needs no key and value vectors: its products with the key matrix
+    are taken first, so a sentence costs H x D and not D x D."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -268,7 +349,12 @@ class AttentionAggregator(nn.Module):
         for last in (self.output, self.feed_forward[-1]):
             nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
 
-    def forward(self, sentences: Float[Tensor, "G N D"], present: Bool[Tensor, "G N"], images: Float[Tensor, "G D"] | None) -> Float[Tensor, "G D"]:
+    def forward(
+        self,
+        sentences: Float[Tensor, "G N D"],
+        present: Bool[Tensor, "G N"],
+        images: Float[Tensor, "G D"] | None,
+    ) -> Float[Tensor, "G D"]:
         slot = MeanAggregator.forward(self, sentences, present, images)
         seen = self.norm(torch.cat([slot[:, None], sentences], 1))  # [G, 1 + N, D]
         width = slot.shape[-1] // self.heads
@@ -277,32 +363,48 @@ class AttentionAggregator(nn.Module):
         scores = torch.einsum("ghd,gnd->ghn", query, seen) / math.sqrt(width)
         shares = scores.masked_fill(~F.pad(present, (1, 0), value=True)[:, None], -torch.inf).softmax(-1)
         gathered = torch.einsum("ghn,gnd->ghd", shares, seen)
-        attended = torch.einsum("ghd,hkd->ghk", gathered, self.value.weight.unflatten(0, (self.heads, width))).flatten(1)
+        attended = torch.einsum(
+            "ghd,hkd->ghk", gathered, self.value.weight.unflatten(0, (self.heads, width))
+        ).flatten(1)
         prompt = slot + self.output(attended)
         return unit(prompt + self.feed_forward(self.norm_after(prompt)))
 
 
-AGGREGATORS = {"attention": AttentionAggregator, "mlp": MLPAggregator, "mean": MeanAggregator, "random": MeanAggregator}
+AGGREGATORS = {
+    "attention": AttentionAggregator,
+    "mlp": MLPAggregator,
+    "mean": MeanAggregator,
+    "random": MeanAggregator,
+}
 
 
-# -- calibration ------------------------------------------------------------------------------------------------------------------------
+# -- calibration ---------------------------------------------------------------------------------------------
 
 
-def calibrate(images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts) -> tuple[float, Float[Tensor, " D"], float]:
-    """How much sentences weigh beside the name, how far images move to their common centre, and the temperature, in closed form.
+def calibrate(
+    images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts
+) -> tuple[float, Float[Tensor, " D"], float]:
+    """How much sentences weigh beside the name, how far images move to their common centre, and the
+    temperature, in closed form.
 
-    Zero-shot classification of the labelled images is scored on a grid, and what is returned is the mean over a posterior. Nothing is trained, so the
-    labelled images are as good as unseen ones; but words are judged class by class, so a class counts as two observations however many images it
-    has, and the prior exp(-2 mix) leans to the name: with few classes little moves, with many the likelihood decides (benchmarks/aape).
-    Ours; neither paper has it. Returns (mix, centre [D], scale).
-    """
+    Zero-shot classification of the labelled images is scored on a grid, and what is returned is the mean over
+    a posterior. Nothing is trained, so the labelled images are as good as unseen ones; but words are judged
+    class by class, so a class counts as two observations however many images it has, and the prior exp(-2
+    mix) leans to the name: with few classes little moves, with many the likelihood decides (benchmarks/aape).
+    Ours; neither paper has it. Returns (mix, centre [D], scale)."""
     if len(images) > CALIBRATION_IMAGES:
         chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]
         images, labels = images[chosen], labels[chosen]
     middle = images.sum(0) / (len(images) + 10)  # ten images' worth of doubt: the mean of a few is no centre
-    grid, scales = torch.linspace(0, 1, 5), torch.tensor([3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 70.0, 100.0, 150.0])
+    grid, scales = (
+        torch.linspace(0, 1, 5),
+        torch.tensor([3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 70.0, 100.0, 150.0]),
+    )
     means = texts.means()
-    fit, warmth = torch.empty(5, 5), torch.empty(5, 5)  # mean log-likelihood under the best temperature, and that temperature's logarithm
+    fit, warmth = (
+        torch.empty(5, 5),
+        torch.empty(5, 5),
+    )  # mean log-likelihood under the best temperature, and that temperature's logarithm
     for i, mix in enumerate(grid):
         words = unit((1 - mix) * texts.name_vectors + mix * means)
         for j, shift in enumerate(grid):

@@ -1,4 +1,6 @@
-"""CLAP: a linear probe that starts at the class names and is held near them, each class as firmly as its words deserve."""
+"""CLAP: a linear probe that starts at the class names and is held near them, each class as firmly as its
+words deserve.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +20,27 @@ from wordsight.sentences import ClassTexts
 
 @dataclass(frozen=True)
 class CLAPSettings:
-    constraint: Literal["adaptive", "none"] = "adaptive"  # none: the paper's zero-shot-initialised linear probe, ZS-LP
+    constraint: Literal["adaptive", "none"] = (
+        "adaptive"  # none: the paper's zero-shot-initialised linear probe, ZS-LP
+    )
     length: float = 10.0  # of a prototype at the start; a step of one size turns a long one less
 
 
 class CLAP(Classifier, Learner):
-    """Class prototypes start at the text vectors t_c and learn from labels; a penalty keeps those near their words whose words already do well.
+    """Class prototypes start at the text vectors t_c and learn from labels; a penalty keeps those near their
+    words whose words already do well.
 
-    "A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models", Silva-Rodriguez et al., CVPR 2024: cross entropy of the scaled cosines
-    + mean_c lambda_c |w_c - t_c|^2, lambda_c the mean zero-shot probability of the right class on c's labelled images, fixed from the start. As in the
-    paper, no validation images are needed; the mean over classes is the authors' code's. Differs from the paper: it starts from text vectors before
-    they are scaled to length one, which a backbone does not give; here they start with `length`, about that of CLIP's (a guess). A class without
-    labels keeps its words.
-    """
+    "A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models", Silva-Rodriguez et al., CVPR
+    2024: cross entropy of the scaled cosines + mean_c lambda_c |w_c - t_c|^2, lambda_c the mean zero-shot
+    probability of the right class on c's labelled images, fixed from the start. As in the paper, no
+    validation images are needed; the mean over classes is the authors' code's. Differs from the paper: it
+    starts from text vectors before they are scaled to length one, which a backbone does not give; here they
+    start with `length`, about that of CLIP's (a guess). A class without labels keeps its words."""
 
     Settings = CLAPSettings
-    training_defaults = TrainSettings(epochs=300, min_steps=0, batch_size=256, optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup_epochs=1)
+    training_defaults = TrainSettings(
+        epochs=300, min_steps=0, batch_size=256, optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup_epochs=1
+    )
 
     def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: CLAPSettings):
         super().__init__(class_names, dim, logit_scale, settings)
@@ -41,7 +48,14 @@ class CLAP(Classifier, Learner):
             raise WordsightError(f"settings.length={settings.length} must be above 0")
         self.prototypes = nn.Parameter(torch.zeros(len(class_names), dim))
 
-    def begin(self, images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts, seed: int, val: Labelled | None = None) -> None:
+    def begin(
+        self,
+        images: Float[Tensor, "n D"],
+        labels: Int[Tensor, " n"],
+        texts: ClassTexts,
+        seed: int,
+        val: Labelled | None = None,
+    ) -> None:
         words = texts.name_vectors.to(images)
         right = (self.logit_scale * images @ words.T).softmax(1).gather(1, labels[:, None])[:, 0]
         counts = labels.bincount(minlength=len(words))

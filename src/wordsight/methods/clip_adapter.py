@@ -21,24 +21,28 @@ class CLIPAdapterSettings:
 
 
 class CLIPAdapter(ZeroShot, Learner):
-    """The image vector is mixed with what a two-layer bottleneck makes of it: f' = ratio relu(W2 relu(W1 f)) + (1 - ratio) f, then zero-shot.
+    """The image vector is mixed with what a two-layer bottleneck makes of it: f' = ratio relu(W2 relu(W1 f))
+    + (1 - ratio) f, then zero-shot.
 
-    "CLIP-Adapter: Better Vision-Language Models with Feature Adapters", Gao et al., IJCV 2023, the image adapter alone, as in the
-    authors' code. Differs from the paper: f is a unit vector here. Adam and CoOp's epochs by shots are a guess. The adapter knows no classes, so it
-    acts on new ones too.
-    """
+    "CLIP-Adapter: Better Vision-Language Models with Feature Adapters", Gao et al., IJCV 2023, the image
+    adapter alone, as in the authors' code. Differs from the paper: f is a unit vector here. Adam and CoOp's
+    epochs by shots are a guess. The adapter knows no classes, so it acts on new ones too."""
 
     Settings = CLIPAdapterSettings
     needs_labels = True
     training_defaults = TrainSettings(epochs=200, min_steps=0, batch_size=32, optimizer="adamw", lr=1e-5)
     epochs_by_shots = ((1, 50), (4, 100))
 
-    def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: CLIPAdapterSettings):
+    def __init__(
+        self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: CLIPAdapterSettings
+    ):
         super().__init__(class_names, dim, logit_scale, settings)
         if settings.reduction < 1:
             raise WordsightError(f"settings.reduction={settings.reduction} must be 1 or more")
         width = max(1, dim // settings.reduction)
-        self.adapter = nn.Sequential(nn.Linear(dim, width, bias=False), nn.ReLU(), nn.Linear(width, dim, bias=False), nn.ReLU())
+        self.adapter = nn.Sequential(
+            nn.Linear(dim, width, bias=False), nn.ReLU(), nn.Linear(width, dim, bias=False), nn.ReLU()
+        )
 
     def says(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         return unit(self.settings.ratio * self.adapter(images) + (1 - self.settings.ratio) * images)

@@ -24,14 +24,17 @@ class CoCoOpSettings(ContextSettings):
 
 
 class CoCoOp(PromptLearner):
-    """A small network turns the image into one vector that is added to every context vector, so each image has class texts of its own.
+    """A small network turns the image into one vector that is added to every context vector, so each image
+    has class texts of its own.
 
-    "Conditional Prompt Learning for Vision-Language Models", Zhou et al., CVPR 2022: v_m(x) = v_m + h(x), h = linear, relu, linear. As in the
-    paper, which trains on one image at a time. Every image passes all classes through the text tower, in prediction too: that is the method's price.
-    """
+    "Conditional Prompt Learning for Vision-Language Models", Zhou et al., CVPR 2022: v_m(x) = v_m + h(x), h =
+    linear, relu, linear. As in the paper, which trains on one image at a time. Every image passes all classes
+    through the text tower, in prediction too: that is the method's price."""
 
     Settings = CoCoOpSettings
-    training_defaults = TrainSettings(epochs=10, min_steps=0, batch_size=1, optimizer="sgd", lr=2e-3, weight_decay=5e-4, warmup_epochs=1)
+    training_defaults = TrainSettings(
+        epochs=10, min_steps=0, batch_size=1, optimizer="sgd", lr=2e-3, weight_decay=5e-4, warmup_epochs=1
+    )
 
     def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: CoCoOpSettings):
         super().__init__(class_names, dim, logit_scale, settings)
@@ -50,7 +53,10 @@ class CoCoOp(PromptLearner):
             self.outer = nn.Linear(self.inner.out_features, self.context.shape[1])
 
     def bind(self, texts: ClassTexts) -> None:
-        self.bound, self.classes = self.prompts_of(texts.names), len(texts.names)  # nothing can be encoded before there is an image
+        self.bound, self.classes = (
+            self.prompts_of(texts.names),
+            len(texts.names),
+        )  # nothing can be encoded before there is an image
 
     def contexts(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B n W"]:
         return self.context + self.outer(F.relu(self.inner(images)))[:, None]
@@ -61,7 +67,9 @@ class CoCoOp(PromptLearner):
         scores = [images.new_empty(0, self.classes)]
         for some in images.split(size) if len(images) else ():
             contexts = self.contexts(some).repeat_interleave(rows, 0)
-            vectors = self.splice.encode(self.bound.repeat(len(some)), contexts).unflatten(0, (len(some), self.classes))
+            vectors = self.splice.encode(self.bound.repeat(len(some)), contexts).unflatten(
+                0, (len(some), self.classes)
+            )
             scores.append(self.logit_scale * (vectors @ some[:, :, None].to(vectors))[..., 0])
         return torch.cat(scores)
 

@@ -22,17 +22,26 @@ class KgCoOpSettings(ContextSettings):
 
 
 class KgCoOp(PromptLearner):
-    """CoOp with a pull: learned class vectors must stay close to those of the hand-written template, so that new classes are not forgotten.
+    """CoOp with a pull: learned class vectors must stay close to those of the hand-written template, so that
+    new classes are not forgotten.
 
-    "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", Yao et al., CVPR 2023: cross entropy + weight * mean_c
-    (1 - cos(t_c, template's t_c)). As in the authors' code; the paper squares the distance of the unit vectors, which is twice this. The template is
-    the run's `template=`.
-    """
+    "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", Yao et al., CVPR 2023: cross
+    entropy + weight * mean_c (1 - cos(t_c, template's t_c)). As in the authors' code; the paper squares the
+    distance of the unit vectors, which is twice this. The template is the run's `template=`."""
 
     Settings = KgCoOpSettings
-    training_defaults = TrainSettings(epochs=100, min_steps=0, batch_size=128, optimizer="sgd", lr=2e-3, weight_decay=5e-4, warmup_epochs=1)
+    training_defaults = TrainSettings(
+        epochs=100, min_steps=0, batch_size=128, optimizer="sgd", lr=2e-3, weight_decay=5e-4, warmup_epochs=1
+    )
 
-    def begin(self, images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts, seed: int, val: Labelled | None = None) -> None:
+    def begin(
+        self,
+        images: Float[Tensor, "n D"],
+        labels: Int[Tensor, " n"],
+        texts: ClassTexts,
+        seed: int,
+        val: Labelled | None = None,
+    ) -> None:
         self.template = texts.name_vectors
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:

@@ -16,32 +16,49 @@ from wordsight.sentences import ClassTexts
 
 @dataclass(frozen=True)
 class LinearProbeSettings:
-    strength: float = 0.1  # lambda of the L2 penalty lambda/2 |W|^2 beside the summed loss; scikit-learn's C is 1/lambda
+    strength: float = (
+        0.1  # lambda of the L2 penalty lambda/2 |W|^2 beside the summed loss; scikit-learn's C is 1/lambda
+    )
     max_iter: int = 1000
 
 
 class LinearProbe(Classifier):
     """scikit-learn's L-BFGS logistic regression on unit features (CLIP, section 3.2).
 
-    Differs from the paper: the penalty is a setting instead of a sweep over a validation set, since few-shot sets have none to spare.
-    It can score only classes that had labels.
-    """
+    Differs from the paper: the penalty is a setting instead of a sweep over a validation set, since few-shot
+    sets have none to spare. It can score only classes that had labels."""
 
     Settings = LinearProbeSettings
 
-    def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: LinearProbeSettings):
+    def __init__(
+        self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: LinearProbeSettings
+    ):
         super().__init__(class_names, dim, logit_scale, settings)
         if settings.strength <= 0 or settings.max_iter < 1:
-            raise WordsightError(f"settings.strength={settings.strength} must be above 0, and settings.max_iter={settings.max_iter} 1 or more")
+            raise WordsightError(
+                f"settings.strength={settings.strength} must be above 0, and "
+                f"settings.max_iter={settings.max_iter} 1 or more"
+            )
         self.register_buffer("weight", torch.zeros(len(class_names), dim))
         self.register_buffer("bias", torch.zeros(len(class_names)))
 
-    def begin(self, images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts, seed: int, val: Labelled | None = None) -> None:
+    def begin(
+        self,
+        images: Float[Tensor, "n D"],
+        labels: Int[Tensor, " n"],
+        texts: ClassTexts,
+        seed: int,
+        val: Labelled | None = None,
+    ) -> None:
         from sklearn.linear_model import LogisticRegression
 
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")  # true of one shot, and no mistake here
-            probe = LogisticRegression(C=1 / self.settings.strength, max_iter=self.settings.max_iter).fit(images.cpu().numpy(), labels.cpu().numpy())
+            warnings.filterwarnings(
+                "ignore", "The number of unique classes is greater than 50%"
+            )  # true of one shot, and no mistake here
+            probe = LogisticRegression(C=1 / self.settings.strength, max_iter=self.settings.max_iter).fit(
+                images.cpu().numpy(), labels.cpu().numpy()
+            )
         weight, bias = torch.from_numpy(probe.coef_), torch.from_numpy(probe.intercept_)
         if len(self.class_names) == 2:  # scikit-learn keeps one row for two classes
             weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
@@ -51,8 +68,13 @@ class LinearProbe(Classifier):
     def bind(self, texts: ClassTexts) -> None:
         unknown = [name for name in texts.names if name not in self.class_names]
         if unknown:
-            raise WordsightError(f"linear_probe has seen no images of {', '.join(unknown[:10])}; it scores only {', '.join(self.class_names[:10])}")
-        self.register_buffer("rows", torch.tensor([self.class_names.index(name) for name in texts.names]), persistent=False)
+            raise WordsightError(
+                f"linear_probe has seen no images of {', '.join(unknown[:10])}; it scores only "
+                f"{', '.join(self.class_names[:10])}"
+            )
+        self.register_buffer(
+            "rows", torch.tensor([self.class_names.index(name) for name in texts.names]), persistent=False
+        )
 
     def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         return images @ self.weight[self.rows].T + self.bias[self.rows]

@@ -18,25 +18,37 @@ from wordsight.sentences import ClassTexts
 @dataclass(frozen=True)
 class ProGradSettings(ContextSettings):
     init: str | None = "a photo of a"  # the last of `ctx` vectors start at these words, the others random
-    strength: float = 1.0  # lambda: how much of a step against zero-shot is taken away; the paper takes 0.8 for some sets of many shots
+    # lambda: how much of a step against zero-shot is taken away; the paper takes 0.8 for some sets of many
+    # shots
+    strength: float = 1.0
     temperature: float = 1.0  # of the two predictions that are compared
 
 
 class ProGrad(PromptLearner):
-    """CoOp whose gradient loses what would move predictions away from zero-shot's: where the two gradients disagree, it is projected.
+    """CoOp whose gradient loses what would move predictions away from zero-shot's: where the two gradients
+    disagree, it is projected.
 
-    "Prompt-aligned Gradient for Prompt Tuning", Zhu et al., ICCV 2023: with g the gradient of the cross entropy and k that of KL(zero-shot ||
-    prompted), the step is g where g . k >= 0, and g - strength (g . k) / |k|^2 k where not. As in the paper; zero-shot is the run's `template=`.
-    """
+    "Prompt-aligned Gradient for Prompt Tuning", Zhu et al., ICCV 2023: with g the gradient of the cross
+    entropy and k that of KL(zero-shot || prompted), the step is g where g . k >= 0, and g - strength (g . k)
+    / |k|^2 k where not. As in the paper; zero-shot is the run's `template=`."""
 
     Settings = ProGradSettings
-    training_defaults = TrainSettings(epochs=100, min_steps=0, batch_size=32, optimizer="sgd", lr=2e-3, weight_decay=5e-4, warmup_epochs=1)
+    training_defaults = TrainSettings(
+        epochs=100, min_steps=0, batch_size=32, optimizer="sgd", lr=2e-3, weight_decay=5e-4, warmup_epochs=1
+    )
 
     def start(self) -> Float[Tensor, "n W"]:
         words = super().start()
         return torch.cat([STD * torch.randn(max(0, self.settings.ctx - len(words)), words.shape[1]), words])
 
-    def begin(self, images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts, seed: int, val: Labelled | None = None) -> None:
+    def begin(
+        self,
+        images: Float[Tensor, "n D"],
+        labels: Int[Tensor, " n"],
+        texts: ClassTexts,
+        seed: int,
+        val: Labelled | None = None,
+    ) -> None:
         self.template = texts.name_vectors
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
@@ -44,13 +56,22 @@ class ProGrad(PromptLearner):
         cross_entropy, knowledge = self.two_losses(batch)
         general = torch.autograd.grad(knowledge, self.context, retain_graph=True)[0]
         step = project(torch.autograd.grad(cross_entropy, self.context)[0], general, self.settings.strength)
-        return {"cross_entropy": cross_entropy.detach() + ((self.context - self.context.detach()) * step).sum()}
+        return {
+            "cross_entropy": cross_entropy.detach() + ((self.context - self.context.detach()) * step).sum()
+        }
 
     def two_losses(self, batch: dict[str, Tensor]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Cross entropy with the labels, and KL from zero-shot's predictions."""
         images, vectors, heat = batch["images"], self.class_weights(), self.settings.temperature
-        logits, known = (self.logit_scale * images @ weights.T for weights in (vectors, self.template.to(vectors)))
-        kl = F.kl_div((logits / heat).log_softmax(1), (known / heat).log_softmax(1), log_target=True, reduction="batchmean")
+        logits, known = (
+            self.logit_scale * images @ weights.T for weights in (vectors, self.template.to(vectors))
+        )
+        kl = F.kl_div(
+            (logits / heat).log_softmax(1),
+            (known / heat).log_softmax(1),
+            log_target=True,
+            reduction="batchmean",
+        )
         return F.cross_entropy(logits, batch["labels"]), kl * heat**2
 
 

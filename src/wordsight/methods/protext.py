@@ -1,4 +1,6 @@
-"""ProText: prompts learned from sentences alone. No image is needed, and what is learned moves to classes without sentences."""
+"""ProText: prompts learned from sentences alone. No image is needed, and what is learned moves to classes
+without sentences.
+"""
 
 from __future__ import annotations
 
@@ -25,24 +27,48 @@ class ProTextSettings(ContextSettings):
 
 
 class ProText(PromptLearner):
-    """The context learns to make "[context] name." mean what sentences about the class mean; on new classes it is used as it is.
+    """The context learns to make "[context] name." mean what sentences about the class mean; on new classes
+    it is used as it is.
 
-    "Learning to Prompt with Text Only Supervision for Vision-Language Models", Khattak et al., AAAI 2025: the mean absolute difference between the
-    prompted class vector and each of its sentences' vectors. Differs from the paper: the context stands at the input alone, where the paper has vectors
-    of their own in nine layers. Where no class has sentences, the class name in the run's `template=` stands in.
-    """
+    "Learning to Prompt with Text Only Supervision for Vision-Language Models", Khattak et al., AAAI 2025: the
+    mean absolute difference between the prompted class vector and each of its sentences' vectors. Differs
+    from the paper: the context stands at the input alone, where the paper has vectors of their own in nine
+    layers. Where no class has sentences, the class name in the run's `template=` stands in."""
 
     Settings = ProTextSettings
     needs_sentences = True
     needs_labels = False
-    training_defaults = TrainSettings(epochs=30, min_steps=0, batch_size=256, optimizer="adamw", lr=2.5e-3, weight_decay=0.1, warmup_epochs=5)
+    training_defaults = TrainSettings(
+        epochs=30,
+        min_steps=0,
+        batch_size=256,
+        optimizer="adamw",
+        lr=2.5e-3,
+        weight_decay=0.1,
+        warmup_epochs=5,
+    )
 
-    def begin(self, images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts, seed: int, val: Labelled | None = None) -> None:
-        groups = texts.sentence_vectors if any(map(len, texts.sentence_vectors)) else texts.name_vectors[:, None].unbind()
+    def begin(
+        self,
+        images: Float[Tensor, "n D"],
+        labels: Int[Tensor, " n"],
+        texts: ClassTexts,
+        seed: int,
+        val: Labelled | None = None,
+    ) -> None:
+        groups = (
+            texts.sentence_vectors
+            if any(map(len, texts.sentence_vectors))
+            else texts.name_vectors[:, None].unbind()
+        )
         self.targets = torch.cat(tuple(groups)).cpu()
-        self.owners = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group) for group in groups]))
+        self.owners = torch.arange(len(groups)).repeat_interleave(
+            torch.tensor([len(group) for group in groups])
+        )
 
-    def examples(self, images: Float[Tensor, "n V D"], labels: Int[Tensor, " n"]) -> tuple[Float[Tensor, "N 1 D"], Int[Tensor, " N"]]:
+    def examples(
+        self, images: Float[Tensor, "n V D"], labels: Int[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "N 1 D"], Int[Tensor, " N"]]:
         """The sentences' vectors in place of images, and the classes they are of."""
         return self.targets[:, None], self.owners
 

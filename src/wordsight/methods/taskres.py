@@ -21,14 +21,17 @@ class TaskResSettings:
 
 
 class TaskRes(Classifier, Learner):
-    """Each labelled class learns an offset that is added to its text vector; the words themselves stay: w_c = t_c + alpha x_c, x_c = 0 at first.
+    """Each labelled class learns an offset that is added to its text vector; the words themselves stay: w_c =
+    t_c + alpha x_c, x_c = 0 at first.
 
-    "Task Residual for Tuning Vision-Language Models", Yu et al., CVPR 2023. As in the paper, with the regular base (the enhanced one is a text tower
-    tuned beforehand), and without the small weight decay of the authors' Adam. A class without labels has no offset: it is scored as zero-shot does.
-    """
+    "Task Residual for Tuning Vision-Language Models", Yu et al., CVPR 2023. As in the paper, with the regular
+    base (the enhanced one is a text tower tuned beforehand), and without the small weight decay of the
+    authors' Adam. A class without labels has no offset: it is scored as zero-shot does."""
 
     Settings = TaskResSettings
-    training_defaults = TrainSettings(epochs=200, min_steps=0, batch_size=256, optimizer="adamw", lr=2e-3, warmup_epochs=1)
+    training_defaults = TrainSettings(
+        epochs=200, min_steps=0, batch_size=256, optimizer="adamw", lr=2e-3, warmup_epochs=1
+    )
     epochs_by_shots = ((4, 100),)
 
     def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: TaskResSettings):

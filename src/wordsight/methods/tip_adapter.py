@@ -1,4 +1,6 @@
-"""Tip-Adapter: the labelled images themselves are the classifier's memory. Training-free, or with the memory's keys trained (F)."""
+"""Tip-Adapter: the labelled images themselves are the classifier's memory. Training-free, or with the
+memory's keys trained (F).
+"""
 
 from __future__ import annotations
 
@@ -20,23 +22,28 @@ BETAS = torch.arange(200) * (7 - 0.1) / 200 + 0.1
 
 @dataclass(frozen=True)
 class TipAdapterSettings:
-    alpha: float = 1.0  # what the memory's votes weigh beside the words; where there are validation images, they choose it
+    # what the memory's votes weigh beside the words; where there are validation images, they choose it
+    alpha: float = 1.0
     beta: float = 5.5  # how much closer images count more; the same
 
 
 class TipAdapter(Classifier):
-    """Labelled images vote for their class, the more the closer they are, and the votes are added to the zero-shot scores; nothing is trained.
+    """Labelled images vote for their class, the more the closer they are, and the votes are added to the
+    zero-shot scores; nothing is trained.
 
-    "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", Zhang et al., ECCV 2022: scores = scale x W + alpha exp(-beta (1 - x F)) L,
-    F the images' vectors and L their labels one-hot. As in the paper, alpha and beta are searched on validation images (the authors' grid); among equal
-    accuracies the likelihood decides. Without validation images they stay as set: the paper's 1 and 5.5. Differs from the paper: a key is the vector of
-    the centre crop, not the mean of ten augmented views. A class without labels gets no votes: zero-shot scores it.
-    """
+    "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", Zhang et al., ECCV 2022: scores
+    = scale x W + alpha exp(-beta (1 - x F)) L, F the images' vectors and L their labels one-hot. As in the
+    paper, alpha and beta are searched on validation images (the authors' grid); among equal accuracies the
+    likelihood decides. Without validation images they stay as set: the paper's 1 and 5.5. Differs from the
+    paper: a key is the vector of the centre crop, not the mean of ten augmented views. A class without labels
+    gets no votes: zero-shot scores it."""
 
     Settings = TipAdapterSettings
     needs_val = True
 
-    def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: TipAdapterSettings):
+    def __init__(
+        self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: TipAdapterSettings
+    ):
         super().__init__(class_names, dim, logit_scale, settings)
         self.register_buffer("alpha", torch.tensor(settings.alpha))
         self.register_buffer("beta", torch.tensor(settings.beta))
@@ -53,7 +60,14 @@ class TipAdapter(Classifier):
         if owners is not None and owners.ndim == 1:
             self.owners = torch.empty_like(owners)
 
-    def begin(self, images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts, seed: int, val: Labelled | None = None) -> None:
+    def begin(
+        self,
+        images: Float[Tensor, "n D"],
+        labels: Int[Tensor, " n"],
+        texts: ClassTexts,
+        seed: int,
+        val: Labelled | None = None,
+    ) -> None:
         self.remember(images.clone())
         self.owners = labels.clone()
         self.bind(texts)
@@ -62,16 +76,24 @@ class TipAdapter(Classifier):
 
     def bind(self, texts: ClassTexts) -> None:
         place = {name: column for column, name in enumerate(texts.names)}
-        columns = [place.get(name, len(place)) for name in self.class_names]  # the last column, which is cut off, holds votes nobody asked for
+        columns = [
+            place.get(name, len(place)) for name in self.class_names
+        ]  # the last column, which is cut off, holds votes nobody asked for
         self.register_buffer("words", texts.name_vectors, persistent=False)
-        self.register_buffer("columns", torch.tensor(columns, device=self.owners.device)[self.owners], persistent=False)
+        self.register_buffer(
+            "columns", torch.tensor(columns, device=self.owners.device)[self.owners], persistent=False
+        )
 
     def votes(self, affinity: Float[Tensor, "B n"], beta: Tensor | float) -> Float[Tensor, "B C"]:
         weights = torch.exp(beta * (affinity - 1))
-        return weights.new_zeros(len(weights), len(self.words) + 1).index_add(1, self.columns, weights)[:, :-1]
+        return weights.new_zeros(len(weights), len(self.words) + 1).index_add(1, self.columns, weights)[
+            :, :-1
+        ]
 
     def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        return self.logit_scale * images @ self.words.T + self.alpha * self.votes(images @ self.keys.T, self.beta)
+        return self.logit_scale * images @ self.words.T + self.alpha * self.votes(
+            images @ self.keys.T, self.beta
+        )
 
     @torch.no_grad()
     def search(self, val: Labelled) -> None:
@@ -82,7 +104,9 @@ class TipAdapter(Classifier):
         for beta in BETAS.tolist():
             scores = words + ALPHAS.to(words)[:, None, None] * self.votes(affinity, beta)  # [20, m, C]
             right = (scores.argmax(2) == labels).float().mean(1)
-            likely = -F.cross_entropy(scores.transpose(1, 2), labels.expand(len(ALPHAS), -1), reduction="none").mean(1)
+            likely = -F.cross_entropy(
+                scores.transpose(1, 2), labels.expand(len(ALPHAS), -1), reduction="none"
+            ).mean(1)
             best = max(best, *zip(right.tolist(), likely.tolist(), ALPHAS.tolist(), [beta] * len(ALPHAS)))
         self.alpha.fill_(best[2]), self.beta.fill_(best[3])
 
@@ -90,17 +114,26 @@ class TipAdapter(Classifier):
 class TipAdapterF(TipAdapter, Learner):
     """Tip-Adapter whose remembered vectors are trained, starting as the images' own.
 
-    Zhang et al. 2022. Differs from the paper: the epoch whose keys are kept is chosen on validation images, or is the last where there are
-    none; the authors' code takes the epoch that is best on the test images. alpha and beta are searched on validation images after training.
-    """
+    Zhang et al. 2022. Differs from the paper: the epoch whose keys are kept is chosen on validation images,
+    or is the last where there are none; the authors' code takes the epoch that is best on the test images.
+    alpha and beta are searched on validation images after training."""
 
     training_only = ("best_", "seen")
-    training_defaults = TrainSettings(epochs=20, min_steps=0, batch_size=256, optimizer="adamw", lr=1e-3, weight_decay=0.01)
+    training_defaults = TrainSettings(
+        epochs=20, min_steps=0, batch_size=256, optimizer="adamw", lr=1e-3, weight_decay=0.01
+    )
 
     def remember(self, keys: Float[Tensor, "n D"]) -> None:
         self.keys = nn.Parameter(keys)
 
-    def begin(self, images: Float[Tensor, "n D"], labels: Int[Tensor, " n"], texts: ClassTexts, seed: int, val: Labelled | None = None) -> None:
+    def begin(
+        self,
+        images: Float[Tensor, "n D"],
+        labels: Int[Tensor, " n"],
+        texts: ClassTexts,
+        seed: int,
+        val: Labelled | None = None,
+    ) -> None:
         super().begin(images, labels, texts, seed)  # alpha and beta stay as set while the keys are trained
         self.val = val
         if val is not None:  # in the state of the fit, so that a resumed one ends the same
@@ -119,7 +152,11 @@ class TipAdapterF(TipAdapter, Learner):
     @torch.no_grad()
     def compare(self) -> None:
         """Keep the keys if none did better on the validation images."""
-        accuracy = (self.logits(self.val.images.to(self.keys)).argmax(1) == self.val.labels.to(self.owners)).float().mean()
+        accuracy = (
+            (self.logits(self.val.images.to(self.keys)).argmax(1) == self.val.labels.to(self.owners))
+            .float()
+            .mean()
+        )
         if accuracy > self.best_accuracy:
             self.best_accuracy.copy_(accuracy), self.best_keys.copy_(self.keys)
 

@@ -10,7 +10,9 @@ from wordsight.sentences import ClassTexts
 
 
 class ZeroShot(Classifier):
-    """The class name in one template (CLIP, Radford et al. 2021, section 3.1). As in the paper, with a single template."""
+    """The class name in one template (CLIP, Radford et al. 2021, section 3.1). As in the paper, with a single
+    template.
+    """
 
     needs_labels = False
 
@@ -25,7 +27,9 @@ class ZeroShot(Classifier):
 
 
 class SentenceMean(ZeroShot):
-    """The mean of each class's sentences (CuPL, Pratt et al. 2023; template ensembles in CLIP). A class without sentences keeps its name."""
+    """The mean of each class's sentences (CuPL, Pratt et al. 2023; template ensembles in CLIP). A class
+    without sentences keeps its name.
+    """
 
     needs_sentences = True
 

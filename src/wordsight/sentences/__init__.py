@@ -1,4 +1,6 @@
-"""Sentences: natural language about classes. The contract, the template sets, and the way from class names to text vectors."""
+"""Sentences: natural language about classes. The contract, the template sets, and the way from class names to
+text vectors.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,21 @@ from torch import Tensor
 
 from wordsight.config import WordsightError, nearest
 
-EncodeText = Callable[[Sequence[str]], Tensor]  # texts -> unit vectors [N, D]; a backbone's encode_text, or a cached one
+EncodeText = Callable[
+    [Sequence[str]], Tensor
+]  # texts -> unit vectors [N, D]; a backbone's encode_text, or a cached one
 
-DIGITS = Path(__file__).parent / "digits.json"  # sentences for scikit-learn's digits, so that a first run needs no file
+DIGITS = (
+    Path(__file__).parent / "digits.json"
+)  # sentences for scikit-learn's digits, so that a first run needs no file
 CACHE_FORMAT = "wordsight-sentences-1"  # the JSON that generated.py writes
 
 
 @dataclass(frozen=True)
 class ClassTexts:
-    """What words say about C classes, as text and as unit vectors. Every method is bound to one of these and can be bound anew."""
+    """What words say about C classes, as text and as unit vectors. Every method is bound to one of these and
+    can be bound anew.
+    """
 
     names: tuple[str, ...]
     name_vectors: Float[Tensor, "C D"]  # the class name in the template
@@ -34,18 +42,44 @@ class ClassTexts:
 
     def means(self) -> Float[Tensor, "C D"]:
         """The unit mean of each class's sentences; the name's vector where it has none (CuPL)."""
-        rows = [vectors.mean(0) if len(vectors) else name for vectors, name in zip(self.sentence_vectors, self.name_vectors)]
+        rows = [
+            vectors.mean(0) if len(vectors) else name
+            for vectors, name in zip(self.sentence_vectors, self.name_vectors)
+        ]
         return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
 
 def _clip80() -> tuple[str, ...]:
-    """CLIP's 80 templates for ImageNet. Nearly all come as a pair, "a" and "the", so the pairs are written once; the order carries no meaning."""
-    looks = "bad", "low resolution", "cropped", "bright", "dark", "close-up", "black and white", "pixelated", "jpeg corrupted", "blurry", "good"
+    """CLIP's 80 templates for ImageNet. Nearly all come as a pair, "a" and "the", so the pairs are written
+    once; the order carries no meaning.
+    """
+    looks = (
+        "bad",
+        "low resolution",
+        "cropped",
+        "bright",
+        "dark",
+        "close-up",
+        "black and white",
+        "pixelated",
+        "jpeg corrupted",
+        "blurry",
+        "good",
+    )
     made = "rendering", "sculpture", "painting", "drawing", "sketch", "doodle", "tattoo", "rendition"
     kinds = "plastic", "toy", "plushie", "cartoon", "embroidered", "origami"
     traits = "hard to see ", "clean ", "dirty ", "cool ", "nice ", "weird ", "large ", "small ", ""
-    forms = [f"a {look} photo of %s {{}}." for look in looks] + [f"a {thing} of %s {{}}." for thing in made] + [f"%s {kind} {{}}." for kind in kinds]
-    forms += [f"a photo of %s {trait}{{}}." for trait in traits] + ["art of %s {}.", "graffiti of %s {}.", "itap of %s {}.", "%s {} in a video game."]
+    forms = (
+        [f"a {look} photo of %s {{}}." for look in looks]
+        + [f"a {thing} of %s {{}}." for thing in made]
+        + [f"%s {kind} {{}}." for kind in kinds]
+    )
+    forms += [f"a photo of %s {trait}{{}}." for trait in traits] + [
+        "art of %s {}.",
+        "graffiti of %s {}.",
+        "itap of %s {}.",
+        "%s {} in a video game.",
+    ]
     alone = "a photo of many {}.", "a photo of one {}.", "a photo of my {}.", "itap of my {}."
     return (*(form % word for form in forms for word in ("a", "the")), *alone)
 
@@ -80,7 +114,10 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
 def fill(template: str, name: str) -> str:
     """The template with the class name in place of its one `{}`; `_` in the name is read as a space."""
     if template.count("{}") != 1:
-        raise WordsightError(f"template {template!r} holds {{}} {template.count('{}')} times; it must hold it once, as in 'a photo of a {{}}.'")
+        raise WordsightError(
+            f"template {template!r} holds {{}} {template.count('{}')} times; it must hold it once, as in "
+            f"'a photo of a {{}}.'"
+        )
     return template.replace("{}", name.replace("_", " "))
 
 
@@ -93,12 +130,14 @@ def read_sentences(
 ) -> dict[str, tuple[str, ...]]:
     """Each class's sentences, in class order.
 
-    `source` is a JSON file {class: [sentences]}, a file written by `write_sentences`, the same as a mapping, the name of a template set
-    (every template filled with the class name), or `digits` (bundled). None gives every class no sentences. Keys not asked for are left out.
+    `source` is a JSON file {class: [sentences]}, a file written by `write_sentences`, the same as a mapping,
+    the name of a template set (every template filled with the class name), or `digits` (bundled). None gives
+    every class no sentences. Keys not asked for are left out.
 
-    A class finds its key when the two are equal, or equal once `_` is a space and case is ignored. Nothing fuzzier happens by itself:
-    sentences of the wrong class would be a silent error. `aliases`, {class name: key}, a JSON file or a mapping, settles the rest. A class that finds
-    none is an error, or with `partly` goes without.
+    A class finds its key when the two are equal, or equal once `_` is a space and case is ignored. Nothing
+    fuzzier happens by itself: sentences of the wrong class would be a silent error. `aliases`, {class name:
+    key}, a JSON file or a mapping, settles the rest. A class that finds none is an error, or with `partly`
+    goes without.
 
     Errors: WordsightError where a class ends with no sentences, naming every such class and the nearest keys.
     """
@@ -107,8 +146,14 @@ def read_sentences(
         raise WordsightError(f"class names must differ, but {_listed(repeated)} occur more than once")
     if source is None or (isinstance(source, str) and source in TEMPLATE_SETS):
         if aliases is not None:
-            raise WordsightError(f"aliases map class names to keys of a sentence file, but sentences={source!r} is not one; leave aliases out")
-        return {name: tuple(fill(template, name) for template in TEMPLATE_SETS[source]) if source else () for name in names}
+            raise WordsightError(
+                f"aliases map class names to keys of a sentence file, but sentences={source!r} is not one; "
+                f"leave aliases out"
+            )
+        return {
+            name: tuple(fill(template, name) for template in TEMPLATE_SETS[source]) if source else ()
+            for name in names
+        }
     table, where = _read_table(source)
     keys = _match(names, table, _read_aliases(aliases, names, table, where), where, partly)
     if not partly:
@@ -124,25 +169,34 @@ def class_texts(
 ) -> ClassTexts:
     """Class names and sentences as unit vectors, all texts in one call of `encode`.
 
-    `sentences` must have a key for every name (an empty list is allowed: that class has none) and may have more, so one table serves
-    every subset of the classes.
-    """
+    `sentences` must have a key for every name (an empty list is allowed: that class has none) and may have
+    more, so one table serves every subset of the classes."""
     names = tuple(names)
     if not names:
         raise WordsightError("there are no class names to encode")
     if sentences is not None and (missing := [name for name in names if name not in sentences]):
-        raise WordsightError(f"sentences has no entry for {_listed(missing)}; read_sentences(source, class_names) matches names to keys")
-    kept = tuple(_texts(name, sentences[name], "sentences") if sentences is not None else () for name in names)
+        raise WordsightError(
+            f"sentences has no entry for {_listed(missing)}; read_sentences(source, class_names) matches "
+            f"names to keys"
+        )
+    kept = tuple(
+        _texts(name, sentences[name], "sentences") if sentences is not None else () for name in names
+    )
     texts = [fill(template, name) for name in names] + [text for group in kept for text in group]
     name_vectors, *groups = _encode(encode, texts).split([len(names), *map(len, kept)])
     return ClassTexts(names, name_vectors, kept, tuple(groups))
 
 
 def load_json(path: str | Path, what: str) -> Any:
-    """The JSON in a file, read strictly: a key given twice is an error, where Python's reader silently keeps the last."""
+    """The JSON in a file, read strictly: a key given twice is an error, where Python's reader silently keeps
+    the last.
+    """
     path = Path(path)
     if not path.is_file():
-        raise WordsightError(f"{what} {str(path)!r} {'is a folder' if path.is_dir() else 'does not exist'}; expected a JSON file")
+        raise WordsightError(
+            f"{what} {str(path)!r} {'is a folder' if path.is_dir() else 'does not exist'}; expected a JSON "
+            f"file"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -152,24 +206,38 @@ def load_json(path: str | Path, what: str) -> Any:
 
     def pairs_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if repeated := _repeated(key for key, _ in pairs):
-            raise WordsightError(f"{what} {str(path)!r} gives {_listed(repeated)} more than once; join the entries under one key")
+            raise WordsightError(
+                f"{what} {str(path)!r} gives {_listed(repeated)} more than once; join the entries under "
+                f"one key"
+            )
         return dict(pairs)
 
     try:
         return json.loads(text, object_pairs_hook=pairs_once)
     except json.JSONDecodeError as error:
-        raise WordsightError(f"{what} {str(path)!r} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+        raise WordsightError(
+            f"{what} {str(path)!r} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
     except RecursionError as error:
-        raise WordsightError(f"{what} {str(path)!r} is nested too deeply to be a table of sentences") from error
+        raise WordsightError(
+            f"{what} {str(path)!r} is nested too deeply to be a table of sentences"
+        ) from error
 
 
 def cached_texts(loaded: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
-    """The texts in a file of `write_sentences`: {class: [{"question": ..., "seed": ..., "text": ...}]} under "sentences"."""
+    """The texts in a file of `write_sentences`: {class: [{"question": ..., "seed": ..., "text": ...}]} under
+    "sentences".
+    """
     entries = loaded.get("sentences")
     if loaded.get("format") != CACHE_FORMAT or not isinstance(entries, Mapping):
-        raise WordsightError(f"{where} has format {loaded.get('format')!r}; this version reads {CACHE_FORMAT!r}, with a table under 'sentences'")
+        raise WordsightError(
+            f"{where} has format {loaded.get('format')!r}; this version reads {CACHE_FORMAT!r}, with a "
+            f"table under 'sentences'"
+        )
     for name, group in entries.items():
-        if not isinstance(group, list) or not all(isinstance(entry, Mapping) and isinstance(entry.get("text"), str) for entry in group):
+        if not isinstance(group, list) or not all(
+            isinstance(entry, Mapping) and isinstance(entry.get("text"), str) for entry in group
+        ):
             raise WordsightError(f"{where}: the entries of {name!r} are not a list of objects with a 'text'")
     return {name: _texts(name, [entry["text"] for entry in group], where) for name, group in entries.items()}
 
@@ -181,7 +249,10 @@ def _read_table(source: str | Path | Mapping[str, Sequence[str]]) -> tuple[dict[
         path = DIGITS if source == "digits" else Path(source)
         if isinstance(source, str) and not path.exists():
             sets = ("digits", *TEMPLATE_SETS)
-            raise WordsightError(f"sentences={source!r} is neither a file nor a named set{nearest(source, sets)}; the sets are {', '.join(sets)}")
+            raise WordsightError(
+                f"sentences={source!r} is neither a file nor a named set{nearest(source, sets)}; the sets "
+                f"are {', '.join(sets)}"
+            )
         loaded, where = load_json(path, "sentence file"), path.name
     if not isinstance(loaded, Mapping):
         raise WordsightError(f"{where} holds {_kind(loaded)}; expected an object {{class: [sentences]}}")
@@ -191,38 +262,67 @@ def _read_table(source: str | Path | Mapping[str, Sequence[str]]) -> tuple[dict[
 
 
 def _texts(key: str, value: Any, where: str) -> tuple[str, ...]:
-    """The sentences of one class without empty ones. A bare string is refused: as a sequence it would be its letters."""
+    """The sentences of one class without empty ones. A bare string is refused: as a sequence it would be its
+    letters.
+    """
     if not isinstance(value, (list, tuple)):
         raise WordsightError(f"{where}: {key!r} holds {_kind(value)}; expected a list of sentences")
     for text in value:
         if not isinstance(text, str):
-            raise WordsightError(f"{where}: {key!r} holds {_kind(text)} ({str(text)[:40]}) among its sentences; expected text")
+            raise WordsightError(
+                f"{where}: {key!r} holds {_kind(text)} ({str(text)[:40]}) among its sentences; expected text"
+            )
     return tuple(text.strip() for text in value if text.strip())
 
 
-def _read_aliases(aliases: str | Path | Mapping[str, str] | None, names: Sequence[str], table: Mapping[str, Any], where: str) -> dict[str, str]:
-    loaded = {} if aliases is None else aliases if isinstance(aliases, Mapping) else load_json(aliases, "alias file")
+def _read_aliases(
+    aliases: str | Path | Mapping[str, str] | None, names: Sequence[str], table: Mapping[str, Any], where: str
+) -> dict[str, str]:
+    loaded = (
+        {}
+        if aliases is None
+        else aliases
+        if isinstance(aliases, Mapping)
+        else load_json(aliases, "alias file")
+    )
     if not isinstance(loaded, Mapping) or not all(isinstance(key, str) for key in loaded.values()):
-        raise WordsightError(f"an alias table is an object of {{class name: key in the sentence file}}, text to text; {str(aliases)[:80]!r} is not")
+        raise WordsightError(
+            f"an alias table is an object of {{class name: key in the sentence file}}, text to text; "
+            f"{str(aliases)[:80]!r} is not"
+        )
     for name, key in loaded.items():
         if name not in names:
-            raise WordsightError(f"the alias table names class {name!r}, which the data does not have{_near(name, names, 'classes')}")
+            raise WordsightError(
+                f"the alias table names class {name!r}, which the data does not "
+                f"have{_near(name, names, 'classes')}"
+            )
         if key not in table:
-            raise WordsightError(f"the alias table sends class {name!r} to key {key!r}, which {where} does not have{_near(key, table, 'keys')}")
+            raise WordsightError(
+                f"the alias table sends class {name!r} to key {key!r}, which {where} does not "
+                f"have{_near(key, table, 'keys')}"
+            )
     return dict(loaded)
 
 
-def _match(names: Sequence[str], table: Mapping[str, Any], aliases: Mapping[str, str], where: str, partly: bool) -> dict[str, str]:
-    """{class: key} for every class that finds one. With `partly` two classes that find the same key get nothing, unless it is one's very name."""
+def _match(
+    names: Sequence[str], table: Mapping[str, Any], aliases: Mapping[str, str], where: str, partly: bool
+) -> dict[str, str]:
+    """{class: key} for every class that finds one. With `partly` two classes that find the same key get
+    nothing, unless it is one's very name.
+    """
     folded = defaultdict(list)
     for key in table:
         folded[_fold(key)].append(key)
     found: dict[str, str] = {}
     owner: dict[str, str] = {}  # who took a key by its name; an alias may share one
     for name in names:
-        choices = [aliases[name]] if name in aliases else [name] if name in table else folded.get(_fold(name), [])
+        choices = (
+            [aliases[name]] if name in aliases else [name] if name in table else folded.get(_fold(name), [])
+        )
         if len(choices) > 1:
-            raise WordsightError(f"class {name!r} matches {_listed(choices)} of {where}; give an alias table that names one")
+            raise WordsightError(
+                f"class {name!r} matches {_listed(choices)} of {where}; give an alias table that names one"
+            )
         if choices and partly and name not in aliases and name not in table:
             rivals = [other for other in names if other != name and _fold(other) == _fold(name)]
             choices = [] if rivals else choices
@@ -234,11 +334,20 @@ def _match(names: Sequence[str], table: Mapping[str, Any], aliases: Mapping[str,
     return found
 
 
-def _demand_all(names: Sequence[str], table: Mapping[str, tuple[str, ...]], keys: Mapping[str, str], where: str, shown: int = 10) -> None:
+def _demand_all(
+    names: Sequence[str],
+    table: Mapping[str, tuple[str, ...]],
+    keys: Mapping[str, str],
+    where: str,
+    shown: int = 10,
+) -> None:
     lacking = [name for name in names if not table.get(keys.get(name, ""))]
     if not lacking:
         return
-    said = [f"{name!r} (key {keys[name]!r} is empty)" if name in keys else f"{name!r}{_near(name, table, 'keys')}" for name in lacking[:shown]]
+    said = [
+        f"{name!r} (key {keys[name]!r} is empty)" if name in keys else f"{name!r}{_near(name, table, 'keys')}"
+        for name in lacking[:shown]
+    ]
     more = f"; and {len(lacking) - shown} more" if len(lacking) > shown else ""
     key = next(iter(_nearest_two(lacking[0], table)), "key in the file")
     example = json.dumps({lacking[0]: key}, ensure_ascii=False)
@@ -249,14 +358,22 @@ def _demand_all(names: Sequence[str], table: Mapping[str, tuple[str, ...]], keys
 
 
 def _encode(encode: EncodeText, texts: list[str]) -> Float[Tensor, "N D"]:
-    """One call, and its promise checked: a vector that is not a unit vector would bend every score without a word."""
+    """One call, and its promise checked: a vector that is not a unit vector would bend every score without a
+    word.
+    """
     vectors = encode(texts)
     if vectors.ndim != 2 or len(vectors) != len(texts):
-        raise WordsightError(f"the text encoder gave shape {tuple(vectors.shape)} for {len(texts)} texts; expected one row for each")
+        raise WordsightError(
+            f"the text encoder gave shape {tuple(vectors.shape)} for {len(texts)} texts; expected one row "
+            f"for each"
+        )
     wrong = ~((vectors.float().norm(dim=-1) - 1).abs() < 0.02)  # also true for nan; bfloat16 is good to 0.01
     if wrong.any():
         text = texts[int(wrong.nonzero()[0])]
-        raise WordsightError(f"the text encoder gave no unit vector for {int(wrong.sum())} of {len(texts)} texts, the first {text!r}")
+        raise WordsightError(
+            f"the text encoder gave no unit vector for {int(wrong.sum())} of {len(texts)} texts, the first "
+            f"{text!r}"
+        )
     return vectors
 
 
@@ -265,7 +382,9 @@ def _fold(name: str) -> str:
 
 
 def _nearest_two(name: str, keys: Iterable[str]) -> list[str]:
-    """For a message only: shared words weigh more than shared letters, so that 'yin_yang' finds 'yin and yang symbol'."""
+    """For a message only: shared words weigh more than shared letters, so that 'yin_yang' finds 'yin and yang
+    symbol'.
+    """
     words = set(_fold(name).split())
 
     def likeness(key: str) -> float:
@@ -284,9 +403,19 @@ def _repeated(words: Iterable[str]) -> list[str]:
 
 
 def _listed(words: Sequence[str], shown: int = 10) -> str:
-    return ", ".join(map(repr, words[:shown])) + (f" and {len(words) - shown} more" if len(words) > shown else "")
+    return ", ".join(map(repr, words[:shown])) + (
+        f" and {len(words) - shown} more" if len(words) > shown else ""
+    )
 
 
 def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
+    kinds = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
     return kinds.get(type(value), type(value).__name__)

@@ -32,7 +32,13 @@ from wordsight.train import FeatureBatches, train
 DEFAULT_SENTENCES = "clip7"  # what stands in where a method wants sentences and none were given
 
 
-def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bool = False, say: Callable[[str], None] = lambda line: None) -> Run:
+def fit(
+    settings: RunSettings,
+    *,
+    backbone: Backbone | None = None,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Run:
     """Fit one run and evaluate it; the same settings again resume it, or give it back where it is finished.
 
     `say` receives sentences for the user: what was left out of the data, what stood in for missing sentences.
@@ -43,10 +49,17 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
         say(note)
     dataset = prepare(whole, settings.shots, settings.seed, settings.classes)
     if len(dataset.class_names) < 2:
-        raise WordsightError(f"{settings.data} has one class only, {dataset.class_names[0]!r}; at least 2 are needed to choose among")
+        raise WordsightError(
+            f"{settings.data} has one class only, {dataset.class_names[0]!r}; at least 2 are needed to "
+            f"choose among"
+        )
     folder = settings.out or default_folder(settings)
     settings = replace(settings, sentences=sentence_source(settings, say))
-    sentences = None if settings.sentences == SELF else read_sentences(settings.sentences, whole.class_names, settings.aliases)
+    sentences = (
+        None
+        if settings.sentences == SELF
+        else read_sentences(settings.sentences, whole.class_names, settings.aliases)
+    )
     backbone = backbone or load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype)
     if sentences is None:
         sentences = sentences_for(SELF, whole.class_names, settings.aliases, backbone, progress=progress)
@@ -74,11 +87,31 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
     method = build_method(settings, facts)
     method.attach(backbone)
     training = train_settings(settings)
-    fit_method(method, features.vectors, labels, texts, training, settings.seed, backbone.device, run.state, run.log, progress, val)
+    fit_method(
+        method,
+        features.vectors,
+        labels,
+        texts,
+        training,
+        settings.seed,
+        backbone.device,
+        run.state,
+        run.log,
+        progress,
+        val,
+    )
     seconds["fit"] = round(time.monotonic() - began, 3)
     run.finish(method)
     trained = sum(parameter.numel() for parameter in method.parameters())
-    run.log({"event": "fit", "seconds": seconds, "images": len(labels), "parameters": trained, "skipped": [list(pair) for pair in features.skipped]})
+    run.log(
+        {
+            "event": "fit",
+            "seconds": seconds,
+            "images": len(labels),
+            "parameters": trained,
+            "skipped": [list(pair) for pair in features.skipped],
+        }
+    )
     evaluate(run, backbone=backbone, progress=progress, say=say)
     return run
 
@@ -94,11 +127,12 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Figures of a run on its test images, kept in metrics.jsonl.
 
-    A run fitted on all classes is tested on all. One fitted on the base half is tested on the base classes among themselves and on the new classes
-    among themselves (the field's base-to-new protocol). `data` names another dataset, whose classes are scored by their names.
+    A run fitted on all classes is tested on all. One fitted on the base half is tested on the base classes
+    among themselves and on the new classes among themselves (the field's base-to-new protocol). `data` names
+    another dataset, whose classes are scored by their names.
 
-    Errors: WordsightError where the run's own data has changed since, so that images it was trained on would count as test images.
-    """
+    Errors: WordsightError where the run's own data has changed since, so that images it was trained on would
+    count as test images."""
     run = run if isinstance(run, Run) else Run.open(run)
     settings = run.settings
     backbone = open_backbone(run, backbone)
@@ -111,14 +145,22 @@ def evaluate(
         now = fingerprint(prepare(whole, settings.shots, settings.seed, settings.classes).train)
         if now != run.facts.images:
             raise WordsightError(
-                f"{settings.data} has changed since {run.folder} was fitted: its training images were {run.facts.images}, and the same draw now gives {now}, "
-                "so test images would be among those it has seen. Fit again into another out=..., or give other data=..."
+                f"{settings.data} has changed since {run.folder} was fitted: its training images were "
+                f"{run.facts.images}, and the same draw now gives {now}, "
+                "so test images would be among those it has seen. Fit again into another out=..., or give "
+                "other data=..."
             )
     parts = [classes] if classes else ["all"] if data or settings.classes == "all" else ["base", "new"]
     results = []
     for part in parts:
-        dataset = prepare(whole, settings.shots, settings.seed, part) if data is None else select_classes(test_only(whole), part)
-        sentences = {name: known.get(name, ()) for name in dataset.class_names}  # other data may have classes that the run has no words for
+        dataset = (
+            prepare(whole, settings.shots, settings.seed, part)
+            if data is None
+            else select_classes(test_only(whole), part)
+        )
+        sentences = {
+            name: known.get(name, ()) for name in dataset.class_names
+        }  # other data may have classes that the run has no words for
         try:
             method.bind(words(backbone, run.facts, dataset.class_names, sentences))
         except WordsightError as error:
@@ -127,15 +169,25 @@ def evaluate(
             say(f"classes={part}: {error}")
             continue
         if not len(dataset.test):
-            raise WordsightError(f"{whole.name} has no test images for classes={part}; name other data=..., or add images to its test part")
+            raise WordsightError(
+                f"{whole.name} has no test images for classes={part}; name other data=..., or add images "
+                f"to its test part"
+            )
         features = featurise(backbone, dataset.test, replace(settings, views=1), progress, say)
         labels = torch.from_numpy(dataset.test.labels)[features.kept]
         method.to(device)
         logits = predict_logits(method, features.vectors[:, 0].to(device))
-        result = {"event": "eval", "data": data or settings.data, "classes": part, **figures(logits, labels, dataset.class_names)}
+        result = {
+            "event": "eval",
+            "data": data or settings.data,
+            "classes": part,
+            **figures(logits, labels, dataset.class_names),
+        }
         result["skipped"] = [list(pair) for pair in features.skipped]
         run.log(result)
-        write_predictions(run, part if data is None else "other", dataset.test, features, logits, dataset.class_names)
+        write_predictions(
+            run, part if data is None else "other", dataset.test, features, logits, dataset.class_names
+        )
         results.append(result)
     return results
 
@@ -170,11 +222,20 @@ def fit_method(
     progress: bool = False,
     val: Labelled | None = None,
 ) -> None:
-    """Fit a method to features: its closed forms, then, where it learns, the one loop. It is bound to `texts` afterwards."""
+    """Fit a method to features: its closed forms, then, where it learns, the one loop. It is bound to `texts`
+    afterwards.
+    """
     if method.needs_labels:
-        without = [name for name, count in zip(method.class_names, labels.bincount(minlength=len(method.class_names))) if not count]
+        without = [
+            name
+            for name, count in zip(method.class_names, labels.bincount(minlength=len(method.class_names)))
+            if not count
+        ]
         if without:
-            raise WordsightError(f"no training image that can be read is left of {', '.join(without[:10])}; add some, or leave that class out")
+            raise WordsightError(
+                f"no training image that can be read is left of {', '.join(without[:10])}; add some, or "
+                f"leave that class out"
+            )
     method.begin(images[:, 0], labels, texts, seed, val)
     method.bind(texts)
     method.to(device)
@@ -201,13 +262,19 @@ def predict_logits(method: Classifier, images: Float[Tensor, "B D"]) -> Float[Te
     return method.logits(images).float().cpu()
 
 
-def words(backbone: Backbone, facts: Facts, names: Sequence[str], sentences: Mapping[str, Sequence[str]]) -> ClassTexts:
+def words(
+    backbone: Backbone, facts: Facts, names: Sequence[str], sentences: Mapping[str, Sequence[str]]
+) -> ClassTexts:
     """Text vectors of classes, from the cache where they are in it."""
     return class_texts(functools.partial(text_features, backbone), names, facts.template, sentences)
 
 
-def featurise(backbone: Backbone, split: Split, settings: RunSettings, progress: bool, say: Callable[[str], None]) -> Features:
-    features = image_features(backbone, split.pictures, views=settings.views, flip=settings.flip, progress=progress)
+def featurise(
+    backbone: Backbone, split: Split, settings: RunSettings, progress: bool, say: Callable[[str], None]
+) -> Features:
+    features = image_features(
+        backbone, split.pictures, views=settings.views, flip=settings.flip, progress=progress
+    )
     if features.skipped:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in features.skipped[:10])
         more = f"\n  ... and {len(features.skipped) - 10} more" if len(features.skipped) > 10 else ""
@@ -215,9 +282,17 @@ def featurise(backbone: Backbone, split: Split, settings: RunSettings, progress:
     return features
 
 
-def validation(backbone: Backbone, dataset: Dataset, settings: RunSettings, progress: bool, say: Callable[[str], None]) -> Labelled | None:
-    """The validation images of a method that chooses by them; None where it does not, or the data has none."""
-    if not resolve(METHODS, settings.method, "method").needs_val or dataset.val is None or not len(dataset.val):
+def validation(
+    backbone: Backbone, dataset: Dataset, settings: RunSettings, progress: bool, say: Callable[[str], None]
+) -> Labelled | None:
+    """The validation images of a method that chooses by them; None where it does not, or the data has
+    none.
+    """
+    if (
+        not resolve(METHODS, settings.method, "method").needs_val
+        or dataset.val is None
+        or not len(dataset.val)
+    ):
         return None
     features = featurise(backbone, dataset.val, replace(settings, views=1), progress, say)
     return Labelled(features.vectors[:, 0], torch.from_numpy(dataset.val.labels)[features.kept])
@@ -229,16 +304,22 @@ def facts_of(backbone: Backbone, class_names: Sequence[str], template: str) -> F
 
 
 def open_backbone(run: Run, backbone: Backbone | None = None) -> Backbone:
-    """The backbone a run was fitted on, or the given one. Errors: WordsightError where it gives other vectors than it did then."""
+    """The backbone a run was fitted on, or the given one. Errors: WordsightError where it gives other vectors
+    than it did then.
+    """
     if not run.facts.image_fingerprint:
         raise WordsightError(
-            f"{run.folder} was fitted on feature matrices without a backbone; `wordsight.load` in Python predicts from such matrices"
+            f"{run.folder} was fitted on feature matrices without a backbone; `wordsight.load` in Python "
+            f"predicts from such matrices"
         )
-    backbone = backbone or load_backbone(run.settings.backbone, device=run.settings.device, dtype=run.settings.dtype)
+    backbone = backbone or load_backbone(
+        run.settings.backbone, device=run.settings.device, dtype=run.settings.dtype
+    )
     for side in ("image_fingerprint", "text_fingerprint"):
         if getattr(backbone, side) != getattr(run.facts, side):
             raise WordsightError(
-                f"backbone {run.settings.backbone!r} has changed since {run.folder} was fitted ({side} differs); its features would not fit. Fit again"
+                f"backbone {run.settings.backbone!r} has changed since {run.folder} was fitted ({side} "
+                f"differs); its features would not fit. Fit again"
             )
     return backbone
 
@@ -247,14 +328,20 @@ def template_of(settings: RunSettings, dataset: Dataset) -> str:
     if settings.template != "own":
         return settings.template
     if dataset.template is None:
-        raise WordsightError(f"template=own, but {dataset.name} names none; give template='a photo of a {{}}.' or another with one {{}}")
+        raise WordsightError(
+            f"template=own, but {dataset.name} names none; give template='a photo of a {{}}.' or another "
+            f"with one {{}}"
+        )
     return dataset.template
 
 
 def sentence_source(settings: RunSettings, say: Callable[[str], None]) -> str | None:
     if settings.sentences is not None or not resolve(METHODS, settings.method, "method").needs_sentences:
         return settings.sentences
-    say(f"no sentences= given: the template set {DEFAULT_SENTENCES!r} stands in. `wordsight sentences` has an LLM write some")
+    say(
+        f"no sentences= given: the template set {DEFAULT_SENTENCES!r} stands in. `wordsight sentences` has "
+        f"an LLM write some"
+    )
     return DEFAULT_SENTENCES
 
 
@@ -264,11 +351,15 @@ def default_folder(settings: RunSettings) -> Path:
     words = f"-{Path(settings.sentences).stem}" if settings.sentences else ""
     if settings.backbone != RunSettings.backbone:
         words += f"-{Path(settings.backbone).name}"
-    return Path("runs") / f"{data}-{settings.method}{words}-{shots}shot-{settings.classes}-seed{settings.seed}"
+    return (
+        Path("runs") / f"{data}-{settings.method}{words}-{shots}shot-{settings.classes}-seed{settings.seed}"
+    )
 
 
 def check_settings(settings: RunSettings) -> RunSettings:
-    """Every name and setting is checked before any work is done. Returns the settings with every default written out, as a run keeps them."""
+    """Every name and setting is checked before any work is done. Returns the settings with every default
+    written out, as a run keeps them.
+    """
     kind = resolve(METHODS, settings.method, "method")
     method = build_method(settings, Facts(("a", "b"), 8, 1.0, ""))
     if settings.template != "own":
@@ -277,11 +368,20 @@ def check_settings(settings: RunSettings) -> RunSettings:
     try:
         torch.empty(0, device=pick_device(settings.device))
     except (RuntimeError, AssertionError) as error:
-        raise WordsightError(f"device={settings.device!r} is not there: {str(error).splitlines()[0]}; give device=cpu, cuda or auto") from error
+        raise WordsightError(
+            f"device={settings.device!r} is not there: {str(error).splitlines()[0]}; give device=cpu, cuda "
+            f"or auto"
+        ) from error
     if settings.shots is not None and settings.shots < 1:
-        raise WordsightError(f"shots={settings.shots} is not possible; it is the number of labelled images per class, 1 or more, or null for all")
+        raise WordsightError(
+            f"shots={settings.shots} is not possible; it is the number of labelled images per class, 1 or "
+            f"more, or null for all"
+        )
     if settings.classes == "new" and kind.needs_labels:
-        raise WordsightError("classes=new would train on the new classes; fit with classes=base, which is tested on both halves")
+        raise WordsightError(
+            "classes=new would train on the new classes; fit with classes=base, which is tested on both "
+            "halves"
+        )
     return replace(settings, settings=to_dict(method.settings), train=training)
 
 
@@ -289,12 +389,21 @@ def test_only(dataset: Dataset) -> Dataset:
     return dataset if dataset.test is not None else replace(dataset, test=dataset.train)
 
 
-def write_predictions(run: Run, part: str, split: Split, features: Features, logits: Float[Tensor, "B C"], names: Sequence[str]) -> None:
+def write_predictions(
+    run: Run, part: str, split: Split, features: Features, logits: Float[Tensor, "B C"], names: Sequence[str]
+) -> None:
     """predictions-<part>.csv: image, label, predicted, probability."""
     chances, predicted = logits.softmax(1).max(1)
     out = io.StringIO()
     table = csv.writer(out)
     table.writerow(["image", "label", "predicted", "probability"])
     for row, index in enumerate(features.kept):
-        table.writerow([split.pictures[index].name, names[split.labels[index]], names[predicted[row]], f"{chances[row]:.4f}"])
+        table.writerow(
+            [
+                split.pictures[index].name,
+                names[split.labels[index]],
+                names[predicted[row]],
+                f"{chances[row]:.4f}",
+            ]
+        )
     write_file(run.folder / f"predictions-{part}.csv", out.getvalue())

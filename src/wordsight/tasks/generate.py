@@ -1,4 +1,6 @@
-"""Generate: what the language model inside a backbone writes, and the sentences that it writes about a backbone's own classes."""
+"""Generate: what the language model inside a backbone writes, and the sentences that it writes about a
+backbone's own classes.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ Adapters = Literal["on", "off", "both"]
 
 
 def open_tower(name: str, *, device: str = "auto") -> TextTower:
-    """The text tower of a two_tower run, or of an LLM backbone's folder or hub name, in the dtype it was trained in.
+    """The text tower of a two_tower run, or of an LLM backbone's folder or hub name, in the dtype it was
+    trained in.
 
     Errors: WordsightError that says what it is instead.
     """
@@ -33,7 +36,8 @@ def open_tower(name: str, *, device: str = "auto") -> TextTower:
         settings = build(RunSettings, load_yaml(config).get("settings", {}))
         if not issubclass(resolve(METHODS, settings.method, "method"), Embedder):
             raise WordsightError(
-                f"{name!r} is a run of {settings.method}, a classifier without an LM of its own; give a two_tower run. "
+                f"{name!r} is a run of {settings.method}, a classifier without an LM of its own; give a "
+                f"two_tower run. "
                 f"If its backbone has an LM, give that: {settings.backbone}"
             )
         dtype = settings.dtype
@@ -41,12 +45,19 @@ def open_tower(name: str, *, device: str = "auto") -> TextTower:
 
 
 def generate(
-    tower: TextTower, text: str, adapters: Adapters = "off", *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 1
+    tower: TextTower,
+    text: str,
+    adapters: Adapters = "off",
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 1,
 ) -> dict[str, str]:
-    """What the LM writes on from `text`, by adapters: {"off": ..., "on": ...}. `both` runs an untouched and an adapted row in one batch.
+    """What the LM writes on from `text`, by adapters: {"off": ..., "on": ...}. `both` runs an untouched and
+    an adapted row in one batch.
 
-    At temperature 0 the likeliest token always follows; above it, tokens are drawn from `seed`. Errors: WordsightError where the LM cannot write so.
-    """
+    At temperature 0 the likeliest token always follows; above it, tokens are drawn from `seed`. Errors:
+    WordsightError where the LM cannot write so."""
     if adapters not in ("on", "off", "both"):
         raise WordsightError(f"adapters={adapters!r} is not a choice; the choices are on, off, both")
     if not text.strip():
@@ -54,7 +65,9 @@ def generate(
     ids = tower.tokenizer(text)["input_ids"]
     _check_room(tower, len(ids), max_new_tokens)
     rows = ["off", "on"] if adapters == "both" else [adapters]
-    written = tower.generate_tokens([ids] * len(rows), rows, max_new_tokens=max_new_tokens, **drawn(temperature, [seed] * len(rows)))
+    written = tower.generate_tokens(
+        [ids] * len(rows), rows, max_new_tokens=max_new_tokens, **drawn(temperature, [seed] * len(rows))
+    )
     begin = _spoken(tower, ids)
     return {row: _spoken(tower, ids + new.tolist()).removeprefix(begin) for row, new in zip(rows, written)}
 
@@ -67,7 +80,9 @@ def sentences_for(
     *,
     progress: bool = False,
 ) -> dict[str, tuple[str, ...]]:
-    """Each class's sentences: from `source` (read_sentences), or with `self` written by the backbone's LM with its adapters off."""
+    """Each class's sentences: from `source` (read_sentences), or with `self` written by the backbone's LM
+    with its adapters off.
+    """
     if source != SELF:
         return read_sentences(source, class_names, aliases)
     settings, path = _own(backbone)
@@ -88,11 +103,18 @@ def keep_record(backbone: Backbone, class_names: Sequence[str], folder: Path) ->
 
 
 def _own(backbone: Backbone) -> tuple[WriterSettings, Path]:
-    """Who writes, and where it is kept between runs: a place that no other LM, question or seed shares. A class is written about once."""
+    """Who writes, and where it is kept between runs: a place that no other LM, question or seed shares. A
+    class is written about once.
+    """
     tower = writer_of(backbone)
     settings = WriterSettings(tower.plain.name_or_path or backbone.name, local=True)
     decides = repr((settings, tower.origin, tower.trunk.dtype, tower.tokenizer.chat_template))
-    return settings, cache_folder() / "sentences" / f"{hashlib.blake2b(decides.encode(), digest_size=12).hexdigest()}.json"
+    return (
+        settings,
+        cache_folder()
+        / "sentences"
+        / f"{hashlib.blake2b(decides.encode(), digest_size=12).hexdigest()}.json",
+    )
 
 
 def _spoken(tower: TextTower, ids: list[int]) -> str:
@@ -107,6 +129,7 @@ def _check_room(tower: TextTower, given: int, wanted: int) -> None:
     held = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if held and given + wanted > held:
         raise WordsightError(
-            f"a text of {given} tokens and {wanted} new ones do not fit into the {held} positions of {config.model_type}; "
+            f"a text of {given} tokens and {wanted} new ones do not fit into the {held} positions of "
+            f"{config.model_type}; "
             "give a shorter text, or fewer new tokens"
         )

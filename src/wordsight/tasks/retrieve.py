@@ -1,4 +1,6 @@
-"""Retrieve: from image-text pairs to a run that is a backbone, and from a run to recall@k and zero-shot accuracy."""
+"""Retrieve: from image-text pairs to a run that is a backbone, and from a run to recall@k and zero-shot
+accuracy.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +36,35 @@ from wordsight.methods.zero_shot import ZeroShot
 from wordsight.runs import Facts, Run, train_settings
 from wordsight.sentences import fill
 from wordsight.tasks.classify import featurise, figures, predict_logits, test_only, words
-from wordsight.train import STATE_FILE, PairBatches, changing, join_processes, rank_0_first, total_steps, train
+from wordsight.train import (
+    STATE_FILE,
+    PairBatches,
+    changing,
+    join_processes,
+    rank_0_first,
+    total_steps,
+    train,
+)
 
 RANKS = (1, 5, 10)
 SIZES_FILE = "sizes.json"  # in state/: what a stream knows of its shards
-START_CAPTIONS = 4000  # that start=ridge is fitted on, at most: a map of a few hundred by a few hundred numbers needs no more
+# that start=ridge is fitted on, at most: a map of a few hundred by a few hundred numbers needs no more
+START_CAPTIONS = 4000
 
 
-def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bool = False, say: Callable[[str], None] = lambda line: None) -> Run:
-    """Train the text tower of one run on pairs; the same settings again resume it, or give it back where it is finished.
+def fit(
+    settings: RunSettings,
+    *,
+    backbone: Backbone | None = None,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Run:
+    """Train the text tower of one run on pairs; the same settings again resume it, or give it back where it
+    is finished.
 
-    The run folder is a backbone: `load_backbone(run.folder)`, `backbone=runs/...`. `say` receives sentences for the user. Under `accelerate launch` or
-    `torchrun` every process calls this and returns the run; rank 0 alone speaks, writes and evaluates.
-    """
+    The run folder is a backbone: `load_backbone(run.folder)`, `backbone=runs/...`. `say` receives sentences
+    for the user. Under `accelerate launch` or `torchrun` every process calls this and returns the run; rank 0
+    alone speaks, writes and evaluates."""
     settings = check_settings(settings)
     rank, world = join_processes(pick_device(settings.device))
     if rank > 0:
@@ -54,23 +72,50 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
     own = build(TwoTowerSettings, settings.settings, "settings.")
     words = {"template": settings.template, "sentences": settings.sentences, "aliases": settings.aliases}
     streams = _streams(own, settings.data)
-    opened = partial(open_stream, settings.data, own.weights or None, **words, seed=settings.seed, rank=rank, world=world)
+    opened = partial(
+        open_stream, settings.data, own.weights or None, **words, seed=settings.seed, rank=rank, world=world
+    )
     if streams:
         opened()  # what is wrong with a source is said before a folder is made
     pairs = None if streams else _pairs(settings.data, words, say)
     if own.shard and world == 1:
-        say("settings.shard=true shares nothing out in one process; start several, with accelerate launch or torchrun")
-    backbone = backbone or load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype, text=False)
+        say(
+            "settings.shard=true shares nothing out in one process; start several, with accelerate launch "
+            "or torchrun"
+        )
+    backbone = backbone or load_backbone(
+        settings.backbone, device=settings.device, dtype=settings.dtype, text=False
+    )
     torch.manual_seed(settings.seed)
     shape = own.shape if own.random else None
-    built = partial(TextTower.from_base, own.text, tower_settings(own, backbone.dim), device=backbone.device, dtype=settings.dtype, random=shape)
+    built = partial(
+        TextTower.from_base,
+        own.text,
+        tower_settings(own, backbone.dim),
+        device=backbone.device,
+        dtype=settings.dtype,
+        random=shape,
+    )
     with _named("settings.text", own.text):
         tower = built()
     with _named("settings.teacher", own.teacher):
-        teacher = load_backbone(own.teacher, device=settings.device, dtype=settings.dtype) if own.teacher is not None else None
-    known = {"image_fingerprint": backbone.image_fingerprint, "text_fingerprint": tower.origin, "pairs": _known(pairs) if pairs else ""}
+        teacher = (
+            load_backbone(own.teacher, device=settings.device, dtype=settings.dtype)
+            if own.teacher is not None
+            else None
+        )
+    known = {
+        "image_fingerprint": backbone.image_fingerprint,
+        "text_fingerprint": tower.origin,
+        "pairs": _known(pairs) if pairs else "",
+    }
     with rank_0_first():
-        run = Run.start(settings.out or default_folder(settings), settings, Facts((), backbone.dim, 1.0, settings.template, **known), {})
+        run = Run.start(
+            settings.out or default_folder(settings),
+            settings,
+            Facts((), backbone.dim, 1.0, settings.template, **known),
+            {},
+        )
     if run.finished:
         say(f"{run.folder} is finished already; nothing to fit")
         return run
@@ -79,12 +124,19 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
         own = replace(own, tau_d=teacher.logit_scale)
     with contextlib.ExitStack() as leaving:
         if streams:
-            batches = leaving.enter_context(_stream(opened(sizes=run.state / SIZES_FILE), backbone, teacher, tower, own, settings))
-            captions, mean = None, batches.mean_image() if own.centre and not resumed else None  # a resumed run has it in its state
+            batches = leaving.enter_context(
+                _stream(opened(sizes=run.state / SIZES_FILE), backbone, teacher, tower, own, settings)
+            )
+            captions, mean = (
+                None,
+                batches.mean_image() if own.centre and not resumed else None,
+            )  # a resumed run has it in its state
             batches.close()  # until training asks for the first batch
         else:
             with rank_0_first():  # the others find its features in the cache
-                batches, captions, mean = _batches(pairs, backbone, teacher, tower, own, settings, (rank, world), progress, say)
+                batches, captions, mean = _batches(
+                    pairs, backbone, teacher, tower, own, settings, (rank, world), progress, say
+                )
         truncated = tower.truncated_texts  # before anything is tokenised twice; a stream has not begun
         seconds = {"features": round(time.monotonic() - began, 3)}
         began = time.monotonic()
@@ -107,15 +159,29 @@ def fit(settings: RunSettings, *, backbone: Backbone | None = None, progress: bo
                 say(note)
     with rank_0_first():
         if rank == 0:
-            seen = total_steps(training, len(batches)) * training.batch_size  # of a stream: how often, not how many
-            size = {"images": seen, "captions": seen} if streams else {"images": len(batches.images), "captions": len(captions)}
+            seen = (
+                total_steps(training, len(batches)) * training.batch_size
+            )  # of a stream: how often, not how many
+            size = (
+                {"images": seen, "captions": seen}
+                if streams
+                else {"images": len(batches.images), "captions": len(captions)}
+            )
             if method.shared_out:  # the others have left, so a whole LM takes the trained tensors
                 torch.manual_seed(settings.seed)
                 method, tensors = TwoTower(built(), own), changing(method)
                 method.load_state_dict(tensors, strict=False)
-            learned = _finish(run, method, backbone, {"seconds": seconds, **size, "processes": world, "truncated_captions": truncated})
+            learned = _finish(
+                run,
+                method,
+                backbone,
+                {"seconds": seconds, **size, "processes": world, "truncated_captions": truncated},
+            )
             if truncated:
-                say(f"{truncated} captions were longer than {tower.max_tokens} tokens with their wrapper and lost their ends")
+                say(
+                    f"{truncated} captions were longer than {tower.max_tokens} tokens with their wrapper "
+                    f"and lost their ends"
+                )
             evaluate(run, backbone=learned, progress=progress, say=say)
     return run
 
@@ -129,7 +195,8 @@ def evaluate(
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Figures of a run on test images, kept in metrics.jsonl: recall@k where the source has captions, zero-shot accuracy where it has labels.
+    """Figures of a run on test images, kept in metrics.jsonl: recall@k where the source has captions,
+    zero-shot accuracy where it has labels.
 
     Without `data`, on what the run's own sources mark as test, if anything.
     """
@@ -143,12 +210,17 @@ def evaluate(
             continue  # shards mark nothing as test
         if caption_table(source) is not None:
             if classes:
-                raise WordsightError(f"classes={classes} chooses among classes, but {source!r} has captions and no classes")
+                raise WordsightError(
+                    f"classes={classes} chooses among classes, but {source!r} has captions and no classes"
+                )
             pairs = open_pairs(source, "test")
             if not len(pairs) and data is not None:
                 pairs = open_pairs(source)  # no part is marked: all of it
                 if any(same_source(source, one) for one in seen):
-                    say(f"{source} marks nothing as test: these figures are of the very pairs that {run.folder} was trained on")
+                    say(
+                        f"{source} marks nothing as test: these figures are of the very pairs that "
+                        f"{run.folder} was trained on"
+                    )
             if len(pairs):
                 results.append({"event": "retrieval", "data": source, **retrieval(backbone, pairs, progress)})
         else:
@@ -157,7 +229,8 @@ def evaluate(
         run.log(result)
     if not results:
         say(
-            f"nothing in data={settings.data} is marked as test, so nothing was measured; `wordsight eval {run.folder} data=...` measures on other images"
+            f"nothing in data={settings.data} is marked as test, so nothing was measured; `wordsight eval "
+            f"{run.folder} data=...` measures on other images"
         )
     return results
 
@@ -165,9 +238,9 @@ def evaluate(
 def retrieval(backbone: Backbone, pairs: Pairs, progress: bool = False) -> dict[str, Any]:
     """Recall@1, 5 and 10 both ways.
 
-    Image to text: the candidates are the distinct captions, and one is right when it is among the image's own. Text to image: every caption is a query,
-    and any image that has this very caption is right. So captions that several images share are never counted as wrong.
-    """
+    Image to text: the candidates are the distinct captions, and one is right when it is among the image's
+    own. Text to image: every caption is a query, and any image that has this very caption is right. So
+    captions that several images share are never counted as wrong."""
     features = image_features(backbone, pairs.pictures, progress=progress)
     captions = [pairs.captions[index] for index in features.kept]
     distinct = list(dict.fromkeys(text for texts in captions for text in texts))
@@ -182,7 +255,9 @@ def retrieval(backbone: Backbone, pairs: Pairs, progress: bool = False) -> dict[
         "captions": len(asked),
         "distinct_captions": len(distinct),
         "image_to_text": {f"recall@{k}": metrics.recall_at(similarity, relevant, k) for k in RANKS},
-        "text_to_image": {f"recall@{k}": metrics.recall_at(similarity.T[asked], relevant.T[asked], k) for k in RANKS},
+        "text_to_image": {
+            f"recall@{k}": metrics.recall_at(similarity.T[asked], relevant.T[asked], k) for k in RANKS
+        },
         "skipped": [list(pair) for pair in features.skipped],
     }
 
@@ -196,7 +271,9 @@ def zero_shot(
     say: Callable[[str], None],
     own: bool = False,
 ) -> list[dict[str, Any]]:
-    """Accuracy on labelled images by class names alone. `own`: the source was trained on, so only what it marks as test counts."""
+    """Accuracy on labelled images by class names alone. `own`: the source was trained on, so only what it
+    marks as test counts.
+    """
     whole = open_dataset(source) if not own else _own_test(source, say)
     if whole is None:
         return []
@@ -207,38 +284,69 @@ def zero_shot(
     features = featurise(backbone, dataset.test, replace(settings, views=1), progress, say)
     labels = torch.from_numpy(dataset.test.labels)[features.kept]
     logits = predict_logits(method.to(backbone.device), features.vectors[:, 0].to(backbone.device))
-    result = {"event": "eval", "data": source, "classes": classes or "all", **figures(logits, labels, dataset.class_names)}
+    result = {
+        "event": "eval",
+        "data": source,
+        "classes": classes or "all",
+        **figures(logits, labels, dataset.class_names),
+    }
     return [result | {"skipped": [list(pair) for pair in features.skipped]}]
 
 
 def check_settings(settings: RunSettings) -> RunSettings:
-    """Every setting is checked before any work is done. Returns the settings with every default written out, as a run keeps them."""
+    """Every setting is checked before any work is done. Returns the settings with every default written out,
+    as a run keeps them.
+    """
     own = build(TwoTowerSettings, settings.settings, "settings.")
     fill(settings.template, "name")
     if own.chunk is not None and own.chunk < 1:
-        raise WordsightError(f"settings.chunk={own.chunk} is not possible; it is how many texts pass through the LM together, 1 or more, or null")
+        raise WordsightError(
+            f"settings.chunk={own.chunk} is not possible; it is how many texts pass through the LM "
+            f"together, 1 or more, or null"
+        )
     if own.tau_d is not None and own.tau_d <= 0:
-        raise WordsightError(f"settings.tau_d={own.tau_d} is not possible; it multiplies similarities before their softmax, more than 0")
+        raise WordsightError(
+            f"settings.tau_d={own.tau_d} is not possible; it multiplies similarities before their softmax, "
+            f"more than 0"
+        )
     if own.shape and not own.random:
-        raise WordsightError("settings.shape changes the LM's shape, which its weights would no longer fit; give it with settings.random=true")
+        raise WordsightError(
+            "settings.shape changes the LM's shape, which its weights would no longer fit; give it with "
+            "settings.random=true"
+        )
     if own.prompt_only_lora and (own.checkpointing or own.compile):
         raise WordsightError(
-            "settings.prompt_only_lora runs texts without gradient and caches them, which checkpointing and compile do not go with; set them false"
+            "settings.prompt_only_lora runs texts without gradient and caches them, which checkpointing "
+            "and compile do not go with; set them false"
         )
     if own.shard and (own.train in ("all", "head") or own.compile):
-        why = {"all": "settings.train=all leaves none", "head": "with settings.train=head the LM does not run while it trains"}
-        raise WordsightError(f"settings.shard shares out frozen weights; {why.get(own.train, 'settings.compile is untested with it')}; set it false")
+        why = {
+            "all": "settings.train=all leaves none",
+            "head": "with settings.train=head the LM does not run while it trains",
+        }
+        raise WordsightError(
+            f"settings.shard shares out frozen weights; "
+            f"{why.get(own.train, 'settings.compile is untested with it')}; set it false"
+        )
     if _streams(own, settings.data) and own.start == "ridge":
-        raise WordsightError("settings.start=ridge reads all captions first, which a stream does not have; leave start out, or give tables")
+        raise WordsightError(
+            "settings.start=ridge reads all captions first, which a stream does not have; leave start out, "
+            "or give tables"
+        )
     if settings.classes != "all":
-        raise WordsightError(f"classes={settings.classes} chooses labelled classes, but method={settings.method} learns from pairs; leave it out")
+        raise WordsightError(
+            f"classes={settings.classes} chooses labelled classes, but method={settings.method} learns "
+            f"from pairs; leave it out"
+        )
     pick_device(settings.device)
     return replace(settings, settings=to_dict(own), train=to_dict(train_settings(settings)))
 
 
 def default_folder(settings: RunSettings) -> Path:
     text = build(TwoTowerSettings, settings.settings, "settings.").text
-    data, lm = (re.sub(r"[^A-Za-z0-9]+", "-", Path(name).name or name).strip("-") for name in (settings.data, text))
+    data, lm = (
+        re.sub(r"[^A-Za-z0-9]+", "-", Path(name).name or name).strip("-") for name in (settings.data, text)
+    )
     return Path("runs") / f"{data}-{settings.method}-{lm}-seed{settings.seed}"
 
 
@@ -255,12 +363,19 @@ def _pairs(data: str, words: dict[str, Any], say: Callable[[str], None]) -> Pair
     for note in pairs.notes:
         say(note)
     if len(pairs) < 2:
-        raise WordsightError(f"data={data!r} has one image-text pair only; at least 2 are needed, to tell them apart")
+        raise WordsightError(
+            f"data={data!r} has one image-text pair only; at least 2 are needed, to tell them apart"
+        )
     return pairs
 
 
 def _stream(
-    mixture: Mixture, backbone: Backbone, teacher: Backbone | None, tower: TextTower, own: TwoTowerSettings, settings: RunSettings
+    mixture: Mixture,
+    backbone: Backbone,
+    teacher: Backbone | None,
+    tower: TextTower,
+    own: TwoTowerSettings,
+    settings: RunSettings,
 ) -> StreamBatches:
     training = train_settings(settings)
     batches = StreamBatches(
@@ -283,12 +398,20 @@ def _known(pairs: Pairs) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for picture, captions in zip(pairs.pictures, pairs.captions):
         digest.update(repr((picture.name, tuple(captions))).encode())
-    return f"{len(pairs)} images with {sum(map(len, pairs.captions))} captions, fingerprint {digest.hexdigest()}"
+    return (
+        f"{len(pairs)} images with {sum(map(len, pairs.captions))} captions, fingerprint {digest.hexdigest()}"
+    )
 
 
 def _finish(run: Run, method: TwoTower, backbone: Backbone, event: dict[str, Any]) -> LLM:
     """Write what was learned. Gives the backbone that it is."""
-    learned = LLM(backbone, method.text, image_mean=method.image_mean, logit_scale=method.logit_scale, name=str(run.folder))
+    learned = LLM(
+        backbone,
+        method.text,
+        image_mean=method.image_mean,
+        logit_scale=method.logit_scale,
+        name=str(run.folder),
+    )
     learned.write_into(run.folder)
     run.finish(learned)
     trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
@@ -307,15 +430,26 @@ def _batches(
     progress: bool,
     say: Callable[[str], None],
 ) -> tuple[PairBatches, list[str], Float[Tensor, " D"] | None]:
-    """Image vectors, captions as tokens and the teacher's vectors of both; the distinct captions; the mean image vector if it is wanted."""
+    """Image vectors, captions as tokens and the teacher's vectors of both; the distinct captions; the mean
+    image vector if it is wanted.
+    """
     features = featurise(backbone, pairs, settings, progress, say)
     captions = [pairs.captions[index] for index in features.kept]
     distinct = list(dict.fromkeys(text for texts in captions for text in texts))
     row_of = {text: row for row, text in enumerate(distinct)}
     per_image, per_caption = {}, {}
     if teacher is not None:
-        taught = image_features(teacher, [pairs.pictures[i] for i in features.kept], views=settings.views, flip=settings.flip, progress=progress)
-        per_image["teacher_images"], per_caption["teacher_texts"] = taught.vectors, text_features(teacher, distinct)
+        taught = image_features(
+            teacher,
+            [pairs.pictures[i] for i in features.kept],
+            views=settings.views,
+            flip=settings.flip,
+            progress=progress,
+        )
+        per_image["teacher_images"], per_caption["teacher_texts"] = (
+            taught.vectors,
+            text_features(teacher, distinct),
+        )
     tokens = tower.tokenise(distinct)
     batches = PairBatches(
         features.vectors,
@@ -331,11 +465,21 @@ def _batches(
     return batches, distinct, features.vectors[:, 0].mean(0) if own.centre else None
 
 
-def _start(tower: TextTower, batches: PairBatches, captions: list[str]) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N D"]]:
+def _start(
+    tower: TextTower, batches: PairBatches, captions: list[str]
+) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N D"]]:
     """Pooled states of captions, a sample where there are many, and the mean vector of the images of each."""
-    chosen = torch.randperm(len(captions), generator=torch.Generator().manual_seed(batches.seed))[:START_CAPTIONS].sort().values
-    rows = torch.tensor([(caption, image) for image, texts in enumerate(batches.captions) for caption in texts])
-    sums = torch.zeros(len(captions), batches.images.shape[-1]).index_add(0, rows[:, 0], batches.images[rows[:, 1], 0])
+    chosen = (
+        torch.randperm(len(captions), generator=torch.Generator().manual_seed(batches.seed))[:START_CAPTIONS]
+        .sort()
+        .values
+    )
+    rows = torch.tensor(
+        [(caption, image) for image, texts in enumerate(batches.captions) for caption in texts]
+    )
+    sums = torch.zeros(len(captions), batches.images.shape[-1]).index_add(
+        0, rows[:, 0], batches.images[rows[:, 1], 0]
+    )
     means = sums / rows[:, 0].bincount(minlength=len(captions))[:, None]
     return tower.features([captions[row] for row in chosen]), means[chosen].to(tower.device)
 
@@ -350,7 +494,9 @@ def _named(setting: str, value: str | None) -> Iterator[None]:
 
 
 def _own_test(source: str, say: Callable[[str], None]) -> Dataset | None:
-    """A source that was trained on, where it marks a part as test, and its classes can be told apart by name."""
+    """A source that was trained on, where it marks a part as test, and its classes can be told apart by
+    name.
+    """
     try:
         whole = open_dataset(source)
     except WordsightError as error:
