@@ -16,8 +16,8 @@ from wordsight.config import (
     read,
     resolve,
     to_dict,
-    write_file,
 )
+from wordsight.files import write_file
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def test_data_is_demanded():
     "content, message",
     [
         (b"a: [1", "not readable as YAML"),
-        (b"\xff\xfe\xfa", "not readable as YAML"),
+        (b"\xff\xfe\xfa", "cannot be read as UTF-8"),
         (b"- 1\n- 2\n", "holds no settings"),
         (b"", "holds no settings"),
         (b"just text", "holds no settings"),

@@ -21,7 +21,7 @@ from wordsight.report import (
     read_rows,
     report,
 )
-from wordsight.runs import Facts, Run, build_method
+from wordsight.runs import Run, RunFacts, build_method
 from wordsight.tasks.classify import fit
 
 NAMES = ("<b>eins</b>", "zwölf & 十二", "$x_2$")
@@ -43,7 +43,7 @@ def fabricate(
     settings = RunSettings(
         data=data, backbone="tiny", method=method, classes=classes, seed=seed, shots=shots, **changed
     )
-    facts = Facts(names, 8, 1.0, "a {}.")
+    facts = RunFacts(names, 8, 1.0, "a {}.")
     run = Run.start(folder, settings, facts, dict.fromkeys(names, ("a sentence",)))
     run.finish(build_method(settings, facts))
     run.log(
@@ -124,8 +124,8 @@ def test_the_best_of_equal_shots_is_bold(folders, tmp_path):
     assert "<b>85.0 ± 0.0</b>" in as_html(rows)
 
 
-def test_a_label_makes_one_method_of_runs_whose_files_differ_by_dataset(tmp_path):
-    kinds = ({"label": "words"}, {"label": "templates", "sentences": "clip7"})
+def test_a_name_makes_one_method_of_runs_whose_files_differ_by_dataset(tmp_path):
+    kinds = ({"name": "words"}, {"name": "templates", "sentences": "clip7"})
     runs = [
         fabricate(
             tmp_path / f"{data}{row}",
@@ -148,7 +148,7 @@ def test_a_label_makes_one_method_of_runs_whose_files_differ_by_dataset(tmp_path
         tmp_path / "w",
         data="A",
         method="sentence_mean",
-        label="words",
+        name="words",
         template="b {}.",
         sentences="x/A1.json",
         accuracies={"all": 1.0},

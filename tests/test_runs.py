@@ -15,10 +15,10 @@ import yaml
 from safetensors.torch import load_file
 
 from wordsight.config import RunSettings, WordsightError
-from wordsight.runs import FORMAT, Facts, Run, build_method, plain, train_settings
+from wordsight.runs import FORMAT, Run, RunFacts, build_method, plain, train_settings
 
 SETTINGS = RunSettings(data="photos", method="linear_probe", settings={"strength": 0.5})
-FACTS = Facts(("a", "ö b"), 4, 10.0, "a {}.", labels=(3, 7), image_fingerprint="i", text_fingerprint="t")
+FACTS = RunFacts(("a", "ö b"), 4, 10.0, "a {}.", labels=(3, 7), image_fingerprint="i", text_fingerprint="t")
 SENTENCES = {"a": ("an a", "ä"), "ö b": ()}
 
 

@@ -128,7 +128,7 @@ def test_a_yaml_is_a_method_whose_sentences_stay_its_own(data, tmp_path):
         seeds=(1,),
     )
     mine, plain = cells_of(settings)
-    assert (mine.settings.label, plain.settings.label) == ("mine", "sentence_mean")
+    assert (mine.settings.name, plain.settings.name) == ("mine", "sentence_mean")
     assert (mine.label, mine.settings.sentences, mine.settings.aliases, mine.settings.template) == (
         "mine",
         "clip7",

@@ -73,7 +73,7 @@ class World:
 
     def __init__(self, data: Path, out: Path):
         self.data, self.out, self.lm = data, out, out / "stories260K"
-        self.eyes = load_backbone(
+        self.image_tower = load_backbone(
             str(data / "vit_tiny_in1k" / "vit_tiny_patch16_224.safetensors"), device="cpu", text=False
         )
         self.corpora: dict[str, Corpus] = {}
@@ -94,7 +94,7 @@ class World:
             pairs = open_pairs(
                 source, part, template=TEMPLATE, sentences=str(self.cupl) if name == "photos" else None
             )
-            features = image_features(self.eyes, pairs.pictures)
+            features = image_features(self.image_tower, pairs.pictures)
             kept = features.kept
             self.corpora[key] = Corpus(
                 features.vectors[:, 0], [pairs.captions[i] for i in kept], [pairs.pictures[i] for i in kept]
@@ -120,7 +120,7 @@ class World:
         found = {}
         for name in SETS:
             dataset = open_dataset(str(self.data / name))
-            features = image_features(self.eyes, dataset.test.pictures)
+            features = image_features(self.image_tower, dataset.test.pictures)
             found[name] = (
                 features.vectors[:, 0],
                 torch.from_numpy(dataset.test.labels)[features.kept],
@@ -144,7 +144,7 @@ class World:
         own = TwoTowerSettings(text=str(self.lm), **(SHORT | changed))
         torch.manual_seed(seed)
         tower = TextTower.from_base(
-            own.text, tower_settings(own, self.eyes.dim), random={} if own.random else None
+            own.text, tower_settings(own, self.image_tower.dim), random={} if own.random else None
         )
         texts = distinct(corpus.captions)
         row_of = {text: row for row, text in enumerate(texts)}
@@ -161,7 +161,9 @@ class World:
             rows = torch.tensor(
                 [(caption, image) for image, listed in enumerate(captions) for caption in listed]
             )
-            sums = torch.zeros(len(texts), self.eyes.dim).index_add(0, rows[:, 0], corpus.images[rows[:, 1]])
+            sums = torch.zeros(len(texts), self.image_tower.dim).index_add(
+                0, rows[:, 0], corpus.images[rows[:, 1]]
+            )
             method.start_at_ridge(tower.features(texts), sums / rows[:, 0].bincount()[:, None])
         tokens = tower.tokenise(texts)
         ids = [row[:length] for row, length in zip(tokens.ids, tokens.lengths.tolist())]
@@ -202,7 +204,9 @@ class World:
         """The LM as it came, in a tower without adapters: nothing of ours acts when it writes."""
         return TextTower.from_base(
             self.lm,
-            tower_settings(TwoTowerSettings(text=str(self.lm), train="prompts", **SHORT), self.eyes.dim),
+            tower_settings(
+                TwoTowerSettings(text=str(self.lm), train="prompts", **SHORT), self.image_tower.dim
+            ),
         )
 
     def writing(self, tower: TextTower | None = None, adapters: str = "off") -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Study:
 
     def __init__(self, data: Path, minilm: str, joined: str, out: Path):
         self.data, self.minilm, self.joined, self.out = data, minilm, joined, out
-        self.eyes = str(data / "vit_tiny_in1k" / "vit_tiny_patch16_224.safetensors")
+        self.image_tower = str(data / "vit_tiny_in1k" / "vit_tiny_patch16_224.safetensors")
         out.mkdir(parents=True, exist_ok=True)
         cupl = json.loads((data / "sentences/cupl/base_prompts/imagenet_prompts_base.json").read_text())
         self.sentences = out / "cupl.json"
@@ -76,7 +76,7 @@ class Study:
         sentences = str(self.sentences) if part == "photos" else None
         return RunSettings(
             data=self.sources[part],
-            backbone=self.eyes,
+            backbone=self.image_tower,
             method="two_tower",
             sentences=sentences,
             device="cpu",
@@ -93,7 +93,7 @@ class Study:
                 (read_image(picture.load()), texts) for picture, texts in zip(pairs.pictures, pairs.captions)
             )
             join(
-                JoinSettings(vision=self.eyes, text=self.minilm, out=str(folder), captions="pairs"),
+                JoinSettings(vision=self.image_tower, text=self.minilm, out=str(folder), captions="pairs"),
                 pairs=images,
             )
         return load_backbone(folder, device="cpu")

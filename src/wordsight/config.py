@@ -4,11 +4,9 @@ needs only this file.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import importlib
-import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -16,11 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-
-class WordsightError(ValueError):
-    """Something the user can mend: the message says what was wrong, which value, and what would be right. The
-    command line exits with 2.
-    """
+from wordsight.files import WordsightError, load_yaml
 
 
 class Entry(NamedTuple):
@@ -161,7 +155,7 @@ class RunSettings:
     flip: bool = True  # augmented views may be mirrored; false for glyphs
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
-    label: str | None = None  # what reports call it; null: the method's name
+    name: str | None = None  # what reports call it; null: the method's name
     out: str | None = None  # the run folder; by default runs/<data>-<method>-<shots>shot-<classes>-seed<seed>
     settings: dict[str, Any] = field(default_factory=dict)  # the method's own settings
     train: dict[str, Any] = field(default_factory=dict)  # TrainSettings that differ from the method's
@@ -261,43 +255,6 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
 def to_dict(settings: Any) -> dict[str, Any]:
     """A settings dataclass as plain values, ready for YAML."""
     return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-
-
-def write_file(path: str | Path, content: bytes | str) -> None:
-    """Write a whole file or none: a temporary name in the same folder, then a rename.
-
-    Errors: WordsightError when the disk is full or the folder is closed; what stood there before is intact.
-    """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise WordsightError(
-            f"{str(path)!r} cannot be written: {error.strerror or error}; what stood there before is intact"
-        ) from error
-
-
-def load_yaml(path: str | Path) -> dict[str, Any]:
-    import yaml
-
-    path = Path(path)
-    if not path.is_file():
-        raise WordsightError(f"settings file {str(path)!r} does not exist")
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WordsightError(f"{path} is not readable as YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(loaded, dict):
-        raise WordsightError(f"{path} holds no settings; expected lines such as `method: aape`")
-    return loaded
 
 
 def _as_mapping(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:

@@ -33,9 +33,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from wordsight.backbones import Backbone, unit
-from wordsight.config import RunSettings, TrainSettings, WordsightError, write_file
+from wordsight.config import RunSettings, TrainSettings, WordsightError
+from wordsight.files import write_file
 from wordsight.methods import Classifier, Learner
-from wordsight.runs import Facts, build_method, train_settings
+from wordsight.runs import RunFacts, build_method, train_settings
 from wordsight.sentences import ClassTexts
 from wordsight.tasks.classify import fit_method, predict_logits
 from wordsight.train import FeatureBatches, total_steps, train
@@ -77,7 +78,7 @@ class TooLong(Exception):
 class Problem(NamedTuple):
     """Made-up classes with their images and words."""
 
-    facts: Facts
+    facts: RunFacts
     images: Float[Tensor, "n 1 D"]
     labels: Int[Tensor, " n"]
     texts: ClassTexts
@@ -344,7 +345,7 @@ def made_up(size: int, backbone: Backbone, seed: int = 0) -> Problem:
     )
     texts = ClassTexts(names, near(size, dim), sentences, tuple(near(size, SENTENCES, dim).unbind()))
     images = near(size, SHOTS, dim).flatten(0, 1)[:, None]
-    facts = Facts(names, dim, backbone.logit_scale, RunSettings.template)
+    facts = RunFacts(names, dim, backbone.logit_scale, RunSettings.template)
     return Problem(facts, images, torch.arange(size).repeat_interleave(SHOTS), texts)
 
 

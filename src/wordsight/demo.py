@@ -23,9 +23,10 @@ from rich.table import Table
 from wordsight.backbones import load_backbone
 from wordsight.backbones.text_tower import TextTower
 from wordsight.backbones.verify import verify
-from wordsight.config import METHODS, RunSettings, WordsightError, nearest, resolve, write_file
+from wordsight.config import METHODS, RunSettings, WordsightError, nearest, resolve
 from wordsight.data import open_dataset
 from wordsight.data.features import read_image
+from wordsight.files import write_file
 from wordsight.report import (
     NO_LABELS,
     STYLE,

@@ -19,21 +19,22 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from torch import Tensor
 
 from wordsight.backbones import Backbone, load_backbone, unit
-from wordsight.config import METHODS, RunSettings, WordsightError, build, resolve, write_file
+from wordsight.config import METHODS, RunSettings, WordsightError, build, resolve
 from wordsight.data import Picture
 from wordsight.data.features import image_features
+from wordsight.files import write_file
 from wordsight.methods import Embedder, NoSettings
 from wordsight.methods.zero_shot import ZeroShot
-from wordsight.runs import Facts, Run, build_method, train_settings
+from wordsight.runs import Run, RunFacts, build_method, train_settings
 from wordsight.sentences import ClassTexts, fill, read_sentences
 from wordsight.tasks.classify import (
     DEFAULT_SENTENCES,
     check_settings,
+    encode_classes,
     facts_of,
     fit_method,
     open_backbone,
     predict_logits,
-    words,
 )
 from wordsight.tasks.generate import sentences_for
 
@@ -121,14 +122,14 @@ class Classifier(ClassifierMixin, BaseEstimator):
         vectors, kept, self.skipped_ = self._vectors(X, self.views)
         labels = torch.from_numpy(labels)[kept]
         if self.backbone_ is None:
-            self.facts_ = Facts(names, vectors.shape[-1], 1.0, self.template)
+            self.facts_ = RunFacts(names, vectors.shape[-1], 1.0, self.template)
             self.sentences_ = dict.fromkeys(names, ())
             texts = _prototypes(names, vectors[:, 0], labels)
         else:
             self.facts_ = facts_of(self.backbone_, names, self.template)
             source = self.sentences if self.sentences is not None else DEFAULT_SENTENCES
             self.sentences_ = sentences_for(source, names, self.aliases, self.backbone_)
-            texts = words(self.backbone_, self.facts_, names, self.sentences_)
+            texts = encode_classes(self.backbone_, self.facts_, names, self.sentences_)
         if self.classes_.dtype.kind in "iu":
             self.facts_ = replace(self.facts_, labels=tuple(self.classes_.tolist()))
         self.texts_, self.n_features_in_ = texts, self.facts_.dim
@@ -199,7 +200,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             np.asarray(names),
             self.sentences_ | known,
         )
-        other.texts_ = words(self.backbone_, self.facts_, names, known)
+        other.texts_ = encode_classes(self.backbone_, self.facts_, names, known)
         other.method_.bind(other.texts_)
         other.method_.to(self._device())
         return other
@@ -216,7 +217,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             lines += [(name, sentence) for sentence in sentences or (fill(self.facts_.template, name),)]
             vectors.append(rows if len(rows) else name_row[None])
         with torch.inference_mode():
-            said = self.method_.says(images)
+            said = self.method_.prompt(images)
             values, places = (said @ torch.cat(vectors).to(said).T).topk(min(top, len(lines)))
         return [
             [(*lines[place], value) for value, place in zip(*pair)]
@@ -378,7 +379,7 @@ def _zero_shot(run: Run, backbone: Backbone, names: tuple[str, ...]) -> Classifi
         facts.dim,
     )
     classifier.classes_, classifier.backbone_ = np.asarray(names), backbone
-    classifier.texts_ = words(backbone, facts, names, dict.fromkeys(names, ()))
+    classifier.texts_ = encode_classes(backbone, facts, names, dict.fromkeys(names, ()))
     classifier.method_ = ZeroShot(names, facts.dim, facts.logit_scale, NoSettings())
     classifier.method_.bind(classifier.texts_)
     classifier.method_.to(classifier._device())
@@ -408,7 +409,7 @@ def _fitted(run: Run, backbone: Backbone | None) -> Classifier:
         )
     else:
         classifier.backbone_ = open_backbone(run, backbone)
-        classifier.texts_ = words(classifier.backbone_, facts, facts.classes, classifier.sentences_)
+        classifier.texts_ = encode_classes(classifier.backbone_, facts, facts.classes, classifier.sentences_)
     classifier.method_ = run.method()
     classifier.method_.attach(classifier.backbone_)
     classifier.method_.bind(classifier.texts_)

@@ -33,11 +33,12 @@ from wordsight.comparison import (
     orientation,
     published,
 )
-from wordsight.config import METHODS, RunSettings, WordsightError, build, nearest, resolve, write_file
+from wordsight.config import METHODS, RunSettings, WordsightError, build, nearest, resolve
 from wordsight.data import Picture, open_dataset
 from wordsight.data.features import image_features, read_image
 from wordsight.data.splits import prepare
 from wordsight.estimator import load
+from wordsight.files import write_file
 from wordsight.methods import Learner
 from wordsight.metrics import harmonic_mean
 from wordsight.runs import Run, read_tensors, train_settings
@@ -241,7 +242,7 @@ def read_rows(folders: Sequence[str | Path]) -> list[Row]:
                 data,
                 settings.backbone,
                 settings.method,
-                settings.label or settings.method,
+                settings.name or settings.method,
                 differs,
                 shots_of(settings),
             )
@@ -328,10 +329,10 @@ def differences(runs: Sequence[RunSettings]) -> list[str]:
     described = [settings_in_full(settings) for settings in runs]
     groups: dict[tuple[str, str, str | None], list[dict[str, Any]]] = {}
     for settings, values in zip(runs, described):
-        groups.setdefault((settings.data, settings.method, settings.label), []).append(values)
+        groups.setdefault((settings.data, settings.method, settings.name), []).append(values)
     texts = []
     for settings, values in zip(runs, described):
-        others = groups[settings.data, settings.method, settings.label]
+        others = groups[settings.data, settings.method, settings.name]
         texts.append(
             " ".join(
                 f"{name}={as_typed(value)}"
@@ -535,7 +536,7 @@ def as_csv(rows: Sequence[Row]) -> str:
             "data",
             "backbone",
             "method",
-            "label",
+            "name",
             "settings",
             "shots",
             "seeds",

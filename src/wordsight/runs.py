@@ -31,8 +31,8 @@ from wordsight.config import (
     load_yaml,
     resolve,
     to_dict,
-    write_file,
 )
+from wordsight.files import write_file
 from wordsight.methods import Classifier, Embedder, Learner
 
 FORMAT = 1  # of the folder; a loader refuses any other
@@ -45,7 +45,7 @@ NOT_COMPARED = (
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     """What loading needs beside the settings."""
 
     classes: tuple[str, ...]  # the classes with labelled images, in label order
@@ -73,12 +73,12 @@ class Fitted(Protocol):
 class Run:
     """One run folder. `Run.start` begins or resumes one, `Run.open` reads a finished one."""
 
-    def __init__(self, folder: Path, settings: RunSettings, facts: Facts):
+    def __init__(self, folder: Path, settings: RunSettings, facts: RunFacts):
         self.folder, self.settings, self.facts = folder, settings, facts
 
     @classmethod
     def start(
-        cls, folder: str | Path, settings: RunSettings, facts: Facts, sentences: dict[str, tuple[str, ...]]
+        cls, folder: str | Path, settings: RunSettings, facts: RunFacts, sentences: dict[str, tuple[str, ...]]
     ) -> Run:
         """Begin a run, or go on with the same one. Errors: WordsightError showing the difference where the
         folder holds another run.
@@ -139,7 +139,9 @@ class Run:
                 f"reads format {FORMAT}"
             )
         try:
-            return cls(folder, plain(build(RunSettings, content["settings"])), build(Facts, content["facts"]))
+            return cls(
+                folder, plain(build(RunSettings, content["settings"])), build(RunFacts, content["facts"])
+            )
         except (KeyError, TypeError) as error:
             raise WordsightError(f"{folder / 'config.yaml'} is not complete: {error}") from error
 
@@ -220,7 +222,7 @@ class Run:
         return [event for line in lines if (event := _event(line)) and event["event"] == kind]
 
 
-def build_method(settings: RunSettings, facts: Facts) -> Classifier:
+def build_method(settings: RunSettings, facts: RunFacts) -> Classifier:
     """A fresh method of the kind, shape and settings that a run names."""
     kind = resolve(METHODS, settings.method, "method")
     return kind(

@@ -33,13 +33,13 @@ from wordsight.methods import Classifier, Learner
 from wordsight.runs import Run
 from wordsight.tasks.classify import (
     check_settings,
+    encode_classes,
     evaluate,
     facts_of,
     fit,
     sentence_source,
     template_of,
     test_only,
-    words,
 )
 from wordsight.tasks.generate import sentences_for
 from wordsight.train import interrupts_held
@@ -324,7 +324,7 @@ def settings_of(
     )
     folder = settings.folder / folder_name(data) / f"{label}-{shots}shot-seed{seed}"
     decided = {"data": data, "backbone": settings.backbone, "device": settings.device, "seed": seed}
-    decided |= {"shots": shots, "classes": suite.classes, "label": label, "out": str(folder)}
+    decided |= {"shots": shots, "classes": suite.classes, "name": label, "out": str(folder)}
     return read(RunSettings, entry, given, {"train": settings.train} if trains else {}, texts, decided)
 
 
@@ -448,7 +448,7 @@ def texts_needed(
     template = template_of(settings, datasets[0])
     for dataset in datasets:
         facts = facts_of(backbone, dataset.class_names, template)
-        words(
+        encode_classes(
             backbone, facts, dataset.class_names, {name: known.get(name, ()) for name in dataset.class_names}
         )
 

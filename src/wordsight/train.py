@@ -28,8 +28,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from wordsight.config import TrainSettings, WordsightError, write_file
+from wordsight.config import TrainSettings, WordsightError
 from wordsight.contrast import average_gradients
+from wordsight.files import write_file
 from wordsight.methods import Learner
 
 STATE_FILE = "state.safetensors"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from wordsight.backbones import unit
 from wordsight.config import METHODS, RunSettings, WordsightError, load_yaml, resolve
 from wordsight.methods import Learner
-from wordsight.runs import Facts, Run, build_method, train_settings
+from wordsight.runs import Run, RunFacts, build_method, train_settings
 from wordsight.sentences import ClassTexts, class_texts
 from wordsight.tasks.classify import fit_method, predict_logits
 
@@ -49,7 +49,7 @@ def texts(backbone):
 
 
 def facts(names=NAMES):
-    return Facts(tuple(names), DIM, SCALE, "a photo of a {}.")
+    return RunFacts(tuple(names), DIM, SCALE, "a photo of a {}.")
 
 
 def settings_of(name):
@@ -93,7 +93,7 @@ def test_scores_one_finite_row_an_image(name, data, texts, backbone):
     logits = predict_logits(method, data[0])
     assert logits.shape == (24, 4) and logits.isfinite().all() and logits.dtype == torch.float32
     assert predict_logits(method, data[0][:0]).shape == (0, 4)
-    assert torch.allclose(method.says(data[0]).norm(dim=1), torch.ones(24), atol=1e-5)
+    assert torch.allclose(method.prompt(data[0]).norm(dim=1), torch.ones(24), atol=1e-5)
 
 
 def test_is_saved_and_loaded_to_the_same_scores(name, data, texts, backbone, tmp_path):

@@ -159,7 +159,7 @@ def test_h_only_scores_by_what_the_generator_says():
         method.generator(images)[:, None], texts.name_vectors[None], dim=-1
     )
     torch.testing.assert_close(method.logits(images), expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(method.says(images), unit(method.generator(images)))
+    torch.testing.assert_close(method.prompt(images), unit(method.generator(images)))
     assert not any(name.startswith(("from_", "project")) for name in method.weights())
 
 

@@ -10,7 +10,7 @@ from wordsight.backbones import unit
 from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, resolve
 from wordsight.data import Split
 from wordsight.methods import Labelled
-from wordsight.runs import Facts, Run, build_method, train_settings
+from wordsight.runs import Run, RunFacts, build_method, train_settings
 from wordsight.sentences import ClassTexts
 from wordsight.tasks.classify import fit_method, predict_logits, validation
 
@@ -43,7 +43,9 @@ def texts():
 
 def made(name, **settings):
     torch.manual_seed(0)
-    return build_method(RunSettings(data="d", method=name, settings=settings), Facts(NAMES, DIM, SCALE, ""))
+    return build_method(
+        RunSettings(data="d", method=name, settings=settings), RunFacts(NAMES, DIM, SCALE, "")
+    )
 
 
 def begun(name, train, texts, val=None, **settings):
@@ -193,7 +195,7 @@ def test_a_memory_of_any_size_is_loaded(name, train, test, texts, tmp_path):
         1,
         val=draw(9, 0.3, 6),
     )
-    run = Run.start(tmp_path / "run", settings, Facts(NAMES, DIM, SCALE, ""), {})
+    run = Run.start(tmp_path / "run", settings, RunFacts(NAMES, DIM, SCALE, ""), {})
     run.finish(method)
     loaded = Run.open(run.folder).method()
     loaded.bind(texts)

@@ -20,7 +20,7 @@ from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.losses import pull
 from wordsight.methods import context as context_module
 from wordsight.methods.prograd import project
-from wordsight.runs import Facts, Run, build_method
+from wordsight.runs import Run, RunFacts, build_method
 from wordsight.sentences import class_texts
 from wordsight.tasks.classify import evaluate, fit, fit_method, predict_logits
 
@@ -472,19 +472,19 @@ def test_mistakes_end_in_sentences(clip):
         (lambda: made("kgcoop", clip, init=" "), "settings.init=' ' has no tokens"),
         (lambda: made("cocoop", clip, reduction=0), r"settings\.reduction=0"),
         (
-            lambda: build_method(RunSettings(data="d", method="coop"), Facts(NAMES, 12, 1.0, "")).attach(
+            lambda: build_method(RunSettings(data="d", method="coop"), RunFacts(NAMES, 12, 1.0, "")).attach(
                 None
             ),
             "coop learns token prompts.*no backbone here",
         ),
         (
-            lambda: build_method(RunSettings(data="d", method="kgcoop"), Facts(NAMES, 12, 1.0, "")).attach(
+            lambda: build_method(RunSettings(data="d", method="kgcoop"), RunFacts(NAMES, 12, 1.0, "")).attach(
                 closed
             ),
             "'eyes alone' has none that takes",
         ),
         (
-            lambda: build_method(RunSettings(data="d", method="coop"), Facts(NAMES, 12, 1.0, "")).bind(
+            lambda: build_method(RunSettings(data="d", method="coop"), RunFacts(NAMES, 12, 1.0, "")).bind(
                 words(clip)
             ),
             "attach a backbone before",

@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from texts import DIGITS, GLYPHS, PARTS, SHAPES, choose, describe, name
 
 from wordsight.backbones import Backbone, load_backbone
-from wordsight.config import RunSettings, write_file
+from wordsight.config import RunSettings
 from wordsight.data import Picture, open_dataset
 from wordsight.data.features import image_features
 from wordsight.demo import GLYPHS as RENDERED
 from wordsight.demo import TOWER, TOWERS, TRAIN, png
+from wordsight.files import write_file
 from wordsight.tasks.retrieve import fit
 
 HERE = Path(__file__).parent
@@ -80,7 +81,7 @@ class Study:
 
     def __init__(self, out: Path, eyes: str):
         self.out, self.eyes_name = out, eyes
-        self.eyes = load_backbone(eyes, device="cpu", text=False)
+        self.image_tower = load_backbone(eyes, device="cpu", text=False)
         digits = open_dataset("digits")
         self.vectors = self.see(
             [picture for split in (digits.train, digits.test) for picture in split.pictures]
@@ -88,7 +89,7 @@ class Study:
         self.labels = np.concatenate([digits.train.labels, digits.test.labels])
 
     def see(self, pictures: list[Picture]) -> torch.Tensor:
-        return image_features(self.eyes, pictures, progress=False).vectors[:, 0]
+        return image_features(self.image_tower, pictures, progress=False).vectors[:, 0]
 
     def rendered(self) -> tuple[torch.Tensor, np.ndarray]:
         """Vectors of the rendered glyphs, and their places in GLYPHS."""
@@ -115,7 +116,7 @@ class Study:
             settings=TOWER | own | changed.get("own", {}),
             train=TRAIN | train | changed.get("train", {}),
         )
-        run = fit(settings, backbone=self.eyes)
+        run = fit(settings, backbone=self.image_tower)
         return load_backbone(run.folder, device="cpu"), run.events("fit")[0]["seconds"]["fit"]
 
     def measure(self, coverage: str, captions: str, tower: str, seed: int) -> dict[str, float]:

@@ -49,7 +49,7 @@ class Backbone(ABC):
         """Unit image vectors, float32, on the CPU or the tower's device."""
 
     @property
-    def eyes(self) -> Backbone:
+    def image_tower(self) -> Backbone:
         """Whose image vectors are cached: itself, or the backbone whose vectors `image_vectors` turns into
         these.
         """

@@ -24,7 +24,8 @@ from wordsight.backbones import OWN_FILE, Backbone, fingerprint, load_backbone, 
 from wordsight.backbones.clip import _first_line
 from wordsight.backbones.hub import free, read_json
 from wordsight.backbones.text_tower import BASE_FOLDER, CARD, TextTower, demand, read_tensors
-from wordsight.config import WordsightError, to_dict, write_file
+from wordsight.config import WordsightError, to_dict
+from wordsight.files import write_file
 
 FORMAT = 1
 WEIGHTS_FILE, TEXT_FOLDER, IMAGE_FOLDER = "weights.safetensors", "text", "image"
@@ -113,7 +114,7 @@ class LLM(Backbone):
         return self.image_vectors(self.image.encode_image(pixels))
 
     @property
-    def eyes(self) -> Backbone:
+    def image_tower(self) -> Backbone:
         return self.image
 
     def image_vectors(self, vectors: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:

@@ -38,7 +38,8 @@ from wordsight.backbones.language import (
     sketch,
     untouched,
 )
-from wordsight.config import WordsightError, build, to_dict, write_file
+from wordsight.config import WordsightError, build, to_dict
+from wordsight.files import write_file
 
 FORMAT = 1
 TOWER_FILE, TENSORS_FILE = "tower.json", "tower.safetensors"

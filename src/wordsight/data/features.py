@@ -32,8 +32,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wordsight.backbones import Backbone
-from wordsight.config import WordsightError, write_file
+from wordsight.config import WordsightError
 from wordsight.data import Picture
+from wordsight.files import write_file
 
 # change it when views change: it is part of the key
 VIEW_RECIPE = "centre, then random resized crop (0.08, 1) x (3/4, 4/3), flip 1/2; 1"
@@ -86,7 +87,7 @@ def image_features(
             f"views={views} is not possible; view 1 is the centre crop, more are augmented ones"
         )
     recipe = (VIEW_RECIPE, seed, flip) if views > 1 else "centre"
-    eyes = backbone.eyes
+    eyes = backbone.image_tower
     store = _Store(folder, "image", eyes.image_fingerprint, views, recipe)
     job = _ImageJob(eyes, pictures, views, seed, flip, batch_size, store)
     job.run(progress and sys.stderr.isatty())

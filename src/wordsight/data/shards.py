@@ -28,10 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from wordsight.config import WordsightError, write_file
+from wordsight.config import WordsightError
 from wordsight.data import Picture
 from wordsight.data.features import _digest
 from wordsight.data.sources import IMAGES, LABEL_COLUMNS, _counted, _few, _key
+from wordsight.files import write_file
 
 Sample = tuple[Picture, tuple[str, ...]]  # an image with its captions
 
@@ -96,7 +97,7 @@ class Rows(Source):
         number, at = divmod(start, len(range(self.rank, len(self.rows), self.world)))
         for epoch in itertools.count(number):
             for row in (
-                stream(*self.seed, epoch).permutation(len(self.rows))[self.rank :: self.world][at:].tolist()
+                rng(*self.seed, epoch).permutation(len(self.rows))[self.rank :: self.world][at:].tolist()
             ):
                 yield self.rows[row]
             at = 0
@@ -149,7 +150,7 @@ class Shards(Source):
             epoch, left = divmod(start, sum(known))
         for number in itertools.count(epoch):
             found = 0
-            for shard in stream(*self.seed, number).permutation(self.own).tolist():
+            for shard in rng(*self.seed, number).permutation(self.own).tolist():
                 size = self.sizes.known(self.paths[shard])
                 if size is None or left < size:
                     size = len(self.read(shard))
@@ -158,7 +159,7 @@ class Shards(Source):
                     left -= size
                     continue
                 rows = self.read(shard)
-                for row in stream(*self.seed, number, shard).permutation(size)[left:].tolist():
+                for row in rng(*self.seed, number, shard).permutation(size)[left:].tolist():
                     yield rows[row]
                 left = 0
             if not found:
@@ -170,7 +171,7 @@ class Shards(Source):
         """
         own = [self.paths[shard] for shard in self.own]
         if not self.sizes.any_of(own) and not any(
-            self.read(shard) for shard in stream(*self.seed, 0).permutation(self.own).tolist()
+            self.read(shard) for shard in rng(*self.seed, 0).permutation(self.own).tolist()
         ):
             raise self._nothing()
 
@@ -528,7 +529,7 @@ def _remote(url: str) -> bytes:
 # ---- common to all
 
 
-def stream(*parts: int) -> np.random.Generator:
+def rng(*parts: int) -> np.random.Generator:
     """Random numbers that `parts` alone decide."""
     return np.random.default_rng([part % 2**32 for part in parts])
 

@@ -39,7 +39,7 @@ from wordsight.data.features import (
     view_box,
 )
 from wordsight.data.pairs import class_captions, source_rows, sources_of
-from wordsight.data.shards import Rows, Sample, Shards, Sizes, Source, is_shards, shards_of, stream
+from wordsight.data.shards import Rows, Sample, Shards, Sizes, Source, is_shards, rng, shards_of
 from wordsight.data.sources import _counted
 
 BLOCK = 1024  # steps whose draws from the sources are made together
@@ -277,7 +277,7 @@ class StreamBatches:
 
     def _drawn(self, block: int) -> Int[np.ndarray, "K S"]:
         shares = np.array(self.mixture.weights) / sum(self.mixture.weights)
-        return stream(self.mixture.seed, TAKE, self.mixture.rank, block).multinomial(
+        return rng(self.mixture.seed, TAKE, self.mixture.rank, block).multinomial(
             self.size, shares, size=BLOCK
         )
 
@@ -344,7 +344,7 @@ class _Producer:
 
     def _make(self, step: int, readers: Sequence[_Reader]) -> dict[str, Tensor]:
         batches, counts = self.batches, self.batches.counts(step).tolist()
-        draw = stream(batches.mixture.seed, DRAW, batches.mixture.rank, step)
+        draw = rng(batches.mixture.seed, DRAW, batches.mixture.rank, step)
         views, which = (
             draw.integers(batches.views, size=batches.size).tolist(),
             draw.random(batches.size).tolist(),
@@ -444,12 +444,12 @@ class _Producer:
             self.batches.skipped[picture.name] = f"cannot be read: {error}"
             return None
         box, mirrored = view_box(image.size, _content_digest(value), view, 0) if view else (None, False)
-        each = [tower.eyes.preprocess(image, box) for tower in self.towers]
+        each = [tower.image_tower.preprocess(image, box) for tower in self.towers]
         return [pixels.flip(-1) if mirrored and self.batches.flip else pixels for pixels in each]
 
     @torch.no_grad()  # not inference_mode, whose tensors may take no part in a later gradient
     def _encode(self, tower: Backbone, pixels: Sequence[UInt8[Tensor, "3 H W"]]) -> Float[Tensor, "n D"]:
-        return tower.image_vectors(tower.eyes.encode_image(torch.stack(pixels)).float().cpu()).clone()
+        return tower.image_vectors(tower.image_tower.encode_image(torch.stack(pixels)).float().cpu()).clone()
 
     def _check_stop(self) -> None:
         if self.stopped.is_set():

@@ -97,7 +97,7 @@ class Classifier(nn.Module, ABC):
         place = {name: row for row, name in enumerate(self.class_names)}
         return torch.tensor([place.get(name, -1) for name in texts.names])
 
-    def says(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    def prompt(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """The unit vector in text space that sentences are compared with when an image is explained. Here:
         the image itself.
         """

@@ -186,7 +186,7 @@ class AAPE(Classifier, Learner):
     def centred(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         return unit(images - self.centre)
 
-    def says(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    def prompt(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         return unit(self.generate(self.centred(images)))
 
     def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:

@@ -44,11 +44,11 @@ class CLIPAdapter(ZeroShot, Learner):
             nn.Linear(dim, width, bias=False), nn.ReLU(), nn.Linear(width, dim, bias=False), nn.ReLU()
         )
 
-    def says(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    def prompt(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         return unit(self.settings.ratio * self.adapter(images) + (1 - self.settings.ratio) * images)
 
     def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        return super().logits(self.says(images))
+        return super().logits(self.prompt(images))
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         return {"cross_entropy": F.cross_entropy(self.logits(batch["images"]), batch["labels"])}

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone, pick_device
-from wordsight.config import WordsightError, nearest, write_file
+from wordsight.config import WordsightError, nearest
+from wordsight.files import write_file
 from wordsight.sentences import CACHE_FORMAT, cached_texts, fill, load_json
 
 if TYPE_CHECKING:

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from wordsight import metrics
 from wordsight.backbones import Backbone, load_backbone, pick_device
-from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, resolve, to_dict, write_file
+from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, resolve, to_dict
 from wordsight.data import Dataset, Split, open_dataset
 from wordsight.data.features import Features, image_features, text_features
 from wordsight.data.sources import same_source
 from wordsight.data.splits import fingerprint, prepare, select_classes
+from wordsight.files import write_file
 from wordsight.methods import Classifier, Labelled, Learner
-from wordsight.runs import Facts, Run, build_method, train_settings
+from wordsight.runs import Run, RunFacts, build_method, train_settings
 from wordsight.sentences import ClassTexts, class_texts, fill, read_sentences
 from wordsight.tasks.generate import SELF, keep_record, sentences_for
 from wordsight.train import FeatureBatches, train
@@ -80,7 +81,7 @@ def fit(
     val = validation(backbone, dataset, settings, progress, say)
     seconds = {"features": round(time.monotonic() - began, 3)}
     began = time.monotonic()
-    texts = words(backbone, facts, dataset.class_names, sentences)
+    texts = encode_classes(backbone, facts, dataset.class_names, sentences)
     seconds["texts"] = round(time.monotonic() - began, 3)
     began = time.monotonic()
     torch.manual_seed(settings.seed)
@@ -162,7 +163,7 @@ def evaluate(
             name: known.get(name, ()) for name in dataset.class_names
         }  # other data may have classes that the run has no words for
         try:
-            method.bind(words(backbone, run.facts, dataset.class_names, sentences))
+            method.bind(encode_classes(backbone, run.facts, dataset.class_names, sentences))
         except WordsightError as error:
             if classes or data:
                 raise
@@ -262,8 +263,8 @@ def predict_logits(method: Classifier, images: Float[Tensor, "B D"]) -> Float[Te
     return method.logits(images).float().cpu()
 
 
-def words(
-    backbone: Backbone, facts: Facts, names: Sequence[str], sentences: Mapping[str, Sequence[str]]
+def encode_classes(
+    backbone: Backbone, facts: RunFacts, names: Sequence[str], sentences: Mapping[str, Sequence[str]]
 ) -> ClassTexts:
     """Text vectors of classes, from the cache where they are in it."""
     return class_texts(functools.partial(text_features, backbone), names, facts.template, sentences)
@@ -298,9 +299,9 @@ def validation(
     return Labelled(features.vectors[:, 0], torch.from_numpy(dataset.val.labels)[features.kept])
 
 
-def facts_of(backbone: Backbone, class_names: Sequence[str], template: str) -> Facts:
+def facts_of(backbone: Backbone, class_names: Sequence[str], template: str) -> RunFacts:
     prints = {side: getattr(backbone, side) for side in ("image_fingerprint", "text_fingerprint")}
-    return Facts(tuple(class_names), backbone.dim, backbone.logit_scale, template, **prints)
+    return RunFacts(tuple(class_names), backbone.dim, backbone.logit_scale, template, **prints)
 
 
 def open_backbone(run: Run, backbone: Backbone | None = None) -> Backbone:
@@ -361,7 +362,7 @@ def check_settings(settings: RunSettings) -> RunSettings:
     written out, as a run keeps them.
     """
     kind = resolve(METHODS, settings.method, "method")
-    method = build_method(settings, Facts(("a", "b"), 8, 1.0, ""))
+    method = build_method(settings, RunFacts(("a", "b"), 8, 1.0, ""))
     if settings.template != "own":
         fill(settings.template, "name")
     training = to_dict(train_settings(settings)) if issubclass(kind, Learner) else settings.train

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from wordsight.backbones import Backbone, load_backbone
-from wordsight.config import METHODS, RunSettings, WordsightError, build, load_yaml, resolve, write_file
+from wordsight.config import METHODS, RunSettings, WordsightError, build, load_yaml, resolve
 from wordsight.data.features import cache_folder
+from wordsight.files import write_file
 from wordsight.methods import Embedder
 from wordsight.sentences import read_sentences
 from wordsight.sentences.generated import WriterSettings, drawn, tower_of, write_sentences, writer_of

@@ -33,9 +33,9 @@ from wordsight.data.stream import Mixture, StreamBatches, needs_stream, open_str
 from wordsight.methods import NoSettings
 from wordsight.methods.two_tower import TwoTower, TwoTowerSettings, tower_settings
 from wordsight.methods.zero_shot import ZeroShot
-from wordsight.runs import Facts, Run, train_settings
+from wordsight.runs import Run, RunFacts, train_settings
 from wordsight.sentences import fill
-from wordsight.tasks.classify import featurise, figures, predict_logits, test_only, words
+from wordsight.tasks.classify import encode_classes, featurise, figures, predict_logits, test_only
 from wordsight.train import (
     STATE_FILE,
     PairBatches,
@@ -113,7 +113,7 @@ def fit(
         run = Run.start(
             settings.out or default_folder(settings),
             settings,
-            Facts((), backbone.dim, 1.0, settings.template, **known),
+            RunFacts((), backbone.dim, 1.0, settings.template, **known),
             {},
         )
     if run.finished:
@@ -279,8 +279,10 @@ def zero_shot(
         return []
     dataset = select_classes(test_only(whole), classes or "all")
     method = ZeroShot(dataset.class_names, backbone.dim, backbone.logit_scale, NoSettings())
-    facts = Facts(dataset.class_names, backbone.dim, backbone.logit_scale, settings.template)
-    method.bind(words(backbone, facts, dataset.class_names, {name: () for name in dataset.class_names}))
+    facts = RunFacts(dataset.class_names, backbone.dim, backbone.logit_scale, settings.template)
+    method.bind(
+        encode_classes(backbone, facts, dataset.class_names, {name: () for name in dataset.class_names})
+    )
     features = featurise(backbone, dataset.test, replace(settings, views=1), progress, say)
     labels = torch.from_numpy(dataset.test.labels)[features.kept]
     logits = predict_logits(method.to(backbone.device), features.vectors[:, 0].to(backbone.device))

@@ -1,0 +1,328 @@
+"""Files: written whole or not at all, read strictly, and never opened as something that could run.
+
+One place for what every folder of ours keeps to: a temporary name and a rename, a digest that notices a
+flipped bit, JSON and YAML whose odd shapes end in a sentence, a lock that dies with its process, and text
+that is safe to print. Imports no torch at the top."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PART = ".part"  # ends the temporary name of a file that is being written
+DIGEST = "digest"  # the key in a safetensors file's metadata under which `write_tensors` keeps it
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a cell
+BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}  # turn the text around them
+
+
+class WordsightError(ValueError):
+    """Something the user can mend: the message says what was wrong, which value, and what would be right.
+
+    The command line exits with 2.
+    """
+
+
+# -- writing --
+
+
+def write_file(path: str | Path, content: bytes | str) -> None:
+    """Write a whole file or none: a temporary name in the same folder, then a rename.
+
+    Errors: WordsightError when the disk is full or the folder is closed; what stood there before is intact.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + PART)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except UnicodeEncodeError as error:
+        raise WordsightError(
+            f"{str(path)!r} cannot be written: {error.object[error.start : error.end]!r} is no Unicode text"
+        ) from error
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise WordsightError(
+            f"{str(path)!r} cannot be written: {error.strerror or error}; what stood there before is intact"
+        ) from error
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder that takes the name `folder` at the end, once all is in it.
+
+    Errors: WordsightError where `folder` already holds something, or cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WordsightError(
+            f"{str(folder)!r} already holds something; give a folder that does not exist yet"
+        )
+    temporary = folder.with_name(f".{folder.name}.saving")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a save that was killed
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.is_dir():
+            folder.rmdir()  # an empty one
+        temporary.replace(folder)
+    except OSError as error:
+        raise WordsightError(f"{str(folder)!r} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def in_use(folder: str | Path) -> Iterator[None]:
+    """Hold a folder: another process that asks for it meanwhile is told so. The hold ends with its process.
+
+    Errors: WordsightError where another process holds it.
+    """
+    import fcntl
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise WordsightError(
+                f"{str(folder)!r} is in use: another process is working on it. Wait until it has ended, or "
+                f"give "
+                "another out=..."
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+# -- reading --
+
+
+def read_bytes(path: str | Path, what: str) -> bytes:
+    """A whole regular file. Errors: WordsightError for a folder, a FIFO or device, or what cannot be read."""
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise WordsightError(f"{what} {str(path)!r} is a folder; expected a file")
+        if not stat.S_ISREG(mode):  # reading it could wait for ever
+            raise WordsightError(f"{what} {str(path)!r} is no regular file")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise WordsightError(f"{what} {str(path)!r} does not exist") from error
+    except OSError as error:
+        raise WordsightError(f"{what} {str(path)!r} cannot be read: {error.strerror or error}") from error
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """A whole UTF-8 file, with or without a byte order mark. Errors: as `read_bytes`, or where it is not
+    UTF-8.
+    """
+    content = read_bytes(path, what)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise WordsightError(f"{what} {str(path)!r} cannot be read as UTF-8 text: {error}") from error
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """The JSON in a file. Errors: WordsightError as `parse_json`, and where the file is empty or cannot be
+    read.
+    """
+    text = read_text(path, what)
+    if not text.strip():
+        raise WordsightError(f"{what} {str(path)!r} is empty ({Path(path).stat().st_size} bytes)")
+    return parse_json(text, f"{what} {str(path)!r}")
+
+
+def parse_json(text: str, where: str) -> Any:
+    """JSON, read strictly: a key given twice is an error, where Python's reader silently keeps the last.
+
+    Errors: WordsightError for what is no JSON, nested too deeply, holds a number of thousands of digits, or
+    half a surrogate pair, which no file can hold again."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        if twice:
+            listed = ", ".join(map(repr, twice[:5]))
+            raise WordsightError(f"{where} gives {listed} more than once; join the entries under one key")
+        return dict(pairs)
+
+    try:
+        loaded = json.loads(text, object_pairs_hook=once)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            json.dumps(loaded, ensure_ascii=False).encode()
+        return loaded
+    except WordsightError:
+        raise
+    except json.JSONDecodeError as error:
+        raise WordsightError(
+            f"{where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+    except UnicodeEncodeError as error:
+        raise WordsightError(f"{where} holds half a surrogate pair, which is no text") from error
+    except RecursionError as error:
+        raise WordsightError(f"{where} is nested too deeply") from error
+    except ValueError as error:  # a number longer than Python converts
+        raise WordsightError(f"{where} is not readable: {error}") from error
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Errors: WordsightError for anything else, keys given twice and anchors
+    included.
+    """
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise yaml.YAMLError(
+                    f"line {event.start_mark.line + 1} has an anchor, which is not read here"
+                )
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            twice = [key for key, count in Counter(keys).items() if count > 1]
+            if twice:
+                raise yaml.YAMLError(f"{', '.join(map(str, twice[:5]))} stands there more than once")
+            return super().construct_mapping(node, deep)
+
+    text = read_text(path, "settings file")
+    try:
+        loaded = yaml.load(text, Strict)
+    except RecursionError as error:
+        raise WordsightError(f"{path} is nested too deeply to be settings") from error
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError, LookupError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WordsightError(f"{path} is not readable as YAML: {first}") from error
+    if not isinstance(loaded, dict):
+        raise WordsightError(f"{path} holds no settings; expected lines such as `method: aape`")
+    return loaded
+
+
+# -- tensors --
+
+
+def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """A hash of names, shapes, dtypes and bytes, and of the metadata beside them."""
+    import torch
+
+    digest = hashlib.blake2b(repr(sorted(metadata.items())).encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """A safetensors file with a digest of its content, written whole or not at all."""
+    from safetensors.torch import save
+
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    known = dict(metadata or {})
+    write_file(path, save(kept, metadata=known | {DIGEST: digest_of(kept, known)}))
+
+
+def read_tensors(
+    path: str | Path, what: str = "", *, finite: bool = True
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Errors: WordsightError where it cannot be read, where its digest (of a file by `write_tensors`) is
+    another, and, with `finite`, where a number is not finite."""
+    from safetensors import SafetensorError, safe_open
+
+    named = f"{what} {path}".strip()
+    if not Path(path).is_file():  # a FIFO too: opening it could wait for ever
+        raise WordsightError(f"{named} cannot be read: it does not exist or is no regular file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WordsightError(f"{named} cannot be read: {error}") from error
+    kept = metadata.pop(DIGEST, None)
+    if kept is not None and kept != digest_of(tensors, metadata):
+        raise WordsightError(f"{named} is damaged: its content is not what was written")
+    broken = [name for name, tensor in tensors.items() if finite and not bool(tensor.isfinite().all())]
+    if broken:
+        raise WordsightError(f"{named} holds numbers that are not finite, in {', '.join(sorted(broken)[:3])}")
+    return tensors, metadata
+
+
+# -- text for people --
+
+
+def printable(text: str) -> str:
+    """`text` without control characters, which could move the cursor or rename the terminal: each is written
+    out.
+
+    So are signs that turn the direction of text, and bytes of file names that are not UTF-8. Line ends and
+    tabs stay."""
+    return "".join(
+        sign if sign in "\n\t" or not _moves(sign) else sign.encode("unicode_escape").decode()
+        for sign in text
+    )
+
+
+def _moves(sign: str) -> bool:
+    return ord(sign) in BIDI or unicodedata.category(sign) in ("Cc", "Cs")
+
+
+def nfc(name: str) -> str:
+    """A name in Unicode's composed form, in which names are compared: a Mac writes é as two signs, others as
+    one.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """CSV in which no text is a formula to a spreadsheet: one that begins like one stands behind a quote
+    mark.
+    """
+    out = io.StringIO()
+    table = csv.writer(out)
+    table.writerow(header)
+    for row in rows:
+        table.writerow(
+            ["'" + cell if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in row]
+        )
+    return out.getvalue()
+
+
+def csv_rows(text: str) -> list[dict[str, str]]:
+    """What `csv_text` wrote, as it was."""
+
+    def back(cell: str) -> str:
+        return cell[1:] if cell[:1] == "'" and cell[1:].startswith(FORMULA) else cell
+
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    return [dict(zip(rows[0], map(back, row))) for row in rows[1:] if row] if rows else []
