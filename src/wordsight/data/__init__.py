@@ -6,11 +6,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Int
 from PIL import Image
+
+from wordsight.data.account import Account
+
+ImageValue: TypeAlias = bytes | np.ndarray | Image.Image
 
 
 @dataclass(frozen=True)
@@ -19,8 +25,23 @@ class Picture:
     array or a PIL image.
     """
 
-    name: str  # what a message or a table shows: usually the path
-    load: Callable[[], bytes | np.ndarray | Image.Image]
+    name: str  # what a message or a table shows: the path inside the source
+    load: Callable[[], ImageValue]
+
+    @cached_property
+    def digest(self) -> bytes:
+        """16 bytes that only this content has. Errors: `features.Unreadable` where it cannot be loaded."""
+        return self.read()[1]
+
+    def read(self) -> tuple[ImageValue, bytes]:
+        """What `load` gives, and its digest, which is kept. Errors: `features.Unreadable` with the reason."""
+        reader = importlib.import_module("wordsight.data.features")  # which imports torch
+        try:
+            value = self.load()
+        except (OSError, ValueError, LookupError) as error:
+            raise reader.Unreadable(f"cannot be read: {error}") from error
+        digest = self.__dict__["digest"] = reader._content_digest(value)
+        return value, digest
 
 
 @dataclass(frozen=True)
@@ -47,9 +68,13 @@ class Dataset:
     val: Split | None = None
     test: Split | None = None
     template: str | None = None  # the source's own template, where it has one
-    notes: tuple[
-        str, ...
-    ] = ()  # what the source left out, in sentences for the user: ignored files, rows whose image is missing
+    account: Account = field(default_factory=Account)  # what was seen: kept, or left out and why
+    unlabelled: Sequence[Picture] = ()  # images that the source gives no label
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the source left out and what is remarkable, in sentences for the user."""
+        return self.account.notes()
 
 
 @dataclass(frozen=True)
@@ -59,12 +84,19 @@ class Pairs:
     name: str
     pictures: Sequence[Picture]
     captions: Sequence[tuple[str, ...]]  # of each picture
-    notes: tuple[str, ...] = ()  # what was left out, in sentences for the user
+    account: Account = field(default_factory=Account)  # what was seen: kept, or left out and why
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the sources left out and what is remarkable, in sentences for the user."""
+        return self.account.notes()
 
     def __len__(self) -> int:
         return len(self.pictures)
 
 
-def open_dataset(spec: str) -> Dataset:
-    """The dataset behind a path or a name; `wordsight.data.sources` lists the forms. No image is read yet."""
-    return importlib.import_module("wordsight.data.sources").open_dataset(spec)
+def open_dataset(spec: str, label: str | None = None) -> Dataset:
+    """The dataset behind a path or a name; `wordsight.data.sources` lists the forms. `label` names the label
+    column of a table. No image is read yet.
+    """
+    return importlib.import_module("wordsight.data.sources").open_dataset(spec, label)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from wordsight.config import WordsightError
 from wordsight.data import Dataset, Pairs, Picture
+from wordsight.data.account import Account
 from wordsight.data.sources import LABEL_COLUMNS, _read_table, has_captions, read_labelled, read_pairs
 from wordsight.sentences import fill, read_sentences
 
@@ -55,7 +56,7 @@ def open_pairs(
         raise WordsightError(
             f"data={spec!r} holds no image-caption pair to train on" + "".join(f"; {note}" for note in notes)
         )
-    return Pairs(spec, pictures, captions, tuple(notes))
+    return Pairs(spec, pictures, captions, Account(remarks=notes))
 
 
 def source_rows(

@@ -30,8 +30,9 @@ import numpy as np
 
 from wordsight.config import WordsightError
 from wordsight.data import Picture
+from wordsight.data.account import counted, few
 from wordsight.data.features import _digest
-from wordsight.data.sources import IMAGES, LABEL_COLUMNS, _counted, _few, _key
+from wordsight.data.sources import IMAGES, LABEL_COLUMNS, _key
 from wordsight.files import write_file
 
 Sample = tuple[Picture, tuple[str, ...]]  # an image with its captions
@@ -191,14 +192,14 @@ class Shards(Source):
     def notes(self) -> list[str]:
         said = []
         if self.damaged:
-            each = _few([f"{path} ({why})" for path, why in self.damaged.items()], "; ", 10)
+            each = few([f"{path} ({why})" for path, why in self.damaged.items()], "; ", 10)
             said.append(
-                f"{_counted(len(self.damaged), 'shard')} of {self.name} could not be read whole; what "
+                f"{counted(len(self.damaged), 'shard')} of {self.name} could not be read whole; what "
                 f"could be read is used: {each}"
             )
         if self.wordless:
             said.append(
-                f"left out {_counted(sum(self.wordless.values()), 'image')} of {self.name} without a caption"
+                f"left out {counted(sum(self.wordless.values()), 'image')} of {self.name} without a caption"
             )
         return said
 
@@ -215,7 +216,7 @@ class Shards(Source):
         whole = [sample for sample in samples if sample[1]]
         if members and not whole and not self.sizes.any_of(self.paths):
             raise WordsightError(
-                f"{path!r} has {_counted(len(members), 'image')} and no caption; expected key.txt, "
+                f"{path!r} has {counted(len(members), 'image')} and no caption; expected key.txt, "
                 f"key.json with "
                 '{"caption": ...} or key.cls beside each key.jpg'
             )
@@ -262,7 +263,7 @@ class Shards(Source):
     def _nothing(self) -> WordsightError:
         why = "; ".join(self.notes()) or "they hold no images; expected samples such as 000.jpg with 000.txt"
         return WordsightError(
-            f"none of the {_counted(len(self.own), 'shard')} of {self.name!r} gives an image with a "
+            f"none of the {counted(len(self.own), 'shard')} of {self.name!r} gives an image with a "
             f"caption: {why}"
         )
 

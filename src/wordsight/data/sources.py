@@ -31,6 +31,7 @@ import numpy as np
 
 from wordsight.config import WordsightError, nearest
 from wordsight.data import Dataset, Picture, Split, catalogue
+from wordsight.data.account import Account, counted, few
 
 IMAGES = (
     ".jpg",
@@ -86,18 +87,18 @@ class Labels:
     notes: list[str] = field(default_factory=list)
 
 
-def open_dataset(spec: str) -> Dataset:
-    """The dataset behind a path or a name.
+def open_dataset(spec: str, label: str | None = None) -> Dataset:
+    """The dataset behind a path or a name; `label` names the label column of a table.
 
     Errors: WordsightError in words for a path that is not there, a layout or table that cannot be read, fewer
     than two classes, two classes of one name, an unknown split. What is only left out (files that are no
     images, rows whose image is missing) stands in `Dataset.notes`."""
-    dataset = read_labelled(spec)
+    dataset = read_labelled(spec, label)
     _check_distinct(dataset.class_names, spec)
     return dataset
 
 
-def read_labelled(spec: str) -> Dataset:
+def read_labelled(spec: str, label: str | None = None) -> Dataset:
     """`open_dataset` without its demand that every class has a name of its own: captions may be equal."""
     spec = str(spec).strip()
     if spec == "digits":
@@ -108,9 +109,9 @@ def read_labelled(spec: str) -> Dataset:
     if spec.endswith(".tar") or (".tar" in spec and set(spec) & set("*?{[")):
         return _tars({"train": _expand(str(path), spec)}, path.parent, spec)
     if path.is_dir():
-        return _folder(path, spec)
+        return _folder(path, spec, label)
     if path.is_file():
-        return _file(path, spec)
+        return _file(path, spec, label)
     if (
         re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.,=+-]+)?", spec)
         and not spec.startswith(".")
@@ -126,14 +127,14 @@ def read_labelled(spec: str) -> Dataset:
     raise WordsightError(f"data={spec!r} does not exist{near}{catalogue.expected_at(path)}; give {FORMS}")
 
 
-def _file(path: Path, spec: str) -> Dataset:
+def _file(path: Path, spec: str, label: str | None = None) -> Dataset:
     if path.stat().st_size == 0:
         raise WordsightError(f"{spec!r} is empty (0 bytes); expected rows of path and label")
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        return _table(_read_csv(path), path, spec)
+        return _table(_read_csv(path), path, spec, label)
     if suffix in (".parquet", ".pq"):
-        return _table(_read_parquet(path), path, spec)
+        return _table(_read_parquet(path), path, spec, label)
     if suffix in IMAGES:
         raise WordsightError(f"{spec!r} is one image; give the folder that holds the class folders")
     raise WordsightError(
@@ -141,9 +142,9 @@ def _file(path: Path, spec: str) -> Dataset:
     )
 
 
-def _folder(path: Path, spec: str) -> Dataset:
+def _folder(path: Path, spec: str, label: str | None = None) -> Dataset:
     if (path / "manifest.csv").is_file():
-        return _file(path / "manifest.csv", spec)
+        return _file(path / "manifest.csv", spec, label)
     if key := catalogue.recognise(path):
         return _field(catalogue.read(path, key), spec)
     if split := catalogue.own_split(path):
@@ -218,7 +219,7 @@ def _class_folders(root: Path, spec: str) -> Dataset:
     loose = [file for file in ignored if file.suffix.lower() in IMAGES]
     if not items:
         found = (
-            f"{len(loose)} images ({_few(file.name for file in loose)}) but no class folders"
+            f"{len(loose)} images ({few(file.name for file in loose)}) but no class folders"
             if loose
             else "no images"
         )
@@ -230,19 +231,19 @@ def _class_folders(root: Path, spec: str) -> Dataset:
     others = [file for file in ignored if file.suffix.lower() not in IMAGES]
     if others:
         labels.notes.append(
-            f"ignored {_counted(len(others), 'file')} that {'is' if len(others) == 1 else 'are'} no image: "
-            f"{_few(file.name for file in others)}"
+            f"ignored {counted(len(others), 'file')} that {'is' if len(others) == 1 else 'are'} no image: "
+            f"{few(file.name for file in others)}"
         )
     if loose:
         labels.notes.append(
-            f"ignored {_counted(len(loose), 'image')} outside the class folders: "
-            f"{_few(file.name for file in loose)}"
+            f"ignored {counted(len(loose), 'image')} outside the class folders: "
+            f"{few(file.name for file in loose)}"
         )
     imageless = [folder for folder in imageless if folder.name not in classes]
     if imageless:
         labels.notes.append(
-            f"ignored {_counted(len(imageless), 'folder')} without images: "
-            f"{_few(folder.name for folder in imageless)}"
+            f"ignored {counted(len(imageless), 'folder')} without images: "
+            f"{few(folder.name for folder in imageless)}"
         )
     return _dataset(spec, items, labels)
 
@@ -336,11 +337,11 @@ def _read_parquet(path: Path) -> Table:
     )
 
 
-def _table(table: Table, path: Path, spec: str) -> Dataset:
+def _table(table: Table, path: Path, spec: str, label: str | None = None) -> Dataset:
     found = {name.lower(): name for name in table.columns}
     images, keys = (
         _column(found, PATH_COLUMNS, "image path", spec),
-        _column(found, LABEL_COLUMNS, "label", spec),
+        _column(found, LABEL_COLUMNS if label is None else (label.lower(),), "label", spec),
     )
     labels = _label_names(table, keys, found.get("classname", keys), path.parent, spec)
     splits = (
@@ -357,13 +358,13 @@ def _table(table: Table, path: Path, spec: str) -> Dataset:
     missing = [str(table.columns[images][row]) for row, picture in enumerate(pictures) if picture is None]
     if len(missing) * 2 > len(pictures):
         raise WordsightError(
-            f"{len(missing)} of {len(pictures)} images of {spec!r} are missing: {_few(missing)}; paths are "
+            f"{len(missing)} of {len(pictures)} images of {spec!r} are missing: {few(missing)}; paths are "
             f"read relative to {str(path.parent)!r}"
         )
     if missing:
         labels.notes.append(
-            f"left out {_counted(len(missing), 'row')} of {len(pictures)} whose image is missing: "
-            f"{_few(missing)}"
+            f"left out {counted(len(missing), 'row')} of {len(pictures)} whose image is missing: "
+            f"{few(missing)}"
         )
     return _dataset(spec, items, labels)
 
@@ -443,7 +444,7 @@ def _captioned(path: Path, captions: bool, notes: list[str]) -> list[tuple[Pictu
     ):
         if left:
             notes.append(
-                f"left out {_counted(len(left), 'row')} of {len(rows)} of {str(path)!r} {why}: {_few(left)}"
+                f"left out {counted(len(left), 'row')} of {len(rows)} of {str(path)!r} {why}: {few(left)}"
             )
     return whole
 
@@ -478,8 +479,8 @@ def _label_names(table: Table, keys: str, names: str, folder: Path, spec: str) -
     blank = [row for row, key in enumerate(column, 1) if key is None or key == ""]
     if blank:
         raise WordsightError(
-            f"column {keys} of {spec!r} is blank in {_counted(len(blank), 'row')}: "
-            f"{_few(map(str, blank))}; every image needs a label"
+            f"column {keys} of {spec!r} is blank in {counted(len(blank), 'row')}: "
+            f"{few(map(str, blank))}; every image needs a label"
         )
     whole = all(isinstance(key, int) for key in column)
     order = sorted(set(column)) if whole else list(dict.fromkeys(column))
@@ -508,7 +509,7 @@ def _numbered(keys: Iterable[int], listed: Sequence[str], spec: str) -> dict[int
     if outside:
         raise WordsightError(
             f"{spec!r} has labels that its list of {len(listed)} class names does not reach: "
-            f"{_few(map(str, outside))}; labels count from 0"
+            f"{few(map(str, outside))}; labels count from 0"
         )
     return dict(enumerate(listed))
 
@@ -637,7 +638,7 @@ def _from_hub(loaded: Any, spec: str, hints: catalogue.Hints | None = None) -> D
     labels.template = hints.template
     others = [split for split in parts if split not in known]
     if others:
-        labels.notes.append(f"left out {_counted(len(others), 'split')} of another name: {_few(others)}")
+        labels.notes.append(f"left out {counted(len(others), 'split')} of another name: {few(others)}")
     items, unlabelled = [], 0
     for split, part in known.items():
         rows = part.cast_column(image, datasets.Image(decode=False)).select_columns([image])
@@ -653,7 +654,7 @@ def _from_hub(loaded: Any, spec: str, hints: catalogue.Hints | None = None) -> D
                     )
                 )
     if unlabelled:
-        labels.notes.append(f"left out {_counted(unlabelled, 'image')} without a label")
+        labels.notes.append(f"left out {counted(unlabelled, 'image')} without a label")
     return _dataset(spec, items, labels)
 
 
@@ -707,7 +708,7 @@ def _tars(tars: dict[str, list[str]], root: Path, spec: str) -> Dataset:
         )
     elif any(isinstance(key, str) for key in keys):
         raise WordsightError(
-            f"the labels of {spec!r} are partly numbers and partly text: {_few(map(str, keys))}"
+            f"the labels of {spec!r} are partly numbers and partly text: {few(map(str, keys))}"
         )
     else:
         labels = Labels(
@@ -733,8 +734,8 @@ def _tars(tars: dict[str, list[str]], root: Path, spec: str) -> Dataset:
         )
     if unlabelled:
         labels.notes.append(
-            f"left out {_counted(len(unlabelled), 'image')} without a label: "
-            f"{_few(item.picture.name for item in unlabelled)}"
+            f"left out {counted(len(unlabelled), 'image')} without a label: "
+            f"{few(item.picture.name for item in unlabelled)}"
         )
     return _dataset(spec, items, labels)
 
@@ -824,7 +825,7 @@ def _dataset(spec: str, items: Sequence[Item], labels: Labels) -> Dataset:
     names = list(labels.names.values())
     if len(names) < 2:
         raise WordsightError(
-            f"{spec!r} has one class only ({_few(names)}); at least 2 are needed to choose among"
+            f"{spec!r} has one class only ({few(names)}); at least 2 are needed to choose among"
         )
     index = {key: position for position, key in enumerate(labels.names)}
     parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
@@ -839,7 +840,11 @@ def _dataset(spec: str, items: Sequence[Item], labels: Labels) -> Dataset:
         if chosen or part == "train"
     }
     return Dataset(
-        name=spec, class_names=tuple(names), template=labels.template, notes=tuple(labels.notes), **splits
+        name=spec,
+        class_names=tuple(names),
+        template=labels.template,
+        account=Account(remarks=list(labels.notes)),
+        **splits,
     )
 
 
@@ -852,7 +857,7 @@ def _check_distinct(names: Sequence[str], spec: str) -> None:
             " and ".join(repr(name) for name, word in zip(names, spoken) if word == each) for each in twice
         ]
         raise WordsightError(
-            f"{spec!r} names a class twice (case, _ and spaces aside): {_few(groups, ', then ')}; merge "
+            f"{spec!r} names a class twice (case, _ and spaces aside): {few(groups, ', then ')}; merge "
             f"them, or give each a name of its own"
         )
     if "" in spoken:
@@ -862,7 +867,7 @@ def _check_distinct(names: Sequence[str], spec: str) -> None:
 def _unknown_splits(names: Sequence[str], where: str) -> WordsightError:
     near = next((hint for name in names if (hint := nearest(name, SPLITS))), "")
     return WordsightError(
-        f"{where} has unknown splits: {_few(map(repr, names))}{near}; the choices are train, val (valid, "
+        f"{where} has unknown splits: {few(map(repr, names))}{near}; the choices are train, val (valid, "
         f"validation) and test"
     )
 
@@ -870,15 +875,6 @@ def _unknown_splits(names: Sequence[str], where: str) -> WordsightError:
 def _read_file(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
-
-
-def _few(names: Iterable[str], joint: str = ", ", most: int = 5) -> str:
-    names = list(names)
-    return joint.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def _shown(path: Path) -> str:

@@ -5,16 +5,22 @@ them.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
 from wordsight.config import WordsightError, nearest
-from wordsight.data import Dataset, Split
+from wordsight.data import Dataset, Picture, Split
+from wordsight.data.account import counted, few
+from wordsight.files import nfc
 
+READERS = 8  # threads that read images for their digests: they wait for the disk, or hash without the GIL
+FEW = 64  # so many images are read sooner by one
 Which = Literal["all", "base", "new"]
 
 
@@ -117,16 +123,60 @@ def keep_classes(split: Split, classes: Sequence[int]) -> Split:
 
 
 def fingerprint(split: Split) -> str:
-    """How many images, and a hash of their names and labels in order: a folder that has changed gives another
-    draw.
+    """How many images, and a hash of each one's name inside the source, content and label, in order.
+
+    It is the same wherever the source lies and however its path was typed; other pixels under the same name,
+    another label, or another order, which would change the draw, give another one. Reads every image once:
+    digests are kept in the pictures."""
+    whole = hashlib.blake2b(digest_size=8)
+    for picture, label, digest in zip(split.pictures, split.labels.tolist(), digests(split.pictures)):
+        content = "unreadable" if digest is None else digest.hex()
+        whole.update(f"{nfc(picture.name)}\0{content}\0{label}\n".encode(errors="surrogatepass"))
+    return f"{len(split)}, fingerprint {whole.hexdigest()}"
+
+
+def digests(pictures: Sequence[Picture]) -> list[bytes | None]:
+    """The content digest of each image, read by several threads; None where it cannot be loaded."""
+    missing = [picture for picture in pictures if "digest" not in vars(picture)]
+    if len(missing) < FEW:
+        return list(map(_digest, pictures))
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(_digest, missing))  # each picture keeps its own
+    return list(map(_digest, pictures))
+
+
+def conflicts(*splits: Split | None) -> list[list[tuple[str, int]]]:
+    """Images of equal content under different labels: each group's (name, label), in order."""
+    groups: dict[bytes, list[tuple[str, int]]] = {}
+    for split in splits:
+        if split is None:
+            continue
+        for picture, label, digest in zip(split.pictures, split.labels.tolist(), digests(split.pictures)):
+            if digest is not None:
+                groups.setdefault(digest, []).append((picture.name, label))
+    return [group for group in groups.values() if len({label for _, label in group}) > 1]
+
+
+def conflict_note(class_names: Sequence[str], *splits: Split | None) -> str | None:
+    """A sentence on images of equal content under different labels; None where there is none. Reads every
+    image whose digest is not known yet.
     """
-    listed = "\n".join(
-        f"{picture.name} {label}" for picture, label in zip(split.pictures, split.labels.tolist())
-    )
+    found = conflicts(*splits)
+    if not found:
+        return None
+    shown = [", ".join(f"{name} ({class_names[label]})" for name, label in group[:3]) for group in found]
     return (
-        f"{len(split)}, fingerprint "
-        f"{hashlib.blake2b(listed.encode(errors='surrogateescape'), digest_size=8).hexdigest()}"
+        f"{counted(len(found), 'image')} with equal bytes under different labels; one must be wrong: "
+        f"{few(shown, '; ')}"
     )
+
+
+def _digest(picture: Picture) -> bytes | None:
+    unreadable = importlib.import_module("wordsight.data.features").Unreadable  # which imports torch
+    try:
+        return picture.digest
+    except unreadable:
+        return None
 
 
 def _draw_train(dataset: Dataset, shots: int, stream: random.Random) -> list[int]:

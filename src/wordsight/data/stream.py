@@ -29,6 +29,7 @@ from wordsight.backbones import Backbone
 from wordsight.backbones.text_tower import TextBatch
 from wordsight.config import WordsightError
 from wordsight.data import Picture
+from wordsight.data.account import counted
 from wordsight.data.features import (
     MAX_WORKERS,
     Unreadable,
@@ -40,7 +41,6 @@ from wordsight.data.features import (
 )
 from wordsight.data.pairs import class_captions, source_rows, sources_of
 from wordsight.data.shards import Rows, Sample, Shards, Sizes, Source, is_shards, rng, shards_of
-from wordsight.data.sources import _counted
 
 BLOCK = 1024  # steps whose draws from the sources are made together
 MANY_BAD = 1000  # so many unreadable images of a source, and none that can be read, stop the run
@@ -242,7 +242,7 @@ class StreamBatches:
             listed = "\n".join(f"  {name}: {reason}" for name, reason in list(self.skipped.items())[:10])
             more = f"\n  ... and {len(self.skipped) - 10} more" if len(self.skipped) > 10 else ""
             said.append(
-                f"skipped {_counted(len(self.skipped), 'unreadable image')}, others took their "
+                f"skipped {counted(len(self.skipped), 'unreadable image')}, others took their "
                 f"places:\n{listed}{more}"
             )
         for source, weight in zip(self.mixture.sources, self.mixture.weights):
@@ -382,7 +382,7 @@ class _Producer:
             if reader.bad >= MANY_BAD:
                 name = samples[readers.index(reader)][0].name
                 raise WordsightError(
-                    f"{_counted(reader.bad, 'image')} of {reader.name!r} on end could not be read; one is "
+                    f"{counted(reader.bad, 'image')} of {reader.name!r} on end could not be read; one is "
                     f"{name}: {self.batches.skipped[name]}"
                 )
             reader.bad += tried
