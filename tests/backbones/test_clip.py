@@ -288,6 +288,7 @@ def test_a_long_text_keeps_its_end_token_and_is_counted(folders, kind, length, c
     with caplog.at_level(logging.WARNING, logger="wordsight"):
         vectors = backbone.encode_text(["x " * 200, "a cat"])
     assert vectors.isfinite().all() and backbone.truncated_texts == 1
+    assert backbone.truncated(["x " * 200, "a cat"]) == [True, False] and backbone.truncated([]) == []
     assert len(caplog.records) == 1 and f"1 of 2 texts are longer than the {length} tokens" in caplog.text
     ids = backbone._tokenize(["x " * 200])["input_ids"][0]
     assert len(ids) == backbone.max_tokens == length and ids[-1] == backbone.tokenizer.eos_token_id
@@ -405,6 +406,19 @@ def test_loading_leaves_transformers_settings_alone(folders):
 def test_loading_is_quiet(folders, capfd):
     load(folders["dual"]).encode_text(TEXTS)
     assert "".join(capfd.readouterr()) == ""
+
+
+def test_a_folder_is_found_from_home_and_from_elsewhere(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(folders["clip"].parent))
+    monkeypatch.chdir(folders["clip"].parent)
+    relative, home = load("clip"), load("~/clip")
+    assert (relative.name, home.name) == ("clip", "~/clip")
+    assert relative.source == home.source == str(folders["clip"].resolve())
+    monkeypatch.chdir(tmp_path)
+    again = load(relative.source)
+    assert again.image_fingerprint == relative.image_fingerprint
+    assert again.text_fingerprint == relative.text_fingerprint == home.text_fingerprint
+    assert load("micro").source == "micro"
 
 
 # What cannot be loaded

@@ -268,6 +268,7 @@ def test_a_long_text_is_cut_and_counted(built, caplog):
         and built.truncated_texts == before + 1
         and "1 of 2 texts are longer than the 48 tokens" in caplog.text
     )
+    assert built.truncated(["x" * 200, "a cat"]) == [True, False] and built.truncated([]) == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -519,6 +519,7 @@ def test_a_long_caption_loses_its_end_but_the_wrapper_keeps_its_own(tokenizer, c
     assert (
         made.truncated_texts == 2 and batch.ids.shape[1] <= 60 and "do not fit into 60 tokens" in caplog.text
     )
+    assert made.truncated(["dog", long, "x" * 300]) == [False, True, True] and made.truncated([]) == []
     for row, whole in ((1, "red red"), (2, "xxx")):
         read = tokenizer.decode(batch.ids[row, : batch.lengths[row]])
         assert read.endswith("has the following visual attributes. ASSISTANT: 1.") and whole in read

@@ -27,6 +27,9 @@ class Backbone(ABC):
     """
 
     name: str  # what the user wrote
+    source: str = (
+        ""  # where it is found from any folder: an absolute path, a hub name or `micro`; "" if made here
+    )
     dim: int  # D, the shared width
     device: torch.device  # where the towers are; vectors may stay there
     dtype: torch.dtype = torch.float32  # in which the towers compute
@@ -64,6 +67,10 @@ class Backbone(ABC):
         """Unit text vectors, float32, in the order of `texts`. Equal texts are encoded once; batches are
         sorted by length.
         """
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """For each text, whether it is too long for the text tower, which reads its beginning alone."""
+        return [False] * len(texts)
 
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
@@ -111,9 +118,17 @@ def load_backbone(
         raise WordsightError(
             f"backbone {str(name)!r} is an image encoder alone, without a text tower; {GIVES_TEXT}"
         )
-    return resolve(BACKBONES, kind, "backbone kind").from_pretrained(
+    backbone = resolve(BACKBONES, kind, "backbone kind").from_pretrained(
         path, name=str(name), device=pick_device(device), dtype=dtype
     )
+    backbone.source = source_of(name)
+    return backbone
+
+
+def source_of(name: str | Path) -> str:
+    """A backbone's name as any folder may write it: the path of a local folder or file is made absolute."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() and str(name) != "micro" else str(name).removeprefix("hf:")
 
 
 def _find(name: str, text: bool) -> tuple[str, str]:
@@ -122,7 +137,8 @@ def _find(name: str, text: bool) -> tuple[str, str]:
 
     if name == "micro":
         return "clip", str(MICRO)
-    path = Path(name)
+    path = Path(name).expanduser()
+    name = str(path)
     if path.is_file() and path.suffix == ".safetensors":
         return "vision", name
     if not path.is_dir() and "/" not in name and nearest(name, ("micro",)):

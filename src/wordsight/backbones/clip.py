@@ -147,6 +147,12 @@ class CLIP(Backbone, TokenReader):
         row_of = {text: row for row, text in enumerate(distinct)}
         return vectors[[row_of[text] for text in texts]]
 
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        if not texts:
+            return []
+        texts = [text.lower() for text in texts] if self._lower_case else list(texts)
+        return [len(ids) > self.max_tokens for ids in self.tokenizer(texts, verbose=False)["input_ids"]]
+
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         return self._pad(self._tokenize(list(texts)))
 

@@ -27,8 +27,8 @@ OWN_FILES = [*TOWER_FILES, "*.safetensors"]  # of a folder that Wordsight wrote,
 
 def local(name: str, sort: str) -> Path:
     """The folder behind a folder or hub name; the cache is asked before the network."""
-    if Path(name).is_dir():
-        return Path(name)
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
     if name in BUNDLED:
         return Path(__file__).parent / name
     if name.startswith((".", "/", "~")) or name.count("/") > 1:

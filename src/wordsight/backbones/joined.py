@@ -184,6 +184,9 @@ class Joined(Backbone, TokenReader):
         self.truncated_texts += cut
         return self._shared(vectors)
 
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        return [length > self.text.max_tokens for length in self.text.lengths(list(texts))]
+
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         return self.text.tokenize(texts)
 

@@ -124,6 +124,9 @@ class LLM(Backbone):
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
         return self.text.encode(texts).to(self.device)
 
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        return self.text.truncated(texts)
+
     @cached_property
     def image_fingerprint(self) -> str:
         return fingerprint({"image_mean": self.image_mean}, "llm", self.image.image_fingerprint)

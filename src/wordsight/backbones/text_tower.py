@@ -650,6 +650,11 @@ class TextTower(nn.Module):
                 raise WordsightError(f"the tokenizer makes no token of caption {row}, {texts[row]!r}")
         return tokens
 
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """For each caption, whether its end is cut off because it does not fit with its wrapper."""
+        tokens = self._ids([self.wrapper.replace("{}", text) for text in texts]) if texts else []
+        return [len(ids) > self.max_tokens for ids in tokens]
+
     def _ids(self, sentences: list[str]) -> list[list[int]]:
         return self.tokenizer(sentences, add_special_tokens=self._special, verbose=False)["input_ids"]
 
