@@ -4,11 +4,12 @@ printed averages.
 
 from statistics import fmean
 
+import numpy as np
 import pytest
 
-from wordsight.comparison import compare, dataset_of, mean_over, paired_difference, published, ranks, tables
+from wordsight.comparison import compare, dataset_of, gap, mean_over, paired_difference, published, tables
 from wordsight.config import WordsightError
-from wordsight.metrics import harmonic_mean
+from wordsight.metrics import harmonic_mean, interval
 
 THEIRS = {
     (data, seed): {"all": 50.0 + seed + len(data), "base": 60.0 + seed, "new": 40.0}
@@ -38,6 +39,13 @@ def test_three_pairs_give_the_ends_of_their_range():
         (3, 1, 5, 3)
     )  # one draw in 27 is the lowest one three times
     assert paired_difference(ours, theirs, "all") == paired_difference(ours, theirs, "all")
+
+
+def test_the_interval_is_that_of_the_plain_bootstrap():
+    figures = np.random.default_rng(3).uniform(30, 90, (7, 2, 2))
+    drawn = np.random.default_rng(0).integers(7, size=(2_000, 7))
+    plain = np.percentile(gap(figures[drawn].mean(1)), [2.5, 97.5])
+    assert interval(figures, gap) == pytest.approx(plain, rel=1e-12)
 
 
 def test_fewer_pairs_have_no_interval_and_none_no_difference():
@@ -73,12 +81,6 @@ def test_a_figure_without_a_seed_stands_beside_every_seed():
         50.5 - fmean(value["all"] for value in THEIRS.values())
     )
     assert paired_difference(fixed, fixed, "all").pairs == 2
-
-
-def test_equal_figures_share_the_mean_of_their_places():
-    assert ranks({"a": 3.0, "b": 5.0, "c": 3.0, "d": 1.0}) == {"a": 2.5, "b": 1.0, "c": 2.5, "d": 4.0}
-    assert ranks({"a": 1.0, "b": 1.0, "c": 1.0}) == dict.fromkeys("abc", 2.0)
-    assert ranks({"a": 0.1 + 0.2, "b": 0.3}) == {"a": 1.5, "b": 1.5}
 
 
 def test_ranks_are_averaged_over_datasets_among_those_that_have_all():

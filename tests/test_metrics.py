@@ -1,5 +1,6 @@
 """Metrics: figures that can be counted by hand."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,3 +62,28 @@ def test_calibration_error_by_hand():
     certain = torch.tensor([[1000.0, 0.0], [0.0, 1000.0]])  # confidence 1 falls into the last bin
     assert metrics.calibration_error(certain, torch.tensor([0, 1])) == 0
     assert metrics.calibration_error(certain, torch.tensor([1, 0])) == 100
+
+
+# -- intervals and ranks
+
+
+def test_the_interval_of_a_mean_holds_it_and_shrinks_with_the_root_of_the_count():
+    right = np.tile([100.0, 100.0, 0.0, 100.0], 25)
+    low, high = metrics.interval(right)
+    error = right.std() / len(right) ** 0.5
+    assert (75 - low, high - 75) == (pytest.approx(1.96 * error, rel=0.1),) * 2
+    assert metrics.interval(right) == (low, high)
+    assert metrics.interval(np.full(5, 2.0)) == (2, 2)
+
+
+def test_large_sets_of_images_are_drawn_in_pieces_of_memory(monkeypatch):
+    right = np.tile([100.0, 0.0], 20)
+    whole = metrics.interval(right)
+    monkeypatch.setattr(metrics, "AT_ONCE", 100)
+    assert metrics.interval(right) == pytest.approx(whole, abs=2)
+
+
+def test_equal_figures_share_the_mean_of_their_places():
+    assert metrics.ranks({"a": 3.0, "b": 5.0, "c": 3.0, "d": 1.0}) == {"a": 2.5, "b": 1.0, "c": 2.5, "d": 4.0}
+    assert metrics.ranks({"a": 1.0, "b": 1.0, "c": 1.0}) == dict.fromkeys("abc", 2.0)
+    assert metrics.ranks({"a": 0.1 + 0.2, "b": 0.3}) == {"a": 1.5, "b": 1.5}

@@ -222,6 +222,15 @@ def test_events_are_lines_and_half_a_line_is_left_out(run):
     assert len(lines) == 4 and json.loads(lines[-1])["event"] == "eval"
 
 
+@pytest.mark.parametrize("line", ["1", '"x"', "[]", "null", "{}", '{"event": 5}', "[" * 20_000, "9" * 6_000])
+def test_a_line_that_holds_no_event_is_left_out(run, line):
+    run.log({"event": "fit", "images": 1})
+    with open(run.folder / "metrics.jsonl", "a") as file:
+        file.write(line + "\n")
+    run.log({"event": "fit", "images": 2})
+    assert [event["images"] for event in run.events("fit")] == [1, 2]
+
+
 def test_a_full_disk_for_events_is_said(run, monkeypatch):
     monkeypatch.setattr("builtins.open", full_disk)
     with pytest.raises(WordsightError, match=r"metrics.jsonl cannot be written: No space left"):

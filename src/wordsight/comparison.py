@@ -17,13 +17,8 @@ import numpy as np
 from jaxtyping import Float
 
 from wordsight.config import WordsightError, nearest
-from wordsight.metrics import harmonic_mean
+from wordsight.metrics import harmonic_mean, interval, ranks
 
-RESAMPLES, STREAM, LEVEL = (
-    2_000,
-    0,
-    95,
-)  # of the bootstrap: how often, from which seed, percent of the interval
 LEAST_PAIRS = 3  # of which an interval is drawn: two say nothing of a spread
 PARTS = ("all", "base", "new", "H")
 PUBLISHED = Path(__file__).parent / "data" / "published.json"
@@ -121,9 +116,7 @@ def paired_difference(ours: Scores, theirs: Scores, part: str) -> Difference | N
     mean = float(gap(figures.mean(0)))
     if len(pairs) < LEAST_PAIRS:
         return Difference(mean, None, None, len(pairs))
-    drawn = np.random.default_rng(STREAM).integers(len(pairs), size=(RESAMPLES, len(pairs)))
-    low, high = np.percentile(gap(figures[drawn].mean(1)), [50 - LEVEL / 2, 50 + LEVEL / 2])
-    return Difference(mean, float(low), float(high), len(pairs))
+    return Difference(mean, *interval(figures, gap), len(pairs))
 
 
 def gap(means: Float[np.ndarray, "*R 2 P"]) -> Float[np.ndarray, "*R"]:
@@ -169,18 +162,6 @@ def mean_ranks(methods: Mapping[str, Scores], part: str) -> dict[str, float]:
         ranks({label: values[place] for label, values in whole.items()}) for place in range(len(datasets))
     ]
     return {label: fmean(ranked[label] for ranked in by_data) for label in whole}
-
-
-def ranks(values: Mapping[str, float]) -> dict[str, float]:
-    """1 for the highest; equal ones share the mean of their places."""
-    rounded = {
-        label: round(value, 6) for label, value in values.items()
-    }  # means of equal counts may differ in the last bit
-    others = list(rounded.values())
-    return {
-        label: 1 + sum(other > value for other in others) + (others.count(value) - 1) / 2
-        for label, value in rounded.items()
-    }
 
 
 # -- published numbers, for orientation ----------------------------------------------------------------------

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+RESAMPLES, LEVEL, STREAM = 2_000, 95, 0  # of the bootstrap: how many, percent of the interval, random seed
+AT_ONCE = 2**22  # drawn rows that are held in memory at a time
 
 
 def top_k(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], k: int = 1) -> float | None:
@@ -65,3 +71,40 @@ def recall_at(similarity: Float[Tensor, "Q N"], relevant: Bool[Tensor, "Q N"], k
     asked = relevant.any(1)
     best = similarity[asked].topk(min(k, similarity.shape[1]), dim=1).indices
     return 100 * relevant[asked].gather(1, best).any(1).float().mean().item()
+
+
+def interval(
+    figures: Float[np.ndarray, "n ..."],
+    of_mean: Callable[[Float[np.ndarray, "R ..."]], Float[np.ndarray, " R"]] | None = None,
+) -> tuple[float, float]:
+    """The bootstrap's percentile interval of the mean of n rows, or of a function of that mean; the same
+    rows give the same interval.
+
+    A row is what could have been another one: a test image (right or wrong, in percent), or a pair of runs.
+    For two methods on the same images, give the difference of each image, and it is a paired interval.
+    Errors: ValueError for fewer than two rows."""
+    from scipy.stats import bootstrap  # a second to import, which most commands do not need
+
+    def means(rows: Int[np.ndarray, "R n"], axis: int = -1) -> Float[np.ndarray, " R"]:
+        drawn = figures[rows].mean(axis=rows.ndim - 1)
+        return drawn if of_mean is None else of_mean(drawn)
+
+    found = bootstrap(
+        (np.arange(len(figures)),),
+        means,
+        n_resamples=RESAMPLES,
+        batch=max(1, AT_ONCE // max(1, len(figures))),
+        vectorized=True,
+        confidence_level=LEVEL / 100,
+        method="percentile",
+        rng=np.random.default_rng(STREAM),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def ranks(values: Mapping[str, float]) -> dict[str, float]:
+    """1 for the highest; equal ones share the mean of their places."""
+    from scipy.stats import rankdata
+
+    rounded = [-round(value, 6) for value in values.values()]  # means of equal counts differ in a bit
+    return dict(zip(values, map(float, rankdata(rounded))))

@@ -24,9 +24,7 @@ from wordsight import __version__
 from wordsight.backbones import Backbone
 from wordsight.comparison import (
     ANY_SEED,
-    LEVEL,
     PARTS,
-    RESAMPLES,
     Scores,
     Standing,
     compare,
@@ -40,7 +38,7 @@ from wordsight.data.splits import prepare
 from wordsight.estimator import load
 from wordsight.files import write_file
 from wordsight.methods import Learner
-from wordsight.metrics import harmonic_mean
+from wordsight.metrics import LEVEL, RESAMPLES, harmonic_mean
 from wordsight.runs import Run, read_tensors, train_settings
 
 ABSENT = "–"

@@ -32,7 +32,7 @@ from wordsight.config import (
     resolve,
     to_dict,
 )
-from wordsight.files import write_file
+from wordsight.files import parse_json, read_bytes, write_file
 from wordsight.methods import Classifier, Embedder, Learner
 
 FORMAT = 1  # of the folder; a loader refuses any other
@@ -217,9 +217,14 @@ class Run:
             ) from error
 
     def events(self, kind: str) -> list[dict[str, Any]]:
+        """The events of one kind, in order. A line that holds no event is not among them: half a line that a
+        kill has left, or what another program wrote.
+
+        Errors: WordsightError where the file cannot be read."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-        return [event for line in lines if (event := _event(line)) and event["event"] == kind]
+        content = read_bytes(path, "the events of a run").decode(errors="replace") if path.exists() else ""
+        found = [event for line in content.split("\n") if (event := _event(line))]
+        return [event for event in found if event["event"] == kind]
 
 
 def build_method(settings: RunSettings, facts: RunFacts) -> Classifier:
@@ -266,10 +271,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _event(line: str) -> dict[str, Any] | None:
+    """An event, or None for a line that holds none: empty, half a line, a list, an object without a name."""
     try:
-        return json.loads(line)
-    except ValueError:  # empty, or half a line
+        event = parse_json(line, "an event")
+    except WordsightError:
         return None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 
 def _read_sentences(folder: Path) -> dict[str, tuple[str, ...]]:
