@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import logging
 import math
 import os
 import sys
@@ -16,6 +16,10 @@ from typing import Any
 
 from wordsight import __version__
 from wordsight.config import BACKBONES, METHODS, RunSettings, WordsightError, nearest, read, resolve, to_dict
+from wordsight.files import printable
+from wordsight.terminal import out, out_json, speaking
+
+log = logging.getLogger("wordsight")
 
 EXPLAINED = 3  # sentences an explanation shows at least
 DATA_FORMS = (
@@ -35,26 +39,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Exit codes: 0 done, 1 a check failed, 2 something the user can mend (a sentence says
     what), 130 interrupted.
     """
-    parser = _parser()
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    asked = [word for word in given if word == "--json"]  # argparse takes no option between words
-    options = parser.parse_args([word for word in given if word != "--json"] + asked)
-    if options.verb is None:
-        parser.print_help()
-        return 0
+    with speaking():
+        parser = _parser()
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        asked = [word for word in given if word == "--json"]  # argparse takes no option between words
+        options = parser.parse_args([word for word in given if word != "--json"] + asked)
+        if options.verb is None:
+            parser.print_help()
+            return 0
+        return _answered(options)
+
+
+def _answered(options: argparse.Namespace) -> int:
+    """Run the verb; whatever ends it becomes an exit code and a sentence."""
+    # of several processes one speaks
+    quiet = contextlib.redirect_stdout(None) if int(os.environ.get("RANK", "0")) else contextlib.nullcontext()
     try:
-        with (
-            contextlib.redirect_stdout(None) if int(os.environ.get("RANK", "0")) else contextlib.nullcontext()
-        ):  # of several processes one speaks
+        with quiet:
             result = VERBS[options.verb].run(options)
             if options.json:
-                print(json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False))
+                out_json(result)
         return 1 if isinstance(result, dict) and result.get("passed") is False else 0
     except WordsightError as error:
-        print(f"wordsight: {error}", file=sys.stderr)
+        log.error("wordsight: %s", error)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"\nwordsight: {str(stop) or 'stopped'}; the same command goes on from here", file=sys.stderr)
+        log.error("\nwordsight: %s; the same command goes on from here", str(stop) or "stopped")
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `wordsight list | head -1`
         with contextlib.suppress(OSError):
@@ -71,7 +81,7 @@ def fit(options: argparse.Namespace) -> Any:
 
     task = task_of(settings.method)
     new = not Path(settings.out or task.default_folder(settings), "weights.safetensors").exists()
-    run = task.fit(settings, progress=True, say=_say)
+    run = task.fit(settings, progress=True, say=log.info)
     fitted, results = run.events("fit")[-1:], run.events("eval") + run.events("retrieval")
     latest = list({(event["data"], event.get("classes")): event for event in results}.values())
     if not options.json:
@@ -79,12 +89,12 @@ def fit(options: argparse.Namespace) -> Any:
             learned = (
                 f"{len(run.facts.classes)} classes" if run.facts.classes else f"{event['captions']} captions"
             )
-            print(
+            out(
                 f"fitted {settings.method} on {event['images']} images of {learned} in "
                 f"{event['seconds']['fit']:.1f} s"
             )
         _print_results(latest)
-        print(f"run folder: {run.folder}")
+        out(f"run folder: {run.folder}")
     return {"run": str(run.folder), "fit": fitted, "eval": [_short(event) for event in latest]}
 
 
@@ -95,7 +105,7 @@ def evaluate(options: argparse.Namespace) -> Any:
     from wordsight.tasks import task_of
 
     run = Run.open(options.run)
-    results = task_of(run.settings.method).evaluate(run, **given, progress=True, say=_say)
+    results = task_of(run.settings.method).evaluate(run, **given, progress=True, say=log.info)
     if not options.json:
         _print_results(results)
     return [_short(event) for event in results]
@@ -114,7 +124,7 @@ def predict(options: argparse.Namespace) -> Any:
     names = [name.strip() for name in (options.classes or "").split(",") if name.strip()]
     classifier = load(options.run, class_names=names)
     if options.explain and (words := _template_set(options.run)) and not options.sentences:
-        _say(
+        log.info(
             f"{options.run} was fitted with the template set {words!r} in place of sentences, which "
             f"explains little; give `fit` a sentences=... file"
         )
@@ -148,18 +158,18 @@ def predict(options: argparse.Namespace) -> Any:
             ]
         rows.append(entry)
     for name, reason in features.skipped:
-        print(f"skipped {name}: {reason}", file=sys.stderr)
+        log.warning("skipped %s: %s", name, reason)
     if not options.json:
         for entry in rows:
-            print(
+            out(
                 entry["image"]
                 + "  "
                 + "  ".join(f"{c['class']} {c['probability']:.1%}" for c in entry["classes"])
             )
             if options.explain:
-                print("    closest to what it says about the image:")
+                out("    closest to what it says about the image:")
             for line in entry.get("sentences", []):
-                print(f"    {line['cosine']:.2f}  {line['class']}: {line['sentence']}")
+                out(f"    {line['cosine']:.2f}  {line['class']}: {line['sentence']}")
     return {
         "predictions": rows,
         "skipped": [{"image": name, "reason": reason} for name, reason in features.skipped],
@@ -173,10 +183,10 @@ def report(options: argparse.Namespace) -> Any:
         options.runs, options.out, csv_file=options.csv, latex_file=options.latex, reference=options.reference
     )
     if not options.json:
-        print(written["markdown"])
+        out(written["markdown"])
         for folder in written["unfinished"]:
-            _say(f"left out, not finished: {folder}")
-        print(f"report: {written['html']}")
+            log.info(f"left out, not finished: {folder}")
+        out(f"report: {written['html']}")
     return written
 
 
@@ -184,18 +194,18 @@ def suite(options: argparse.Namespace) -> Any:
     from wordsight.suites import SuiteSettings, run_suite
 
     result = run_suite(
-        read(SuiteSettings, *options.words, {"suite": options.suite}), progress=not options.json, say=_say
+        read(SuiteSettings, *options.words, {"suite": options.suite}), progress=not options.json, say=log.info
     )
     if not options.json:
-        print(result["markdown"])
+        out(result["markdown"])
         by_text: dict[str, list[str]] = {}
         for failed in result.get("failed", []):
             by_text.setdefault(failed["says"], []).append(failed["run"])
         for text, runs in by_text.items():
-            print(f"\nnot possible, {len(runs)} time{'s' * (len(runs) != 1)}: {text}")
+            out(f"\nnot possible, {len(runs)} time{'s' * (len(runs) != 1)}: {text}")
             for name in runs:
-                print(f"    {name}")
-        print(f"\n{_ending(result)}")
+                out(f"    {name}")
+        out(f"\n{_ending(result)}")
     return result
 
 
@@ -212,12 +222,12 @@ def listing(options: argparse.Namespace) -> Any:
     tables = {"methods": METHODS, "backbones": BACKBONES}
     if not options.json:
         for title, table in tables.items():
-            print(title)
+            out(title)
             for name, entry in table.items():
-                print(f"  {name:15} {entry.summary}")
-        print("data=")
+                out(f"  {name:15} {entry.summary}")
+        out("data=")
         for form, meaning in DATA_FORMS:
-            print(f"  {form:25} {meaning}")
+            out(f"  {form:25} {meaning}")
     return {
         title: {name: entry.summary for name, entry in table.items()} for title, table in tables.items()
     } | {"data": dict(DATA_FORMS)}
@@ -249,18 +259,18 @@ def show(options: argparse.Namespace) -> Any:
             for f in dataclasses.fields(RunSettings)
         }
         if not options.json:
-            print("KEY=VALUE of any run:")
-            print("\n".join(lines(RunSettings, defaults)))
+            out("KEY=VALUE of any run:")
+            out("\n".join(lines(RunSettings, defaults)))
         return {"name": "run", "settings": defaults}
     kind = resolve(METHODS, options.name, "method")
     settings, training = kind.Settings(), getattr(kind, "training_defaults", None)
     if not options.json:
-        print(f"{options.name}: {inspect.getdoc(kind)}\n")
+        out(f"{options.name}: {inspect.getdoc(kind)}\n")
         for title, values in (("settings", settings), ("train", training)):
             if values is not None:
-                print(f"{title}.NAME=VALUE changes one of these:")
-                print("\n".join(lines(type(values), to_dict(values))) + "\n")
-        print("`wordsight show run` lists what any run takes: data, shots, seed, ...")
+                out(f"{title}.NAME=VALUE changes one of these:")
+                out("\n".join(lines(type(values), to_dict(values))) + "\n")
+        out("`wordsight show run` lists what any run takes: data, shots, seed, ...")
     return {
         "name": options.name,
         "about": inspect.getdoc(kind),
@@ -275,20 +285,20 @@ def sentences(options: argparse.Namespace) -> Any:
     from wordsight.sentences.generated import WriterSettings, write_sentences
 
     given = _pairs(options.words)
-    data, classes, out = given.pop("data", None), given.pop("classes", None), given.pop("out", None)
-    if (data is None) == (classes is None) or out is None:
+    data, classes, file = given.pop("data", None), given.pop("classes", None), given.pop("out", None)
+    if (data is None) == (classes is None) or file is None:
         raise WordsightError(
             "give data=... or classes=a,b,c (whose names to ask about), model=..., and out=sentences.json"
         )
     names = open_dataset(data).class_names if data else tuple(name.strip() for name in classes.split(","))
-    written = write_sentences(names, build(WriterSettings, given), out, progress=sys.stderr.isatty())
+    written = write_sentences(names, build(WriterSettings, given), file, progress=sys.stderr.isatty())
     counts = {name: len(texts) for name, texts in written.items()}
     if not options.json:
-        print(
-            f"{sum(counts.values())} sentences for {len(counts)} classes in {out}; use them with "
-            f"sentences={out}"
+        out(
+            f"{sum(counts.values())} sentences for {len(counts)} classes in {file}; use them with "
+            f"sentences={file}"
         )
-    return {"out": out, "sentences": counts}
+    return {"out": file, "sentences": counts}
 
 
 def join(options: argparse.Namespace) -> Any:
@@ -310,10 +320,10 @@ def join(options: argparse.Namespace) -> Any:
             if part == "train"
         )
         for note in notes:
-            _say(note)
+            log.info(note)
     backbone = join(settings, images, pairs)
     if not options.json:
-        print(f"joined backbone in {settings.out} ({backbone.dim} wide); use it with backbone={settings.out}")
+        out(f"joined backbone in {settings.out} ({backbone.dim} wide); use it with backbone={settings.out}")
     return {
         "out": settings.out,
         "dim": backbone.dim,
@@ -333,7 +343,7 @@ def generate(options: argparse.Namespace) -> Any:
     written = generate(open_tower(options.run), options.text, options.adapters, **sampling)
     if not options.json:
         for adapters, text in written.items():
-            print(f"adapters {adapters}: {text}" if len(written) > 1 else text)
+            out(f"adapters {adapters}: {text}" if len(written) > 1 else text)
     return {"run": options.run, "text": options.text, **sampling, "written": written}
 
 
@@ -344,12 +354,12 @@ def verify(options: argparse.Namespace) -> Any:
     checks = verify(open_tower(options.run))
     if not options.json:
         for name, check in checks.items():
-            print(
+            out(
                 f"{'passed' if check.passed else 'FAILED'}  {name:24} {check.value:<9.3g} "
                 f"{'above' if check.least else 'most '} {check.bound:<7g} {check.says}"
             )
         failed = [name for name, check in checks.items() if not check.passed]
-        print(
+        out(
             f"{len(failed)} of {len(checks)} FAILED: {', '.join(failed)}"
             if failed
             else f"all {len(checks)} hold"
@@ -532,7 +542,7 @@ class _Parser(argparse.ArgumentParser):
             for name in names
             if name.startswith("--")
         }
-        super().error(message + nearest(word, {*VERBS, *given}))
+        super().error(printable(message + nearest(word, {*VERBS, *given})))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -592,7 +602,7 @@ def _readable(pairs: Iterable[tuple[Any, list[str]]]) -> Iterator[tuple[Any, lis
         try:
             yield read_image(picture.load()), captions
         except (Unreadable, OSError) as error:
-            print(f"skipped {picture.name}: {error}", file=sys.stderr)
+            log.warning("skipped %s: %s", picture.name, error)
 
 
 def _short(event: dict[str, Any]) -> dict[str, Any]:
@@ -604,31 +614,25 @@ def _print_results(results: Sequence[dict[str, Any]]) -> None:
 
     for event in results:
         if event["event"] == "retrieval":
-            print(
+            out(
                 f"{event['data']}: {event['images']} test images, {event['distinct_captions']} distinct "
                 f"captions"
             )
             for way in ("image_to_text", "text_to_image"):
-                print(
+                out(
                     f"    {way.replace('_', ' ')}: "
                     + "  ".join(f"{name} {value:5.1f}%" for name, value in event[way].items())
                 )
             continue
         five = "" if event["top5"] is None else f"  top-5 {event['top5']:5.1f}%"
-        print(
+        out(
             f"{event['classes']:>5}: accuracy {event['accuracy']:5.1f}%  mean class recall "
             f"{event['mean_class_recall']:5.1f}%{five}  ({event['images']} test images, chance "
             f"{event['chance']:.1f}%)"
         )
     by_part = {event["classes"]: event["accuracy"] for event in results if event["event"] == "eval"}
     if {"base", "new"} <= by_part.keys():
-        print(
-            f"    H: {harmonic_mean(by_part['base'], by_part['new']):5.1f}%  (harmonic mean of base and new)"
-        )
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+        out(f"    H: {harmonic_mean(by_part['base'], by_part['new']):5.1f}%  (harmonic mean of base and new)")
 
 
 if __name__ == "__main__":  # for launchers, as `python -m wordsight` is

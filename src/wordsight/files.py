@@ -288,12 +288,12 @@ def printable(text: str) -> str:
     So are signs that turn the direction of text, and bytes of file names that are not UTF-8. Line ends and
     tabs stay."""
     return "".join(
-        sign if sign in "\n\t" or not _moves(sign) else sign.encode("unicode_escape").decode()
-        for sign in text
+        sign if sign in "\n\t" or not moves(sign) else sign.encode("unicode_escape").decode() for sign in text
     )
 
 
-def _moves(sign: str) -> bool:
+def moves(sign: str) -> bool:
+    """Whether a sign steers a terminal or the direction of text, or is half a surrogate pair."""
     return ord(sign) in BIDI or unicodedata.category(sign) in ("Cc", "Cs")
 
 

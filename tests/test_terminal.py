@@ -1,0 +1,67 @@
+"""What reaches a terminal: other people's text, made harmless, in whatever encoding the terminal has."""
+
+import io
+import json
+import logging
+import os
+import sys
+
+import pytest
+
+from wordsight.terminal import json_text, out, out_json, speaking
+
+STEERS = "al\x1b]0;owned\x07pha \x9b31m \u202egnp.exe"
+NOT_UTF8 = os.fsdecode(b"a\xe9.jpg")
+
+
+@pytest.fixture
+def stream(monkeypatch):
+    """stdout and stderr of an encoding, and what they were given."""
+
+    def made(encoding):
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding, errors="strict"))
+
+        def written(name):
+            getattr(sys, name).flush()
+            return getattr(sys, name).buffer.getvalue().decode(encoding)
+
+        return written
+
+    return made
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_no_name_steers_a_terminal_or_ends_in_a_traceback(stream, encoding):
+    written = stream(encoding)
+    with speaking():
+        for name in (STEERS, NOT_UTF8, "caf\u00e9 \u4e2d \U0001f33b"):
+            out(name)
+            logging.getLogger("wordsight").info("skipped %s: a reason", name)
+    for text in (written("stdout"), written("stderr")):
+        assert not set("\x1b\x07\x9b\u202e") & set(text)
+        assert "al\\x1b]0;owned\\x07pha" in text and "a\\udce9.jpg" in text
+    assert written("stderr").startswith("skipped al\\x1b")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "cp1252"])
+def test_json_gives_every_name_back_and_holds_no_sign_that_steers(stream, encoding):
+    written = stream(encoding)
+    value = {"names": [STEERS, NOT_UTF8, "caf\u00e9 \u4e2d \U0001f33b", 'quoted " and \\'], "tab": "a\tb"}
+    with speaking():
+        out_json(value)
+    text = written("stdout")
+    assert json.loads(text) == value
+    assert not set("\x1b\x07\x9b\x7f\u202e") & set(text) and "a\\udce9.jpg" in text
+
+
+def test_json_keeps_letters_of_all_scripts_readable():
+    assert "caf\u00e9 \u4e2d" in json_text(["caf\u00e9 \u4e2d"])
+
+
+def test_the_handler_goes_with_the_command():
+    log = logging.getLogger("wordsight")
+    before = (log.handlers[:], log.level)
+    with speaking():
+        assert log.isEnabledFor(logging.INFO) and len(log.handlers) == len(before[0]) + 1
+    assert (log.handlers, log.level) == before
