@@ -16,7 +16,7 @@ from typing import Any
 
 from wordsight import __version__
 from wordsight.config import BACKBONES, METHODS, RunSettings, WordsightError, nearest, read, resolve, to_dict
-from wordsight.files import printable
+from wordsight.files import class_list, printable
 from wordsight.terminal import out, out_json, speaking
 
 log = logging.getLogger("wordsight")
@@ -121,7 +121,7 @@ def predict(options: argparse.Namespace) -> Any:
     from wordsight.data.features import image_features
     from wordsight.estimator import load, pictures_of
 
-    names = [name.strip() for name in (options.classes or "").split(",") if name.strip()]
+    names = class_list(options.classes) if options.classes else []
     classifier = load(options.run, class_names=names)
     if options.explain and (words := _template_set(options.run)) and not options.sentences:
         log.info(
@@ -288,9 +288,10 @@ def sentences(options: argparse.Namespace) -> Any:
     data, classes, file = given.pop("data", None), given.pop("classes", None), given.pop("out", None)
     if (data is None) == (classes is None) or file is None:
         raise WordsightError(
-            "give data=... or classes=a,b,c (whose names to ask about), model=..., and out=sentences.json"
+            "give data=... or classes=a,b,c or classes=@FILE, one name a line (whose names to ask about), "
+            "model=..., and out=sentences.json"
         )
-    names = open_dataset(data).class_names if data else tuple(name.strip() for name in classes.split(","))
+    names = open_dataset(data).class_names if data else class_list(classes)
     written = write_sentences(names, build(WriterSettings, given), file, progress=sys.stderr.isatty())
     counts = {name: len(texts) for name, texts in written.items()}
     if not options.json:
@@ -423,7 +424,9 @@ VERBS: dict[str, Verb] = {
             help="the sentences closest to what the method says about the image",
         ),
         _argument(
-            "--classes", metavar="A,B,...", help="choose among these classes instead, by name; no retraining"
+            "--classes",
+            metavar="A,B,...",
+            help="choose among these classes instead, by name; no retraining; @FILE: one name a line",
         ),
         _argument("--sentences", metavar="FILE", help="sentences for new classes of --classes"),
     ),

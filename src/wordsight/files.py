@@ -278,6 +278,38 @@ def read_tensors(
     return tensors, metadata
 
 
+def class_list(words: str | Sequence[str]) -> list[str]:
+    """Class names as people type them: `zebra,horse`, several such words, or `@names.txt`, one name a line.
+
+    A name that holds a comma stands in quotes as in CSV, `"salt, pepper",sugar`; in a file it needs none, and
+    quotes around a whole line are read so too. Errors: WordsightError where no name is given, where a quote
+    is not closed, and as `read_text`."""
+    names: list[str] = []
+    for word in [words] if isinstance(words, str) else words:
+        lines = read_text(Path(word[1:]).expanduser(), "list of classes") if word.startswith("@") else word
+        for line in lines.splitlines():
+            whole = word.startswith("@") and not re.fullmatch(r'\s*".*"\s*', line)
+            names += [line] if whole else _csv_row(line)
+    if not (found := [nfc(name.strip()) for name in names if name.strip()]):
+        raise WordsightError(f"{words!r} names no class; give names as a,b,c, or @FILE with one name a line")
+    return found
+
+
+def _csv_row(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line], strict=True, skipinitialspace=True), [])
+    except csv.Error as error:
+        raise WordsightError(
+            f"{line!r} is no list of names: {error}; quotes stand around a whole name, as in "
+            '"salt, pepper",sugar'
+        ) from error
+
+
+def cache_folder() -> Path:
+    """Where image features and sentences are kept between runs: $WORDSIGHT_CACHE, or ~/.cache/wordsight."""
+    return Path(os.environ.get("WORDSIGHT_CACHE") or "~/.cache/wordsight").expanduser()
+
+
 # -- text for people --
 
 

@@ -34,6 +34,7 @@ from wordsight.config import (
 )
 from wordsight.files import parse_json, read_bytes, write_file
 from wordsight.methods import Classifier, Embedder, Learner
+from wordsight.sentences import saved_sentences
 
 FORMAT = 1  # of the folder; a loader refuses any other
 STARTED = {"sentences.json", "config.yaml"}  # what a start that was killed may leave, finished or as .part
@@ -87,7 +88,7 @@ class Run:
         if (folder / "config.yaml").exists():
             there = cls._read(folder)
             changed = _differences(*_filled(there.settings, settings)) or _differences(there.facts, facts)
-            if not changed and _read_sentences(folder) != sentences:
+            if not changed and saved_sentences(folder / "sentences.json") != sentences:
                 changed = ["the sentences differ"]
             if changed:
                 raise WordsightError(
@@ -155,7 +156,7 @@ class Run:
 
     @property
     def sentences(self) -> dict[str, tuple[str, ...]]:
-        return _read_sentences(self.folder)
+        return saved_sentences(self.folder / "sentences.json")
 
     def finish(self, method: Fitted, extra: dict[str, Tensor] | None = None) -> None:
         """Write the weights; `extra` tensors lie in a file of their own."""
@@ -277,14 +278,6 @@ def _event(line: str) -> dict[str, Any] | None:
     except WordsightError:
         return None
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
-
-
-def _read_sentences(folder: Path) -> dict[str, tuple[str, ...]]:
-    try:
-        loaded = json.loads((folder / "sentences.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WordsightError(f"{folder / 'sentences.json'} cannot be read: {error}") from error
-    return {name: tuple(texts) for name, texts in loaded.items()}
 
 
 def _filled(*settings: RunSettings) -> list[RunSettings]:

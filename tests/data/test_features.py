@@ -21,6 +21,7 @@ from wordsight.backbones import Backbone, unit
 from wordsight.config import WordsightError
 from wordsight.data import Picture
 from wordsight.data.features import image_features, read_image, text_features, view_box
+from wordsight.files import cache_folder
 
 
 class Stub(Backbone):
@@ -392,4 +393,4 @@ def test_the_default_folder(tmp_path, monkeypatch):
     assert len(shards(tmp_path / "mine")) == 1
     monkeypatch.delenv("WORDSIGHT_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert features.cache_folder() == tmp_path / ".cache" / "wordsight"
+    assert cache_folder() == tmp_path / ".cache" / "wordsight"

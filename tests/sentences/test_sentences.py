@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from wordsight.config import WordsightError
-from wordsight.sentences import DIGITS, TEMPLATE_SETS, class_texts, fill, read_sentences
+from wordsight.sentences import DIGITS, TEMPLATE_SETS, class_texts, fill, read_sentences, saved_sentences
 
 CALTECH_ALIASES = Path(__file__).parents[2] / "benchmarks/aliases/caltech101.json"
 
@@ -100,6 +100,24 @@ def test_one_key_for_two_classes_only_by_alias():
     assert read["vehicle"] == read["car_side"]
 
 
+def test_names_and_keys_are_compared_in_composed_unicode():
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    for name, key in ((composed, apart), (apart, composed), (apart.upper(), composed)):
+        assert read_sentences({key: ["x"]}, [name]) == {name: ("x",)}
+        assert read_sentences({"bar": ["x"], "z": ["y"]}, [name], {name: "bar"}) == {name: ("x",)}
+    with pytest.raises(WordsightError, match="occur more than once"):
+        read_sentences(None, [composed, apart])
+    with pytest.raises(WordsightError, match="two spellings of Unicode"):
+        read_sentences({composed: ["x"], apart: ["y"]}, [composed])
+
+
+def test_an_empty_key_is_nobodys_stand_in():
+    assert read_sentences({"": ["x"], "cat": ["y"]}, ["cat", "dog"], partly=True) == {
+        "cat": ("y",),
+        "dog": (),
+    }
+
+
 def test_two_keys_for_one_class_need_an_alias():
     table = {"CAR_side": ["x"], "Car Side": ["y"]}
     with pytest.raises(WordsightError, match="matches 'CAR_side', 'Car Side'"):
@@ -154,6 +172,25 @@ def test_repeated_class_names_are_refused():
 def test_a_bad_file_is_told_in_words(tmp_path, text, said):
     with pytest.raises(WordsightError, match=said):
         read_sentences(written(tmp_path, text), ["cat"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "holds a list"),
+        ("null", "holds null"),
+        ('{"cat": 3}', "'cat' holds a number"),
+        ('{"cat": {"a": 1}}', "'cat' holds an object"),
+        ('{"cat": [["a"]]}', "'cat' holds a list .* among its sentences"),
+        ('{"cat": ["\\ud800"]}', "half a surrogate pair"),
+        ("9" * 6000, "is not readable"),
+        ('{"cat": [' + "[" * 20000, "nested too deeply"),
+    ],
+)
+def test_a_runs_sentences_of_another_form_are_told_in_words(tmp_path, text, said):
+    with pytest.raises(WordsightError, match=said):
+        saved_sentences(written(tmp_path, text))
+    assert saved_sentences(written(tmp_path, '{"cat": [], "dog": ["a"]}')) == {"cat": (), "dog": ("a",)}
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path):

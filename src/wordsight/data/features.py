@@ -34,7 +34,7 @@ from torch import Tensor
 from wordsight.backbones import Backbone
 from wordsight.config import WordsightError
 from wordsight.data import Picture
-from wordsight.files import write_file
+from wordsight.files import cache_folder, write_file
 
 # change it when views change: it is part of the key
 VIEW_RECIPE = "centre, then random resized crop (0.08, 1) x (3/4, 4/3), flip 1/2; 1"
@@ -126,11 +126,6 @@ def text_features(
     if not digests:
         return torch.empty(0, backbone.dim)
     return torch.from_numpy(np.stack([store.rows[digest] for digest in digests]))
-
-
-def cache_folder() -> Path:
-    """$WORDSIGHT_CACHE, or ~/.cache/wordsight."""
-    return Path(os.environ.get("WORDSIGHT_CACHE") or Path.home() / ".cache" / "wordsight")
 
 
 def read_image(value: bytes | np.ndarray | Image.Image) -> Image.Image:

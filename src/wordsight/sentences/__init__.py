@@ -17,16 +17,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wordsight.config import WordsightError, nearest
+from wordsight.config import nearest
+from wordsight.files import WordsightError, nfc, read_json
+from wordsight.sentences.templates import TEMPLATE_SETS, fill
 
-EncodeText = Callable[
-    [Sequence[str]], Tensor
-]  # texts -> unit vectors [N, D]; a backbone's encode_text, or a cached one
+# texts -> unit vectors [N, D]; a backbone's encode_text, or a cached one
+EncodeText = Callable[[Sequence[str]], Tensor]
 
-DIGITS = (
-    Path(__file__).parent / "digits.json"
-)  # sentences for scikit-learn's digits, so that a first run needs no file
-CACHE_FORMAT = "wordsight-sentences-1"  # the JSON that generated.py writes
+# sentences for scikit-learn's digits, so that a first run needs no file
+DIGITS = Path(__file__).parent / "digits.json"
+CACHE_FORMAT = "wordsight-sentences-1"  # of the JSON that write_sentences writes
 
 
 @dataclass(frozen=True)
@@ -49,78 +49,6 @@ class ClassTexts:
         return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
 
-def _clip80() -> tuple[str, ...]:
-    """CLIP's 80 templates for ImageNet. Nearly all come as a pair, "a" and "the", so the pairs are written
-    once; the order carries no meaning.
-    """
-    looks = (
-        "bad",
-        "low resolution",
-        "cropped",
-        "bright",
-        "dark",
-        "close-up",
-        "black and white",
-        "pixelated",
-        "jpeg corrupted",
-        "blurry",
-        "good",
-    )
-    made = "rendering", "sculpture", "painting", "drawing", "sketch", "doodle", "tattoo", "rendition"
-    kinds = "plastic", "toy", "plushie", "cartoon", "embroidered", "origami"
-    traits = "hard to see ", "clean ", "dirty ", "cool ", "nice ", "weird ", "large ", "small ", ""
-    forms = (
-        [f"a {look} photo of %s {{}}." for look in looks]
-        + [f"a {thing} of %s {{}}." for thing in made]
-        + [f"%s {kind} {{}}." for kind in kinds]
-    )
-    forms += [f"a photo of %s {trait}{{}}." for trait in traits] + [
-        "art of %s {}.",
-        "graffiti of %s {}.",
-        "itap of %s {}.",
-        "%s {} in a video game.",
-    ]
-    alone = "a photo of many {}.", "a photo of one {}.", "a photo of my {}.", "itap of my {}."
-    return (*(form % word for form in forms for word in ("a", "the")), *alone)
-
-
-TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
-    # the field's one template per dataset (CoOp), under torchvision's dataset names
-    "imagenet": ("a photo of a {}.",),
-    "caltech101": ("a photo of a {}.",),
-    "oxford_pets": ("a photo of a {}, a type of pet.",),
-    "stanford_cars": ("a photo of a {}.",),
-    "flowers102": ("a photo of a {}, a type of flower.",),
-    "food101": ("a photo of {}, a type of food.",),
-    "fgvc_aircraft": ("a photo of a {}, a type of aircraft.",),
-    "sun397": ("a photo of a {}.",),
-    "dtd": ("{} texture.",),
-    "eurosat": ("a centered satellite photo of {}.",),
-    "ucf101": ("a photo of a person doing {}.",),
-    # ensembles for any dataset (CLIP)
-    "clip7": (
-        "itap of a {}.",
-        "a bad photo of the {}.",
-        "a origami {}.",
-        "a photo of the large {}.",
-        "a {} in a video game.",
-        "art of the {}.",
-        "a photo of the small {}.",
-    ),
-    "clip80": _clip80(),
-}
-
-
-def fill(template: str, name: str) -> str:
-    """The template with the class name in place of its one `{}`; `_` in the name is read as a space."""
-    if template.count("{}") != 1:
-        raise WordsightError(
-            f"template {template!r} holds {{}} {template.count('{}')} times; it must hold it once, as in "
-            f"'a photo of a {{}}.'"
-        )
-    return template.replace("{}", name.replace("_", " "))
-
-
 def read_sentences(
     source: str | Path | Mapping[str, Sequence[str]] | None,
     class_names: Sequence[str],
@@ -134,14 +62,14 @@ def read_sentences(
     the name of a template set (every template filled with the class name), or `digits` (bundled). None gives
     every class no sentences. Keys not asked for are left out.
 
-    A class finds its key when the two are equal, or equal once `_` is a space and case is ignored. Nothing
-    fuzzier happens by itself: sentences of the wrong class would be a silent error. `aliases`, {class name:
-    key}, a JSON file or a mapping, settles the rest. A class that finds none is an error, or with `partly`
-    goes without.
+    A class finds its key when the two are equal, or equal once `_` is a space and case is ignored; both in
+    Unicode's composed form. Nothing fuzzier happens by itself: sentences of the wrong class would be a silent
+    error. `aliases`, {class name: key}, a JSON file or a mapping, settles the rest. A class that finds none
+    is an error, or with `partly` goes without.
 
     Errors: WordsightError where a class ends with no sentences, naming every such class and the nearest keys.
     """
-    names = tuple(class_names)
+    names = tuple(map(nfc, class_names))
     if repeated := _repeated(names):
         raise WordsightError(f"class names must differ, but {_listed(repeated)} occur more than once")
     if source is None or (isinstance(source, str) and source in TEMPLATE_SETS):
@@ -152,13 +80,13 @@ def read_sentences(
             )
         return {
             name: tuple(fill(template, name) for template in TEMPLATE_SETS[source]) if source else ()
-            for name in names
+            for name in class_names
         }
     table, where = _read_table(source)
     keys = _match(names, table, _read_aliases(aliases, names, table, where), where, partly)
     if not partly:
         _demand_all(names, table, keys, where)
-    return {name: table.get(keys.get(name, ""), ()) for name in names}
+    return {name: table[keys[nfc(name)]] if nfc(name) in keys else () for name in class_names}
 
 
 def class_texts(
@@ -187,41 +115,14 @@ def class_texts(
     return ClassTexts(names, name_vectors, kept, tuple(groups))
 
 
-def load_json(path: str | Path, what: str) -> Any:
-    """The JSON in a file, read strictly: a key given twice is an error, where Python's reader silently keeps
-    the last.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise WordsightError(
-            f"{what} {str(path)!r} {'is a folder' if path.is_dir() else 'does not exist'}; expected a JSON "
-            f"file"
-        )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise WordsightError(f"{what} {str(path)!r} cannot be read as UTF-8 text: {error}") from error
-    if not text.strip():
-        raise WordsightError(f"{what} {str(path)!r} is empty ({path.stat().st_size} bytes)")
+def saved_sentences(path: str | Path) -> dict[str, tuple[str, ...]]:
+    """The sentences that a run folder keeps: {class: [sentences]}, where a class may have none.
 
-    def pairs_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if repeated := _repeated(key for key, _ in pairs):
-            raise WordsightError(
-                f"{what} {str(path)!r} gives {_listed(repeated)} more than once; join the entries under "
-                f"one key"
-            )
-        return dict(pairs)
-
-    try:
-        return json.loads(text, object_pairs_hook=pairs_once)
-    except json.JSONDecodeError as error:
-        raise WordsightError(
-            f"{what} {str(path)!r} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from error
-    except RecursionError as error:
-        raise WordsightError(
-            f"{what} {str(path)!r} is nested too deeply to be a table of sentences"
-        ) from error
+    Errors: WordsightError for any other form, and for what cannot be read."""
+    loaded = read_json(path, "sentence file")
+    if not isinstance(loaded, Mapping):
+        raise WordsightError(f"{path} holds {_kind(loaded)}; expected an object {{class: [sentences]}}")
+    return {name: _texts(name, texts, str(path)) for name, texts in loaded.items()}
 
 
 def cached_texts(loaded: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
@@ -246,19 +147,23 @@ def _read_table(source: str | Path | Mapping[str, Sequence[str]]) -> tuple[dict[
     if isinstance(source, Mapping):
         loaded, where = source, "the sentences mapping"
     else:
-        path = DIGITS if source == "digits" else Path(source)
+        path = DIGITS if source == "digits" else Path(source).expanduser()
         if isinstance(source, str) and not path.exists():
             sets = ("digits", *TEMPLATE_SETS)
             raise WordsightError(
                 f"sentences={source!r} is neither a file nor a named set{nearest(source, sets)}; the sets "
                 f"are {', '.join(sets)}"
             )
-        loaded, where = load_json(path, "sentence file"), path.name
+        loaded, where = read_json(path, "sentence file"), path.name
     if not isinstance(loaded, Mapping):
         raise WordsightError(f"{where} holds {_kind(loaded)}; expected an object {{class: [sentences]}}")
     if isinstance(loaded.get("format"), str):
-        return cached_texts(loaded, where), where
-    return {str(key): _texts(key, value, where) for key, value in loaded.items()}, where
+        table = cached_texts(loaded, where)
+    else:
+        table = {str(key): _texts(str(key), value, where) for key, value in loaded.items()}
+    if twice := _repeated(map(nfc, table)):
+        raise WordsightError(f"{where} gives {_listed(twice)} in two spellings of Unicode; join the entries")
+    return {nfc(key): texts for key, texts in table.items()}, where
 
 
 def _texts(key: str, value: Any, where: str) -> tuple[str, ...]:
@@ -278,19 +183,16 @@ def _texts(key: str, value: Any, where: str) -> tuple[str, ...]:
 def _read_aliases(
     aliases: str | Path | Mapping[str, str] | None, names: Sequence[str], table: Mapping[str, Any], where: str
 ) -> dict[str, str]:
-    loaded = (
-        {}
-        if aliases is None
-        else aliases
-        if isinstance(aliases, Mapping)
-        else load_json(aliases, "alias file")
-    )
+    if aliases is None:
+        return {}
+    loaded = aliases if isinstance(aliases, Mapping) else read_json(Path(aliases).expanduser(), "alias file")
     if not isinstance(loaded, Mapping) or not all(isinstance(key, str) for key in loaded.values()):
         raise WordsightError(
             f"an alias table is an object of {{class name: key in the sentence file}}, text to text; "
             f"{str(aliases)[:80]!r} is not"
         )
-    for name, key in loaded.items():
+    table_of_names = {nfc(str(name)): nfc(key) for name, key in loaded.items()}
+    for name, key in table_of_names.items():
         if name not in names:
             raise WordsightError(
                 f"the alias table names class {name!r}, which the data does not "
@@ -301,7 +203,7 @@ def _read_aliases(
                 f"the alias table sends class {name!r} to key {key!r}, which {where} does not "
                 f"have{_near(key, table, 'keys')}"
             )
-    return dict(loaded)
+    return table_of_names
 
 
 def _match(

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone, pick_device
 from wordsight.config import WordsightError, nearest
-from wordsight.files import write_file
-from wordsight.sentences import CACHE_FORMAT, cached_texts, fill, load_json
+from wordsight.files import read_json, write_file
+from wordsight.sentences import CACHE_FORMAT, cached_texts, fill
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,7 @@ def read_questions(which: str | Sequence[str]) -> tuple[str, ...]:
     "an" as the name demands.
     """
     if isinstance(which, str):
-        table = load_json(QUESTIONS, "question file")
+        table = read_json(QUESTIONS, "question file")
         if which not in table:
             raise WordsightError(
                 f"question set {which!r} is not known{nearest(which, table)}; give your own list or one of "
@@ -267,7 +267,7 @@ def _header(settings: WriterSettings, questions: Sequence[str]) -> dict[str, Any
 def _open_cache(path: Path, header: dict[str, Any]) -> dict[str, Any]:
     if not path.exists():
         return {**header, "empty": {}, "sentences": {}}
-    cache = load_json(path, "sentence file")
+    cache = read_json(path, "sentence file")
     if not isinstance(cache, dict) or not isinstance(cache.get("format"), str):
         raise WordsightError(
             f"{str(path)!r} was not written by write_sentences and will not be overwritten; give another path"

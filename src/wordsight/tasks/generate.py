@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wordsight.backbones import Backbone, load_backbone
 from wordsight.config import METHODS, RunSettings, WordsightError, build, load_yaml, resolve
-from wordsight.data.features import cache_folder
-from wordsight.files import write_file
+from wordsight.files import cache_folder, read_json, write_file
 from wordsight.methods import Embedder
 from wordsight.sentences import read_sentences
 from wordsight.sentences.generated import WriterSettings, drawn, tower_of, write_sentences, writer_of
@@ -94,7 +93,7 @@ def sentences_for(
 def keep_record(backbone: Backbone, class_names: Sequence[str], folder: Path) -> None:
     """Write sentences-self.json: of all that the LM has written so, what is about these classes."""
     _, path = _own(backbone)
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_json(path, "sentence file")
     for part in ("sentences", "empty"):
         record[part] = {name: record[part][name] for name in class_names if name in record[part]}
     write_file(folder / SELF_FILE, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
