@@ -18,6 +18,7 @@ CONFIGS = sorted((ROOT.parents[1] / "configs").glob("**/*.yaml"))
 ORDER = [
     "files",
     "config",
+    "workers",
     "losses",
     "metrics",
     "contrast",
@@ -81,7 +82,7 @@ def test_a_file_imports_only_what_stands_above_it(path):
 
 
 def test_config_and_cli_import_no_torch_at_the_top():
-    for name in ("files.py", "config.py", "terminal.py", "cli.py", "__init__.py"):
+    for name in ("files.py", "config.py", "workers.py", "terminal.py", "cli.py", "__init__.py"):
         tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
         tops = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
         modules = {alias.name for node in tops if isinstance(node, ast.Import) for alias in node.names}

@@ -18,7 +18,7 @@ import torch
 from wordsight.backbones import Backbone, load_backbone
 from wordsight.backbones.joined import JoinSettings, join
 from wordsight.config import RunSettings
-from wordsight.data.features import read_image
+from wordsight.data.images import read_image
 from wordsight.data.pairs import open_pairs
 from wordsight.tasks.retrieve import fit, retrieval, zero_shot
 

@@ -20,7 +20,8 @@ from transformers import ViTConfig, ViTModel
 
 from wordsight.backbones import Backbone, load_backbone, unit
 from wordsight.data import Picture
-from wordsight.data.features import image_features, read_image
+from wordsight.data.features import image_features
+from wordsight.data.images import read_image
 from wordsight.data.sources import IMAGES, _read_file
 
 
@@ -79,7 +80,7 @@ def bare(backbone, batches):
 def cached(backbone, pictures, batch_size):
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        image_features(backbone, pictures, folder=folder, batch_size=batch_size, progress=False)
+        image_features(backbone, pictures, folder=folder, batch_size=batch_size)
         return time.perf_counter() - began
 
 

@@ -599,7 +599,7 @@ def _there(run: str) -> None:
 
 def _readable(pairs: Iterable[tuple[Any, list[str]]]) -> Iterator[tuple[Any, list[str]]]:
     """Pictures as images; one that cannot be read is skipped and named."""
-    from wordsight.data.features import Unreadable, read_image
+    from wordsight.data.images import Unreadable, read_image
 
     for picture, captions in pairs:
         try:

@@ -25,7 +25,7 @@ from wordsight.backbones.text_tower import TextTower
 from wordsight.backbones.verify import verify
 from wordsight.config import METHODS, RunSettings, WordsightError, nearest, resolve
 from wordsight.data import open_dataset
-from wordsight.data.features import read_image
+from wordsight.data.images import read_image
 from wordsight.files import write_file
 from wordsight.report import (
     NO_LABELS,

@@ -33,7 +33,8 @@ from wordsight.comparison import (
 )
 from wordsight.config import METHODS, RunSettings, WordsightError, build, nearest, resolve
 from wordsight.data import Picture, open_dataset
-from wordsight.data.features import image_features, read_image
+from wordsight.data.features import image_features
+from wordsight.data.images import read_image
 from wordsight.data.splits import prepare
 from wordsight.estimator import load
 from wordsight.files import write_file
@@ -1065,7 +1066,7 @@ def explained(
         and backbone.text_fingerprint == run.facts.text_fingerprint
     )
     classifier = load(run.folder, backbone=backbone if same else None)
-    features = image_features(classifier.backbone_, [picture for _, picture in found], progress=False)
+    features = image_features(classifier.backbone_, [picture for _, picture in found])
     sentences = classifier.explain(features.vectors[:, 0].numpy())
     return [(*found[index], lines) for index, lines in zip(features.kept, sentences)]
 

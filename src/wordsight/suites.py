@@ -381,7 +381,6 @@ def featurise_all(
             list(pictures.values()),
             views=views,
             flip=settings.flip,
-            progress=progress,
         )
         for name, reason in found.skipped[:10]:
             say(f"  skipped {name}: {reason}")

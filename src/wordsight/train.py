@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from wordsight.config import TrainSettings, WordsightError
 from wordsight.contrast import average_gradients
 from wordsight.files import write_file
 from wordsight.methods import Learner
+from wordsight.workers import progress
 
 STATE_FILE = "state.safetensors"
 WINDOW = 500  # steps whose mean loss is compared, to see that training does not get worse
@@ -160,7 +160,6 @@ def train(
     device: torch.device | str = "cpu",
     state: Path | None = None,  # folder for resuming; None: not resumable
     log: Callable[[dict[str, Any]], None] = lambda event: None,
-    progress: bool = False,
 ) -> Learner:
     """Train `learner` in place. With `state`, an interrupted call leaves a state from which the same call
     ends in the same bits.
@@ -185,7 +184,7 @@ def train(
     threads = 1 if small else torch.get_num_threads()
     with (
         _threads(threads),
-        _bar(total, step, progress and rank == 0) as shown,
+        progress("steps", total, step, shown=rank == 0) as advance,
         interrupts_held() as interrupted,
     ):
         while step < total:
@@ -210,7 +209,7 @@ def train(
                 torch.nn.utils.clip_grad_norm_(learner.parameters(), settings.clip_norm)
             optimizer.step()
             step += 1
-            shown(step)
+            advance()
             often = (
                 step % settings.log_steps == 0
                 if settings.log_steps
@@ -464,27 +463,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _bar(total: int, done: int, show: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal for training that takes more than two seconds."""
-    if not (show and sys.stderr.isatty()):
-        yield lambda step: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task, began = bar.add_task("steps", total=total, completed=done), time.monotonic()
-
-    def shown(step: int) -> None:
-        if not bar.live.is_started and time.monotonic() - began > 2:
-            bar.start()
-        bar.update(task, completed=step)
-
-    try:
-        yield shown
-    finally:
-        bar.stop()

@@ -20,7 +20,8 @@ import wordsight.data.features as features
 from wordsight.backbones import Backbone, unit
 from wordsight.config import WordsightError
 from wordsight.data import Picture
-from wordsight.data.features import image_features, read_image, text_features, view_box
+from wordsight.data.features import image_features, text_features
+from wordsight.data.images import content_digest, read_image, view_box
 from wordsight.files import cache_folder
 
 
@@ -126,7 +127,7 @@ def test_views(tmp_path):
     straight = image_features(stub, chosen, views=3, flip=False, folder=tmp_path).vectors
     same = (straight - three).abs().amax(-1) < 1e-6
     mirrored = [
-        [False] + [view_box((12, 9), features._content_digest(one.load()), view, 0)[1] for view in (1, 2)]
+        [False] + [view_box((12, 9), content_digest(one.load()), view, 0)[1] for view in (1, 2)]
         for one in chosen
     ]
     assert torch.equal(same, ~torch.tensor(mirrored)) and same[:, 1:].any() and not same.all()

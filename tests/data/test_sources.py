@@ -13,7 +13,7 @@ from PIL import Image
 
 from wordsight.config import WordsightError
 from wordsight.data import open_dataset
-from wordsight.data.features import read_image
+from wordsight.data.images import read_image
 
 
 def png(shade: int = 0) -> bytes:

@@ -89,7 +89,7 @@ class Study:
         self.labels = np.concatenate([digits.train.labels, digits.test.labels])
 
     def see(self, pictures: list[Picture]) -> torch.Tensor:
-        return image_features(self.image_tower, pictures, progress=False).vectors[:, 0]
+        return image_features(self.image_tower, pictures).vectors[:, 0]
 
     def rendered(self) -> tuple[torch.Tensor, np.ndarray]:
         """Vectors of the rendered glyphs, and their places in GLYPHS."""

@@ -8,14 +8,10 @@ edited one is encoded anew, and nothing can be stale."""
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import logging
 import math
 import os
 import queue
-import random
-import sys
 import threading
 import time
 import uuid
@@ -26,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -34,7 +30,9 @@ from torch import Tensor
 from wordsight.backbones import Backbone
 from wordsight.config import WordsightError
 from wordsight.data import Picture
+from wordsight.data.images import Unreadable, content_digest, hash_of, read_image, view_box
 from wordsight.files import cache_folder, write_file
+from wordsight.workers import progress
 
 # change it when views change: it is part of the key
 VIEW_RECIPE = "centre, then random resized crop (0.08, 1) x (3/4, 4/3), flip 1/2; 1"
@@ -42,7 +40,6 @@ SHARD_ROWS = 2000  # a kill loses at most this many images,
 SHARD_SECONDS = 20.0  # or this much time
 MERGE_SHARDS = 32  # so many small shards are merged into one
 MAX_WORKERS = 16
-MAX_ELONGATION = 500  # beyond it, resizing the shorter side to a tower's size would take gigabytes
 
 log = logging.getLogger("wordsight")
 
@@ -58,10 +55,6 @@ class Features:
     skipped: list[tuple[str, str]]  # (name, reason)
 
 
-class Unreadable(Exception):
-    """Why a picture is skipped."""
-
-
 def image_features(
     backbone: Backbone,
     pictures: Sequence[Picture],
@@ -71,7 +64,6 @@ def image_features(
     flip: bool = True,
     folder: str | Path | None = None,
     batch_size: int | None = None,  # 32 on the CPU, where each core has its own; 128 on an accelerator
-    progress: bool = True,
 ) -> Features:
     """Vectors of `pictures` under `views` views each; what the cache in `folder` holds is not computed again.
 
@@ -90,7 +82,7 @@ def image_features(
     eyes = backbone.image_tower
     store = _Store(folder, "image", eyes.image_fingerprint, views, recipe)
     job = _ImageJob(eyes, pictures, views, seed, flip, batch_size, store)
-    job.run(progress and sys.stderr.isatty())
+    job.run()
     kept = [index for index, digest in enumerate(job.digests) if digest in store.rows]
     skipped = [
         (picture.name, job.reason(index))
@@ -114,7 +106,7 @@ def text_features(
 ) -> Float[Tensor, "N D"]:
     """Unit vectors of `texts`, in their order, from the same kind of cache."""
     store = _Store(folder, "text", backbone.text_fingerprint)
-    digests = [_digest(text.encode("utf-8", "surrogatepass")) for text in texts]
+    digests = [hash_of(text.encode("utf-8", "surrogatepass")) for text in texts]
     store.find(set(digests))
     missing = list({digest: text for digest, text in zip(digests, texts) if digest not in store.rows}.items())
     for start in range(0, len(missing), SHARD_ROWS):
@@ -126,112 +118,6 @@ def text_features(
     if not digests:
         return torch.empty(0, backbone.dim)
     return torch.from_numpy(np.stack([store.rows[digest] for digest in digests]))
-
-
-def read_image(value: bytes | np.ndarray | Image.Image) -> Image.Image:
-    """The still RGB image in encoded bytes, a uint8 array or a PIL image: upright by its EXIF, the first
-    frame of an animation.
-
-    Errors: Unreadable with the reason. The size is looked at before a pixel is decoded.
-    """
-    try:
-        image = _opened(value)
-        _check_size(image.size)
-        return _rgb(ImageOps.exif_transpose(image))
-    except Unreadable:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Unreadable(f"too large: {error}") from error
-    except Image.UnidentifiedImageError as error:
-        raise Unreadable("not an image that Pillow knows") from error
-    except (
-        Exception
-    ) as error:  # a damaged file can raise anything in a decoder, and must not end a run over many images
-        raise Unreadable(f"cannot be decoded: {str(error) or type(error).__name__}") from error
-
-
-def view_box(
-    size: tuple[int, int], digest: bytes, view: int, seed: int
-) -> tuple[tuple[float, float, float, float], bool]:
-    """Crop box and whether to mirror, for a view from 1 on: torchvision's RandomResizedCrop and a coin, from
-    a stream of (digest, view, seed).
-    """
-    width, height = size
-    stream = random.Random(f"{digest.hex()} {view} {seed}")
-    box = (0.0, 0.0, float(width), float(height))
-    for _ in range(10):
-        area = width * height * stream.uniform(0.08, 1.0)
-        ratio = math.exp(stream.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio)))
-        if w <= width and h <= height:
-            left, top = stream.randint(0, width - w), stream.randint(0, height - h)
-            box = (float(left), float(top), float(left + w), float(top + h))
-            break
-    else:  # torchvision's fallback: the largest centred box whose ratio is allowed
-        w, h = min(width, max(1, round(height * 4 / 3))), min(height, max(1, round(width * 4 / 3)))
-        left, top = (width - w) // 2, (height - h) // 2
-        box = (float(left), float(top), float(left + w), float(top + h))
-    return box, stream.random() < 0.5
-
-
-def _opened(value: bytes | np.ndarray | Image.Image) -> Image.Image:
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, np.ndarray):
-        if (
-            value.dtype != np.uint8
-            or value.ndim not in (2, 3)
-            or (value.ndim == 3 and value.shape[2] not in (1, 3, 4))
-            or not value.size
-        ):
-            raise Unreadable(
-                f"an array of {value.dtype} with shape {value.shape}; expected uint8 [H, W], [H, W, 3] or "
-                f"[H, W, 4]"
-            )
-        return Image.fromarray(value[..., 0] if value.ndim == 3 and value.shape[2] == 1 else value)
-    if not value:
-        raise Unreadable("empty (0 bytes)")
-    return Image.open(io.BytesIO(value))
-
-
-def _check_size(size: tuple[int, int]) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    width, height = size
-    if limit and width * height > limit:
-        raise Unreadable(
-            f"too large: {width} x {height} pixels; at most {limit:,} are decoded "
-            f"(PIL.Image.MAX_IMAGE_PIXELS)"
-        )
-    if max(size) > MAX_ELONGATION * min(size):
-        raise Unreadable(
-            f"too thin: {width} x {height} pixels; one side may be {MAX_ELONGATION} times the other"
-        )
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(
-        "I"
-    ):  # 16 bits: convert("RGB") would clip at 255, which turns most of the image white
-        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:  # a warning otherwise
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def _digest(*parts: bytes) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(part)
-    return digest.digest()
-
-
-def _content_digest(value: bytes | np.ndarray | Image.Image) -> bytes:
-    if isinstance(value, Image.Image):
-        image = read_image(value)
-        return _digest(f"pil {image.size}".encode(), image.tobytes())
-    if isinstance(value, np.ndarray):
-        return _digest(f"array {value.shape} {value.dtype}".encode(), np.ascontiguousarray(value).tobytes())
-    return _digest(value)
 
 
 class _ImageJob:
@@ -277,7 +163,7 @@ class _ImageJob:
     def reason(self, index: int) -> str:
         return self.unread.get(index) or self.unread[self.digests[index]]
 
-    def run(self, show: bool) -> None:
+    def run(self) -> None:
         starts = iter(range(0, len(self.pictures), self.chunk))
         workers = [
             threading.Thread(target=self._work, args=(starts,), daemon=True)
@@ -286,8 +172,9 @@ class _ImageJob:
         try:
             for worker in workers:
                 worker.start()
-            for _ in _shown(self._collect(len(workers)), len(self.pictures), show):
-                pass
+            with progress("images", len(self.pictures)) as advance:
+                for count in self._collect(len(workers)):
+                    advance(count)
         finally:  # Ctrl-C too: let the batches in the tower end, keep every finished row
             self.stop.set()
             for worker in workers:
@@ -336,7 +223,7 @@ class _ImageJob:
         for index in indices:
             try:
                 value = self.pictures[index].load()
-                self.digests[index] = digest = _content_digest(value)
+                self.digests[index] = digest = content_digest(value)
                 loaded.setdefault(digest, value)
             except Unreadable as error:
                 self.unread[index] = str(error)
@@ -374,45 +261,13 @@ class _ImageJob:
         return torch.stack(views)
 
 
-def _shown(counts: Iterator[int], total: int, show: bool) -> Iterator[int]:
-    """Passes `counts` on, with a bar on a terminal once two seconds have gone."""
-    began, done, bar = time.monotonic(), 0, None
-    try:
-        for count in counts:
-            done += count
-            if bar is None and show and time.monotonic() - began > 2 and done < total:
-                bar, task = _bar(total)
-            if bar is not None:
-                bar.update(task, completed=done)
-            yield count
-    finally:
-        if bar is not None:
-            bar.stop()
-
-
-def _bar(total: int):
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    bar = Progress(
-        TextColumn("images"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    bar.start()
-    return bar, bar.add_task("images", total=total)
-
-
 class _Store:
     """Rows by digest, in shards that are only ever added whole. `rows` holds what this call has found or
     added.
     """
 
     def __init__(self, folder: str | Path | None, *key: object):
-        name = _digest(repr((*key, "float32")).encode()).hex()
+        name = hash_of(repr((*key, "float32")).encode()).hex()
         self.folder = Path(folder if folder is not None else cache_folder()).expanduser() / "features" / name
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

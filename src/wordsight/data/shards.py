@@ -31,7 +31,7 @@ import numpy as np
 from wordsight.config import WordsightError
 from wordsight.data import Picture
 from wordsight.data.account import counted, few
-from wordsight.data.features import _digest
+from wordsight.data.images import hash_of
 from wordsight.data.sources import IMAGES, LABEL_COLUMNS, _key
 from wordsight.files import write_file
 
@@ -92,7 +92,7 @@ class Rows(Source):
                 for picture, texts in rows
                 for part in (picture.name, *texts)
             )
-            sizes.remember(name, len(rows), _digest(*content).hex())
+            sizes.remember(name, len(rows), hash_of(*content).hex())
 
     def samples(self, start: int) -> Iterator[Sample]:
         number, at = divmod(start, len(range(self.rank, len(self.rows), self.world)))
@@ -128,7 +128,7 @@ class Shards(Source):
         self.captions: dict[str, tuple[str, ...]] = {}  # of classes
         self.class_names: list[str] | None = None
         self.last: tuple[int, list[Sample]] | None = None  # the shard read last, and what it holds
-        self.sizes.remember(f"{name}, its shards", len(paths), _digest("\n".join(paths).encode()).hex())
+        self.sizes.remember(f"{name}, its shards", len(paths), hash_of("\n".join(paths).encode()).hex())
         for path in self.paths:
             if "://" not in path and self.sizes.known(path) is not None:
                 self.sizes.check_mark(path, _bytes(path))

@@ -30,15 +30,8 @@ from wordsight.backbones.text_tower import TextBatch
 from wordsight.config import WordsightError
 from wordsight.data import Picture
 from wordsight.data.account import counted
-from wordsight.data.features import (
-    MAX_WORKERS,
-    Unreadable,
-    _content_digest,
-    image_features,
-    read_image,
-    text_features,
-    view_box,
-)
+from wordsight.data.features import MAX_WORKERS, image_features, text_features
+from wordsight.data.images import Unreadable, content_digest, read_image, view_box
 from wordsight.data.pairs import class_captions, source_rows, sources_of
 from wordsight.data.shards import Rows, Sample, Shards, Sizes, Source, is_shards, rng, shards_of
 
@@ -403,7 +396,7 @@ class _Producer:
         for tower in self.towers:
             self._check_stop()
             asked = [*pictures, GREY]  # which can be read: where none can, image_features stops
-            features = image_features(tower, asked, views=several, flip=flip, progress=False)
+            features = image_features(tower, asked, views=several, flip=flip)
             self.batches.skipped.update(features.skipped)
             for place, vectors in zip(features.kept, features.vectors):
                 if place < len(pictures):
@@ -443,7 +436,7 @@ class _Producer:
         except (OSError, ValueError, KeyError, IndexError) as error:
             self.batches.skipped[picture.name] = f"cannot be read: {error}"
             return None
-        box, mirrored = view_box(image.size, _content_digest(value), view, 0) if view else (None, False)
+        box, mirrored = view_box(image.size, content_digest(value), view, 0) if view else (None, False)
         each = [tower.image_tower.preprocess(image, box) for tower in self.towers]
         return [pixels.flip(-1) if mirrored and self.batches.flip else pixels for pixels in each]
 

@@ -98,7 +98,6 @@ def fit(
         backbone.device,
         run.state,
         run.log,
-        progress,
         val,
     )
     seconds["fit"] = round(time.monotonic() - began, 3)
@@ -220,7 +219,6 @@ def fit_method(
     device: torch.device | str = "cpu",
     state: Path | None = None,
     log: Callable[[dict[str, Any]], None] = lambda event: None,
-    progress: bool = False,
     val: Labelled | None = None,
 ) -> None:
     """Fit a method to features: its closed forms, then, where it learns, the one loop. It is bound to `texts`
@@ -249,7 +247,6 @@ def fit_method(
             device=device,
             state=state,
             log=log,
-            progress=progress,
         )
         method.end()
         method.bind(texts)  # what is derived from words may depend on what was trained
@@ -273,9 +270,7 @@ def encode_classes(
 def featurise(
     backbone: Backbone, split: Split, settings: RunSettings, progress: bool, say: Callable[[str], None]
 ) -> Features:
-    features = image_features(
-        backbone, split.pictures, views=settings.views, flip=settings.flip, progress=progress
-    )
+    features = image_features(backbone, split.pictures, views=settings.views, flip=settings.flip)
     if features.skipped:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in features.skipped[:10])
         more = f"\n  ... and {len(features.skipped) - 10} more" if len(features.skipped) > 10 else ""

@@ -150,7 +150,7 @@ def fit(
         place = {"seed": settings.seed, "device": backbone.device, "state": run.state}
         if own.shard and world > 1:
             method.share_out()
-        train(method, batches, training, **place, log=run.log, progress=progress)
+        train(method, batches, training, **place, log=run.log)
         method.end()
         seconds["fit"] = round(time.monotonic() - began, 3)
         if streams:
@@ -241,7 +241,7 @@ def retrieval(backbone: Backbone, pairs: Pairs, progress: bool = False) -> dict[
     Image to text: the candidates are the distinct captions, and one is right when it is among the image's
     own. Text to image: every caption is a query, and any image that has this very caption is right. So
     captions that several images share are never counted as wrong."""
-    features = image_features(backbone, pairs.pictures, progress=progress)
+    features = image_features(backbone, pairs.pictures)
     captions = [pairs.captions[index] for index in features.kept]
     distinct = list(dict.fromkeys(text for texts in captions for text in texts))
     row_of = {text: row for row, text in enumerate(distinct)}
@@ -446,7 +446,6 @@ def _batches(
             [pairs.pictures[i] for i in features.kept],
             views=settings.views,
             flip=settings.flip,
-            progress=progress,
         )
         per_image["teacher_images"], per_caption["teacher_texts"] = (
             taught.vectors,
