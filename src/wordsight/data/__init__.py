@@ -15,6 +15,7 @@ from jaxtyping import Int
 from PIL import Image
 
 from wordsight.data.account import Account
+from wordsight.data.images import Unreadable, content_digest
 
 ImageValue: TypeAlias = bytes | np.ndarray | Image.Image
 
@@ -30,17 +31,16 @@ class Picture:
 
     @cached_property
     def digest(self) -> bytes:
-        """16 bytes that only this content has. Errors: `features.Unreadable` where it cannot be loaded."""
+        """16 bytes that only this content has. Errors: `images.Unreadable` where it cannot be loaded."""
         return self.read()[1]
 
     def read(self) -> tuple[ImageValue, bytes]:
-        """What `load` gives, and its digest, which is kept. Errors: `features.Unreadable` with the reason."""
-        reader = importlib.import_module("wordsight.data.features")  # which imports torch
+        """What `load` gives, and its digest, which is kept. Errors: `images.Unreadable` with the reason."""
         try:
             value = self.load()
         except (OSError, ValueError, LookupError) as error:
-            raise reader.Unreadable(f"cannot be read: {error}") from error
-        digest = self.__dict__["digest"] = reader._content_digest(value)
+            raise Unreadable(f"cannot be read: {error}") from error
+        digest = self.__dict__["digest"] = content_digest(value)
         return value, digest
 
 

@@ -5,7 +5,6 @@ them.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import numpy as np
 from wordsight.config import WordsightError, nearest
 from wordsight.data import Dataset, Picture, Split
 from wordsight.data.account import counted, few
+from wordsight.data.images import Unreadable
 from wordsight.files import nfc
 
 READERS = 8  # threads that read images for their digests: they wait for the disk, or hash without the GIL
@@ -172,10 +172,9 @@ def conflict_note(class_names: Sequence[str], *splits: Split | None) -> str | No
 
 
 def _digest(picture: Picture) -> bytes | None:
-    unreadable = importlib.import_module("wordsight.data.features").Unreadable  # which imports torch
     try:
         return picture.digest
-    except unreadable:
+    except Unreadable:
         return None
 
 
