@@ -424,8 +424,9 @@ def test_what_predict_cannot_do(refused, run_cli, fitted, photos, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"x")
     code, out, err = run_cli("predict", fitted, tmp_path / "bad.png", image, tmp_path / "none.png")
     assert (
-        code == 0
+        code == 2
         and out.startswith(f"{image}  ")
+        and "2 of what was given could not be done" in err
         and f"skipped {tmp_path / 'bad.png'}: " in err
         and f"skipped {tmp_path / 'none.png'}: " in err
     )
@@ -437,7 +438,7 @@ def test_what_predict_cannot_do(refused, run_cli, fitted, photos, tmp_path):
     assert "give at least 2 class names, each once" in refused("predict", fitted, image, "--classes", "red")
     assert "each once" in refused("predict", fitted, image, "--classes", "red,red")
     assert "is no run folder" in refused("predict", tmp_path, image)
-    assert "'class=all' is not understood (did you mean 'classes'?)" in refused("eval", fitted, "class=all")
+    assert "unknown setting 'class' (did you mean 'classes'?)" in refused("eval", fitted, "class=all")
     assert "classes='bas' is not a choice" in refused("eval", fitted, "classes=bas")
     assert "does not exist" in refused("eval", fitted, "data=none-here")
 

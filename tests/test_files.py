@@ -1,44 +1,47 @@
-"""Files: names as people type them. (Writing, locking and strict reading are tested where they are used.)"""
+"""Files: CSV that computes nothing, and files that are whole or not there. (Locking and strict reading are
+tested where they are used.)
+"""
+
+import csv
 
 import pytest
 
-from wordsight.files import WordsightError, class_list
+from wordsight.files import WordsightError, csv_rows, csv_text, writing
 
 
-@pytest.mark.parametrize(
-    ("words", "names"),
-    [
-        ("zebra, horse", ["zebra", "horse"]),
-        ('"salt, pepper",sugar', ["salt, pepper", "sugar"]),
-        ('sugar, "salt, pepper"', ["sugar", "salt, pepper"]),
-        ('say ""so"",19" rack', ['say ""so""', '19" rack']),
-        ('"a ""b"" c"', ['a "b" c']),
-        ('"@home",x', ["@home", "x"]),
-        (["zebra", "a,b", '"c,d"'], ["zebra", "a", "b", "c,d"]),
-        ("cafe\u0301,,", ["café"]),
-        ("one\ntwo", ["one", "two"]),
-    ],
-)
-def test_class_names_are_read_as_csv_does(words, names):
-    assert class_list(words) == names
+def test_csv_disarms_formulas_in_names_and_cells_and_gives_them_back(tmp_path):
+    odd = [
+        "=1+1",
+        "+1",
+        "-1",
+        "@x",
+        "\t=1",
+        "'=1",
+        "''-2",
+        "'tis",
+        "\uff1d1",
+        "a,b",
+        'say "so"',
+        "two\nlines",
+    ]
+    text = csv_text(odd, [odd, [1, -2.5, *odd[2:]]])
+    for row in csv.reader(text.splitlines(keepends=True)):
+        assert not any(cell.startswith(("=", "+", "@", "\t", "\uff1d")) for cell in row)
+    first, second = csv_rows(text)
+    assert list(first) == odd and list(first.values()) == odd
+    assert [second["=1+1"], second["+1"]] == ["1", "-2.5"]
 
 
-def test_class_names_from_a_file_stand_one_a_line(tmp_path):
-    file = tmp_path / "names.txt"
-    file.write_bytes('\ufeffsalt, pepper\r\n\r\n"sugar, ""fine"""\ncafe\u0301\n'.encode())
-    assert class_list(f"@{file}") == ["salt, pepper", 'sugar, "fine"', "café"]
-    assert class_list([f"@{file}", "x"])[-1] == "x"
-
-
-def test_what_is_no_list_of_names_is_told(tmp_path):
-    for words, says in (
-        ("", "names no class"),
-        (" , ", "names no class"),
-        ([], "names no class"),
-        ('"salt, pepper', "quotes stand around a whole name"),
-        ('"a" b', "quotes stand around a whole name"),
-        ("@nowhere.txt", "list of classes 'nowhere.txt' does not exist"),
-        (f"@{tmp_path}", "is a folder"),
-    ):
-        with pytest.raises(WordsightError, match=says):
-            class_list(words)
+def test_a_file_that_is_not_written_to_its_end_leaves_nothing(tmp_path):
+    file = tmp_path / "out.csv"
+    file.write_text("before")
+    with pytest.raises(KeyboardInterrupt), writing(file) as out:
+        out.write(b"half")
+        raise KeyboardInterrupt
+    assert file.read_text() == "before" and list(tmp_path.iterdir()) == [file]
+    with writing(file) as out:
+        out.write(b"one ")
+        out.write(b"two")
+    assert file.read_text() == "one two" and list(tmp_path.iterdir()) == [file]
+    with pytest.raises(WordsightError, match="cannot be written"), writing(file / "below") as out:
+        pass

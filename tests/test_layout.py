@@ -17,6 +17,7 @@ CONFIGS = sorted((ROOT.parents[1] / "configs").glob("**/*.yaml"))
 # A package is one unit. A module that is not named here must find its place first.
 ORDER = [
     "files",
+    "names",
     "config",
     "workers",
     "losses",
@@ -36,7 +37,11 @@ ORDER = [
     "cost",
     "suites",
     "serve",
+    "prediction",
+    "help",
+    "hints",
     "terminal",
+    "arguments",
     "cli",
     "__main__",
 ]
@@ -82,7 +87,17 @@ def test_a_file_imports_only_what_stands_above_it(path):
 
 
 def test_config_and_cli_import_no_torch_at_the_top():
-    for name in ("files.py", "config.py", "workers.py", "terminal.py", "cli.py", "__init__.py"):
+    for name in (
+        "files.py",
+        "config.py",
+        "workers.py",
+        "names.py",
+        "help.py",
+        "hints.py",
+        "terminal.py",
+        "cli.py",
+        "__init__.py",
+    ):
         tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
         tops = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
         modules = {alias.name for node in tops if isinstance(node, ast.Import) for alias in node.names}

@@ -19,14 +19,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PART = ".part"  # ends the temporary name of a file that is being written
 DIGEST = "digest"  # the key in a safetensors file's metadata under which `write_tensors` keeps it
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a cell
+# what makes a spreadsheet compute a cell, the wide signs of Chinese and Japanese ones included
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}  # turn the text around them
 
 
@@ -45,25 +46,37 @@ def write_file(path: str | Path, content: bytes | str) -> None:
 
     Errors: WordsightError when the disk is full or the folder is closed; what stood there before is intact.
     """
+    try:
+        whole = content.encode() if isinstance(content, str) else content
+    except UnicodeEncodeError as error:
+        raise WordsightError(
+            f"{str(path)!r} cannot be written: {error.object[error.start : error.end]!r} is no Unicode text"
+        ) from error
+    with writing(path) as file:
+        file.write(whole)
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write piece by piece. It takes its name at the end of the block; where an error or Ctrl-C
+    ends the block, nothing is left of it. Errors: as `write_file`.
+    """
     path = Path(path)
     part = path.with_name(path.name + PART)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except UnicodeEncodeError as error:
-        raise WordsightError(
-            f"{str(path)!r} cannot be written: {error.object[error.start : error.end]!r} is no Unicode text"
-        ) from error
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         raise WordsightError(
             f"{str(path)!r} cannot be written: {error.strerror or error}; what stood there before is intact"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -278,33 +291,6 @@ def read_tensors(
     return tensors, metadata
 
 
-def class_list(words: str | Sequence[str]) -> list[str]:
-    """Class names as people type them: `zebra,horse`, several such words, or `@names.txt`, one name a line.
-
-    A name that holds a comma stands in quotes as in CSV, `"salt, pepper",sugar`; in a file it needs none, and
-    quotes around a whole line are read so too. Errors: WordsightError where no name is given, where a quote
-    is not closed, and as `read_text`."""
-    names: list[str] = []
-    for word in [words] if isinstance(words, str) else words:
-        lines = read_text(Path(word[1:]).expanduser(), "list of classes") if word.startswith("@") else word
-        for line in lines.splitlines():
-            whole = word.startswith("@") and not re.fullmatch(r'\s*".*"\s*', line)
-            names += [line] if whole else _csv_row(line)
-    if not (found := [nfc(name.strip()) for name in names if name.strip()]):
-        raise WordsightError(f"{words!r} names no class; give names as a,b,c, or @FILE with one name a line")
-    return found
-
-
-def _csv_row(line: str) -> list[str]:
-    try:
-        return next(csv.reader([line], strict=True, skipinitialspace=True), [])
-    except csv.Error as error:
-        raise WordsightError(
-            f"{line!r} is no list of names: {error}; quotes stand around a whole name, as in "
-            '"salt, pepper",sugar'
-        ) from error
-
-
 def cache_folder() -> Path:
     """Where image features and sentences are kept between runs: $WORDSIGHT_CACHE, or ~/.cache/wordsight."""
     return Path(os.environ.get("WORDSIGHT_CACHE") or "~/.cache/wordsight").expanduser()
@@ -340,21 +326,25 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """CSV in which no text is a formula to a spreadsheet: one that begins like one stands behind a quote
     mark.
     """
+    return csv_lines([header, *rows])
+
+
+def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
+    """The lines of `csv_text`, for a file that is written piece by piece."""
     out = io.StringIO()
-    table = csv.writer(out)
-    table.writerow(header)
-    for row in rows:
-        table.writerow(
-            ["'" + cell if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in row]
-        )
+    csv.writer(out).writerows([map(_disarmed, row) for row in rows])
     return out.getvalue()
+
+
+def _disarmed(cell: Any) -> Any:
+    return "'" + cell if isinstance(cell, str) and cell.lstrip("'").startswith(FORMULA) else cell
 
 
 def csv_rows(text: str) -> list[dict[str, str]]:
     """What `csv_text` wrote, as it was."""
 
     def back(cell: str) -> str:
-        return cell[1:] if cell[:1] == "'" and cell[1:].startswith(FORMULA) else cell
+        return cell[1:] if cell[:1] == "'" and cell.lstrip("'").startswith(FORMULA) else cell
 
-    rows = list(csv.reader(io.StringIO(text, newline="")))
-    return [dict(zip(rows[0], map(back, row))) for row in rows[1:] if row] if rows else []
+    header, *rows = [list(map(back, row)) for row in csv.reader(io.StringIO(text, newline="")) if row] or [[]]
+    return [dict(zip(header, row)) for row in rows]

@@ -12,7 +12,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from wordsight.files import moves, printable
@@ -52,7 +53,24 @@ def out(text: str = "") -> None:
 
 
 def out_json(value: Any) -> None:
-    print(json_text(value))
+    """One JSON text. Of a mapping's values one may be an iterator, printed as a list while it goes on."""
+    if not (isinstance(value, Mapping) and any(isinstance(part, Iterator) for part in value.values())):
+        print(json_text(value))
+        return
+    before = "{"
+    for key, part in value.items():
+        print(before, f" {json_text(key)}: ", sep="\n", end="")
+        print(json_text(part), end="") if not isinstance(part, Iterator) else _out_list(part)
+        before = ","
+    print("\n}")
+
+
+def _out_list(entries: Iterator[Any]) -> None:
+    before = "["
+    for entry in entries:
+        print(before, json_text(entry), sep="\n", end="")
+        before = ","
+    print("[]" if before == "[" else "]", end="")
 
 
 def json_text(value: Any) -> str:
@@ -70,3 +88,154 @@ def _steering(found: re.Match[str]) -> str:
 
 def _is_unicode(stream: Any) -> bool:
     return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
+
+
+# -- the answers of the verbs, as a person reads them --------------------------------------------------------
+
+
+def fit(answer: Mapping[str, Any]) -> None:
+    for event in answer["fit"]:
+        learned = f"{answer['classes']} classes" if answer["classes"] else f"{event['captions']} captions"
+        seconds = event["seconds"]["fit"]
+        out(f"fitted {answer['method']} on {event['images']} images of {learned} in {seconds:.1f} s")
+    evaluate(answer["eval"])
+    out(f"run folder: {answer['run']}")
+
+
+def evaluate(results: Sequence[Mapping[str, Any]]) -> None:
+    from wordsight.metrics import harmonic_mean
+
+    for event in results:
+        _retrieval(event) if "image_to_text" in event else _accuracy(event)
+    by_part = {event["classes"]: event["accuracy"] for event in results if "accuracy" in event}
+    if {"base", "new"} <= by_part.keys():
+        h = harmonic_mean(by_part["base"], by_part["new"])
+        out(f"    H: {h:5.1f}%  (harmonic mean of base and new)")
+
+
+def _accuracy(event: Mapping[str, Any]) -> None:
+    five = "" if event["top5"] is None else f"  top-5 {event['top5']:5.1f}%"
+    out(
+        f"{event['classes']:>5}: accuracy {event['accuracy']:5.1f}%  mean class recall "
+        f"{event['mean_class_recall']:5.1f}%{five}  ({event['images']} test images, chance "
+        f"{event['chance']:.1f}%)"
+    )
+
+
+def _retrieval(event: Mapping[str, Any]) -> None:
+    out(f"{event['data']}: {event['images']} test images, {event['distinct_captions']} distinct captions")
+    for way in ("image_to_text", "text_to_image"):
+        figures = "  ".join(f"{name} {value:5.1f}%" for name, value in event[way].items())
+        out(f"    {way.replace('_', ' ')}: {figures}")
+
+
+def predict(answer: Mapping[str, Any]) -> None:
+    for entry in answer["predictions"]:
+        chosen = "  ".join(f"{one['class']} {one['probability']:.1%}" for one in entry["classes"])
+        out(f"{entry['image']}  {chosen}{'  unsure' * entry.get('unsure', False)}")
+        if "sentences" in entry:
+            out("    closest to what it says about the image:")
+        for line in entry.get("sentences", []):
+            out(f"    {line['cosine']:.2f}  {line['class']}: {line['sentence']}")
+
+
+def report(answer: Mapping[str, Any]) -> None:
+    out(answer["markdown"])
+    for folder in answer["unfinished"]:
+        log.info("left out, not finished: %s", folder)
+    out(f"report: {answer['html']}")
+
+
+def suite(answer: Mapping[str, Any]) -> None:
+    out(answer["markdown"])
+    by_text: dict[str, list[str]] = {}
+    for failed in answer.get("failed", []):
+        by_text.setdefault(failed["says"], []).append(failed["run"])
+    for text, runs in by_text.items():
+        out(f"\nnot possible, {len(runs)} time{'s' * (len(runs) != 1)}: {text}")
+        for name in runs:
+            out(f"    {name}")
+    if "runs" not in answer:
+        out(f"\ntable: {answer['markdown_file']}, figures: {answer['json']}")
+        return
+    out(
+        f"\n{answer['fitted']} of {answer['runs']} runs fitted now; all of them in a page: wordsight report "
+        f"{answer['out']}"
+    )
+
+
+def sentences(answer: Mapping[str, Any]) -> None:
+    counts, file = answer["sentences"], answer["out"]
+    out(
+        f"{sum(counts.values())} sentences for {len(counts)} classes in {file}; use them with "
+        f"sentences={file}"
+    )
+
+
+def generate(answer: Mapping[str, Any]) -> None:
+    written = answer["written"]
+    for adapters, text in written.items():
+        out(f"adapters {adapters}: {text}" if len(written) > 1 else text)
+
+
+def verify(answer: Mapping[str, Any]) -> None:
+    checks = answer["checks"]
+    for name, check in checks.items():
+        out(
+            f"{'passed' if check['passed'] else 'FAILED'}  {name:24} {float(check['value']):<9.3g} "
+            f"{'above' if check['least'] else 'most '} {check['bound']:<7g} {check['says']}"
+        )
+    failed = [name for name, check in checks.items() if not check["passed"]]
+    if failed:
+        out(f"{len(failed)} of {len(checks)} FAILED: {', '.join(failed)}")
+    else:
+        out(f"all {len(checks)} hold")
+
+
+def join(answer: Mapping[str, Any]) -> None:
+    out(f"joined backbone in {answer['out']} ({answer['dim']} wide); use it with backbone={answer['out']}")
+
+
+def listing(answer: Mapping[str, Any]) -> None:
+    for title, table in answer.items():
+        out("data=" if title == "data" else title)
+        for name, meaning in table.items():
+            out(f"  {name:25} {meaning}" if title == "data" else f"  {name:15} {meaning}")
+
+
+def show(answer: Mapping[str, Any]) -> None:
+    if answer["about"]:
+        out(f"{answer['name']}: {answer['about']}\n")
+    out(settings_text(answer))
+    if answer["about"]:
+        out("\n`wordsight show run` lists what any run takes: data, shots, seed, ...")
+
+
+def settings_text(answer: Mapping[str, Any], width: int = 100) -> str:
+    """A line a setting, or a few: `shots=16   labelled images per class`."""
+    lines = []
+    for name, entry in answer["described"].items():
+        value = "..." if entry["required"] else _typed(entry["default"])
+        must = "must be given" if entry["required"] else ""
+        evident = entry["choices"] in ("a number", "a whole number") and entry["default"] is not None
+        choices = "" if evident else entry["choices"]
+        told = "; ".join(filter(None, (must, choices, entry["meaning"])))
+        lines += _hanging(f"  {name}={value}", told, width)
+    return "\n".join(lines)
+
+
+def _hanging(begin: str, told: str, width: int, indent: int = 30) -> list[str]:
+    """`begin`, and beside it `told` in a column of its own."""
+    rest = textwrap.wrap(told, width - indent, break_on_hyphens=False)
+    if rest and len(begin) < indent - 1:
+        begin = begin.ljust(indent) + rest.pop(0)
+    return [begin, *(" " * indent + line for line in rest)]
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed behind `key=`."""
+    if isinstance(value, bool) or value is None:
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return f"'{value}'" if isinstance(value, str) and " " in value else str(value)

@@ -55,6 +55,15 @@ class Features:
     skipped: list[tuple[str, str]]  # (name, reason)
 
 
+class NoneReadable(WordsightError):
+    """No picture of many could be read; `skipped` has each one's name and reason."""
+
+    def __init__(self, skipped: list[tuple[str, str]]):
+        name, reason = skipped[0]
+        super().__init__(f"none of {len(skipped)} images could be read; the first: {name}: {reason}")
+        self.skipped = skipped
+
+
 def image_features(
     backbone: Backbone,
     pictures: Sequence[Picture],
@@ -72,7 +81,7 @@ def image_features(
     picture that cannot be read is skipped with its reason. An interrupted call keeps what it finished.
     Vectors do not depend on the batch they were computed in beyond 1e-6.
 
-    Errors: WordsightError when no picture can be read, or when the cache cannot be written.
+    Errors: NoneReadable when no picture can be read, WordsightError when the cache cannot be written.
     """
     if views < 1:
         raise WordsightError(
@@ -90,9 +99,7 @@ def image_features(
         if job.digests[index] not in store.rows
     ]
     if pictures and not kept:
-        raise WordsightError(
-            f"none of {len(pictures)} images could be read; the first: {skipped[0][0]}: {skipped[0][1]}"
-        )
+        raise NoneReadable(skipped)
     vectors = (
         np.stack([store.rows[job.digests[index]] for index in kept])
         if kept

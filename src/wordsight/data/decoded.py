@@ -1,0 +1,40 @@
+"""Decoded: the images of a source one after another, for what needs pixels and keeps none of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from wordsight.data import Picture
+from wordsight.data.images import Unreadable, read_image
+from wordsight.data.sources import read_pairs, read_pictures
+
+log = logging.getLogger("wordsight")
+
+
+def decoded_images(path: str | Path) -> Iterator[Image.Image]:
+    """The images of a folder or table; one that cannot be read is skipped and named."""
+    for image, _ in _readable((picture, ()) for picture in read_pictures(path)):
+        yield image
+
+
+def decoded_pairs(path: str | Path) -> Iterator[tuple[Image.Image, tuple[str, ...]]]:
+    """Images with their captions, of a table's training part; what is left out is told."""
+    notes: list[str] = []
+    rows = read_pairs(path, notes)
+    for note in notes:
+        log.info(note)
+    return _readable((picture, tuple(captions)) for picture, captions, part in rows if part == "train")
+
+
+def _readable(
+    pairs: Iterable[tuple[Picture, tuple[str, ...]]],
+) -> Iterator[tuple[Image.Image, tuple[str, ...]]]:
+    for picture, captions in pairs:
+        try:
+            yield read_image(picture.load()), captions
+        except (Unreadable, OSError) as error:
+            log.warning("skipped %s: %s", picture.name, error)

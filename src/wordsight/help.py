@@ -1,0 +1,192 @@
+"""Help: what `list`, `show` and `--help` say. A setting's meaning stands once, as a comment at its field in
+the dataclass, and is read from there. Imports no torch, unless a class is asked for that does."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import io
+import textwrap
+import tokenize
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from wordsight.config import BACKBONES, METHODS, WordsightError, nearest, resolve
+
+DATA_FORMS = (
+    ("photos/", "a folder of class folders, or of train/, val/, test/ with class folders"),
+    ("table.csv, table.parquet", "columns of image path (or bytes) and label, perhaps of split"),
+    (
+        "captions.csv",
+        "columns of image path and caption (caption_1, ...), perhaps of split: pairs, for two_tower",
+    ),
+    ("org/name, hf:org/name", "a Hugging Face dataset, or a folder written by save_to_disk"),
+    ("shards/x-{000..003}.tar", "a webdataset of tars"),
+    ("digits", "scikit-learn's 1,797 handwritten digits"),
+)
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What `eval` takes beside the run."""
+
+    data: str | None = None  # other images, in any form of `fit`'s data=; null: those the run was tested on
+    classes: Literal["all", "base", "new"] | None = None  # among which classes; null: as the run was fitted
+
+
+@dataclass(frozen=True)
+class AboutSettings:
+    """Whom `sentences` asks about, and where the answers go."""
+
+    data: str | None = None  # data whose class names are asked about, or
+    classes: str | None = None  # their names: a,b,c, or @FILE with one name a line
+    out: str | None = None  # the JSON file of sentences; must be given
+
+
+SETTINGS = {  # of which verb, or of what any run takes: the dataclass that holds them
+    "run": "wordsight.config:RunSettings",
+    "train": "wordsight.config:TrainSettings",
+    "fit": "wordsight.config:RunSettings",
+    "suite": "wordsight.suites:SuiteSettings",
+    "join": "wordsight.backbones.joined:JoinSettings",
+    "sentences": "wordsight.sentences.generated:WriterSettings",
+    "eval": "wordsight.help:EvaluateSettings",
+}
+NOT_MEANINGS = ("noqa", "type:", "ruff:", "pyright:", "fmt:")  # comments for tools
+
+
+class Setting(NamedTuple):
+    """One setting as a reader needs it. `default` is None, too, where the setting must be given."""
+
+    default: Any
+    required: bool
+    choices: str  # such as "all | base | new"; empty where any text may stand
+    meaning: str
+
+
+def described(cls: type) -> dict[str, Setting]:
+    """Every setting of a dataclass, those it inherits included.
+
+    The meaning is what the comments say that stand in the lines above the field, within it or behind it."""
+    hints = typing.get_type_hints(cls)
+    meanings: dict[str, str] = {}
+    for part in reversed(cls.__mro__[:-1]):
+        meanings |= _meanings(part)
+    return {field.name: _setting(field, hints[field.name], meanings) for field in dataclasses.fields(cls)}
+
+
+def _setting(field: dataclasses.Field, hint: Any, meanings: Mapping[str, str]) -> Setting:
+    made = field.default_factory
+    required = field.default is dataclasses.MISSING and made is dataclasses.MISSING
+    default = None if required else field.default if made is dataclasses.MISSING else made()
+    return Setting(default, required, _choices(hint), meanings.get(field.name, ""))
+
+
+def _choices(hint: Any) -> str:
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(filter(None, (_choices(argument) for argument in arguments)))
+    if typing.get_origin(hint) is Literal:
+        return " | ".join(map(str, arguments))
+    if typing.get_origin(hint) is tuple:
+        return "a,b,..."
+    return {bool: "true | false", int: "a whole number", float: "a number"}.get(hint, "")
+
+
+def _meanings(cls: type) -> dict[str, str]:
+    """{field: meaning} of the fields that stand in a class's own source."""
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+    except (OSError, TypeError):  # made without a file, in a notebook say
+        return {}
+    comments, alone = _comments(source)
+    found = {}
+    for node in ast.parse(source).body[0].body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            first = node.lineno
+            while first - 1 in alone:
+                first -= 1
+            lines = range(first, node.end_lineno + 1)
+            found[node.target.id] = " ".join(comments[line] for line in lines if line in comments)
+    return found
+
+
+def _comments(source: str) -> tuple[dict[int, str], set[int]]:
+    """Comments by line, and the lines on which nothing else stands."""
+    tokens = [
+        token
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    ]
+    texts = {token.start[0]: token.string.lstrip("# ") for token in tokens}
+    comments = {line: text for line, text in texts.items() if not text.startswith((*NOT_MEANINGS, "-"))}
+    return comments, {token.start[0] for token in tokens if token.line.lstrip().startswith("#")}
+
+
+def class_at(target: str) -> Any:
+    """What stands behind "module:Name"."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def settings_of(name: str) -> dict[str, Setting]:
+    """The settings of a verb, or of what any run takes."""
+    own = described(AboutSettings) if name == "sentences" else {}
+    found = own | described(class_at(SETTINGS[name]))
+    if "method" in found:
+        found["method"] = found["method"]._replace(choices=" | ".join(METHODS))
+    return found
+
+
+# -- verbs ---------------------------------------------------------------------------------------------------
+
+
+def listing() -> dict[str, Any]:
+    """Methods, backbones and forms of data, each with a line of what it is."""
+    tables = {"methods": METHODS, "backbones": BACKBONES}
+    return {
+        title: {name: entry.summary for name, entry in table.items()} for title, table in tables.items()
+    } | {"data": dict(DATA_FORMS)}
+
+
+def show(name: str) -> dict[str, Any]:
+    """What a method does and its settings, or those of a verb; "run" names what any run takes.
+
+    Returns {"name", "about", "settings": {name: default}, "train", "described": {"settings.width": {...}}}.
+    Errors: WordsightError for a name that has no settings.
+    """
+    if name in SETTINGS:
+        settings = settings_of(name)
+        return {"name": name, "about": None, **_defaults("settings", settings), "described": _plain(settings)}
+    if name not in METHODS and (near := nearest(name, [*SETTINGS, *METHODS])):
+        raise WordsightError(f"{name!r} has no settings that are known here{near}")
+    return _show_method(name)
+
+
+def _show_method(name: str) -> dict[str, Any]:
+    kind = resolve(METHODS, name, "method")
+    training = getattr(kind, "training_defaults", None)
+    own, shared = described(kind.Settings), described(type(training)) if training else {}
+    shared = {key: entry._replace(default=getattr(training, key)) for key, entry in shared.items()}
+    groups = _plain(own, "settings.") | _plain(shared, "train.")
+    train = _defaults("train", shared) if training else {"train": None}
+    return {
+        "name": name,
+        "about": inspect.getdoc(kind),
+        **_defaults("settings", own),
+        **train,
+        "described": groups,
+    }
+
+
+def _defaults(title: str, settings: Mapping[str, Setting]) -> dict[str, Any]:
+    return {title: {name: entry.default for name, entry in settings.items()}}
+
+
+def _plain(settings: Mapping[str, Setting], prefix: str = "") -> dict[str, Any]:
+    return {prefix + name: entry._asdict() for name, entry in settings.items()}

@@ -1,0 +1,214 @@
+"""Hints: what was probably meant, said by the verb at hand before it begins.
+
+People type `--data photos/` where settings are `data=photos/`, a folder of photos where a run is expected,
+or a verb of another program. Imports no torch, unless a verb's settings lie in a module that does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from wordsight.config import WordsightError, nearest
+from wordsight.help import SETTINGS, settings_of
+
+OTHER_WORDS = {  # verbs of other programs
+    "train": "fit",
+    "finetune": "fit",
+    "learn": "fit",
+    "test": "eval",
+    "evaluate": "eval",
+    "validate": "eval",
+    "score": "eval",
+    "classify": "predict",
+    "infer": "predict",
+    "inference": "predict",
+    "label": "predict",
+    "compare": "report",
+    "plot": "report",
+    "benchmark": "suite",
+    "bench": "suite",
+    "describe": "show",
+    "settings": "show",
+    "methods": "list",
+    "models": "list",
+    "save": "export",
+}
+MISSING = {  # what to say where a word is missing
+    "eval": "; as in `wordsight eval runs/photos`",
+    "predict": "; the run comes first: `wordsight predict runs/photos new.jpg`",
+    "report": "; as in `wordsight report runs/*`",
+    "show": "; NAME is a method of `wordsight list`, run, train, fit, eval, suite, join or sentences",
+    "suite": "; as in `wordsight suite base-to-new data=photos/`",
+    "generate": "; as in `wordsight generate runs/clamp 'An okapi'`",
+}
+TABLES = (".csv", ".parquet", ".tar", ".tsv")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+NESTED = ("settings.", "train.")  # keys of a run that hold settings of their own
+
+
+def keys_of(verb: str) -> list[str]:
+    """The settings that a verb takes as key=value."""
+    return list(settings_of(verb)) if verb in SETTINGS else []
+
+
+def verb_meant(word: str, verbs: Collection[str]) -> str:
+    """' (did you mean ...?)' for a word that is no verb, or nothing."""
+    if word.lower() in OTHER_WORDS and OTHER_WORDS[word.lower()] in verbs:
+        return f" (did you mean {OTHER_WORDS[word.lower()]!r}?)"
+    if "=" in word or _is_data(Path(word)):
+        return f" (the verb comes first: `wordsight fit {word if '=' in word else f'data={word}'}`)"
+    return nearest(word, verbs)
+
+
+# -- options that are settings -------------------------------------------------------------------------------
+
+
+def check_options(verb: str, words: Sequence[str], options: Collection[str]) -> None:
+    """Refuse what stands behind dashes and is no option of the verb, with what would be right."""
+    for place, word in enumerate(words):
+        if word == "--":
+            return
+        name, equals, value = word.partition("=")
+        if not re.match(r"--?[A-Za-z]", word) or _is_option(name, options):
+            continue
+        following = words[place + 1] if place + 1 < len(words) else ""
+        if not equals and following and "=" not in following and not following.startswith("-"):
+            value = following
+        raise WordsightError(_instead(verb, name, value, options))
+
+
+def _is_option(name: str, options: Collection[str]) -> bool:
+    """Whether argparse knows it: in full, shortened, or with its value at once, as in -h."""
+    return name in options or (
+        name.startswith("--") and sum(option.startswith(name) for option in options) == 1
+    )
+
+
+def _instead(verb: str, name: str, value: str, options: Collection[str]) -> str:
+    key, keys = name.lstrip("-").replace("-", "_"), keys_of(verb)
+    shown = value if value and not re.search(r"\s", value) else repr(value) if value else "..."
+    if near := nearest(name, options):
+        return f"{name} is no option of {verb}{near}"
+    if right := _key_meant(key, keys):
+        return f"{verb} takes settings as key=value, without dashes: {right}={shown}"
+    if key.startswith("no_") and (right := _key_meant(key[3:], keys)):
+        return f"{verb} takes settings as key=value, without dashes: {right}=false"
+    if verb == "predict" and key in ("data", "images", "input", "folder"):
+        return (
+            f"{name} is no option of predict, which takes images and folders: wordsight predict RUN {shown}"
+        )
+    if not keys and (right := _key_meant(key, keys_of("fit"))):
+        return (
+            f"{name} is no option of {verb}; {right}={shown} is a setting of `wordsight fit`. "
+            f"{_listed(verb, options)}"
+        )
+    return f"{name} is no option of {verb}. {_listed(verb, options, keys)}"
+
+
+def _key_meant(key: str, keys: Sequence[str]) -> str:
+    """The key itself, or the nearest; '' where there is none."""
+    if key in keys or (key.startswith(NESTED) and "settings" in keys):
+        return key
+    near = re.findall("'(.*?)'", nearest(key, keys))
+    return near[0] if near else ""
+
+
+def _listed(verb: str, options: Iterable[str], keys: Iterable[str] = ()) -> str:
+    known = [*sorted(name for name in options if name.startswith("--")), *(f"{key}=..." for key in keys)]
+    return f"{verb} takes {', '.join(known)}"
+
+
+# -- words in a place where others are expected --------------------------------------------------------------
+
+
+def check_words(verb: str, words: Sequence[str]) -> None:
+    """Refuse a word that is neither key=value nor a YAML file, with what was probably meant."""
+    for word, following, after in zip(words, [*words[1:], ""], [*words[2:], "", ""]):
+        value = following.lstrip("=") or after
+        if "=" not in word and value and word in keys_of(verb):
+            raise WordsightError(f"{word!r} needs its value beside it, without blanks: {word}={value}")
+        if word.endswith("=") and value and "=" not in value and Path(value).exists():
+            raise WordsightError(f"{word!r} needs its value beside it, without blanks: {word}{value}")
+        if "=" not in word:
+            _check_path(verb, word)
+
+
+def _check_path(verb: str, word: str) -> None:
+    path = Path(word).expanduser()
+    if is_run(path):
+        raise WordsightError(
+            f"{word!r} is a run and no setting of {verb}: `wordsight eval {word}` gives its figures, "
+            f"`wordsight predict {word} IMAGES` uses it"
+        )
+    if _is_data(path):
+        raise WordsightError(f"{word!r} is data; give it as data={word}")
+    if path.suffix == ".json" and path.is_file():
+        raise WordsightError(f"{word!r} is neither key=value nor a YAML file; sentences are sentences={word}")
+
+
+def check_run(verb: str, word: str) -> None:
+    """Refuse at once what cannot be a run, with what would be: what opens one takes seconds to import."""
+    path = Path(word).expanduser()
+    if word.startswith("hf:") or is_run(path):
+        return
+    if "=" in word and not path.exists():
+        raise WordsightError(f"{word!r} is no run; the run comes first: `wordsight {verb} RUN {word}`")
+    if not path.exists():
+        near = nearest(path.name, [other.name for other in path.parent.glob("*/")])
+        raise WordsightError(
+            f"{word!r} does not exist{near}; give a run folder that `wordsight fit` made, or hf:org/name"
+        )
+    if path.is_file():
+        inside = f"; its run is {path.parent}" if is_run(path.parent) else ""
+        first = f"; the run comes first: `wordsight {verb} RUN {word}`" if _is_picture(path) else ""
+        raise WordsightError(f"{word!r} is a file and no run folder{inside or first}")
+    if runs := sorted(str(below.parent) for below in path.glob("*/config.yaml")):
+        more = f" and {len(runs) - 5} more" if len(runs) > 5 else ""
+        raise WordsightError(
+            f"{word!r} holds runs and is none itself; give one of {', '.join(runs[:5])}{more}"
+        )
+    if _is_data(path):
+        use = f"`wordsight eval RUN data={word}`" if verb == "eval" else f"`wordsight predict RUN {word}`"
+        raise WordsightError(
+            f"{word!r} holds images and is no run folder: `wordsight fit data={word}` makes a run, and {use} "
+            "takes that and these images"
+        )
+
+
+def check_images(words: Sequence[str]) -> None:
+    """Refuse what is no path of an image."""
+    for word in words:
+        if re.match(r"(data|images)=.", word) and not Path(word).exists():
+            raise WordsightError(
+                f"{word!r} is no image; predict takes paths: `wordsight predict RUN {word.partition('=')[2]}`"
+            )
+        if Path(word).is_dir():
+            raise WordsightError(f"{word!r} is a folder; give its images: {Path(word) / '*.jpg'}")
+
+
+def check_runs(words: Sequence[str]) -> None:
+    """Refuse folders that a report cannot be made of."""
+    for word in words:
+        path = Path(word).expanduser()
+        if path.is_dir() and not is_run(path) and not any(path.rglob("config.yaml")):
+            more = f": `wordsight fit data={word}` makes one" if _is_data(path) else ""
+            raise WordsightError(
+                f"{word!r} holds no run, at no depth{more or '; `wordsight fit` makes some'}"
+            )
+
+
+def is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file()
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURES
+
+
+def _is_data(path: Path) -> bool:
+    """Whether `data=` could take this path: a table, or a folder with a picture not far below it."""
+    if not path.is_dir():
+        return path.suffix.lower() in TABLES and path.is_file()
+    levels = (path.glob(pattern) for pattern in ("*", "*/*", "*/*/*"))
+    return any(_is_picture(found) for level in levels for found, _ in zip(level, range(1000)))

@@ -1,0 +1,206 @@
+"""Prediction: the classes of images by a run, batch by batch, so that as many images as a disk holds need no
+more memory than a few hundred."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wordsight.config import WordsightError
+from wordsight.data import Picture
+from wordsight.data.features import Features, NoneReadable, image_features
+from wordsight.estimator import Classifier, load, pictures_of
+from wordsight.files import csv_lines, writing
+from wordsight.names import class_list
+from wordsight.runs import Run
+from wordsight.workers import progress
+
+BATCH = 256  # images whose vectors and probabilities are held at once
+
+log = logging.getLogger("wordsight")
+
+
+class Answer(NamedTuple):
+    """What a run says about one image."""
+
+    image: str
+    probabilities: np.ndarray  # [C], in the order of Predictions.class_names
+    unsure: bool  # whether even the likeliest class is below the threshold
+    sentences: Sequence[
+        tuple[str, str, float]
+    ]  # (class, sentence, cosine), the closest first, where asked for
+
+
+class Predictions:
+    """Answers in the order of the images, made as they are asked for: iterate once.
+
+    `skipped` has name and reason of each image that could not be read, and is whole at the end. Iterating
+    ends in a WordsightError where no image at all could be read.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        pictures: Iterable[Picture],
+        *,
+        unsure: float | None = None,
+        explain: int = 0,
+        csv: str | Path | None = None,
+    ):
+        if unsure is not None and not 0 < unsure <= 1:
+            raise WordsightError(f"unsure={unsure} is no probability; give one above 0 and up to 1, as 0.5")
+        self.class_names = classifier.texts_.names
+        self.skipped: list[tuple[str, str]] = []
+        self.unsure = unsure
+        self._classifier, self._pictures, self._explain = classifier, pictures, explain
+        self._csv = None if csv is None else Path(csv).expanduser()
+
+    def __iter__(self) -> Iterator[Answer]:
+        answers = self._answers()
+        if self._csv is None:
+            yield from answers
+            return
+        with writing(self._csv) as file:
+            file.write(_csv_bytes(self._header()))
+            for answer in answers:
+                file.write(_csv_bytes(self._row(answer)))
+                yield answer
+
+    def best(self, answer: Answer, top: int = 1) -> list[tuple[str, float]]:
+        """The likeliest classes of an answer with their probabilities, the likeliest first."""
+        order = answer.probabilities.argsort()[::-1][:top]
+        return [(self.class_names[place], float(answer.probabilities[place])) for place in order]
+
+    def entry(self, answer: Answer, top: int = 1) -> dict[str, Any]:
+        """An answer as JSON holds it."""
+        entry: dict[str, Any] = {
+            "image": answer.image,
+            "classes": [
+                {"class": name, "probability": round(chance, 4)} for name, chance in self.best(answer, top)
+            ],
+        }
+        if self.unsure is not None:
+            entry["unsure"] = answer.unsure
+        if self._explain:
+            entry["sentences"] = [
+                {"class": name, "sentence": text, "cosine": round(value, 4)}
+                for name, text, value in answer.sentences
+            ]
+        return entry
+
+    def _answers(self) -> Iterator[Answer]:
+        pictures, kept = iter(self._pictures), 0
+        with progress("images") as advance:
+            while batch := list(itertools.islice(pictures, BATCH)):
+                features = self._features(batch)
+                self._skip(features.skipped)
+                yield from self._batch(batch, features)
+                kept += len(features.kept)
+                advance(len(batch))
+        if self.skipped and not kept:
+            raise NoneReadable(self.skipped)
+
+    def _features(self, batch: list[Picture]) -> Features:
+        backbone = self._classifier.backbone_
+        try:
+            return image_features(backbone, batch)
+        except NoneReadable as error:
+            return Features(np.empty((0, 1, backbone.dim)), [], error.skipped)
+
+    def _batch(self, batch: list[Picture], features: Features) -> Iterator[Answer]:
+        if not features.kept:
+            return
+        matrix = features.vectors[:, 0].numpy()
+        chances = self._classifier.predict_proba(matrix)
+        reasons = self._classifier.explain(matrix, self._explain) if self._explain else [()] * len(matrix)
+        for place, row, sentences in zip(features.kept, chances, reasons):
+            unsure = self.unsure is not None and bool(row.max() < self.unsure)
+            yield Answer(batch[place].name, row, unsure, sentences)
+
+    def _skip(self, skipped: list[tuple[str, str]]) -> None:
+        for name, reason in skipped:
+            log.warning("skipped %s: %s", name, reason)
+        self.skipped += skipped
+
+    def _header(self) -> list[str]:
+        own = ["image", "predicted", *(["unsure"] * (self.unsure is not None))]
+        first, *last = (_apart(name, self.class_names) for name in own)
+        return [first, *self.class_names, *last]
+
+    def _row(self, answer: Answer) -> list[Any]:
+        marked = [] if self.unsure is None else ["unsure" if answer.unsure else ""]
+        (predicted, _), *_ = self.best(answer)
+        return [answer.image, *(f"{chance:.6g}" for chance in answer.probabilities), predicted, *marked]
+
+
+def predict(
+    run: str | Path,
+    images: str | Path | Sequence[Any],
+    *,
+    classes: str | Sequence[str] | None = None,
+    add: str | Sequence[str] = (),
+    sentences: str | None = None,
+    unsure: float | None = None,
+    explain: int = 0,
+    csv: str | Path | None = None,
+) -> Predictions:
+    """What a run says about images: `for answer in predict("runs/photos", ["a.jpg"])`.
+
+    `run` is a run folder or hf:org/name; `images` are paths, PIL images or arrays. `classes` chooses among
+    these classes instead of the run's own, `add` adds some to them; both as `class_list` reads them, with
+    `sentences` about new ones. `unsure` marks answers whose best probability is below it. `explain` is how
+    many sentences stand with each answer. `csv` is a file that gets a line an image with all probabilities,
+    under its name once the last one is in; stopped before, nothing is left of it, and the same call goes on
+    from the feature cache. An image that cannot be read is skipped and named.
+
+    Errors: WordsightError for a run or classes that cannot be."""
+    own = _class_names(run)
+    names = class_list(classes, own) if classes else list(own)
+    names += [name for name in (class_list(add, own) if add else []) if name not in names]
+    if sentences and not (classes or add):
+        raise WordsightError("--sentences describes the classes of --classes and --add; give one of them too")
+    changed = names if classes or add else []
+    classifier = load(run, class_names=changed)
+    if classifier.backbone_ is None:
+        raise WordsightError(
+            f"{run} was fitted on feature matrices without a backbone; `wordsight.load` in Python predicts "
+            f"from such matrices"
+        )
+    if sentences:
+        classifier = classifier.with_classes(names, sentences)
+    elif explain:
+        _warn_of_templates(run)
+    pictures = pictures_of([images] if isinstance(images, (str, Path)) else images)
+    return Predictions(classifier, pictures, unsure=unsure, explain=explain, csv=csv)
+
+
+def _class_names(run: str | Path) -> tuple[str, ...]:
+    """Those that a run was fitted on; none where only loading it can tell."""
+    return () if str(run).startswith("hf:") else Run.open(run).facts.classes
+
+
+def _warn_of_templates(run: str | Path) -> None:
+    """Say so where a template set stood in for sentences."""
+    from wordsight.sentences import TEMPLATE_SETS
+
+    words = None if str(run).startswith("hf:") else Run.open(run).settings.sentences
+    if words in TEMPLATE_SETS:
+        log.info(
+            f"{run} was fitted with the template set {words!r} in place of sentences, which explains little; "
+            f"give `fit` a sentences=... file"
+        )
+
+
+def _apart(name: str, class_names: Sequence[str]) -> str:
+    """A column's name that no class has."""
+    return name if name not in class_names else _apart(name + "_", class_names)
+
+
+def _csv_bytes(row: Sequence[Any]) -> bytes:
+    """A line; bytes of a file name that are not UTF-8 are written out."""
+    return csv_lines([row]).encode("utf-8", "backslashreplace")
