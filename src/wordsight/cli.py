@@ -90,6 +90,7 @@ def fit(options: argparse.Namespace) -> dict[str, Any]:
 
 def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
     hints.check_run("eval", options.run)
+    hints.check_words("eval", options.words)
     given = read(help.EvaluateSettings, *options.words)
     from wordsight.runs import Run
     from wordsight.tasks import task_of

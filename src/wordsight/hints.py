@@ -5,6 +5,7 @@ or a verb of another program. Imports no torch, unless a verb's settings lie in 
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -86,32 +87,36 @@ def _is_option(name: str, options: Collection[str]) -> bool:
 
 
 def _instead(verb: str, name: str, value: str, options: Collection[str]) -> str:
-    key, keys = name.lstrip("-").replace("-", "_"), keys_of(verb)
+    key, keys = name.lstrip("-").replace("-", "_"), keys_of(verb)  # options hold dashes, settings do not
     shown = value if value and not re.search(r"\s", value) else repr(value) if value else "..."
-    if near := nearest(name, options):
-        return f"{name} is no option of {verb}{near}"
-    if right := _key_meant(key, keys):
-        return f"{verb} takes settings as key=value, without dashes: {right}={shown}"
-    if key.startswith("no_") and (right := _key_meant(key[3:], keys)):
-        return f"{verb} takes settings as key=value, without dashes: {right}=false"
+    if key.startswith("no_") and key[3:] in keys:
+        return f"{verb} takes settings as key=value, without dashes: {key[3:]}=false"
+    meant = key if _is_key(key, keys) else _nearest_one(key, [*keys, *options])
+    if meant.startswith("-"):
+        return f"{name} is no option of {verb} (did you mean {meant!r}?)"
+    if meant:
+        return f"{verb} takes settings as key=value, without dashes: {meant}={shown}"
     if verb == "predict" and key in ("data", "images", "input", "folder"):
         return (
             f"{name} is no option of predict, which takes images and folders: wordsight predict RUN {shown}"
         )
-    if not keys and (right := _key_meant(key, keys_of("fit"))):
+    if not keys and key in keys_of("fit"):
         return (
-            f"{name} is no option of {verb}; {right}={shown} is a setting of `wordsight fit`. "
+            f"{name} is no option of {verb}; {key}={shown} is a setting of `wordsight fit`. "
             f"{_listed(verb, options)}"
         )
     return f"{name} is no option of {verb}. {_listed(verb, options, keys)}"
 
 
-def _key_meant(key: str, keys: Sequence[str]) -> str:
-    """The key itself, or the nearest; '' where there is none."""
-    if key in keys or (key.startswith(NESTED) and "settings" in keys):
-        return key
-    near = re.findall("'(.*?)'", nearest(key, keys))
-    return near[0] if near else ""
+def _is_key(key: str, keys: Sequence[str]) -> bool:
+    return key in keys or (key.startswith(NESTED) and "settings" in keys)
+
+
+def _nearest_one(word: str, choices: Iterable[str]) -> str:
+    """The choice that a word is nearest to, dashes aside; '' where none is near."""
+    bare = {choice.lstrip("-"): choice for choice in choices}
+    close = difflib.get_close_matches(word, bare, n=1, cutoff=0.6)
+    return bare[close[0]] if close else ""
 
 
 def _listed(verb: str, options: Iterable[str], keys: Iterable[str] = ()) -> str:
