@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from wordsight.backbones import Backbone, load_backbone
-from wordsight.backbones.joined import JoinSettings, join
+from wordsight.backbones.join import JoinSettings, join
 from wordsight.config import RunSettings
 from wordsight.data.images import read_image
 from wordsight.data.pairs import open_pairs

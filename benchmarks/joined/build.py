@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from wordsight.backbones import load_backbone
-from wordsight.backbones.joined import JoinSettings, join
+from wordsight.backbones.join import JoinSettings, join
 
 SETS = ("caltech101", "dtd10", "cifar10")
 

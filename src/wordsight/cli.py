@@ -151,7 +151,7 @@ def sentences(options: argparse.Namespace) -> dict[str, Any]:
 
 def join(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_words("join", options.words)
-    from wordsight.backbones.joined import JoinSettings, join
+    from wordsight.backbones.join import JoinSettings, join
     from wordsight.data.decoded import decoded_images, decoded_pairs
 
     settings = read(JoinSettings, *options.words)

@@ -416,9 +416,10 @@ def tower_row(settings: RunSettings, title: str, event: dict[str, Any]) -> dict[
 
 def writing(tower: TextTower, text: str) -> dict[str, str]:
     """What the LM goes on with: before it was a text tower, and as one with its adapters off and on."""
-    from wordsight.backbones.language import load_lm
+    from wordsight.backbones.checkpoint import Place
+    from wordsight.backbones.lm import load_lm
 
-    lm, tokenizer = load_lm(MICRO_LM, str(MICRO_LM), "decoder")
+    lm, tokenizer = load_lm(Place(MICRO_LM, "LM", "micro_lm"), "decoder")
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         whole = lm.generate(ids, max_new_tokens=16, do_sample=False, pad_token_id=tokenizer.pad_token_id)[0]

@@ -79,17 +79,26 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
             part.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder that takes the name `folder` at the end, once all is in it.
+def free(folder: str | Path) -> Path:
+    """`folder`, where something new may be written: it does not exist, or is empty.
 
-    Errors: WordsightError where `folder` already holds something, or cannot be written.
+    Errors: WordsightError where it already holds something.
     """
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WordsightError(
             f"{str(folder)!r} already holds something; give a folder that does not exist yet"
         )
+    return folder
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder that takes the name `folder` at the end, once all is in it.
+
+    Errors: WordsightError where `folder` already holds something, or cannot be written.
+    """
+    folder = free(folder)
     temporary = folder.with_name(f".{folder.name}.saving")
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # of a save that was killed

@@ -34,9 +34,9 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.utils import logging as transformers_logging
 
 import wordsight.backbones.clip as clip_module
-from wordsight.backbones import load_backbone
+from wordsight.backbones import hub, load_backbone
 from wordsight.backbones.clip import CLIP
-from wordsight.backbones.images import Preprocess
+from wordsight.backbones.pixels import Preprocess
 from wordsight.config import WordsightError
 
 CPU = torch.device("cpu")
@@ -429,7 +429,7 @@ def test_a_hub_name_out_of_reach(name, monkeypatch):
     def unreachable(self, name, **_):
         raise ConnectionError("Name or service not known")
 
-    monkeypatch.setattr(clip_module.HfApi, "model_info", unreachable)
+    monkeypatch.setattr(hub.HfApi, "model_info", unreachable)
     with pytest.raises(WordsightError, match=r"local folder.*backbone=micro") as caught:
         load_backbone(name)
     assert name in str(caught.value)
@@ -447,7 +447,7 @@ def test_a_cached_hub_name_needs_no_network(folders, tmp_path, monkeypatch):
     def never(self, name, **_):
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr(clip_module.HfApi, "model_info", never)
+    monkeypatch.setattr(hub.HfApi, "model_info", never)
     snapshot = tmp_path / "models--some--clip" / "snapshots" / ("0" * 40)
     shutil.copytree(folders["clip"], snapshot)
     (tmp_path / "models--some--clip" / "refs").mkdir()
@@ -519,7 +519,7 @@ def test_the_position_buffers_of_old_checkpoints_are_no_error(folders, tmp_path)
 def test_a_broken_file(folders, file, tmp_path):
     folder = copied(folders["clip"], tmp_path)
     (folder / file).write_bytes(b"broken")
-    with pytest.raises(WordsightError, match=r"cannot be read|not readable"):
+    with pytest.raises(WordsightError, match=r"cannot be read|is not JSON"):
         load(folder)
 
 

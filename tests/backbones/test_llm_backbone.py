@@ -183,7 +183,7 @@ def test_the_lm_in_bfloat16_leaves_the_image_tower_as_it_was_trained(lm, vit, tm
 
 def test_eyes_that_were_never_saved_are_copied(lm, vit, tmp_path):
     backbone = make(lm, vit)
-    backbone.image.name = "made here"
+    backbone.image.name, backbone.image.source = "made here", ""
     with pytest.raises(WordsightError, match="has no name or folder to load it by"):
         backbone.save_pretrained(tmp_path / "saved", copy_image=False)
     backbone.save_pretrained(tmp_path / "saved")
@@ -288,7 +288,7 @@ def more(word):
         ),
         (
             lambda f: edit(f / "weights.safetensors", lambda t: t | {"log_scale": torch.tensor(torch.nan)}),
-            r"log_scale that are not finite",
+            r"not finite, in log_scale",
         ),
         (
             lambda f: rewrite(f / "wordsight_backbone.json", format=9),
@@ -377,7 +377,7 @@ def test_a_base_of_the_hub_is_named_by_its_hub_name_and_not_by_this_machines_cac
 ):
     from wordsight.backbones import text_tower
 
-    monkeypatch.setattr(text_tower, "local", lambda name, sort: lm)
+    monkeypatch.setattr(text_tower, "find", lambda name, what: lm)
     make("some/llama", vit).save_pretrained(tmp_path / "saved")
     assert (
         json.loads((tmp_path / "saved" / "text" / "tower.json").read_text())["base"]["name"] == "some/llama"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from wordsight import losses
-from wordsight.backbones import readonly, text_tower
+from wordsight.backbones import batches, readonly, text_encoding, text_tower, tower_settings, unit
 from wordsight.backbones.text_tower import TextTower, TowerSettings
 from wordsight.backbones.verify import verify
 from wordsight.config import WordsightError
@@ -76,7 +76,7 @@ def tokenizer():
     trainer = trainers.BpeTrainer(
         vocab_size=330, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"], show_progress=False
     )
-    pieces.train_from_iterator([text_tower.resolve_wrapper("vicuna", None)[0], *TEXTS] * 3, trainer)
+    pieces.train_from_iterator([tower_settings.resolve_wrapper("vicuna", None)[0], *TEXTS] * 3, trainer)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=pieces, bos_token="<s>", eos_token="</s>", model_max_length=100000
     )
@@ -153,7 +153,7 @@ def test_gradient_reaches_every_trained_tensor_and_no_frozen_one(tokenizer, fami
     assert {name.split(".")[0] for name in trained} == {"prompts", "pool", "head", "lm"}
     layers = {name.rsplit(".lora_", 1)[0] for name in trained if name.startswith("lm.")}
     assert all(".lora_" in name for name in trained if name.startswith("lm."))
-    assert len(layers) == 2 * len(text_tower.TARGETS[family]) and not any(
+    assert len(layers) == 2 * len(tower_settings.TARGETS[family]) and not any(
         "mlp" in name or "fc" in name for name in layers
     )  # the attention alone
 
@@ -262,7 +262,7 @@ def test_folding_lora_into_copies_gives_the_same_vectors_and_every_bit_of_the_we
         many = [f"{text} {number}" for text in TEXTS for number in range(2)]
         weights = [parameter.detach().clone() for parameter in made.parameters()]
         plain = torch.cat([made.encode([text]) for text in many])
-        assert len(many) >= text_tower.FOLD and close(made.encode(many), plain)
+        assert len(many) >= text_encoding.FOLD and close(made.encode(many), plain)
         with pytest.raises(WordsightError, match="way='three'"):
             made.encode(many, "three")
         assert (
@@ -277,10 +277,10 @@ def test_folding_lora_into_copies_gives_the_same_vectors_and_every_bit_of_the_we
 
 def test_batches_hold_rows_of_like_length_within_the_budget():
     lengths = [3, 9, 4, 9, 1, 8]
-    found = list(readonly.batches(lengths, 1, 20))
+    found = list(batches(lengths, 1, 20))
     assert sorted(row for rows in found for row in rows) == list(range(6)) and found[0] == [1, 3]
     assert all(len(rows) * (max(lengths[row] for row in rows) + 1) <= 20 for rows in found)
-    assert list(readonly.batches([50], 5, 20)) == [[0]]
+    assert list(batches([50], 5, 20)) == [[0]]
 
 
 def test_causal_prompts_do_not_see_what_follows_them(tokenizer):
@@ -364,7 +364,7 @@ def test_bfloat16_agrees_with_float32(tokenizer, tmp_path):
 
 def test_a_few_contrastive_steps_bring_captions_to_their_images(tokenizer):
     made, texts = tower(tokenizer).train(), list(dict.fromkeys(TEXTS))
-    images = text_tower.unit(torch.randn(len(texts), 12))
+    images = unit(torch.randn(len(texts), 12))
     trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
     optimizer, log_scale, seen = torch.optim.AdamW(trained, lr=5e-3), torch.tensor(2.0), []
     batch, frozen = made.tokenise(texts), made.sketch
@@ -424,10 +424,7 @@ def test_a_frozen_lm_under_an_mlp_can_be_trained_from_cached_features(tokenizer)
     assert {name.split(".")[0] for name, parameter in made.named_parameters() if parameter.requires_grad} == {
         "head"
     }
-    assert (
-        torch.equal(text_tower.unit(made.head(made.features(TEXTS))), made.encode(TEXTS))
-        and len(made.head) == 5
-    )
+    assert torch.equal(unit(made.head(made.features(TEXTS))), made.encode(TEXTS)) and len(made.head) == 5
 
 
 def test_full_tuning_trains_everything(tokenizer):
@@ -769,8 +766,8 @@ def spoil_adapter(folder):
     ("spoil", "says"),
     [
         (lambda folder: (folder / "tower.json").unlink(), "not a text tower's folder"),
-        (lambda folder: (folder / "tower.json").write_text("{"), "not readable as JSON"),
-        (lambda folder: (folder / "tower.json").write_text("[]"), "no proper 'kind'"),
+        (lambda folder: (folder / "tower.json").write_text("{"), "is not JSON"),
+        (lambda folder: (folder / "tower.json").write_text("[]"), "holds a list; expected a JSON object"),
         (spoil_facts(format=9), "format 9"),
         (spoil_facts(settings={"promts": 3}), "did you mean 'prompts'"),
         (lambda folder: (folder / "tower.safetensors").unlink(), "does not exist"),
@@ -779,7 +776,7 @@ def spoil_adapter(folder):
         (spoil_tensors(lambda tensors: tensors.update(more=torch.zeros(1))), "too many: more"),
         (spoil_tensors(lambda tensors: tensors.update(prompts=torch.zeros(1))), "prompts as"),
         (spoil_tensors(lambda tensors: tensors["prompts"].fill_(torch.nan)), "not finite"),
-        (spoil_adapter, "adapter/ of .* lacks"),
+        (spoil_adapter, "adapter_model.safetensors of .* lacks"),
         (
             lambda folder: (folder / "base" / "model.safetensors").rename(
                 folder / "base" / "pytorch_model.bin"

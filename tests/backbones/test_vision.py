@@ -202,10 +202,10 @@ def test_a_hub_name_out_of_reach(monkeypatch):
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "holds no preprocessor_config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "cannot be read"),
-        (lambda folder: (folder / "wordsight_backbone.json").write_text("{"), "not readable as JSON"),
+        (lambda folder: (folder / "wordsight_backbone.json").write_text("{"), "is not JSON"),
         (
             lambda folder: (folder / "wordsight_backbone.json").write_text("[]"),
-            "kind None is not known|'None' is not known",
+            "holds a list; expected a JSON object",
         ),
         (lambda folder: spoil_facts(folder, format=9), "format=9"),
         (lambda folder: spoil_facts(folder, pooling="max"), "pooling='max'"),

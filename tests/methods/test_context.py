@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel, CLIPModel, SiglipConfig, SiglipM
 
 from wordsight.backbones import load_backbone, unit
 from wordsight.backbones.clip import CLIP, Parts
-from wordsight.backbones.joined import Joined, TextTower
+from wordsight.backbones.joined import Joined, TextEncoder
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.losses import pull
 from wordsight.methods import context as context_module
@@ -196,7 +196,7 @@ def joined(clip):
         vocab_size=len(clip.tokenizer),
         max_position_embeddings=77,
     )
-    text = TextTower(BertModel(config, add_pooling_layer=False), clip.tokenizer, "mean", 77)
+    text = TextEncoder(BertModel(config, add_pooling_layer=False), clip.tokenizer, "mean", 77)
     tensors = {
         "image_mean": torch.zeros(12),
         "text_mean": 0.1 * torch.randn(16),

@@ -5,8 +5,10 @@ name to one.
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +20,12 @@ from wordsight.config import BACKBONES, WordsightError, nearest, resolve
 
 MICRO = Path(__file__).parent / "micro"  # the bundled micro CLIP, a folder in transformers' layout
 OWN_FILE = "wordsight_backbone.json"  # marks a folder that is ours rather than transformers'
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 GIVES_TEXT = "`wordsight join` or a two_tower run gives it a text tower"
+# what an instance must hold beside the methods
+FACTS = ("name", "dim", "device", "logit_scale", "image_fingerprint", "text_fingerprint")
+
+log = logging.getLogger("wordsight")
 
 
 class Backbone(ABC):
@@ -27,16 +34,14 @@ class Backbone(ABC):
     """
 
     name: str  # what the user wrote
-    source: str = (
-        ""  # where it is found from any folder: an absolute path, a hub name or `micro`; "" if made here
-    )
+    # where it is found from any folder: an absolute path, a hub name or `micro`; "" where it was made here
+    source: str = ""
     dim: int  # D, the shared width
     device: torch.device  # where the towers are; vectors may stay there
     dtype: torch.dtype = torch.float32  # in which the towers compute
     logit_scale: float  # zero-shot logits are logit_scale * cosine
-    image_fingerprint: (
-        str  # changes with everything that decides an image vector: weights, preprocessing, dtype
-    )
+    # changes with everything that decides an image vector: weights, preprocessing, dtype
+    image_fingerprint: str
     text_fingerprint: str  # the same for text vectors
 
     @abstractmethod
@@ -59,7 +64,7 @@ class Backbone(ABC):
         return self
 
     def image_vectors(self, vectors: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """This backbone's image vectors, from those of `eyes`."""
+        """This backbone's image vectors, from those of `image_tower`."""
         return vectors
 
     @abstractmethod
@@ -107,13 +112,18 @@ class TokenReader(ABC):
 def load_backbone(
     name: str | Path, *, device: str = "auto", dtype: str = "float32", text: bool = True
 ) -> Backbone:
-    """The backbone behind a name: `micro`, a local folder, a run folder of two_tower, or a hub name such as
-    `openai/clip-vit-base-patch16` (`hf:` may stand before it). `text=False`: an image encoder alone will do
-    (Vision), as eyes for a text tower that is still to be trained; also one .safetensors file of a ViT.
+    """The backbone behind a name: `micro`, a local folder, a run folder of two_tower, a hub name such as
+    `openai/clip-vit-base-patch16` (`hf:` may stand before it), or a class of your own,
+    `package.module:Class@argument`. `text=False`: an image encoder alone will do (Vision), for a text tower
+    that is still to be trained; also one .safetensors file of a ViT.
 
     Errors: WordsightError when it is neither a folder, cached, nor reachable; nothing is substituted for it.
     """
-    kind, path = _find(str(name).removeprefix("hf:"), text)
+    where = str(name).removeprefix("hf:")
+    kind, argument = _outside(where)
+    if kind:
+        return _load_outside(kind, argument, str(name), pick_device(device), dtype)
+    kind, path = _find(where, text)
     if text and kind == "vision":
         raise WordsightError(
             f"backbone {str(name)!r} is an image encoder alone, without a text tower; {GIVES_TEXT}"
@@ -133,42 +143,110 @@ def source_of(name: str | Path) -> str:
 
 def _find(name: str, text: bool) -> tuple[str, str]:
     """What kind of backbone a name is, and where it lies."""
-    from wordsight.backbones import hub
+    from wordsight.backbones import checkpoint, hub
 
     if name == "micro":
         return "clip", str(MICRO)
     path = Path(name).expanduser()
-    name = str(path)
     if path.is_file() and path.suffix == ".safetensors":
-        return "vision", name
+        return "vision", str(path)
     if not path.is_dir() and "/" not in name and nearest(name, ("micro",)):
         raise WordsightError(
             f"backbone {name!r} is neither a folder nor known here{nearest(name, ('micro',))}"
         )
     folder = path if path.is_dir() else hub.own(name)
-    if folder is not None and (folder / OWN_FILE).is_file():
-        facts = hub.read_json(folder / OWN_FILE)
-        return str(facts.get("kind") if isinstance(facts, dict) else None), str(folder)
-    if folder is not None and not (folder / "config.json").is_file():
+    if folder is not None and (folder / OWN_FILE).exists():
+        facts = checkpoint.read_mapping(folder / OWN_FILE, "backbone")
+        return str(facts.get("kind")), str(folder)
+    if folder is not None and not (folder / "config.json").exists():
         raise WordsightError(
             f"backbone folder {name!r} holds neither config.json (transformers) nor {OWN_FILE} (of "
             f"`wordsight join` or a two_tower run)"
         )
     if text:
         return "clip", name
-    folder = folder or hub.local(name, "image")
-    return "vision" if "text_config" not in hub.read_json(folder / "config.json") else "clip", str(folder)
+    folder = folder or hub.find(name, "image encoder")
+    dual = "text_config" in checkpoint.read_mapping(folder / "config.json", "image encoder")
+    return "clip" if dual else "vision", str(folder)
+
+
+def _outside(name: str) -> tuple[str, str]:
+    """Of `package.module:Class@argument` or an installed package's name for a class: the class, the argument.
+    Nothing for every other name.
+    """
+    kind, _, argument = name.partition("@")
+    ours = not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", kind)
+    return ("", "") if ours or Path(name).expanduser().exists() else (kind, argument or name)
+
+
+def _load_outside(kind: str, argument: str, name: str, device: torch.device, dtype: str) -> Backbone:
+    """A backbone of a class that is not ours, once it is seen to keep the contract."""
+    found = resolve(BACKBONES, kind, "backbone")
+    methods = ("from_pretrained", *sorted(Backbone.__abstractmethods__))
+    lacks = [one for one in methods if getattr(found, one, None) is getattr(Backbone, one, None)]
+    if not isinstance(found, type) or not issubclass(found, Backbone) or lacks:
+        raise WordsightError(
+            f"backbone {kind!r} does not keep the contract of wordsight.backbones.Backbone: "
+            + (f"it lacks {', '.join(lacks)}" if lacks else "it is no subclass of it")
+        )
+    try:
+        backbone = found.from_pretrained(argument, name=name, device=device, dtype=dtype)
+        lacks = [one for one in FACTS if getattr(backbone, one, None) is None]
+    except WordsightError:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise WordsightError(f"backbone {name!r}: {kind} cannot be loaded ({why})") from error
+    if lacks:
+        raise WordsightError(f"backbone {name!r}: what {kind} gives has no {', '.join(lacks)}")
+    backbone.source = name if argument == name else f"{kind}@{source_of(argument)}"
+    return backbone
 
 
 def pick_device(device: str) -> torch.device:
-    if device != "auto":
-        try:
-            return torch.device(device)
-        except RuntimeError as error:
-            raise WordsightError(
-                f"device={device!r} is not known; give auto, cpu, cuda, cuda:1 or mps"
-            ) from error
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device behind a name, `auto` being CUDA where there is one. Errors: WordsightError for what is no
+    device, or is not on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise WordsightError(
+            f"device={device!r} is not known; give auto, cpu, cuda, cuda:1 or mps"
+        ) from error
+    if not _is_here(found):
+        raise WordsightError(
+            f"device={device!r} is not on this machine; give auto, which takes what there is, or cpu"
+        )
+    return found
+
+
+def _is_here(device: torch.device) -> bool:
+    if device.type == "meta":  # holds no numbers
+        return False
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError):
+        return False
+    return True
+
+
+def device_or_cpu(device: str) -> str:
+    """The device on which something that was made elsewhere is read: its own, or the CPU where this machine
+    has none such, which is told.
+    """
+    if device == "auto" or _is_here(torch.device(device)):
+        return device
+    log.info("device=%s is not on this machine; the CPU stands in for it", device)
+    return "cpu"
+
+
+def pick_dtype(dtype: str) -> torch.dtype:
+    """In what the towers compute. Errors: WordsightError with the choices."""
+    if dtype not in DTYPES:
+        raise WordsightError(f"dtype={dtype!r} is not a choice; the choices are {', '.join(DTYPES)}")
+    return DTYPES[dtype]
 
 
 def fingerprint(tensors: dict[str, Tensor], *facts: object) -> str:
@@ -179,6 +257,18 @@ def fingerprint(tensors: dict[str, Tensor], *facts: object) -> str:
         digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b"")
     return digest.hexdigest()
+
+
+def batches(lengths: Sequence[int], extra: int, budget: int) -> Iterator[list[int]]:
+    """Rows in batches of like length, longest first, so that the first batch needs the most memory. `budget`
+    counts tokens: padding and `extra` too.
+    """
+    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    start = 0
+    while start < len(rows):
+        size = max(1, budget // (lengths[rows[start]] + extra))
+        yield rows[start : start + size]
+        start += size
 
 
 def unit(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:

@@ -1,55 +1,102 @@
-"""hub: the folder behind a name. A local folder is itself; a hub name is looked for in the cache before the
-network is asked.
+"""hub: the folder behind a name, and saving into one. A local folder is itself; a hub name is looked for in
+the cache before the network is asked.
+
+Reading what lies in a folder is checkpoint.py's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+from transformers import PreTrainedModel
+from transformers.safetensors_conversion import get_conversion_pr_reference
+from transformers.utils import logging as transformers_logging
 
 from wordsight.backbones import OWN_FILE
-from wordsight.backbones.clip import _first_line
 from wordsight.config import WordsightError, nearest
+from wordsight.files import write_file
 
-TOWER_FILES = [
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "model*.safetensors",
-]  # *.jinja: an LLM's chat template
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZER_FILES += ("tokenizer.model",)
+PIXEL_FILES = ("processor_config.json", "preprocessor_config.json")  # the first wins, as in transformers
 BUNDLED = ("micro_lm",)  # LMs that lie beside this file; `micro` is a whole backbone
+TOWER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors"]  # jinja: a chat template
 OWN_FILES = [*TOWER_FILES, "*.safetensors"]  # of a folder that Wordsight wrote, at any depth
+LAYOUT = "give a folder in transformers' layout or a hub name"
+WAYS_ON = {
+    "backbone": "give a local folder in transformers' layout, the hub name of a cached or reachable model, "
+    "or `backbone=micro` (bundled; for glyph-like images)",
+    "image encoder": LAYOUT,
+    "text encoder": LAYOUT,
+    "LM": f"{LAYOUT}; micro_lm is bundled, for trials",
+}
+NEEDS = {  # besides config.json and weights: one of these files each
+    "backbone": (TOKENIZER_FILES, PIXEL_FILES),
+    "image encoder": (PIXEL_FILES,),
+    "text encoder": (TOKENIZER_FILES,),
+    "LM": (TOKENIZER_FILES,),
+}
 
 
-def local(name: str, sort: str) -> Path:
-    """The folder behind a folder or hub name; the cache is asked before the network."""
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+# -- finding --
+
+
+def find(name: str, what: str) -> Path:
+    """The folder behind a folder or hub name; the cache is asked before the network. `what` is a key of
+    `WAYS_ON`.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
     if name in BUNDLED:
         return Path(__file__).parent / name
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise WordsightError(
-            f"{sort} encoder {name!r} does not exist; give a folder in transformers' layout or a hub name"
-        )
+        raise WordsightError(f"{what} folder {name!r} does not exist; {WAYS_ON[what]}")
+    cached = _cached(name)
+    if cached is not None and _complete(cached, what):
+        return cached
     try:
-        folder = Path(snapshot_download(name, allow_patterns=TOWER_FILES, local_files_only=True))
-        if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
-            return folder
-    except (OSError, ValueError):
-        pass  # not cached: the hub is asked, and says what is wrong with a name
-    try:
-        HfApi().model_info(name, timeout=10)  # one quick question instead of long retries
-        return Path(snapshot_download(name, allow_patterns=TOWER_FILES))
+        return _download(name)
     except Exception as error:
+        if cached is not None and _weights_there(cached):
+            return cached  # what it lacks is said by whoever reads it
         raise WordsightError(
-            f"{sort} encoder {name!r} is not a local folder, not in the hub's cache, and the hub did not "
-            f"give it ({_first_line(error)})"
-            + (nearest(name, BUNDLED) or "; micro_lm is bundled, for trials" if sort == "text" else "")
+            f"{what} {name!r} is not a local folder, not complete in the hub's cache, and the hub did not "
+            f"give it ({first_line(error)}){nearest(name, BUNDLED)}; {WAYS_ON[what]}"
         ) from error
+
+
+def _cached(name: str) -> Path | None:
+    try:
+        return Path(snapshot_download(name, allow_patterns=TOWER_FILES, local_files_only=True))
+    except (OSError, ValueError):
+        return None  # the hub is asked, and says what is wrong with a name
+
+
+def _complete(folder: Path, what: str) -> bool:
+    lists = (("config.json",), *NEEDS[what])
+    return _weights_there(folder) and all(any((folder / file).is_file() for file in some) for some in lists)
+
+
+def _weights_there(folder: Path) -> bool:
+    return any(folder.glob("model*.safetensors"))
+
+
+def _download(name: str) -> Path:
+    """All that a tower is read from. Where main holds pickles alone: the conversion by the hub's own bot."""
+    info = HfApi().model_info(name, timeout=10)  # one quick question instead of long retries
+    files = [file.rfilename for file in info.siblings or ()]
+    revision = None
+    if files and not any(re.fullmatch(r"model[^/]*\.safetensors", file) for file in files):
+        with contextlib.suppress(Exception):
+            revision = get_conversion_pr_reference(HfApi(), name)
+    return Path(snapshot_download(name, allow_patterns=TOWER_FILES, revision=revision))
 
 
 def own(name: str) -> Path | None:
@@ -73,21 +120,45 @@ def own(name: str) -> Path | None:
         return Path(snapshot_download(name, allow_patterns=OWN_FILES))
     except Exception as error:
         raise WordsightError(
-            f"backbone {name!r} is on the hub, but the hub did not give its files ({_first_line(error)})"
+            f"backbone {name!r} is on the hub, but the hub did not give its files ({first_line(error)})"
         ) from error
 
 
-def read_json(file: Path) -> Any:
+# -- saving --
+
+
+def save_json(file: Path, facts: Mapping[str, Any]) -> None:
+    write_file(file, json.dumps(facts, indent=2) + "\n")
+
+
+def save_part(folder: Path, model: PreTrainedModel | None = None, tokenizer: Any = None) -> None:
+    """A model and a tokenizer in transformers' layout, without the path that they were read from."""
+    with quiet():
+        if model is not None:
+            model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without progress bars and loading reports; what matters of these is an error here."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WordsightError(f"{file} is not readable as JSON: {_first_line(error)}") from error
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
-def free(folder: str | Path) -> Path:
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise WordsightError(
-            f"{str(folder)!r} already holds something; give a folder that does not exist yet"
-        )
-    return folder
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names of many, in order, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -4,7 +4,6 @@ still writes.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -17,18 +16,17 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
 from wordsight.backbones import OWN_FILE, Backbone, fingerprint, load_backbone, unit
-from wordsight.backbones.clip import _first_line
-from wordsight.backbones.hub import free, read_json
-from wordsight.backbones.text_tower import BASE_FOLDER, CARD, TextTower, demand, read_tensors
+from wordsight.backbones.checkpoint import exactly, read_mapping
+from wordsight.backbones.hub import first_line, save_json
+from wordsight.backbones.text_tower import BASE_FOLDER, TextTower
 from wordsight.config import WordsightError, to_dict
-from wordsight.files import write_file
+from wordsight.files import new_folder, write_file, write_tensors
 
 FORMAT = 1
-WEIGHTS_FILE, TEXT_FOLDER, IMAGE_FOLDER = "weights.safetensors", "text", "image"
+WEIGHTS_FILE, TEXT_FOLDER, IMAGE_FOLDER, CARD = "weights.safetensors", "text", "image", "README.md"
 
 
 class LLM(Backbone):
@@ -66,8 +64,8 @@ class LLM(Backbone):
                 f"image_mean has shape {tuple(mean.shape)}; it must be {image.dim} finite numbers, as wide "
                 f"as an image vector"
             )
-        if not 0 < logit_scale < math.inf:
-            raise WordsightError(f"logit_scale={logit_scale} is not possible; give a number above 0")
+        if not 0 < logit_scale <= 1e6:
+            raise WordsightError(f"logit_scale={logit_scale} is not possible; give one above 0, at most 1e6")
         self.image, self.text, self.name = image, text, name
         self.image_mean = mean.to(image.device)
         self.logit_scale = float(logit_scale)
@@ -90,14 +88,11 @@ class LLM(Backbone):
                 f"`wordsight fit` command goes on), or it is not complete"
             )
         image = _load_image(path, facts, name, device)
-        found = read_tensors(path / WEIGHTS_FILE)
-        demand(
-            WEIGHTS_FILE, {"image_mean": torch.empty(image.dim), "log_scale": torch.empty(())}, found, path
-        )
+        shape = {"image_mean": torch.empty(image.dim), "log_scale": torch.empty(())}
+        found = exactly(path / WEIGHTS_FILE, shape, f"backbone {name!r}")
         text = TextTower.load(path / TEXT_FOLDER, device=device, dtype=dtype)
-        return cls(
-            image, text, image_mean=found["image_mean"], logit_scale=math.exp(found["log_scale"]), name=name
-        )
+        scale = math.exp(min(float(found["log_scale"]), 700.0))  # beyond, a float ends
+        return cls(image, text, image_mean=found["image_mean"], logit_scale=scale, name=name)
 
     @property
     def truncated_texts(self) -> int:
@@ -153,14 +148,9 @@ class LLM(Backbone):
         `copy_base` and `copy_image`: write the LM and the image tower too, or only where they are found and
         what tells whether they are still the same. By default each is copied where it has no name or place to
         load it by, and an LM that was itself trained always is."""
-        folder = free(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.with_name(f".{folder.name}.saving")
-        shutil.rmtree(temporary, ignore_errors=True)  # of a save that was killed
-        temporary.mkdir()
-        self.write_into(temporary, copy_base=copy_base, copy_image=copy_image)
-        save_file(self.weights(), temporary / WEIGHTS_FILE)
-        temporary.replace(folder)
+        with new_folder(folder) as temporary:
+            self.write_into(temporary, copy_base=copy_base, copy_image=copy_image)
+            write_tensors(temporary / WEIGHTS_FILE, self.weights())
 
     def write_into(
         self, folder: str | Path, *, copy_base: bool | None = None, copy_image: bool | None = None
@@ -191,7 +181,7 @@ class LLM(Backbone):
         }
         lm = None if (folder / TEXT_FOLDER / BASE_FOLDER).is_dir() else self.text.plain.name_or_path
         write_file(folder / CARD, self._card(facts["image"], lm))
-        write_file(folder / OWN_FILE, json.dumps(facts, indent=2) + "\n")
+        save_json(folder / OWN_FILE, facts)
 
     def push_to_hub(
         self,
@@ -258,12 +248,11 @@ def _on_hub(name: str) -> bool:
 
 
 def _place(image: Backbone) -> str | None:
-    """By what an image tower is found again: micro, a hub name, or an absolute path. None for one that was
-    made here.
+    """By what an image tower is found again: micro, a hub name, an absolute path or a class. None for one
+    that was made here, or whose folder is gone.
     """
-    if image.name == "micro" or _on_hub(image.name):
-        return image.name
-    return str(Path(image.name).resolve()) if image.name and Path(image.name).exists() else None
+    found = image.source
+    return None if not found or (found.startswith("/") and not Path(found).exists()) else found
 
 
 def _load_image(path: Path, facts: dict[str, Any], name: str, device: torch.device) -> Backbone:
@@ -274,7 +263,7 @@ def _load_image(path: Path, facts: dict[str, Any], name: str, device: torch.devi
     except WordsightError as error:
         raise WordsightError(
             f"the image tower of backbone {name!r}, {str(place or inside)!r}, cannot be loaded: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
     if image.image_fingerprint != facts["image_fingerprint"]:
         raise WordsightError(
@@ -283,12 +272,13 @@ def _load_image(path: Path, facts: dict[str, Any], name: str, device: torch.devi
             "Give it back as it was, or train again"
         )
     if place is None:
-        image.name = f"the image tower of {name}"  # so that whoever saves this again saves it too
+        # so that whoever saves this again saves it too
+        image.name, image.source = f"the image tower of {name}", ""
     return image
 
 
 def _read_facts(file: Path) -> dict[str, Any]:
-    facts = read_json(file)
+    facts = read_mapping(file, "backbone")
     if facts.get("kind") != "llm" or facts.get("format") != FORMAT:
         raise WordsightError(
             f"{file} is of kind {facts.get('kind')!r} and format {facts.get('format')}; this version reads "

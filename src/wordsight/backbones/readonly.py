@@ -8,7 +8,6 @@ cache: the same for every row, computed once, never padding."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -245,18 +244,6 @@ def run_prefix(model: PreTrainedModel, text: dict[str, Tensor]) -> Prefix:
     columns = next(iter(text.values())).shape[1]
     states, cache = text_pass(model, text, torch.tensor([columns], device=model.device))
     return Prefix([(layer.keys, layer.values) for layer in cache.layers], states)
-
-
-def batches(lengths: Sequence[int], extra: int, budget: int) -> Iterator[list[int]]:
-    """Rows in batches of like length, longest first, so that the first batch needs the most memory. `budget`
-    counts tokens: padding and `extra` too.
-    """
-    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    start = 0
-    while start < len(rows):
-        size = max(1, budget // (lengths[rows[start]] + extra))
-        yield rows[start : start + size]
-        start += size
 
 
 # What would be wrong in silence

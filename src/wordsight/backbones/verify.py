@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from wordsight.backbones import readonly
-from wordsight.backbones.language import sketch, untouched
-from wordsight.backbones.text_tower import TextTower, alone
+from wordsight.backbones.lm import alone, sketch, untouched
+from wordsight.backbones.text_tower import TextTower
 
 TOLERANCE = {
     torch.float32: 1e-5,

@@ -4,11 +4,10 @@ training gives it words.
 
 from __future__ import annotations
 
-import json
+import inspect
 import math
 import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,20 +15,30 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, ViTConfig, ViTModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from wordsight.backbones import GIVES_TEXT, OWN_FILE, Backbone, fingerprint, unit
-from wordsight.backbones.clip import DTYPES, _first_line, _quiet, _reading, _shape
-from wordsight.backbones.encoders import encoder_config, load_encoder, width_of
-from wordsight.backbones.hub import free, local, read_json
-from wordsight.backbones.images import FILE as PREPROCESSOR_FILE
-from wordsight.backbones.images import Preprocess, read_preprocessor_config
+from wordsight.backbones import GIVES_TEXT, OWN_FILE, Backbone, fingerprint, pick_dtype, unit
+from wordsight.backbones.checkpoint import (
+    Place,
+    check_finite,
+    config_facts,
+    head_rows,
+    of_a_head,
+    read_config,
+    read_mapping,
+    read_model,
+    reading,
+)
+from wordsight.backbones.hub import find, first_line, save_json, save_part
+from wordsight.backbones.pixels import FILE as PREPROCESSOR_FILE
+from wordsight.backbones.pixels import Preprocess, read_preprocess
 from wordsight.config import WordsightError
+from wordsight.files import new_folder, read_tensors
 
 FORMAT = 1
+POOLINGS = ("cls", "mean", "pooler")
 
 
 class ImageTower(NamedTuple):
@@ -77,7 +86,7 @@ class Vision(Backbone):
     def __init__(self, vision: ImageTower, *, name: str, device: torch.device, dtype: str = "float32"):
         self.name = name
         self.device = device
-        self.dtype = DTYPES[dtype]
+        self.dtype = pick_dtype(dtype)
         self.vision = vision._replace(model=vision.model.eval().requires_grad_(False).to(device, self.dtype))
         self.dim = self.vision.width(name)
 
@@ -90,17 +99,13 @@ class Vision(Backbone):
 
         Errors: WordsightError for whatever is absent or does not fit; a classification head may be left over
         where Wordsight did not write the folder."""
-        if dtype not in DTYPES:
-            raise WordsightError(f"dtype={dtype!r} is not a choice; the choices are {', '.join(DTYPES)}")
-        file = Path(path) / OWN_FILE
+        number, file = pick_dtype(dtype), Path(path) / OWN_FILE
         if file.is_file():
-            return cls(
-                image_tower(file.parent, name, _read_pooling(file), whole=True, dtype=DTYPES[dtype]),
-                name=name,
-                device=device,
-                dtype=dtype,
-            )
-        return cls(image_source(str(path))[0], name=name, device=device, dtype=dtype)
+            place = Place(file.parent, "image encoder", name)
+            tower = image_tower(place, _read_pooling(file), whole=True, dtype=number)
+        else:
+            tower = image_source(str(path))[0]
+        return cls(tower, name=name, device=device, dtype=dtype)
 
     def preprocess(
         self, image: Image.Image, box: tuple[float, float, float, float] | None = None
@@ -120,7 +125,7 @@ class Vision(Backbone):
         model = self.vision.model
         return fingerprint(
             model.state_dict(),
-            _shape(model.config),
+            config_facts(model.config),
             self.vision.transform.facts(),
             self.vision.pooling,
             self.dtype,
@@ -130,33 +135,22 @@ class Vision(Backbone):
         """Write the encoder in transformers' layout, which AutoModel reads too, under a temporary name until
         all is there.
         """
-        folder = free(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.with_name(f".{folder.name}.saving")
-        shutil.rmtree(temporary, ignore_errors=True)  # of a save that was killed
-        with _quiet():
-            self.vision.model.save_pretrained(temporary)
-        (temporary / PREPROCESSOR_FILE).write_text(
-            json.dumps(self.vision.transform.to_dict(), indent=2) + "\n", encoding="utf-8"
-        )
-        facts = {"kind": "vision", "format": FORMAT, "pooling": self.vision.pooling}
-        (temporary / OWN_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder)
+        with new_folder(folder) as temporary:
+            save_part(temporary, self.vision.model)
+            save_json(temporary / PREPROCESSOR_FILE, self.vision.transform.to_dict())
+            facts = {"kind": "vision", "format": FORMAT, "pooling": self.vision.pooling}
+            save_json(temporary / OWN_FILE, facts)
 
 
 def _read_pooling(file: Path) -> str:
-    facts = read_json(file)
-    if (
-        facts.get("kind") != "vision"
-        or facts.get("format") != FORMAT
-        or facts.get("pooling") not in ("cls", "mean", "pooler")
-    ):
+    facts = read_mapping(file, "image encoder")
+    found = [facts.get(key) for key in ("kind", "format", "pooling")]
+    if found[:2] != ["vision", FORMAT] or found[2] not in POOLINGS:
         raise WordsightError(
-            f"{file} has kind={facts.get('kind')!r}, format={facts.get('format')!r}, "
-            f"pooling={facts.get('pooling')!r}; "
-            f"this version reads kind 'vision', format {FORMAT}, pooling cls, mean or pooler"
+            f"{file} has kind={found[0]!r}, format={found[1]!r}, pooling={found[2]!r}; this version reads "
+            f"kind 'vision', format {FORMAT}, pooling {', '.join(POOLINGS)}"
         )
-    return facts["pooling"]
+    return found[2]
 
 
 # Reading
@@ -166,64 +160,102 @@ def image_source(
     name: str, pooling: str = "auto", preprocessor: str | None = None
 ) -> tuple[ImageTower, Tensor | None, list[str] | None]:
     """The image encoder, its head's rows if it has one, and the head's class names if it tells them."""
-    given = read_json(Path(preprocessor)) if preprocessor else None
-    if Path(name).is_file():
-        if Path(name).suffix != ".safetensors":
-            raise WordsightError(
-                f"image encoder {name!r} is a file but not .safetensors; a pickle is never opened"
-            )
-        with _reading(name, "the weights"):
-            model, head = vit_from_timm(load_file(name), name)
-        transform = Preprocess.from_pretrained(given or _timm_pixels(model.config.image_size), name=name)
-        vision = ImageTower(model.eval(), transform, "cls" if pooling == "auto" else pooling)
-        if vision.pooling == "pooler":
-            raise WordsightError(
-                f"pooling='pooler' is not possible: the ViT in {name!r} has no pooler; take cls or mean"
-            )
-        vision.width(name)
-        return vision, head, None
-    folder = local(name, "image")
-    return (
-        image_tower(folder, name, pooling, whole=False, preprocessor=given),
-        _head(folder),
-        _own_names(folder),
-    )
+    given = read_mapping(Path(preprocessor).expanduser(), "preprocessor") if preprocessor else None
+    if Path(name).expanduser().is_file():
+        tower, head = _from_file(Path(name).expanduser(), name, pooling, given)
+        return tower, head, None
+    place = Place(find(name, "image encoder"), "image encoder", name)
+    tower = image_tower(place, pooling, whole=False, preprocessor=given)
+    return tower, head_rows(place), _own_names(place)
+
+
+def _from_file(
+    file: Path, name: str, pooling: str, given: dict[str, Any] | None
+) -> tuple[ImageTower, Tensor | None]:
+    """A ViT with timm's names."""
+    if file.suffix != ".safetensors":
+        raise WordsightError(
+            f"image encoder {name!r} is a file but not .safetensors; a pickle is never opened"
+        )
+    with reading(name, "the weights"):
+        model, head = vit_from_timm(read_tensors(file, "image encoder")[0], name)
+    with reading(name, "preprocessor"):
+        pixels = given or _timm_pixels(model.config.image_size)
+        transform = Preprocess.from_pretrained(pixels, name=name)
+    tower = ImageTower(model.eval(), transform, "cls" if pooling == "auto" else pooling)
+    if tower.pooling == "pooler":
+        raise WordsightError(
+            f"pooling='pooler' is not possible: the ViT in {name!r} has no pooler; take cls or mean"
+        )
+    tower.width(name)
+    return tower, head
 
 
 def image_tower(
-    folder: Path,
-    name: str,
+    place: Place,
     pooling: str,
     *,
     whole: bool,
     dtype: torch.dtype = torch.float32,
     preprocessor: dict[str, Any] | None = None,
 ) -> ImageTower:
-    config = encoder_config(folder, name, "pixel_values")
-    plain_vit = pooling == "auto" and config.model_type in (
-        "vit",
-        "deit",
-    )  # their heads read the class token; their pooler is often untrained
-    model = load_encoder(
-        folder, name, config, pooler=not plain_vit and pooling in ("auto", "pooler"), whole=whole, dtype=dtype
-    )
-    preprocessor = preprocessor or read_preprocessor_config(folder)
-    if preprocessor is None:
-        raise WordsightError(
-            f"image encoder {str(folder)!r} holds no {PREPROCESSOR_FILE}, so how to make its pixels is "
-            f"unknown; copy it, or give preprocessor=FILE"
-        )
-    with _reading(name, PREPROCESSOR_FILE):
-        transform = Preprocess.from_pretrained(preprocessor, model_type=config.model_type, name=name)
+    config = encoder_config(place, "pixel_values")
+    # their heads read the class token; their pooler is often untrained
+    plain_vit = pooling == "auto" and config.model_type in ("vit", "deit")
+    pooler = not plain_vit and pooling in ("auto", "pooler")
+    model = read_encoder(place, config, pooler=pooler, whole=whole, dtype=dtype)
+    transform = read_preprocess(place, config.model_type, preprocessor)
     if pooling == "auto":
-        pooling = (
-            "cls"
-            if plain_vit or _output(ImageTower(model, transform, "pooler"), name).get("pooler_output") is None
-            else "pooler"
-        )
+        tried = plain_vit or _output(ImageTower(model, transform, "pooler"), place.name)
+        pooling = "cls" if plain_vit or tried.get("pooler_output") is None else "pooler"
     tower = ImageTower(model, transform, pooling)
-    tower.width(name)
+    tower.width(place.name)
     return tower
+
+
+def encoder_config(place: Place, wanted: str) -> Any:
+    """The encoder's config.json, if it is of the sort that takes `wanted`."""
+    sort, other = ("image", "text") if wanted == "pixel_values" else ("text", "image")
+    config = read_config(place)
+    kind = MODEL_MAPPING.get(type(config), None)
+    if getattr(config, "vision_config", None) and getattr(config, "text_config", None):
+        raise WordsightError(
+            f"{place.name!r} ({config.model_type}) is both an image and a text encoder; a {sort} encoder "
+            f"alone is needed to join"
+        )
+    if getattr(kind, "main_input_name", None) != wanted:
+        raise WordsightError(
+            f"{place.name!r} ({config.model_type}) was given as the {sort} encoder, but is none; is it the "
+            f"{other} encoder?"
+        )
+    return config
+
+
+def read_encoder(
+    place: Place, config: Any, *, pooler: bool, whole: bool, dtype: torch.dtype
+) -> PreTrainedModel:
+    """The encoder alone. `whole`: nothing of the checkpoint may be left over; otherwise a head may be."""
+    kind = MODEL_MAPPING[type(config)]
+    has_one = "add_pooling_layer" in inspect.signature(kind.__init__).parameters
+    settings = {"add_pooling_layer": pooler} if has_one else {}
+    spare = None if whole else of_a_head
+    return read_model(kind, place, config, dtype=dtype, spare=spare, **settings)
+
+
+@torch.no_grad()
+def width_of(tower: Callable, sample: Any, name: str) -> int:
+    """The width of a tower's vectors, found by trying on `sample`."""
+    try:
+        vector = tower(sample)
+        check_finite({"vector": vector}, f"what encoder {name!r} makes")
+        return vector.shape[1]
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        if isinstance(error, WordsightError):
+            raise
+        raise WordsightError(
+            f"encoder {name!r} ({tower.model.config.model_type}) gives no vector with "
+            f"pooling={tower.pooling} ({first_line(error)})"
+        ) from error
 
 
 @torch.no_grad()
@@ -235,25 +267,17 @@ def _output(tower: ImageTower, name: str) -> Any:
     except (RuntimeError, TypeError, ValueError) as error:
         raise WordsightError(
             f"{PREPROCESSOR_FILE} of {name!r} makes {tuple(pixels.shape[2:])} pixels, which its image "
-            f"encoder does not take ({_first_line(error)})"
+            f"encoder does not take ({first_line(error)})"
         ) from error
 
 
-def _head(folder: Path) -> Float[Tensor, "C D"] | None:
-    """The rows of the checkpoint's classification head."""
-    for file in sorted(folder.glob("model*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            if "classifier.weight" in tensors.keys():  # noqa: SIM118  safe_open has no `in`
-                return tensors.get_tensor("classifier.weight")
-    return None
-
-
-def _own_names(folder: Path) -> list[str] | None:
+def _own_names(place: Place) -> list[str] | None:
     """The head's class names in config.json: of `tench, Tinca tinca` the first, and None where they are only
     LABEL_0, LABEL_1, ...
     """
-    labels = read_json(folder / "config.json").get("id2label") or {}
-    names = [labels[key].split(",")[0] for key in sorted(labels, key=int)]
+    labels = read_mapping(place.folder / "config.json", f"{place}:").get("id2label") or {}
+    with reading(place.name, "id2label of config.json"):
+        names = [labels[key].split(",")[0] for key in sorted(labels, key=int)]
     return names if names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names) else None
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,13 @@ from transformers.models.auto.image_processing_auto import (
     IMAGE_PROCESSOR_MAPPING_NAMES,
     get_image_processor_class_from_name,
 )
-from transformers.utils import cached_file
 
+from wordsight.backbones.checkpoint import Place, read_mapping, reading
+from wordsight.backbones.hub import PIXEL_FILES
 from wordsight.config import WordsightError
 
 FILE = "preprocessor_config.json"
+LARGEST = 8192  # pixels a side: a damaged file that asks for more would fill the memory
 
 
 class Preprocess:
@@ -67,6 +68,7 @@ class Preprocess:
                 f"take a model with the image processor of CLIP, SigLIP, ViT, BiT (DINOv2) or ConvNeXt"
             )
         try:
+            _check_sizes(values)
             return cls(found(**values))
         except WordsightError as error:
             raise WordsightError(f"image processor {kind!r} of {name or 'this model'!r}: {error}") from None
@@ -123,8 +125,13 @@ class Preprocess:
                     "it does not make pixels of one fixed size (NaFlex, tiles or kept aspect ratios), "
                     "which a frozen tower's cache needs"
                 )
-            theirs = self.processor(image, return_tensors="pt")["pixel_values"][0]
-            if not torch.allclose(self.normalise(pixels), theirs.float(), atol=1e-5, rtol=1e-5):
+            theirs, ours = (
+                self.processor(image, return_tensors="pt")["pixel_values"][0],
+                self.normalise(pixels),
+            )
+            if not bool(ours.isfinite().all()):
+                raise WordsightError("its mean, deviation or rescaling makes pixels that are not finite")
+            if not torch.allclose(ours, theirs.float(), atol=1e-5, rtol=1e-5):
                 raise WordsightError(
                     "it does more than resize, crop, rescale and normalise, which is all that Wordsight "
                     "does after caching pixels"
@@ -145,25 +152,37 @@ def _cut(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Im
     return image.crop((math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)))
 
 
-def read_preprocessor_config(path: str | Path, *, local_files_only: bool = True) -> dict[str, Any] | None:
-    """The image part of processor_config.json or preprocessor_config.json of a folder or hub name, the first
-    winning as in transformers. None where there is neither."""
-    for name in ("processor_config.json", FILE):
-        file = cached_file(
-            str(path),
-            name,
-            local_files_only=local_files_only,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        if file is not None:
-            try:
-                found = json.loads(Path(file).read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise WordsightError(f"{name} of {str(path)!r} is not readable as JSON: {error}") from error
+def _check_sizes(values: Mapping[str, Any]) -> None:
+    for key in ("size", "crop_size"):
+        sides = values.get(key)
+        for side in sides.values() if isinstance(sides, Mapping) else [sides]:
+            if isinstance(side, (int, float)) and not 0 < side <= LARGEST:
+                raise WordsightError(f"{key}={sides!r} is no size of pixels; expected 1 to {LARGEST}")
+
+
+def read_preprocess(
+    place: Place, model_type: str | None, given: Mapping[str, Any] | None = None
+) -> Preprocess:
+    """The pixels of the tower in a folder; `given` are the contents of a preprocessor_config.json to use
+    instead of the folder's own. Errors: WordsightError where there is none, or none that can be exact."""
+    values = given or _settings_of(place)
+    with reading(place.name, FILE):
+        return Preprocess.from_pretrained(values, model_type=model_type, name=place.name)
+
+
+def _settings_of(place: Place) -> dict[str, Any]:
+    """The image part of processor_config.json or of preprocessor_config.json, the first winning as in
+    transformers.
+    """
+    for name in PIXEL_FILES:
+        if (place.folder / name).exists():
+            found = read_mapping(place.folder / name, f"{place}:")
             if name == FILE or "image_processor" in found:
                 return found.get("image_processor", found)
-    return None
+    raise WordsightError(
+        f"{place}: its folder holds no {FILE}, so how to make its pixels is unknown; copy it from where the "
+        f"model came from, or give preprocessor=FILE where two encoders are joined"
+    )
 
 
 def _per_channel(value: float | list[float]) -> Float[Tensor, "3 1 1"]:

@@ -1,0 +1,334 @@
+"""lm: a language model as it comes, read strictly; and the same with adapters inside, which can be switched
+off so that it writes as before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_MAPPING,
+)
+
+from wordsight.backbones import fingerprint, pick_dtype
+from wordsight.backbones.checkpoint import (
+    Place,
+    check_finite,
+    of_a_head,
+    padding_of,
+    read_config,
+    read_model,
+    read_tokenizer,
+    reading,
+)
+from wordsight.backbones.tower_settings import TowerSettings
+from wordsight.config import WordsightError, nearest
+
+# numbers for functional dropout
+DROPOUTS = ("attention_dropout", "activation_dropout", "dropout", "dropout_prob", "attn_dropout")
+
+
+# switching adapters changes the model for everybody: a server that embeds and generates takes turns
+_one_at_a_time = threading.RLock()
+
+
+# -- as it comes --
+
+
+def load_lm(
+    place: Place, kind: str, *, dtype: str = "float32", random: Mapping[str, Any] | None = None
+) -> tuple[PreTrainedModel, Any]:
+    """An LM and its tokenizer, every tensor from the checkpoint; `random`: none, of its shape with these
+    values changed. Errors: WordsightError for whatever is absent or damaged.
+    """
+    number, config = pick_dtype(dtype), read_config(place)
+    check_kind(config, kind)
+    tokenizer = read_tokenizer(place)
+    auto = AutoModel if kind == "encoder" else AutoModelForCausalLM
+    if random is not None:
+        return _random(auto, place, config, random, number), tokenizer
+    pooler = {"add_pooling_layer": False} if kind == "encoder" and _has_pooler(config) else {}
+    lm = read_model(auto, place, config, dtype=number, spare=of_a_head, **pooler)
+    with torch.no_grad(), reading(place.name, "the LM"):
+        check_finite({"states": lm(input_ids=torch.zeros(1, 1, dtype=torch.long))[0]}, f"what {place} makes")
+    return lm, tokenizer
+
+
+def _random(
+    auto: Any, place: Place, config: Any, changes: Mapping[str, Any], dtype: torch.dtype
+) -> PreTrainedModel:
+    for key, value in changes.items():
+        known = config.to_dict()
+        if key not in known and getattr(config, key, None) is None:
+            raise WordsightError(
+                f"shape has {key!r}, which config.json of {place.name!r} has not{nearest(key, known)}"
+            )
+        setattr(config, key, value)
+    lm = auto.from_config(config, dtype=dtype)
+    lm.name_or_path = ""
+    return lm.eval()
+
+
+def _has_pooler(config: Any) -> bool:
+    return "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
+
+
+def check_kind(config: Any, kind: str) -> None:
+    """A decoder is a decoder, and an encoder an encoder."""
+    name = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise WordsightError(
+            f"{name} is an encoder with a decoder; a text tower takes a decoder LM, or an encoder alone"
+        )
+    encoder = name in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    if kind == "decoder" and encoder:
+        raise WordsightError(
+            f"{name} is an encoder, whose text would see the prompts; set kind=encoder, prompts=0 and "
+            f"wrapper=plain for it"
+        )
+    if kind == "decoder" and name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise WordsightError(
+            f"{name} is no decoder LM that transformers knows; give one such as llama, mistral, qwen3, "
+            f"smollm3, opt or gpt2"
+        )
+    if kind == "encoder" and not encoder:
+        raise WordsightError(f"{name} is no encoder LM; set kind=decoder for it")
+
+
+def untouched(lm: PreTrainedModel) -> PreTrainedModel:
+    """The LM without the adapters in its layers: another object on the very same tensors, so that it costs no
+    memory.
+    """
+    shared = {id(tensor): tensor for tensor in (*lm.parameters(), *lm.buffers())}
+    bare = copy.deepcopy(lm, shared)
+    for name, module in list(bare.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            bare.set_submodule(name, module.get_base_layer())
+    vars(bare).pop("peft_config", None)
+    return bare
+
+
+def sketch(lm: PreTrainedModel, *, rounded: bool = False) -> str:
+    """A hash of some numbers of every tensor: tells two LMs apart in a moment. `rounded` to bfloat16: the
+    same whichever dtype a checkpoint is read in.
+    """
+    tensors = {
+        key: value.detach().flatten()[:: max(1, value.numel() // 64)] for key, value in lm.named_parameters()
+    }
+    if rounded:
+        tensors = {key: value.bfloat16() for key, value in tensors.items()}
+    return fingerprint(tensors, lm.config.model_type, [tuple(value.shape) for value in lm.parameters()])
+
+
+def drop_dropout(lm: PreTrainedModel) -> None:
+    """Dropout off, whether it is a layer or a number."""
+    for module in lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in DROPOUTS:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def check_vocabulary(tokenizer: Any, lm: PreTrainedModel) -> None:
+    """The tokenizer gives no token that the LM does not know, and was not made for a far larger one."""
+    known, vocabulary = lm.get_input_embeddings().num_embeddings, tokenizer.get_vocab()
+    highest = max(vocabulary.values())
+    far = known - highest > 1024 and highest < 0.9 * known  # a few are padding to a round number
+    if highest >= known or far:
+        raise WordsightError(
+            f"the tokenizer's highest token is {highest}, but the LM ({lm.config.model_type}) knows "
+            f"{known}: their vocabularies differ, so they do not belong together"
+        )
+
+
+# -- with adapters --
+
+
+def alone(method: Callable) -> Callable:
+    """Without gradient, in eval mode, and nobody else's call in between."""
+
+    @wraps(method)
+    def call(self, *args, **kwargs):
+        training = self.training
+        with _one_at_a_time, torch.no_grad():
+            self.train(False)
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                self.train(training)
+
+    return call
+
+
+class AdaptedLM(nn.Module):
+    """An LM with LoRA inside, or without, that writes. With the adapters off it is the untouched one, bit for
+    bit.
+    """
+
+    lm: PreTrainedModel | PeftModel
+    tokenizer: Any
+    settings: TowerSettings
+    can_generate: bool  # it is a decoder and has a word head
+
+    @property
+    def adapted(self) -> bool:
+        return isinstance(self.lm, PeftModel)
+
+    @property
+    def plain(self) -> PreTrainedModel:
+        """The LM in transformers' class. Where there is LoRA, it sits in its layers."""
+        return self.lm.get_base_model() if self.adapted else self.lm
+
+    @property
+    def trunk(self) -> PreTrainedModel:
+        """The LM without its word head."""
+        return self.plain.base_model
+
+    @property
+    def device(self) -> torch.device:
+        return self.plain.device
+
+    @property
+    def writes_as_before(self) -> bool:
+        """Whether the LM, with adapters off, writes what it wrote before it became a text tower."""
+        return (
+            self.can_generate
+            and self.settings.train not in ("layernorms", "all")
+            and self.settings.bias == "none"
+        )
+
+    @contextlib.contextmanager
+    def adapters(self, on: bool) -> Iterator[None]:
+        """With `on` false, the LM inside is the untouched one, bit for bit."""
+        if on or not self.adapted:
+            yield
+            return
+        trained = {parameter: parameter.requires_grad for parameter in self.lm.parameters()}
+        try:
+            with _one_at_a_time, self.lm.disable_adapter():
+                yield
+        finally:
+            # peft leaves adapters trainable behind it, even frozen ones
+            for parameter, wanted in trained.items():
+                parameter.requires_grad_(wanted)
+
+    @contextlib.contextmanager
+    def _folded(self) -> Iterator[None]:
+        """LoRA added to copies of the weights, which costs nothing a token. Unlike merging, the weights
+        themselves come back, every bit of them.
+
+        In float32 alone: the sum rounded to bfloat16 would lose a part of LoRA.
+        """
+        layers = [module for module in self.lm.modules() if isinstance(module, LoraLayer)]
+        if (
+            not layers
+            or layers[0].disable_adapters
+            or self.settings.prompt_only_lora
+            or self.trunk.dtype != torch.float32
+        ):
+            yield
+            return
+        kept = [(module.get_base_layer().weight, module.get_base_layer().weight.data) for module in layers]
+        try:
+            for module, (weight, data) in zip(layers, kept):
+                weight.data = data + module.get_delta_weight("default")
+            with self.adapters(False):
+                yield
+        finally:
+            for weight, data in kept:
+                weight.data = data
+
+    @alone
+    def generate(
+        self,
+        texts: str | Sequence[str],
+        adapters: Literal["on", "off"] | Sequence[str] = "off",
+        *,
+        max_new_tokens: int = 64,
+        **settings: Any,
+    ) -> str | list[str]:
+        """What the LM writes after each text. `adapters`: off is the untouched LM, bit for bit; a list says
+        it for each text, in one batch.
+        """
+        many = [texts] if isinstance(texts, str) else list(texts)
+        tokens = self.generate_tokens(
+            [self.tokenizer(text)["input_ids"] for text in many],
+            adapters,
+            max_new_tokens=max_new_tokens,
+            **settings,
+        )
+        written = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
+        return written[0] if isinstance(texts, str) else written
+
+    @alone
+    def generate_tokens(
+        self,
+        prompts: list[list[int]],
+        adapters: Literal["on", "off"] | Sequence[str] = "off",
+        **settings: Any,
+    ) -> Int[Tensor, "B new"]:
+        """The new tokens after each row of token ids; `settings` are those of transformers' `generate`,
+        greedy unless they say otherwise.
+        """
+        rows = [adapters] * len(prompts) if isinstance(adapters, str) else list(adapters)
+        self._check_generation(prompts, rows)
+        width = max(map(len, prompts))
+        pad = padding_of(self.tokenizer)
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=self.device)
+        mask = torch.tensor(
+            [[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=self.device
+        )
+        given = {"input_ids": ids, "attention_mask": mask, "pad_token_id": pad, "do_sample": False} | settings
+        if len(set(rows)) > 1 and self.adapted:
+            written = self.lm.generate(
+                **given, adapter_names=["default" if row == "on" else "__base__" for row in rows]
+            )
+        else:
+            with self.adapters(rows[0] == "on"):
+                written = self.plain.generate(**given)
+        return written[:, width:]
+
+    def _check_generation(self, prompts: list[list[int]], rows: list[str]) -> None:
+        if not self.can_generate:
+            raise WordsightError(
+                f"{self.plain.config.model_type} was loaded as an {self.settings.kind} without a word "
+                f"head; it cannot generate"
+            )
+        if not prompts or not all(prompts):
+            raise WordsightError("there is nothing to write on from; give a text")
+        if len(rows) != len(prompts) or set(rows) - {"on", "off"}:
+            raise WordsightError(f"adapters={rows!r} does not say on or off for each of {len(prompts)} texts")
+        self._check_merged()
+        if "off" in rows and self.settings.train in ("layernorms", "all"):
+            raise WordsightError(
+                f"train={self.settings.train!r} changed the LM itself: there is no untouched one to write "
+                f"with; say adapters=on"
+            )
+        if "off" in rows and self.settings.bias != "none":
+            raise WordsightError(
+                f"bias={self.settings.bias!r} trained the LM's own biases, which stay when adapters are "
+                f"off; say adapters=on"
+            )
+
+    def _check_merged(self) -> None:
+        if any(isinstance(module, BaseTunerLayer) and module.merged for module in self.lm.modules()):
+            raise WordsightError(
+                "the adapters were merged into the weights: those are rounded for good, and the untouched "
+                "LM is gone; load the tower again, and merge a copy"
+            )

@@ -1,0 +1,185 @@
+"""tower_settings: what decides a text tower besides its LM: the wrapper sentence, the prompts, the pooling,
+and where LoRA goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from peft import LoraConfig
+from transformers import PreTrainedModel
+
+from wordsight.config import WordsightError, nearest
+
+ASKS = "A photo of a {}. A {} has the following visual attributes."
+WRAPPERS = {
+    # CLAMP's: the turns are separated by a space, as in Vicuna's own format
+    "vicuna": f"USER: {ASKS} ASSISTANT: 1.",
+    "plain": "{}",
+}
+LARGEST = 16384  # of any size below: a damaged file that asks for more would fill the memory
+_LLAMA, _BERT = ("q_proj", "k_proj", "v_proj", "o_proj"), ("query", "key", "value", "attention.output.dense")
+TARGETS: dict[str, tuple[str, ...]] = {  # the attention's projections, where LoRA goes
+    **dict.fromkeys(
+        (
+            "llama",
+            "mistral",
+            "mixtral",
+            "qwen2",
+            "qwen3",
+            "smollm3",
+            "olmo",
+            "olmo2",
+            "olmo3",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+        ),
+        _LLAMA,
+    ),
+    **dict.fromkeys(("cohere", "granite", "starcoder2", "stablelm"), _LLAMA),
+    "phi": ("q_proj", "k_proj", "v_proj", "self_attn.dense"),
+    "phi3": ("qkv_proj", "o_proj"),
+    "opt": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    "gpt2": ("attn.c_attn", "attn.c_proj"),  # the MLP has a c_proj too
+    "gpt_neox": ("query_key_value", "attention.dense"),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "camembert"), _BERT),
+    "mpnet": ("attn.q", "attn.k", "attn.v", "attn.o"),
+    "distilbert": ("q_lin", "k_lin", "v_lin", "out_lin"),
+    "modernbert": ("attn.Wqkv", "attn.Wo"),
+}
+
+
+@dataclass(frozen=True)
+class TowerSettings:
+    """What decides a text tower besides its LM. Saved with it. The defaults are CLAMP's; width, heads and
+    max_tokens are not given there.
+    """
+
+    kind: Literal["decoder", "encoder"] = "decoder"
+    # vicuna, chat (the tokenizer's own template), plain, or a text with {} where the caption stands
+    wrapper: str = "vicuna"
+    prompts: int = 24  # K read-only vectors after the text; 0 pools the text's own states
+    prompts_attend: Literal["both", "causal"] = "both"  # do prompts see the prompts after them
+    front: int = 0  # soft tokens before the text (LN-prefix has 12); these the text does see
+    pooling: Literal["attention", "mean", "last"] = "attention"
+    heads: int = 8
+    width: int | None = None  # of the attention pooler; by default the LM's
+    dim: int = 512  # D, the shared width: the vision tower's
+    # linear layers from pooled states to the shared space: 1 is a projection, more are an MLP (SAIL,
+    # ShareLock)
+    depth: int = 1
+    train: Literal["lora", "prompts", "layernorms", "all", "head"] = (
+        "lora"  # besides prompts, pooling and projection; head: only the last two
+    )
+    prompt_only_lora: bool = (
+        False  # LoRA acts in the prompts' pass only: text states and cache stay the base LM's
+    )
+    rank: int = 16
+    alpha: int = 16
+    dropout: float = 0.1
+    bias: Literal["none", "all", "lora_only"] = "none"
+    targets: tuple[
+        str, ...
+    ] = ()  # modules that get LoRA; by default the attention projections of the LM's family
+    keep_generation: bool = True  # refuse whatever would keep the LM from writing as before
+    max_tokens: int | None = None  # of text and wrapper; by default 256, or what the LM's positions leave
+
+
+def check_settings(settings: TowerSettings, config: Any) -> None:
+    """Errors: WordsightError for numbers that cannot be, and for what an LM of this config cannot be."""
+    least = {"prompts": 0, "front": 0, "heads": 1, "dim": 1, "depth": 1, "rank": 1, "alpha": 1}
+    for name, bound in (least | {"width": 1, "max_tokens": 1}).items():
+        value = getattr(settings, name)
+        if value is not None and value < bound:
+            raise WordsightError(f"{name}={value} is not possible; give at least {bound}")
+        if value is not None and value > LARGEST and name != "max_tokens":
+            raise WordsightError(f"{name}={value} is not possible; give at most {LARGEST}")
+    if not 0 <= settings.dropout < 1:
+        raise WordsightError(f"dropout={settings.dropout} is not possible; give at least 0 and less than 1")
+    if settings.kind == "encoder" and (settings.prompts or settings.front or settings.pooling == "last"):
+        raise WordsightError(
+            f"{config.model_type} is an encoder: its text would see the prompts, and its last token means "
+            f"nothing; "
+            "set prompts=0, front=0 and pooling=mean or attention"
+        )
+    if settings.prompt_only_lora and (not settings.prompts or settings.train != "lora" or settings.front):
+        raise WordsightError(
+            "prompt_only_lora needs prompts, train=lora and no front tokens: LoRA acts on the prompts alone"
+        )
+    if settings.kind == "decoder" and settings.keep_generation:
+        if settings.bias != "none":
+            raise WordsightError(
+                f"bias={settings.bias!r} trains the LM's own biases, which stay when adapters are off; "
+                f"generation would change. "
+                "Set bias=none, or keep_generation=false"
+            )
+        if settings.train in ("layernorms", "all"):
+            raise WordsightError(
+                f"train={settings.train!r} changes the LM itself, and what it writes; set "
+                f"keep_generation=false"
+            )
+
+
+def lora_config(settings: TowerSettings, lm: PreTrainedModel) -> LoraConfig:
+    """peft's settings, at the attention's projections of this LM's family."""
+    targets = settings.targets or TARGETS.get(lm.config.model_type)
+    if not targets:
+        raise WordsightError(
+            f"which modules of {lm.config.model_type} are attention projections is not known; give "
+            f"targets=..., e.g. q_proj,v_proj"
+        )
+    found = [
+        target
+        for target in targets
+        if any(f".{name}".endswith(f".{target}") for name, _ in lm.named_modules())
+    ]
+    if set(found) != set(targets):
+        raise WordsightError(
+            f"targets {', '.join(sorted(set(targets) - set(found)))} do not occur in {lm.config.model_type}"
+        )
+    conv1d = any(
+        type(module).__name__ == "Conv1D" for module in lm.modules()
+    )  # GPT-2's linear layers are transposed
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(targets),
+        bias=settings.bias,
+        fan_in_fan_out=conv1d,
+        task_type="CAUSAL_LM" if lm.get_output_embeddings() is not None else None,
+    )
+
+
+def resolve_wrapper(name: str, tokenizer: Any) -> tuple[str, bool]:
+    """The sentence with {} where the caption stands, and whether the tokenizer still adds its special tokens.
+    Kept with the tower: templates date themselves.
+    """
+    if name == "chat":
+        if not getattr(tokenizer, "chat_template", None):
+            raise WordsightError(
+                "wrapper='chat', but the tokenizer has no chat template; the choices are vicuna, plain, or "
+                "a text with {}"
+            )
+        turn = [{"role": "user", "content": ASKS}]
+        found = (
+            tokenizer.apply_chat_template(
+                turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+            + "1."
+        )
+        if found.count("{}") != ASKS.count("{}"):
+            raise WordsightError(
+                f"the tokenizer's chat template has braces of its own, or drops the user's turn: "
+                f"{found!r}; write the wrapper out"
+            )
+        return found, False  # the template has written them
+    found = WRAPPERS.get(name, name)
+    if "{}" not in found:
+        raise WordsightError(
+            f"wrapper={name!r} has no {{}} where the caption stands{nearest(name, (*WRAPPERS, 'chat'))}; "
+            f"or give vicuna, chat or plain"
+        )
+    return found, True
