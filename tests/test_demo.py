@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
-from wordsight import demo as module
 from wordsight.cli import main
 from wordsight.config import WordsightError
 from wordsight.data.pairs import open_pairs
-from wordsight.demo import GLYPHS, MICRO_LM, demo, runs_of
+from wordsight.demo import aape as module
+from wordsight.demo import demo
+from wordsight.demo.aape import runs_of
+from wordsight.demo.clamp import GLYPHS, MICRO_LM
 from wordsight.runs import Run
 
 CUT = {"shots": (1,), "seeds": (1,), "methods": ("zero_shot", "linear_probe", "aape")}

@@ -13,7 +13,7 @@ def test_csv_disarms_formulas_in_names_and_cells_and_gives_them_back(tmp_path):
     odd = [
         "=1+1",
         "+1",
-        "-1",
+        "-x",
         "@x",
         "\t=1",
         "'=1",
@@ -26,7 +26,7 @@ def test_csv_disarms_formulas_in_names_and_cells_and_gives_them_back(tmp_path):
     ]
     text = csv_text(odd, [odd, [1, -2.5, *odd[2:]]])
     for row in csv.reader(text.splitlines(keepends=True)):
-        assert not any(cell.startswith(("=", "+", "@", "\t", "\uff1d")) for cell in row)
+        assert not any(cell.startswith(("=", "+", "-x", "@", "\t", "\uff1d")) for cell in row)
     first, second = csv_rows(text)
     assert list(first) == odd and list(first.values()) == odd
     assert [second["=1+1"], second["+1"]] == ["1", "-2.5"]
@@ -45,3 +45,10 @@ def test_a_file_that_is_not_written_to_its_end_leaves_nothing(tmp_path):
     assert file.read_text() == "one two" and list(tmp_path.iterdir()) == [file]
     with pytest.raises(WordsightError, match="cannot be written"), writing(file / "below") as out:
         pass
+
+
+def test_a_negative_number_is_no_formula_and_what_is_no_csv_is_said():
+    (line,) = csv_text(["a", "b", "c"], [["-0.0", "-x", -0.5]]).splitlines()[1:]
+    assert line == "-0.0,'-x,-0.5" and csv_rows(f"a,b,c\n{line}")[0] == {"a": "-0.0", "b": "-x", "c": "-0.5"}
+    with pytest.raises(WordsightError, match="cannot be read as CSV"):
+        csv_rows("a\n" + "x" * 200_000)

@@ -31,7 +31,6 @@ ORDER = [
     "train",
     "tasks",
     "estimator",
-    "comparison",
     "report",
     "demo",
     "cost",

@@ -333,7 +333,7 @@ def nfc(name: str) -> str:
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """CSV in which no text is a formula to a spreadsheet: one that begins like one stands behind a quote
-    mark.
+    mark. A number is none, whatever its sign.
     """
     return csv_lines([header, *rows])
 
@@ -346,14 +346,31 @@ def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _disarmed(cell: Any) -> Any:
-    return "'" + cell if isinstance(cell, str) and cell.lstrip("'").startswith(FORMULA) else cell
+    return "'" + cell if isinstance(cell, str) and _formula(cell) else cell
+
+
+def _formula(cell: str) -> bool:
+    """Whether a spreadsheet would compute it, or it stands behind a quote mark that we did not write. A
+    negative number is no formula.
+    """
+    if not cell.lstrip("'").startswith(FORMULA):
+        return False
+    try:
+        float(cell)
+    except ValueError:
+        return True
+    return not cell.startswith("-")
 
 
 def csv_rows(text: str) -> list[dict[str, str]]:
-    """What `csv_text` wrote, as it was."""
+    """What `csv_text` wrote, as it was. Errors: WordsightError where it is no CSV."""
 
     def back(cell: str) -> str:
-        return cell[1:] if cell[:1] == "'" and cell.lstrip("'").startswith(FORMULA) else cell
+        return cell[1:] if cell[:1] == "'" and _formula(cell[1:]) else cell
 
-    header, *rows = [list(map(back, row)) for row in csv.reader(io.StringIO(text, newline="")) if row] or [[]]
+    try:
+        found = [list(map(back, row)) for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except csv.Error as error:
+        raise WordsightError(f"a table cannot be read as CSV: {error}") from error
+    header, *rows = found or [[]]
     return [dict(zip(header, row)) for row in rows]

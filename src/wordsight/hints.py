@@ -193,8 +193,8 @@ def check_images(words: Sequence[str]) -> None:
 
 
 def check_runs(words: Sequence[str]) -> None:
-    """Refuse folders that a report cannot be made of."""
-    for word in words:
+    """Refuse a single folder that a report cannot be made of; among several it is told with the report."""
+    for word in words if len(words) == 1 else ():
         path = Path(word).expanduser()
         if path.is_dir() and not is_run(path) and not any(path.rglob("config.yaml")):
             more = f": `wordsight fit data={word}` makes one" if _is_data(path) else ""

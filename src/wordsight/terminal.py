@@ -141,8 +141,6 @@ def predict(answer: Mapping[str, Any]) -> None:
 
 def report(answer: Mapping[str, Any]) -> None:
     out(answer["markdown"])
-    for folder in answer["unfinished"]:
-        log.info("left out, not finished: %s", folder)
     out(f"report: {answer['html']}")
 
 

@@ -27,8 +27,8 @@ from wordsight.backbones import Backbone, load_backbone
 from wordsight.config import RunSettings
 from wordsight.data import Picture, open_dataset
 from wordsight.data.features import image_features
-from wordsight.demo import GLYPHS as RENDERED
-from wordsight.demo import TOWER, TOWERS, TRAIN, png
+from wordsight.demo.clamp import GLYPHS as RENDERED
+from wordsight.demo.clamp import TOWER, TOWERS, TRAIN, png
 from wordsight.files import write_file
 from wordsight.tasks.retrieve import fit
 

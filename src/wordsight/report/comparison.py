@@ -1,32 +1,28 @@
-"""Comparison: how methods stand against one another over datasets and seeds. Pure: figures in; means, ranks
-and paired differences out.
+"""Comparison: how methods stand against one another over datasets and seeds: means, ranks and paired
+differences.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from wordsight.config import WordsightError, nearest
 from wordsight.metrics import harmonic_mean, interval, ranks
+from wordsight.report.reading import ALL_LABELS, NO_LABELS
+from wordsight.report.rows import FIGURES, Row, accuracies_of
 
 LEAST_PAIRS = 3  # of which an interval is drawn: two say nothing of a spread
-PARTS = ("all", "base", "new", "H")
-PUBLISHED = Path(__file__).parent / "data" / "published.json"
 ANY_SEED = None  # of a figure that no seed decides
+REFERENCE = "aape"  # whom others are compared with where nobody is named and it is there
 
-Scores = Mapping[
-    tuple[str, int | None], Mapping[str, float]
-]  # {(dataset, seed): {all, base, new: accuracy}} of one method
+# {(dataset, seed): {all, base, new: accuracy}} of one method
+Scores = Mapping[tuple[str, int | None], Mapping[str, float]]
 
 
 class Difference(NamedTuple):
@@ -50,12 +46,73 @@ class Standing:
     label: str
     datasets: int
     means: dict[str, float]  # by part: over datasets, of the mean over seeds; H is of these means
-    ranks: dict[
-        str, float
-        # by part: mean rank over the datasets, 1 is best; absent where the method lacks a dataset that others
-        # have
-    ]
+    # by part: mean rank over the datasets, 1 is best; absent where it lacks a dataset that others have
+    ranks: dict[str, float]
     differences: dict[str, Difference]  # by part; empty for the reference
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods on the same backbone, shots and kind of data, each against the reference."""
+
+    backbone: str
+    shots: int
+    elsewhere: bool  # tested on other data than it was trained on
+    reference: str
+    standings: tuple[Standing, ...]
+
+    @property
+    def title(self) -> str:
+        known = {NO_LABELS: "no labels", ALL_LABELS: "all labelled images"}
+        shots = known.get(self.shots, f"{self.shots} shot{'s' * (self.shots != 1)}")
+        return f"{shots}{', tested on other data' if self.elsewhere else ''}, backbone {self.backbone}"
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts that are compared: all and H, or base where there is neither."""
+        measured = {part for standing in self.standings for part in standing.means}
+        return [part for part in ("all", "H") if part in measured] or ["base"]
+
+
+def comparisons(rows: Sequence[Row], reference: str | None = None) -> list[Comparison]:
+    """One for each backbone, shots and kind of data where there are two methods or more; what takes no labels
+    stands beside all shots.
+
+    Errors: WordsightError where a reference is given and is in none of them."""
+    made = []
+    for backbone, elsewhere in dict.fromkeys((row.backbone, row.trained != row.tested) for row in rows):
+        mine = [row for row in rows if row.figures and row.backbone == backbone]
+        mine = [row for row in mine if (row.trained != row.tested) == elsewhere]
+        for shots in sorted({row.shots for row in mine} - {NO_LABELS}) or [NO_LABELS]:
+            methods = scores_by_method([row for row in mine if row.shots in (shots, NO_LABELS)], shots)
+            if len(methods) > 1:
+                first = next(iter(methods))
+                chosen = next((name for name in (reference, REFERENCE) if name in methods), first)
+                made.append(Comparison(backbone, shots, elsewhere, chosen, tuple(compare(methods, chosen))))
+    if reference is not None and all(one.reference != reference for one in made):
+        labels = list(dict.fromkeys(row.label for row in rows))
+        raise WordsightError(
+            f"reference {reference!r} is not among what can be compared{nearest(reference, labels)}: "
+            f"{', '.join(labels)}"
+        )
+    return made
+
+
+def scores_by_method(rows: Sequence[Row], shots: int) -> dict[str, Scores]:
+    """{method: {(data, seed): figures}}, in the order of `wordsight list`."""
+    found: dict[str, dict[tuple[str, int | None], dict[str, float]]] = {}
+    for row in sorted(rows, key=by_place):
+        # of label-free runs that were made for several shots, those of these shots
+        exact = [run for run in row.runs if (run.settings.shots or ALL_LABELS) == shots] or row.runs
+        seedless = row.shots == NO_LABELS and row.seeds == 1
+        for run in exact:
+            key = (row.data, ANY_SEED if seedless else run.settings.seed)
+            found.setdefault(row.label, {}).setdefault(key, {}).update(accuracies_of(run)[row.data])
+    return found
+
+
+def by_place(row: Row) -> tuple[int, str, str]:
+    return row.place
 
 
 def compare(methods: Mapping[str, Scores], reference: str) -> list[Standing]:
@@ -67,16 +124,16 @@ def compare(methods: Mapping[str, Scores], reference: str) -> list[Standing]:
             f"reference {reference!r} is not among what is compared{nearest(reference, methods)}: "
             f"{', '.join(methods)}"
         )
-    ranks = {part: mean_ranks(methods, part) for part in PARTS}
+    ranked = {part: mean_ranks(methods, part) for part in FIGURES}
     return [
         Standing(
             label,
             len({data for data, _ in scores}),
-            {part: mean for part in PARTS if (mean := mean_over(scores, part)) is not None},
-            {part: ranks[part][label] for part in PARTS if label in ranks[part]},
+            {part: mean for part in FIGURES if (mean := mean_over(scores, part)) is not None},
+            {part: ranked[part][label] for part in FIGURES if label in ranked[part]},
             {
                 part: found
-                for part in PARTS
+                for part in FIGURES
                 if label != reference and (found := paired_difference(scores, methods[reference], part))
             },
         )
@@ -162,51 +219,3 @@ def mean_ranks(methods: Mapping[str, Scores], part: str) -> dict[str, float]:
         ranks({label: values[place] for label, values in whole.items()}) for place in range(len(datasets))
     ]
     return {label: fmean(ranked[label] for ranked in by_data) for label in whole}
-
-
-# -- published numbers, for orientation ----------------------------------------------------------------------
-
-
-@cache
-def tables() -> dict[str, Any]:
-    """data/published.json: what papers print, each table with its source."""
-    return json.loads(PUBLISHED.read_text(encoding="utf-8"))
-
-
-def published(
-    method: str, trained: str, tested: str, shots: int, measured: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """{table: {part: figure}} that papers print for the same method, data, shots and parts; on their
-    backbones, so not to be compared with ours.
-    """
-    found = {}
-    for name, table in tables()["tables"].items():
-        figures = table["methods"].get(method, {}).get("figures", {})
-        place = place_in(table, trained, tested)
-        if place is not None and shots in (0, table["shots"]) and figures.keys() <= set(measured) and figures:
-            values = {part: column[place] for part, column in figures.items()}
-            found[name] = values | (
-                {"H": harmonic_mean(values["base"], values["new"])} if "new" in values else {}
-            )
-    return found
-
-
-def place_in(table: Mapping[str, Any], trained: str, tested: str) -> int | None:
-    """Which column of a table is about this data, by the name of its folder."""
-    own, name = table.get("trained_on"), dataset_of(tested)
-    fits = trained != tested and dataset_of(trained) == own if own else trained == tested
-    return table["datasets"].index(name) if fits and name in table["datasets"] else None
-
-
-def dataset_of(data: str) -> str | None:
-    """The field's name of a dataset, from a path or a hub name; None where it is none of the field's."""
-    folder = re.sub(r"[^a-z0-9]", "", Path(data.removeprefix("hf:")).stem.lower())
-    return next((name for name, folders in tables()["folders"].items() if folder in folders), None)
-
-
-def orientation(tables_used: Sequence[str]) -> list[str]:
-    """One line for each table that figures were shown of: what it is, and from where."""
-    return [
-        f"{tables()['tables'][name]['says']} ({tables()['tables'][name]['source']})"
-        for name in dict.fromkeys(tables_used)
-    ]

@@ -7,9 +7,10 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from wordsight.comparison import compare, dataset_of, gap, mean_over, paired_difference, published, tables
 from wordsight.config import WordsightError
 from wordsight.metrics import harmonic_mean, interval
+from wordsight.report.comparison import compare, gap, mean_over, paired_difference
+from wordsight.report.published import dataset_of, published, tables
 
 THEIRS = {
     (data, seed): {"all": 50.0 + seed + len(data), "base": 60.0 + seed, "new": 40.0}

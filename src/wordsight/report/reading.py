@@ -1,0 +1,292 @@
+"""Reading: what a run folder says was measured, read without trust.
+
+Folders come from other versions, other programs and killed processes. A value that is not of its kind is
+left out and told; it never ends the report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from wordsight.config import METHODS, RunSettings, WordsightError, resolve
+from wordsight.files import csv_rows, read_json, read_tensors, read_text
+from wordsight.runs import Run
+
+ROLES = ("zero_shot", "linear_probe")  # what every fit is measured beside
+PARTS = ("all", "base", "new")  # of the classes
+COLUMNS = ("image", "label", "predicted", "probability")
+WAYS = {"image_to_text": "i→t", "text_to_image": "t→i"}  # of retrieval
+LARGEST = 2.0**53  # of a count: beyond it a float is no longer exact
+NO_LABELS = 0  # the shots of a method that takes none
+ALL_LABELS = 10**9  # shots=null, sorted after every number
+
+log = logging.getLogger("wordsight")
+
+
+class Reference(NamedTuple):
+    """Another method on the same test images, and ours minus it with its interval over these images."""
+
+    accuracy: float
+    difference: tuple[float, float, float] | None  # mean, low, high
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation measured, in percent. A figure is None where the folder does not have it."""
+
+    data: str
+    part: str
+    accuracy: float
+    images: int | None = None
+    chance: float | None = None
+    folds: int | None = None  # of a cross-validation; None where there were test images
+    interval: tuple[float, float] | None = None  # of the accuracy, over images
+    names: tuple[str, ...] = ()
+    counts: tuple[tuple[int, ...], ...] = ()  # the confusion matrix: row = true class, column = predicted
+    references: Mapping[str, Reference] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a run's data held."""
+
+    seen: int
+    kept: int
+    left_out: Mapping[str, tuple[int, tuple[str, ...]]]  # by reason: how many, and the names of some
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A test image and what was said of it."""
+
+    image: str
+    label: str
+    predicted: str
+    probability: float
+    sentence: str = ""  # the closest one; empty where the folder has none
+    cosine: float | None = None
+
+
+class Measured:
+    """A finished run with what was measured of it, read once. What cannot be read is told when it is met."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    @property
+    def settings(self) -> RunSettings:
+        return self.run.settings
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder
+
+    @property
+    def shots(self) -> int:
+        """Labelled images per class: a number, NO_LABELS or ALL_LABELS."""
+        if not resolve(METHODS, self.settings.method, "method").needs_labels:
+            return NO_LABELS
+        return ALL_LABELS if self.settings.shots is None else self.settings.shots
+
+    @cached_property
+    def evaluations(self) -> list[Evaluation]:
+        """In the order in which they were made. Those of a reference method are under its name in
+        `references` of the run's own.
+        """
+        events = self.run.events("eval")
+        own = [event for event in events if event.get("role") not in ROLES]
+        read = [evaluation(event, references(event, events)) for event in own]
+        self._tell(read.count(None), len(read), "evaluation")
+        return [one for one in read if one is not None]
+
+    @cached_property
+    def retrievals(self) -> dict[str, dict[str, float]]:
+        """{data: {"i→t @1": recall}}, the last of each data."""
+        events = self.run.events("retrieval")
+        read = [(event.get("data"), recalls(event)) for event in events]
+        usable = [(data, figures) for data, figures in read if isinstance(data, str) and figures]
+        self._tell(len(read) - len(usable), len(read), "retrieval")
+        return dict(usable)
+
+    @cached_property
+    def seconds(self) -> float | None:
+        """Of the fit alone."""
+        return number(mapping(self._fit.get("seconds")).get("fit"))
+
+    @cached_property
+    def parameters(self) -> int | None:
+        """Fitted numbers; those of a closed form are counted in its weights."""
+        known = whole(self._fit.get("parameters"))
+        if known != 0:
+            return known
+        try:
+            tensors, _ = read_tensors(self.folder / "weights.safetensors", finite=False)
+        except WordsightError as error:
+            log.warning("%s: the number of parameters is left out: %s", self.folder, error)
+            return None
+        return sum(tensor.numel() for tensor in tensors.values())
+
+    @cached_property
+    def account(self) -> Account | None:
+        """None where the folder has none, or none that can be read."""
+        path = self.folder / "account.json"
+        if not path.exists():
+            return None
+        try:
+            found = account(read_json(path, "account"))
+        except WordsightError as error:
+            log.warning("%s: the account of the data is left out: %s", self.folder, error)
+            return None
+        if found is None:
+            log.warning("%s: account.json is left out: it holds no account of the data", self.folder)
+        return found
+
+    def last(self) -> Evaluation | None:
+        """The last evaluation on the run's own data and classes."""
+        part = "all" if self.settings.classes == "all" else "base"
+        mine = [one for one in self.evaluations if (one.data, one.part) == (self.settings.data, part)]
+        return mine[-1] if mine else None
+
+    def predictions(self) -> list[Prediction]:
+        """Of the run's own test images. Errors: WordsightError where there is no such table."""
+        path = self.folder / f"predictions-{'all' if self.settings.classes == 'all' else 'base'}.csv"
+        if not path.is_file():
+            raise WordsightError(f"{path} is not there; `wordsight eval {self.folder}` writes it")
+        rows = csv_rows(read_text(path, "predictions"))
+        absent = [name for name in COLUMNS if rows and not any(name in row for row in rows)]
+        if absent:
+            raise WordsightError(
+                f"{path} has no column {absent[0]!r}; `wordsight eval {self.folder}` writes it anew"
+            )
+        read = [prediction(row) for row in rows]
+        self._tell(read.count(None), len(read), "prediction")
+        return [one for one in read if one is not None]
+
+    @cached_property
+    def _fit(self) -> dict[str, Any]:
+        events = self.run.events("fit")
+        return events[-1] if events else {}
+
+    def _tell(self, unread: int, of: int, what: str) -> None:
+        if unread:
+            noun = f"{what}s" if of != 1 else what
+            log.warning("%s: %d of %d %s left out: not readable", self.folder, unread, of, noun)
+
+
+# -- values of the right kind, or None --
+
+
+def number(value: Any, most: float = LARGEST, least: float = 0.0) -> float | None:
+    """A finite number within bounds; a truth value is none, and neither is NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        return None
+    return float(value)
+
+
+def whole(value: Any) -> int | None:
+    return int(value) if isinstance(value, int) and number(value) is not None else None
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def numbers(value: Any, count: int, most: float = 100.0, least: float = 0.0) -> tuple[float, ...] | None:
+    """So many numbers in a list."""
+    found = [number(one, most, least) for one in value] if isinstance(value, list) else []
+    return tuple(found) if len(found) == count and None not in found else None
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    return tuple(one for one in value if isinstance(one, str)) if isinstance(value, list) else ()
+
+
+# -- events --
+
+
+def evaluation(event: Mapping[str, Any], others: Mapping[str, Reference]) -> Evaluation | None:
+    """None where it lacks its data, its classes or its accuracy."""
+    data, part, accuracy = event.get("data"), event.get("classes"), number(event.get("accuracy"), 100)
+    if not isinstance(data, str) or part not in PARTS or accuracy is None:
+        return None
+    names, counts = matrix(event)
+    interval = numbers(event.get("interval"), 2)
+    rest = {
+        "images": whole(event.get("images")),
+        "chance": number(event.get("chance"), 100),
+        "folds": whole(event.get("folds")),
+        "interval": interval and (interval[0], interval[1]),
+    }
+    return Evaluation(data, part, accuracy, **rest, names=names, counts=counts, references=others)
+
+
+def matrix(event: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+    """Class names and confusion matrix; both empty where they do not fit each other."""
+    names, lines = tuple(mapping(event.get("class_recall"))), event.get("confusion")
+    if not isinstance(lines, list) or len(lines) != len(names):
+        return (), ()
+    counts = [numbers(line, len(names), LARGEST) for line in lines]
+    if not names or any(line is None for line in counts):
+        return (), ()
+    return names, tuple(tuple(map(int, line)) for line in counts if line is not None)
+
+
+def references(event: Mapping[str, Any], events: list[dict[str, Any]]) -> dict[str, Reference]:
+    """By method: those that the event names, else those of the same data and classes that have a role."""
+    own = mapping(event.get("references"))
+    beside = {
+        other["role"]: other
+        for other in events
+        if other.get("role") in ROLES and all(other.get(key) == event.get(key) for key in ("data", "classes"))
+    }
+    found = {}
+    for name, entry in (beside | own).items():
+        accuracy = number(mapping(entry).get("accuracy"), 100)
+        gap = numbers(mapping(entry).get("difference"), 3, 100, -100)
+        if accuracy is not None:
+            found[name] = Reference(accuracy, gap and (gap[0], gap[1], gap[2]))
+    return found
+
+
+def recalls(event: Mapping[str, Any]) -> dict[str, float]:
+    """{"i→t @1": recall, ...}, both ways."""
+    read = {
+        f"{arrow} {key.removeprefix('recall')}": number(value, 100)
+        for way, arrow in WAYS.items()
+        for key, value in mapping(event.get(way)).items()
+    }
+    return {key: value for key, value in read.items() if value is not None}
+
+
+def account(loaded: Any) -> Account | None:
+    """None for what is no account."""
+    seen, kept = (whole(mapping(loaded).get(key)) for key in ("seen", "kept"))
+    if seen is None or kept is None:
+        return None
+    reasons = {
+        reason: (whole(mapping(entry).get("count")), texts(mapping(entry).get("names")))
+        for reason, entry in mapping(loaded.get("left_out")).items()
+    }
+    left_out = {reason: (count, names) for reason, (count, names) in reasons.items() if count is not None}
+    return Account(seen, kept, left_out, texts(loaded.get("remarks")))
+
+
+def prediction(row: Mapping[str, str]) -> Prediction | None:
+    """None for a row that lacks a cell, or whose probability is none."""
+    chance = number(parsed(row.get("probability", "")), 1)
+    if chance is None or any(name not in row for name in COLUMNS):
+        return None
+    cosine = number(parsed(row.get("cosine", "")), 1.01, -1.01)  # rounded
+    return Prediction(*(row[name] for name in COLUMNS[:3]), chance, row.get("sentence", ""), cosine)
+
+
+def parsed(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

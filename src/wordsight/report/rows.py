@@ -1,0 +1,281 @@
+"""Rows: runs that differ in their seed, and in which classes they were fitted to, are one line of a table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any, NamedTuple, TypeVar
+
+from wordsight.config import METHODS, RunSettings, WordsightError, build, resolve
+from wordsight.methods import Learner
+from wordsight.metrics import harmonic_mean
+from wordsight.report.published import published
+from wordsight.report.reading import ALL_LABELS, NO_LABELS, PARTS, Measured
+from wordsight.runs import Run, train_settings
+
+ABSENT = "–"
+ELSEWHERE = " → "  # between the data of training and other data of a test
+FIGURES = (*PARTS, "H")
+ALSO_COMPARED = (
+    "sentences",
+    "aliases",
+    "template",
+    "views",
+    "flip",
+    "dtype",
+)  # settings outside the method's own that decide a result
+
+Item = TypeVar("Item")
+log = logging.getLogger("wordsight")
+
+
+class Value(NamedTuple):
+    """A figure over seeds."""
+
+    mean: float
+    spread: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Value:
+        return cls(fmean(values), pstdev(values), len(values))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.spread:.1f}" if self.count > 1 else f"{self.mean:.1f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that are equal but for seed and classes."""
+
+    data: str
+    backbone: str
+    method: str
+    name: str  # the run's own, or the method
+    differs: str  # the settings in which it differs from other rows of its name
+    shots: int
+    seeds: int
+    figures: Mapping[str, Value]  # by part, H among them; a part that is absent was not measured
+    seconds: float | None
+    parameters: int | None
+    runs: tuple[Measured, ...]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.differs}".strip()
+
+    @property
+    def shots_text(self) -> str:
+        return {NO_LABELS: ABSENT, ALL_LABELS: "all"}.get(self.shots, str(self.shots))
+
+    @property
+    def trained(self) -> str:
+        return self.data.split(ELSEWHERE)[0]
+
+    @property
+    def tested(self) -> str:
+        return self.data.split(ELSEWHERE)[-1]
+
+    @property
+    def published(self) -> dict[str, dict[str, float]]:
+        """What papers print of the same, by table."""
+        return published(self.method, self.trained, self.tested, self.shots, tuple(self.figures))
+
+    @property
+    def group(self) -> tuple[str, str, int]:
+        return self.data, self.backbone, self.shots
+
+    @property
+    def place(self) -> tuple[int, str, str]:
+        """Where it stands in its group: in the order of `wordsight list`, methods from outside at the end."""
+        known = list(METHODS)
+        return known.index(self.method) if self.method in known else len(known), self.name, self.differs
+
+
+# -- from folders to rows --
+
+
+def run_folders(folders: Sequence[str | Path]) -> dict[Path, bool]:
+    """The folders that these stand for, and whether each was given itself: a folder that is no run stands for
+    all runs below it, finished or not.
+    """
+    found: dict[Path, bool] = {}
+    for given in folders:
+        folder = Path(given).expanduser()
+        below = [] if (folder / "config.yaml").is_file() else folder.rglob("config.yaml")
+        found |= dict.fromkeys(sorted(path.parent for path in below), False) or {folder: True}
+    return {path: found[path] for path in {path.resolve(): path for path in found}.values()}
+
+
+def open_runs(folders: Iterable[Path]) -> tuple[list[Measured], dict[Path, str]]:
+    """The runs that can be read, and why others cannot."""
+    runs, left_out = [], {}
+    for folder in folders:
+        try:
+            runs.append(Measured(Run.open(folder)))
+        except (WordsightError, OSError) as error:
+            left_out[folder] = str(error)
+    return runs, left_out
+
+
+def read_rows(folders: Sequence[str | Path]) -> list[Row]:
+    """The rows of these run folders. Errors: WordsightError where there is none, or one cannot be read."""
+    runs, left_out = open_runs(run_folders(folders))
+    if left_out:
+        raise WordsightError(next(iter(left_out.values())))
+    return make_rows(runs)
+
+
+def make_rows(runs: Sequence[Measured]) -> list[Row]:
+    """By data, backbone and shots, then as `wordsight list` has them. Errors: WordsightError without runs."""
+    if not runs:
+        raise WordsightError("a report needs at least one run folder")
+    groups: dict[tuple[Any, ...], list[tuple[Measured, dict[str, float]]]] = {}
+    for run, differs in zip(runs, differences([run.settings for run in runs])):
+        settings = run.settings
+        name = settings.name or settings.method
+        for data, accuracies in accuracies_of(run).items():
+            key = (data, settings.backbone, settings.method, name, differs, run.shots)
+            groups.setdefault(key, []).append((run, accuracies))
+    rows = [make_row(key, members) for key, members in groups.items()]
+    return sorted(rows, key=in_order)
+
+
+def in_order(row: Row) -> tuple[Any, ...]:
+    return (*row.group, *row.place)
+
+
+def accuracies_of(run: Measured) -> dict[str, dict[str, float]]:
+    """{data: {part: accuracy}}: the last figure of each part that the run was made for, and of other data it
+    was tested on.
+    """
+    own = run.settings.data
+    parts = ("all",) if run.settings.classes == "all" else ("base", "new")
+    found: dict[str, dict[str, float]] = {own: {}}
+    for one in run.evaluations:
+        if one.data != own or one.part in parts:
+            data = own if one.data == own else f"{own}{ELSEWHERE}{one.data}"
+            found.setdefault(data, {})[one.part] = one.accuracy
+    if not found[own] and len(found) > 1:
+        del found[own]  # a two_tower is measured on other data than it was trained on
+    return found
+
+
+def make_row(key: tuple[Any, ...], members: Sequence[tuple[Measured, Mapping[str, float]]]) -> Row:
+    runs = tuple(run for run, _ in members)
+    whole = [run for run in runs if run.settings.classes == "all"] or runs
+    seconds = [run.seconds for run in whole if run.seconds is not None]
+    counts = [run.parameters for run in whole if run.parameters is not None]
+    return Row(
+        *key,
+        seeds=len({run.settings.seed for run in runs}),
+        figures=figures_of([found for _, found in members]),
+        seconds=fmean(seconds) if seconds else None,
+        parameters=counts[0] if counts else None,
+        runs=runs,
+    )
+
+
+def figures_of(accuracies: Sequence[Mapping[str, float]]) -> dict[str, Value]:
+    """Each part over seeds, and H of the averaged base and new, whose spread is that of H per seed."""
+    by_part = {part: [found[part] for found in accuracies if part in found] for part in PARTS}
+    figures = {part: Value.of(values) for part, values in by_part.items() if values}
+    if {"base", "new"} <= figures.keys():
+        both = [found for found in accuracies if {"base", "new"} <= found.keys()]
+        by_seed = [harmonic_mean(found["base"], found["new"]) for found in both]
+        mean = harmonic_mean(figures["base"].mean, figures["new"].mean)
+        figures["H"] = Value(mean, pstdev(by_seed) if by_seed else 0.0, len(by_seed))
+    return figures
+
+
+# -- in what rows differ --
+
+
+def differences(runs: Sequence[RunSettings]) -> list[str]:
+    """For each run the settings, as `name=value`, that are not the same in all runs of its data, method and
+    name.
+    """
+    described = [settings_in_full(settings) for settings in runs]
+    groups = split_by(list(zip(runs, described)), same_kind)
+    varied: dict[tuple[str, str, str | None], set[str]] = {}
+    for group in groups:
+        first = group[0][1]
+        varied[same_kind(group[0])] = {
+            name for name in first if any(values[name] != first[name] for _, values in group)
+        }
+    return [
+        " ".join(
+            f"{name}={as_typed(values[name])}" for name in values if name in varied[same_kind((run, values))]
+        )
+        for run, values in zip(runs, described)
+    ]
+
+
+def same_kind(described: tuple[RunSettings, Any]) -> tuple[str, str, str | None]:
+    settings, _ = described
+    return settings.data, settings.method, settings.name
+
+
+def as_typed(value: Any) -> str:
+    """A setting as the command line takes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def settings_in_full(settings: RunSettings) -> dict[str, Any]:
+    """Everything that decides a result beside data, backbone, method, shots, classes and seed; defaults
+    written out. A file of each dataset, named after its folder, is one setting.
+    """
+    kind, folder = resolve(METHODS, settings.method, "method"), Path(settings.data).name
+    own = asdict(build(kind.Settings, settings.settings))
+    training = {f"train.{name}": value for name, value in asdict(train_settings(settings)).items()}
+    by_shots = issubclass(kind, Learner) and kind.epochs_by_shots
+    if by_shots and training["train.epochs"] == kind.training(settings.shots).epochs:
+        training["train.epochs"] = "by shots"  # one method, whose epochs follow the shots
+    also = {name: getattr(settings, name) for name in ALSO_COMPARED}
+    for name in ("sentences", "aliases"):
+        if also[name] and "/" in also[name]:
+            also[name] = also[name].replace(folder, "{data}")
+    return own | training | also
+
+
+def split_by(items: Iterable[Item], key: Callable[[Item], Any]) -> list[list[Item]]:
+    """Items in groups of equal key, in the order in which the keys come."""
+    groups: dict[Any, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
+
+
+# -- names that are short enough for a table --
+
+
+def short_names(places: Iterable[str]) -> dict[str, str]:
+    """Absolute paths by as many of their last parts as tell them apart; any other name is itself. Several
+    sources are joined by `::`.
+    """
+    kept = list(dict.fromkeys(places))
+    sources = {Path(source) for place in kept for source in place.split("::")}
+    paths = {path.parts for path in sources if path.is_absolute()}
+    return {place: "::".join(short_name(source, paths) for source in place.split("::")) for place in kept}
+
+
+def short_name(source: str, paths: Iterable[tuple[str, ...]]) -> str:
+    own = Path(source).parts
+    for count in range(1, len(own)):
+        if own in paths and sum(other[-count:] == own[-count:] for other in paths) == 1:
+            return "/".join(own[-count:])
+    return source
+
+
+def short_data(rows: Sequence[Row]) -> dict[str, str]:
+    """{row.data: what a table shows of it}."""
+    short = short_names(place for row in rows for place in (row.trained, row.tested))
+    return {
+        row.data: ELSEWHERE.join(dict.fromkeys((short[row.trained], short[row.tested])))
+        if row.trained != row.tested
+        else short[row.trained]
+        for row in rows
+    }
