@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = parser_of(VERBS)
         given = list(sys.argv[1:] if arguments is None else arguments)
         asked = [word for word in given if word == "--json"]  # argparse takes no option between words
-        words = [word for word in given if word != "--json"]
+        words = [hints.as_path(word) for word in given if word != "--json"]
         try:
             if words and words[0] in VERBS:
                 hints.check_options(words[0], words[1:], VERBS[words[0]].options)

@@ -65,6 +65,11 @@ def verb_meant(word: str, verbs: Collection[str]) -> str:
 # -- options that are settings -------------------------------------------------------------------------------
 
 
+def as_path(word: str) -> str:
+    """A word that looks like an option and is a file's name (`*.png` may hold `-1.png`), as a path."""
+    return f"./{word}" if word.startswith("-") and word != "-" and Path(word).is_file() else word
+
+
 def check_options(verb: str, words: Sequence[str], options: Collection[str]) -> None:
     """Refuse what stands behind dashes and is no option of the verb, with what would be right."""
     for place, word in enumerate(words):

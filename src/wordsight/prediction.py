@@ -39,7 +39,7 @@ class Answer(NamedTuple):
 class Predictions:
     """Answers in the order of the images, made as they are asked for: iterate once.
 
-    `skipped` has name and reason of each image that could not be read, and is whole at the end. Iterating
+    `skipped` has {"image", "reason"} of each that could not be read, and is whole at the end. Iterating
     ends in a WordsightError where no image at all could be read.
     """
 
@@ -55,7 +55,7 @@ class Predictions:
         if unsure is not None and not 0 < unsure <= 1:
             raise WordsightError(f"unsure={unsure} is no probability; give one above 0 and up to 1, as 0.5")
         self.class_names = classifier.texts_.names
-        self.skipped: list[tuple[str, str]] = []
+        self.skipped: list[dict[str, str]] = []
         self.unsure = unsure
         self._classifier, self._pictures, self._explain = classifier, pictures, explain
         self._csv = None if csv is None else Path(csv).expanduser()
@@ -103,7 +103,7 @@ class Predictions:
                 kept += len(features.kept)
                 advance(len(batch))
         if self.skipped and not kept:
-            raise NoneReadable(self.skipped)
+            raise NoneReadable([(entry["image"], entry["reason"]) for entry in self.skipped])
 
     def _features(self, batch: list[Picture]) -> Features:
         backbone = self._classifier.backbone_
@@ -125,7 +125,7 @@ class Predictions:
     def _skip(self, skipped: list[tuple[str, str]]) -> None:
         for name, reason in skipped:
             log.warning("skipped %s: %s", name, reason)
-        self.skipped += skipped
+            self.skipped.append({"image": name, "reason": reason})
 
     def _header(self) -> list[str]:
         own = ["image", "predicted", *(["unsure"] * (self.unsure is not None))]
