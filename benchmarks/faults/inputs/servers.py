@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from inputs import Input
@@ -177,3 +181,31 @@ def time_limits() -> list[str]:
 
     names = [field.name for field in dataclasses.fields(generated.WriterSettings)]
     return [f"{name}=3" for name in names if "timeout" in name or "seconds" in name]
+
+
+def serve_answers(pause: float, log: Path) -> str:
+    """A server in a process of its own, whose answer is the question's and seed's own; its address. Each
+    request adds a byte to `log`.
+    """
+
+    class Answers(Handler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with open(log, "ab") as file:
+                file.write(b".")
+            time.sleep(pause)
+            text = f"{asked['messages'][-1]['content'][:60]} No. {asked.get('seed')}."
+            self.send_response(200)
+            content = answer(text).encode()
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    pid = os.fork()
+    if not pid:
+        server.serve_forever()
+    server.server_close()
+    atexit.register(os.kill, pid, signal.SIGTERM)
+    return f"http://127.0.0.1:{server.server_address[1]}/v1"
