@@ -22,7 +22,7 @@ from wordsight.backbones import Backbone, load_backbone, unit
 from wordsight.data import Picture
 from wordsight.data.features import image_features
 from wordsight.data.images import read_image
-from wordsight.data.sources import IMAGES, _read_file
+from wordsight.data.rows import IMAGES, read_file
 
 
 class Tiny(Backbone):
@@ -105,9 +105,9 @@ def main():
     ratios, totals = [], [0.0, 0.0]
     for start in range(0, len(files), given.round):
         part = files[start : start + given.round]
-        pixels = torch.stack([backbone.preprocess(read_image(_read_file(path))) for path in part])
+        pixels = torch.stack([backbone.preprocess(read_image(read_file(path))) for path in part])
         batches = pixels.split(given.bare_batch)
-        pictures = [Picture(str(path), lambda path=path: _read_file(path)) for path in part]
+        pictures = [Picture(str(path), lambda path=path: read_file(path)) for path in part]
         bare(backbone, batches[:2])
 
         turns = [partial(bare, backbone, batches), partial(cached, backbone, pictures, given.batch)]

@@ -19,12 +19,15 @@ from conftest import COLOURS, fill_folder, paint
 
 from wordsight.backbones.text_tower import TextBatch
 from wordsight.config import WordsightError
+from wordsight.data import ahead as ahead_module
+from wordsight.data import fetch as fetch_module
 from wordsight.data import shards as shards_module
 from wordsight.data import stream as stream_module
 from wordsight.data.features import image_features, text_features
 from wordsight.data.pairs import open_pairs
-from wordsight.data.shards import Rows, shards_of
+from wordsight.data.shards import Rows
 from wordsight.data.stream import StreamBatches, check_weights, needs_stream, open_stream
+from wordsight.data.tars import shards_of
 
 
 def png(colour, seed):
@@ -101,7 +104,7 @@ class Server(BaseHTTPRequestHandler):
 @pytest.fixture
 def web(tars, monkeypatch):
     """The address of a server of the tars on this machine, and what was asked of it."""
-    monkeypatch.setattr(shards_module, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(fetch_module, "WAITS", (0.01, 0.01))
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     asked = []
@@ -252,7 +255,7 @@ def test_classes_become_captions(tmp_path):
     (tmp_path / "s.json").write_text(json.dumps({"ant": ["an ant is small."]}))
     mixture = open_stream(str(tmp_path / "n"), template="one {}", sentences=str(tmp_path / "s.json"))
     assert set(taken(mixture.sources[0], 0, 4)) == {("one ant", "an ant is small."), ("one red fox",)}
-    assert "1 of 2 classes" in mixture.notes[0]
+    assert "1 of 2 classes" in mixture.account.remarks[0]
     (tmp_path / "classnames.txt").write_text("ant\n")
     fails("label 1", "outside its classnames.txt of 1", call=open_stream, spec=str(tmp_path / "n"))
     write_tar(tmp_path / "w/0.tar", [("a/0.png", png((9, 9, 9), 0)), ("a/0.cls", b"grey wall")])
@@ -304,7 +307,9 @@ def test_a_url_that_does_not_answer_is_an_error_and_one_that_is_not_there_is_lef
     fails("none of the 2 shards", "HTTP 404", call=open_stream, spec=f"{address}/none-{{0..1}}.tar")
     partly = only(f"{address}/x-{{003..004}}.tar")
     assert len(set(taken(partly, 0, 12))) == 6
-    assert "1 shard of" in partly.notes()[0] and "x-004.tar (HTTP 404" in partly.notes()[0]
+    assert "1 shard of" in " ".join(partly.account.notes()) and "x-004.tar (HTTP 404" in " ".join(
+        partly.account.notes()
+    )
 
 
 def test_s3_goes_through_fsspec(tars, monkeypatch):
@@ -343,7 +348,7 @@ def test_a_truncated_shard_gives_what_can_be_read(tmp_path, cut, left):
     source = only(str(tmp_path / "t"))
     seen = set(taken(source, 0, 40))
     assert len(seen) == left + 2 and {("red 0 0",), ("red 1 0",)} <= seen
-    assert "1 shard of" in source.notes()[0] and "0.tar" in source.notes()[0]
+    assert "1 shard of" in " ".join(source.account.notes()) and "0.tar" in " ".join(source.account.notes())
     assert taken(only(str(tmp_path / "t")), 7, 9) == taken(source, 7, 9)
 
 
@@ -353,7 +358,9 @@ def test_damage_inside_a_shard_is_seen(tmp_path):
     content[4 * 512 : 5 * 512] = b"\xff" * 512  # the second sample's header
     path.write_bytes(content)
     source = only(str(path))
-    assert set(taken(source, 0, 5)) == {("red 0 0",)} and "damaged at byte 2,048" in source.notes()[0]
+    assert set(taken(source, 0, 5)) == {("red 0 0",)} and "damaged at byte 2,048" in " ".join(
+        source.account.notes()
+    )
 
 
 def test_what_is_no_shard_is_answered_in_words(tmp_path):
@@ -372,10 +379,19 @@ def test_what_is_no_shard_is_answered_in_words(tmp_path):
         tmp_path / "silent.tar",
         [("0.png", png((1, 1, 1), 0)), ("0.json", b'{"caption": " "}'), ("1.png", b""), ("1.txt", b"\xff")],
     )
-    fails("silent.tar", "2 images and no caption", "key.txt", call=open_stream, spec=str(silent))
+    fails(
+        "silent.tar",
+        "left out 1 of 2 images without a caption: 0.png",
+        "1 of 2 images whose label or caption cannot be read: 1.png",
+        "key.txt",
+        call=open_stream,
+        spec=str(silent),
+    )
     half = write_tar(tmp_path / "half.tar", [*captioned(0, 2), ("9.png", b"")])
     source = only(str(half))
-    assert len(set(taken(source, 0, 4))) == 2 and "left out 1 image" in source.notes()[0]
+    assert len(set(taken(source, 0, 4))) == 2 and "1 of 3 images without a caption: 9.png" in " ".join(
+        source.account.notes()
+    )
 
 
 def test_a_rank_without_shards_is_refused(tars, table):
@@ -516,12 +532,12 @@ def test_unreadable_images_are_replaced_and_positions_stay(tmp_path, backbone, f
     opened = partial(batches_of, str(path), backbone, 4, features=features, max_steps=6)
     with opened() as batches:
         through = [batches.batch(0, step) for step in range(6)]
-        assert [name.rsplit("/", 1)[1] for name in sorted(batches.skipped)][:2] == ["002.png", "005.png"]
+        assert [name.split("/")[-1] for name in sorted(batches.skipped)][:2] == ["002.png", "005.png"]
         assert (
             f"skipped {len(batches.skipped)} unreadable images" in batches.notes()[-1]
             and "002.png: empty" in batches.notes()[-1]
         )
-    bad = {int(name.rsplit("/", 1)[1][:3]) for name in batches.skipped}
+    bad = {int(name.split("/")[-1][:3]) for name in batches.skipped}
     shown = {text for batch in through for text in untokenise(batch)}
     assert shown == {text for (text,) in taken(only(str(path)), 0, 12) if int(text.split()[-1]) not in bad}
     with opened() as resumed:
@@ -530,7 +546,7 @@ def test_unreadable_images_are_replaced_and_positions_stay(tmp_path, backbone, f
 
 @pytest.mark.parametrize("features", ["stream", "store"])
 def test_a_source_of_unreadable_images_stops_in_the_main_thread(tmp_path, backbone, features, monkeypatch):
-    monkeypatch.setattr(stream_module, "MANY_BAD", 12)
+    monkeypatch.setattr(ahead_module, "MANY_BAD", 12)
     path = write_tar(
         tmp_path / "0.tar", [(f"{i}.{kind}", b"words") for i in range(4) for kind in ("png", "txt")]
     )

@@ -10,13 +10,19 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from wordsight.config import WordsightError
+from wordsight.data import Picture
+from wordsight.data.account import Account, counted, few
+from wordsight.data.labels import read_lines
+from wordsight.data.rows import Row, Table, read_file, shown
+from wordsight.data.walk import Walker, subfolders
+from wordsight.files import read_json
 
 CATALOG = Path(__file__).with_name("catalog.json")
 PARTS = ("train", "val", "test")
@@ -78,8 +84,17 @@ class Listing:
     root: Path
     names: Sequence[str]
     rows: Mapping[str, Sequence[tuple[str, int]]]
+    account: Account
     template: str | None = None
-    notes: Sequence[str] = ()
+
+    def table(self) -> Table:
+        """The listing as every other source gives its rows."""
+        rows = [
+            Row(Picture(shown(file), partial(read_file, str(self.root / file))), label, part=part)
+            for part, listed in self.rows.items()
+            for file, label in listed
+        ]
+        return Table(rows, self.account, dict(enumerate(self.names)), self.template)
 
 
 @cache
@@ -143,13 +158,16 @@ def read(folder: Path, key: str) -> Listing:
             f"its folder must hold {', '.join(entry.expected())} (docs/protocol.md tells where each comes "
             f"from)"
         )
+    account = Account("file" if entry.folders else "row")
     if entry.folders:
-        names, rows = _class_folders(folder, entry)
-        return Listing(folder, names, rows, entry.template, _compared(entry, names, rows))
-    names, rows = read_split(folder / entry.split) if entry.split else _lists(folder, entry)
-    root = folder / entry.images
-    _check_images(root, rows, entry.title)
-    return Listing(root, names, rows, entry.template, _compared(entry, names, rows))
+        names, rows = _class_folders(folder, entry, account)
+        root = folder
+    else:
+        names, rows = read_split(folder / entry.split) if entry.split else _lists(folder, entry)
+        root = folder / entry.images
+        _check_images(root, rows, entry.title, account)
+    _compare(entry, names, rows, account)
+    return Listing(root, names, rows, account, entry.template)
 
 
 def own_split(folder: Path) -> Path | None:
@@ -159,7 +177,7 @@ def own_split(folder: Path) -> Path | None:
     found = sorted(folder.glob("split_*.json"))
     if len(found) > 1:
         raise WordsightError(
-            f"{str(folder)!r} holds {len(found)} split files ({_few([path.name for path in found])}); "
+            f"{str(folder)!r} holds {len(found)} split files ({few([path.name for path in found])}); "
             f"leave one there"
         )
     return found[0] if found else None
@@ -173,17 +191,14 @@ def read_own(folder: Path, split: Path) -> Listing:
     first = next((file for part in PARTS for file, _ in rows[part]), None)
     if first is None:
         raise WordsightError(f"{str(split)!r} lists no image")
-    roots = [
-        root
-        for root in (folder, *(folder / name for name in sorted(_subfolders(folder))))
-        if (root / first).is_file()
-    ]
+    roots = [root for root in (folder, *subfolders(folder)) if (root / first).is_file()]
     if not roots:
         raise WordsightError(
             f"{str(split)!r} lists {first!r}, which lies neither in {str(folder)!r} nor in a folder within"
         )
-    _check_images(roots[0], rows, split.name)
-    return Listing(roots[0], names, rows)
+    account = Account("row")
+    _check_images(roots[0], rows, split.name, account)
+    return Listing(roots[0], names, rows, account)
 
 
 def read_split(path: Path) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
@@ -191,32 +206,41 @@ def read_split(path: Path) -> tuple[list[str], dict[str, list[tuple[str, int]]]]
     its order decides the few-shot draw.
     """
     try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
-        rows = {part: [(str(file), int(label)) for file, label, _ in parts[part]] for part in PARTS}
-        named = Counter((int(label), str(name)) for part in PARTS for _, label, name in parts[part])
-    except (ValueError, KeyError, TypeError) as error:
+        parts = read_json(path, "split file")
+        rows = {part: [_split_row(*row) for row in parts[part]] for part in PARTS}
+    except (WordsightError, KeyError, TypeError) as error:
+        cause = error.__cause__ or error
         raise WordsightError(
-            f"{str(path)!r} is no split file: {type(error).__name__} {error}; expected train, val and "
+            f"{str(path)!r} is no split file: {type(cause).__name__} {error}; expected train, val and "
             f"test, each a list of [path, label, class name]"
         ) from error
-    names = dict(named)
-    if sorted(label for label, _ in named) != list(range(len(names))):
+    named = Counter((label, name) for listed in rows.values() for _, label, name in listed)
+    names = {label: name for label, name in named}
+    if sorted(label for label, _ in named) != list(range(len(named))):
         raise WordsightError(
             f"the labels of {str(path)!r} must be 0, 1, 2, ... without gaps, each with one class name"
         )
-    return [name for _, name in sorted(names)], rows
+    return [names[label] for label in sorted(names)], {
+        part: [(file, label) for file, label, _ in listed] for part, listed in rows.items()
+    }
+
+
+def _split_row(file: Any, label: Any, name: Any) -> tuple[str, int, str]:
+    if not isinstance(file, str) or type(label) is not int or not isinstance(name, str):
+        raise TypeError(f"{[file, label, name]!r:.80}")
+    return file, label, name
 
 
 def _lists(folder: Path, entry: Entry) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
     """FGVC Aircraft's files: a list of class names, and lists of an image's name without .jpg and its
     class.
     """
-    names = [line for _, line in _lines(folder / entry.names)]
+    names = [line for _, line in read_lines(folder / entry.names)]
     place = {name: label for label, name in enumerate(names)}
     rows: dict[str, list[tuple[str, int]]] = {}
     for part, file in entry.lists.items():
         rows[part] = []
-        for number, line in _lines(folder / file):
+        for number, line in read_lines(folder / file):
             image, _, name = line.partition(" ")
             if name not in place:
                 raise WordsightError(
@@ -227,23 +251,28 @@ def _lists(folder: Path, entry: Entry) -> tuple[list[str], dict[str, list[tuple[
     return names, rows
 
 
-def _class_folders(folder: Path, entry: Entry) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
+def _class_folders(
+    folder: Path, entry: Entry, account: Account
+) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
     """ImageNet and its kin: class folders, with their names in a file. The label is the place among the
     sorted folders.
     """
-    spoken = dict(line.partition(" ")[::2] for _, line in _lines(folder / entry.names))
+    spoken = dict(line.partition(" ")[::2] for _, line in read_lines(folder / entry.names))
     known = sorted(spoken)
-    found = {part: _subfolders(folder / root) for part, root in entry.folders.items()}
+    found = {
+        part: {inside.name for inside in subfolders(folder / root)} for part, root in entry.folders.items()
+    }
     if entry.subset:
         known = [key for key in known if any(key in names for names in found.values())]
     called = [str(label) for label in range(len(known))] if entry.numbered else known
     for part, names in found.items():
         _check_classes(folder / entry.folders[part], names, called, folder / entry.names)
+    walker = Walker(folder, account)
     rows = {
         part: [
-            (f"{root}/{name}/{file}", label)
+            (file, label)
             for label, name in enumerate(called)
-            for file in _images(folder / root / name)
+            for file in _images(walker, folder / root / name)
         ]
         for part, root in entry.folders.items()
     }
@@ -254,16 +283,14 @@ def _check_classes(root: Path, found: set[str], called: Sequence[str], names: Pa
     absent, unknown = [name for name in called if name not in found], sorted(found - set(called))
     if absent or not called:
         listed = (
-            f"{len(absent)} of {len(called)} class folders, {_few(absent)}" if called else "its class folders"
+            f"{len(absent)} of {len(called)} class folders, {few(absent)}" if called else "its class folders"
         )
         raise WordsightError(
             f"{str(root)!r} lacks {listed}; expected one for each class of {str(names)!r}: the labels of "
             f"the others would shift"
         )
     if unknown:
-        raise WordsightError(
-            f"{str(root)!r} holds folders that {str(names)!r} does not name: {_few(unknown)}"
-        )
+        raise WordsightError(f"{str(root)!r} holds folders that {str(names)!r} does not name: {few(unknown)}")
 
 
 def _distinct(known: Sequence[str], spoken: Mapping[str, str]) -> list[str]:
@@ -274,63 +301,47 @@ def _distinct(known: Sequence[str], spoken: Mapping[str, str]) -> list[str]:
     return [SECOND_NAMES.get(key, spoken[key]) if count[spoken[key]] > 1 else spoken[key] for key in known]
 
 
-def _check_images(root: Path, rows: Mapping[str, Sequence[tuple[str, int]]], title: str) -> None:
+def _check_images(
+    root: Path, rows: Mapping[str, Sequence[tuple[str, int]]], title: str, account: Account
+) -> None:
     """Every listed image is there. Folders are listed, which is quicker than asking for each file."""
     files = [file for part in rows.values() for file, _ in part]
     there = {folder: _entries(root / folder) for folder in {os.path.dirname(file) for file in files}}
     missing = [file for file in files if os.path.basename(file) not in there[os.path.dirname(file)]]
     if missing:
         raise WordsightError(
-            f"{title} lacks {len(missing):,} of {len(files):,} images: {_few(missing)}; expected below "
+            f"{title} lacks {len(missing):,} of {len(files):,} images: {few(missing)}; expected below "
             f"{str(root)!r}"
         )
+    account.seen += len(files)
+    again = [file for file, count in Counter(files).items() if count > 1]
+    if again:  # the field's draw counts each, so they stay
+        account.remark(f"{title} lists {counted(len(again), 'image')} more than once: {few(again)}")
 
 
-def _compared(entry: Entry, names: Sequence[str], rows: Mapping[str, Sequence]) -> list[str]:
-    """A sentence where the dataset is not the size that the field reports on."""
+def _compare(entry: Entry, names: Sequence[str], rows: Mapping[str, Sequence], account: Account) -> None:
+    """A remark where the dataset is not the size that the field reports on."""
     sizes = {part: len(rows.get(part, ())) for part in PARTS if part in entry.sizes}
     if len(names) == entry.classes and sizes == entry.sizes:
-        return []
+        return
     here, there = (
         ", ".join(f"{count:,} {part}" for part, count in each.items()) for each in (sizes, entry.sizes)
     )
-    return [
+    account.remark(
         f"{entry.title} here has {len(names):,} classes and {here} images; the field's has "
         f"{entry.classes:,} and {there}: figures do not compare"
-    ]
-
-
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers from 1."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise WordsightError(f"{str(path)!r} is not readable as UTF-8 text: {error}") from error
-    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    )
 
 
 def _entries(folder: Path) -> set[str]:
     return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
-def _subfolders(folder: Path) -> set[str]:
-    return {
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
-    }
-
-
-def _images(folder: Path) -> list[str]:
-    """The files of a class folder, sorted: the field takes the file system's order, which differs from
+def _images(walker: Walker, folder: Path) -> list[str]:
+    """The images of a class folder, sorted: the field takes the file system's order, which differs from
     machine to machine.
     """
-    found = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    found = [path[len(str(walker.root)) + 1 :] for path, _ in walker.images(folder)]
     if not found:
         raise WordsightError(f"class folder {str(folder)!r} is empty; expected its images")
     return found
-
-
-def _few(names: Iterable[str], most: int = 5) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

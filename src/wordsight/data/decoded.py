@@ -10,7 +10,8 @@ from PIL import Image
 
 from wordsight.data import Picture
 from wordsight.data.images import Unreadable, read_image
-from wordsight.data.sources import read_pairs, read_pictures
+from wordsight.data.pairs import open_pairs
+from wordsight.data.sources import read_pictures
 
 log = logging.getLogger("wordsight")
 
@@ -21,13 +22,12 @@ def decoded_images(path: str | Path) -> Iterator[Image.Image]:
         yield image
 
 
-def decoded_pairs(path: str | Path) -> Iterator[tuple[Image.Image, tuple[str, ...]]]:
-    """Images with their captions, of a table's training part; what is left out is told."""
-    notes: list[str] = []
-    rows = read_pairs(path, notes)
-    for note in notes:
+def decoded_pairs(spec: str) -> Iterator[tuple[Image.Image, tuple[str, ...]]]:
+    """Images with their captions, of a source's training part; what is left out is told."""
+    pairs = open_pairs(spec)
+    for note in pairs.notes:
         log.info(note)
-    return _readable((picture, tuple(captions)) for picture, captions, part in rows if part == "train")
+    return _readable(zip(pairs.pictures, pairs.captions))
 
 
 def _readable(
@@ -35,6 +35,6 @@ def _readable(
 ) -> Iterator[tuple[Image.Image, tuple[str, ...]]]:
     for picture, captions in pairs:
         try:
-            yield read_image(picture.load()), captions
-        except (Unreadable, OSError) as error:
+            yield read_image(picture.read()[0]), captions
+        except Unreadable as error:
             log.warning("skipped %s: %s", picture.name, error)

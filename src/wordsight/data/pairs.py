@@ -1,32 +1,50 @@
-"""Pairs: images with captions, from tables of captions and from labelled images whose class names become
-captions. Several sources may be mixed.
+"""Pairs: images with captions, from captions and from labels whose class names become captions. Several
+sources may be mixed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 from wordsight.config import WordsightError
-from wordsight.data import Dataset, Pairs, Picture
-from wordsight.data.account import Account
-from wordsight.data.sources import LABEL_COLUMNS, _read_table, has_captions, read_labelled, read_pairs
+from wordsight.data import Pairs, Picture
+from wordsight.data.account import Account, few
+from wordsight.data.columns import NO_CAPTION
+from wordsight.data.rows import Table
+from wordsight.data.sources import read
 from wordsight.sentences import fill, read_sentences
 
 BETWEEN = "::"  # stands between sources that are mixed, as in open_clip
-TABLE = "captions.csv"  # in a folder, beside images/
+
+
+@dataclass(frozen=True)
+class Words:
+    """How class names become captions: the name in `template`, then what `sentences`, a JSON file or a
+    template set, has for it. As CLAMP turns ImageNet-21k's labels into captions.
+    """
+
+    template: str = "a photo of a {}."
+    sentences: str | None = None
+    aliases: str | None = None
+
+    def captions_of(self, names: Sequence[str], where: str, account: Account) -> list[tuple[str, ...]]:
+        """Captions of each class; those that find no sentences are remarked."""
+        # sentences of a name that two classes share are wrong for one of them
+        once = tuple(name for name, count in Counter(names).items() if count == 1)
+        written = read_sentences(self.sentences, once, self.aliases, partly=True)
+        without = [name for name in dict.fromkeys(names) if not written.get(name)]
+        if self.sentences is not None and without:
+            account.remark(
+                f"{len(without)} of {len(names)} classes of {where} find no sentences of their own in "
+                f"{self.sentences} and go by name: {few(without)}"
+            )
+        return [(fill(self.template, name), *written.get(name, ())) for name in names]
 
 
 def sources_of(spec: str) -> list[str]:
     return [source for source in spec.split(BETWEEN) if source.strip()]
-
-
-def caption_table(source: str) -> Path | None:
-    """The table of captions that a source is or holds; None where it is a labelled dataset."""
-    path = Path(source).expanduser()
-    inside = path / TABLE
-    return inside if inside.is_file() else path if has_captions(path) else None
 
 
 def open_pairs(
@@ -36,89 +54,48 @@ def open_pairs(
     template: str = "a photo of a {}.",
     sentences: str | None = None,
     aliases: str | None = None,
+    label: str | None = None,
 ) -> Pairs:
     """The pairs of one part of every source in `spec`, in order.
 
-    A source with a caption column gives its captions. A labelled one gives each image its class name in
-    `template` and, where `sentences` (a JSON file or a template set) has some for the class, those; classes
-    without are counted in `notes`. As CLAMP turns ImageNet-21k's labels into captions.
+    A source with captions gives these. A labelled one gives each image its class name in `template` and what
+    `sentences` has for the class. `label` names the label column.
 
     Errors: WordsightError for whatever `open_dataset` refuses (equal class names aside), and where no pair is
     found."""
-    pictures: list[Picture] = []
-    captions: list[tuple[str, ...]] = []
-    notes: list[str] = []
-    for source in sources_of(spec):
-        rows = source_rows(source, part, template=template, sentences=sentences, aliases=aliases, notes=notes)
-        pictures += [picture for picture, _ in rows]
-        captions += [texts for _, texts in rows]
-    if not pictures and part == "train":
-        raise WordsightError(
-            f"data={spec!r} holds no image-caption pair to train on" + "".join(f"; {note}" for note in notes)
-        )
-    return Pairs(spec, pictures, captions, Account(remarks=notes))
+    words, account = Words(template, sentences, aliases), Account("row")
+    rows = [row for source in sources_of(spec) for row in captioned_rows(source, part, words, account, label)]
+    if not rows and part == "train":
+        told = "".join(f"; {note}" for note in account.notes())
+        raise WordsightError(f"data={spec!r} holds no image-caption pair to train on{told}")
+    return Pairs(spec, [picture for picture, _ in rows], [texts for _, texts in rows], account)
 
 
-def source_rows(
-    source: str, part: str, *, template: str, sentences: str | None, aliases: str | None, notes: list[str]
+def captioned_rows(
+    source: str, part: str, words: Words, account: Account, label: str | None = None
 ) -> list[tuple[Picture, tuple[str, ...]]]:
-    """The images of one source's part with their captions; `notes` receives what was left out."""
-    table = caption_table(source)
-    if table is None and _has_no_words(Path(source).expanduser()):
-        table = Path(source).expanduser()  # reading it as captions says which column is missing
-    if table is not None:
-        return [
-            (picture, tuple(texts)) for picture, texts, where in read_pairs(table, notes) if where == part
-        ]
-    return _labelled(read_labelled(source), part, template, sentences, aliases, notes)
-
-
-def class_captions(
-    names: Sequence[str],
-    where: str,
-    template: str,
-    sentences: str | None,
-    aliases: str | None,
-    notes: list[str],
-) -> list[tuple[str, ...]]:
-    """Captions of each class: its name in the template, then the sentences it finds. `notes` receives the
-    classes that find none.
+    """The images of one source's part with their captions. `account` receives what the source held, in all of
+    its parts.
     """
-    once = tuple(
-        name for name, count in Counter(names).items() if count == 1
-    )  # sentences of a name that two classes share are wrong for one of them
-    written = read_sentences(sentences, once, aliases, partly=True)
-    without = [name for name in dict.fromkeys(names) if not written.get(name)]
-    if sentences is not None and without:
-        listed = ", ".join(without[:5])
-        notes.append(
-            f"{len(without)} of {len(names)} classes of {where} find no sentences of their own in "
-            f"{sentences} and go by name: {listed}"
-        )
-    return [(fill(template, name), *written.get(name, ())) for name in names]
+    table = read(source.strip(), "captions", label)
+    names = list(table.names.values())
+    texts = dict(zip(table.names, words.captions_of(names, source, table.account))) if names else {}
+    rows = [(row, row.captions or texts.get(row.label, ())) for row in table.rows]
+    for row, captions in rows:
+        if captions:
+            table.account.kept += 1
+        else:
+            table.account.leave(NO_CAPTION, row.picture.name)
+    table.account.check()
+    chosen = _part(table, part, source)
+    account.add(table.account)
+    return [(row.picture, captions) for row, captions in rows if captions and row.part == chosen]
 
 
-def _has_no_words(path: Path) -> bool:
-    """Whether a file is a table with neither captions nor labels."""
-    if not path.is_file() or path.suffix.lower() not in (".csv", ".tsv", ".parquet", ".pq"):
-        return False
-    return not any(
-        name.lower().startswith("caption") or name.lower() in LABEL_COLUMNS
-        for name in _read_table(path).columns
-    )
-
-
-def _labelled(
-    dataset: Dataset, part: str, template: str, sentences: str | None, aliases: str | None, notes: list[str]
-) -> list:
-    split = getattr(dataset, part)
-    if not len(dataset.train) and dataset.val is None:
-        notes.append(f"{dataset.name} marks every image as test; they are trained on, since data= names it")
-        split = dataset.test if part == "train" else None
-    texts = class_captions(dataset.class_names, dataset.name, template, sentences, aliases, notes)
-    notes += dataset.notes
-    return (
-        []
-        if split is None
-        else [(picture, texts[label]) for picture, label in zip(split.pictures, split.labels.tolist())]
-    )
+def _part(table: Table, part: str, source: str) -> str:
+    """The part to take: the test part is trained on where a labelled source has no other."""
+    labelled = [row for row in table.rows if row.label is not None]
+    if not labelled or any(row.part != "test" for row in labelled):
+        return part
+    table.account.remark(f"{source} marks every image as test; they are trained on, since data= names it")
+    return {"train": "test", "test": ""}.get(part, part)

@@ -9,12 +9,7 @@ from __future__ import annotations
 
 import atexit
 import math
-import os
-import queue
-import threading
-from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,28 +17,22 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from wordsight.backbones import Backbone
 from wordsight.backbones.text_tower import TextBatch
 from wordsight.config import WordsightError
-from wordsight.data import Picture
-from wordsight.data.account import counted
-from wordsight.data.features import MAX_WORKERS, image_features, text_features
-from wordsight.data.images import Unreadable, content_digest, read_image, view_box
-from wordsight.data.pairs import class_captions, source_rows, sources_of
-from wordsight.data.shards import Rows, Sample, Shards, Sizes, Source, is_shards, rng, shards_of
+from wordsight.data.account import Account, counted
+from wordsight.data.ahead import Producer
+from wordsight.data.features import text_features
+from wordsight.data.pairs import Words, captioned_rows, sources_of
+from wordsight.data.shards import ORDER, TAKE, Rows, Shards, Source, rng
+from wordsight.data.sizes import Sizes
+from wordsight.data.tars import is_shards, shards_of
 
 BLOCK = 1024  # steps whose draws from the sources are made together
-MANY_BAD = 1000  # so many unreadable images of a source, and none that can be read, stop the run
-PART = {"cpu": 32}  # images that pass through a tower together; elsewhere
-PART_ELSEWHERE = 256
 MEAN_OF = 4096  # images whose mean vector stands for all
-GREY = Picture("a grey square", partial(np.full, (32, 32, 3), 128, np.uint8))
-ORDER, TAKE, DRAW = 1, 2, 3  # keep the streams of random numbers apart
-
-Vectors = tuple[Tensor, ...]  # one image's, under the backbone and, where there is one, the teacher
 
 
 @dataclass(frozen=True)
@@ -56,7 +45,14 @@ class Mixture:
     rank: int
     world: int
     sizes: Sizes
-    notes: list[str]  # what was left out, in sentences for the user; grows where classes are met later
+
+    @property
+    def account(self) -> Account:
+        """What the sources held, as far as they were read."""
+        whole = Account("image")
+        for source in self.sources:
+            whole.add(source.account)
+        return whole
 
 
 def needs_stream(spec: str) -> bool:
@@ -71,6 +67,7 @@ def open_stream(
     template: str = "a photo of a {}.",
     sentences: str | None = None,
     aliases: str | None = None,
+    label: str | None = None,
     seed: int = 1,
     rank: int = 0,
     world: int = 1,
@@ -86,19 +83,20 @@ def open_stream(
     if not names:
         raise WordsightError(f"data={spec!r} names no source")
     shares = check_weights(weights, names)
-    memory, notes = Sizes(sizes, rank, world), []
-    words = {"template": template, "sentences": sentences, "aliases": aliases, "notes": notes}
+    memory, words = Sizes(sizes, rank, world), Words(template, sentences, aliases)
     sources: list[Source] = []
     for number, name in enumerate(names):
         place = {"seed": (seed, ORDER, number), "rank": rank, "world": world, "sizes": memory}
         if is_shards(name):
-            shards = Shards(name, shards_of(name), partial(class_captions, where=name, **words), **place)
+            shards = Shards(name, shards_of(name), words, **place)
             shards.check()
             sources.append(shards)
         else:
-            sources.append(Rows(name, source_rows(name, "train", **words), **place))
+            account = Account("row")
+            rows = captioned_rows(name, "train", words, account, label)
+            sources.append(Rows(name, rows, **place, account=account))
     memory.save()
-    return Mixture(tuple(sources), shares or _by_size(sources), seed, rank, world, memory, notes)
+    return Mixture(tuple(sources), shares or _by_size(sources), seed, rank, world, memory)
 
 
 def check_weights(weights: str | Sequence[float] | None, sources: Sequence[str]) -> tuple[float, ...] | None:
@@ -178,17 +176,12 @@ class StreamBatches:
                 "teacher_texts": partial(_text_vectors, teacher, features == "store"),
                 **self.per_caption,
             }
-        self.features, self.views, self.flip, self.max_steps, self.ahead = (
-            features,
-            views,
-            flip,
-            max_steps,
-            ahead,
-        )
+        self.features, self.views, self.flip = features, views, flip
+        self.max_steps, self.ahead = max_steps, ahead
         self.skipped: dict[str, str] = {}  # images that could not be read, and why
         self._length = self._count()
         self._blocks: tuple[int, Int[np.ndarray, " S"]] = (0, np.zeros(len(mixture.sources), np.int64))
-        self._producer: _Producer | None = None
+        self._producer: Producer | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch, which is as many samples as all sources have together; where nobody knows, the
@@ -209,7 +202,7 @@ class StreamBatches:
         step = epoch * len(self) + index if epoch else index
         if self._producer is None or self._producer.step != step:
             self._halt()
-            self._producer = _Producer(self, step)
+            self._producer = Producer(self, step)
             atexit.register(self.close)  # a daemon thread inside torch would crash the end of the process
         try:
             return self._producer.take()
@@ -230,7 +223,7 @@ class StreamBatches:
 
     def notes(self) -> list[str]:
         """What was left out so far, in sentences for the user."""
-        said = [*self.mixture.notes, *(note for source in self.mixture.sources for note in source.notes())]
+        said = [note for source in self.mixture.sources for note in source.account.notes()]
         if self.skipped:
             listed = "\n".join(f"  {name}: {reason}" for name, reason in list(self.skipped.items())[:10])
             more = f"\n  ... and {len(self.skipped) - 10} more" if len(self.skipped) > 10 else ""
@@ -283,194 +276,6 @@ class StreamBatches:
             self._producer.stop(timeout)
             self._producer = None
             atexit.unregister(self.close)
-
-
-class _Producer:
-    """One thread that makes batches from a step on and stays `ahead` of whoever takes them."""
-
-    def __init__(self, batches: StreamBatches, step: int):
-        self.batches, self.step = batches, step
-        self.made: queue.Queue = queue.Queue(batches.ahead)
-        self.stopped = threading.Event()
-        self.towers = [tower for tower in (batches.backbone, batches.teacher) if tower is not None]
-        device = batches.backbone.device.type
-        self.part = PART.get(device, PART_ELSEWHERE)
-        self.decoders = max(
-            1, min(torch.get_num_threads() if device == "cpu" else os.cpu_count() or 1, MAX_WORKERS)
-        )
-        self.thread = threading.Thread(target=self._run, name="wordsight-stream", daemon=True)
-        self.thread.start()
-
-    def take(self) -> dict[str, Tensor]:
-        made = self.made.get()
-        if isinstance(made, BaseException):
-            raise made
-        self.step += 1
-        return made
-
-    def stop(self, timeout: float | None) -> None:
-        self.stopped.set()
-        self.thread.join(timeout)
-
-    def _run(self) -> None:
-        step = self.step
-        try:
-            readers = [
-                _Reader(source, int(start))
-                for source, start in zip(self.batches.mixture.sources, self.batches.positions(step))
-            ]
-            with ThreadPoolExecutor(self.decoders) as self.pool:
-                while not self.stopped.is_set():
-                    self._give(self._make(step, readers))
-                    step += 1
-        except _Stopped:
-            pass
-        except BaseException as error:  # whatever it is, it belongs to the thread that waits for a batch
-            self._give(error)
-
-    def _give(self, made: dict[str, Tensor] | BaseException) -> None:
-        while not self.stopped.is_set():
-            try:
-                return self.made.put(made, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def _make(self, step: int, readers: Sequence[_Reader]) -> dict[str, Tensor]:
-        batches, counts = self.batches, self.batches.counts(step).tolist()
-        draw = rng(batches.mixture.seed, DRAW, batches.mixture.rank, step)
-        views, which = (
-            draw.integers(batches.views, size=batches.size).tolist(),
-            draw.random(batches.size).tolist(),
-        )
-        readers = [
-            reader for reader, count in zip(readers, counts) for reader in [reader] * count
-        ]  # of each place in the batch
-        samples = [reader.take() for reader in readers]
-        vectors = self._vectors([picture for picture, _ in samples], views)
-        while bad := [place for place, found in enumerate(vectors) if found is None]:
-            self._check_hope(readers, samples, vectors)
-            for place in bad:
-                samples[place] = readers[place].next_after()
-            fresh = self._vectors([samples[place][0] for place in bad], [views[place] for place in bad])
-            for place, found in zip(bad, fresh):
-                vectors[place] = found
-        texts = [captions[int(drawn * len(captions))] for (_, captions), drawn in zip(samples, which)]
-        row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        tokens = batches.tokenise(list(row_of))
-        return {
-            **{
-                name: torch.stack(column) for name, column in zip(("images", "teacher_images"), zip(*vectors))
-            },
-            "ids": tokens.ids.cpu(),
-            "lengths": tokens.lengths.cpu(),
-            "text_of": torch.tensor([row_of[text] for text in texts]),
-            **{name: compute(list(row_of)).cpu() for name, compute in batches.per_caption.items()},
-        }
-
-    def _check_hope(
-        self, readers: Sequence[_Reader], samples: Sequence[Sample], vectors: Sequence[Vectors | None]
-    ) -> None:
-        good = {reader for reader, found in zip(readers, vectors) if found is not None}
-        for reader, tried in Counter(reader for reader in readers if reader not in good).items():
-            if reader.bad >= MANY_BAD:
-                name = samples[readers.index(reader)][0].name
-                raise WordsightError(
-                    f"{counted(reader.bad, 'image')} of {reader.name!r} on end could not be read; one is "
-                    f"{name}: {self.batches.skipped[name]}"
-                )
-            reader.bad += tried
-
-    def _vectors(self, pictures: Sequence[Picture], views: Sequence[int]) -> list[Vectors | None]:
-        """Each image's vectors under each tower, in the view drawn for it; None where it cannot be read,
-        which is counted.
-        """
-        return (
-            self._stored(pictures, views)
-            if self.batches.features == "store"
-            else self._encoded(pictures, views)
-        )
-
-    def _stored(self, pictures: Sequence[Picture], views: Sequence[int]) -> list[Vectors | None]:
-        several, flip = self.batches.views, self.batches.flip
-        found: list[list[Tensor]] = [[] for _ in pictures]
-        for tower in self.towers:
-            self._check_stop()
-            asked = [*pictures, GREY]  # which can be read: where none can, image_features stops
-            features = image_features(tower, asked, views=several, flip=flip)
-            self.batches.skipped.update(features.skipped)
-            for place, vectors in zip(features.kept, features.vectors):
-                if place < len(pictures):
-                    found[place].append(vectors[views[place]].cpu())
-        return [tuple(vectors) if len(vectors) == len(self.towers) else None for vectors in found]
-
-    def _encoded(self, pictures: Sequence[Picture], views: Sequence[int]) -> list[Vectors | None]:
-        """Decoders prepare one part while the one before is in the towers."""
-        starts = range(0, len(pictures), self.part)
-        found, waiting = [], self._prepare(pictures, views, starts[:1])
-        for start in starts:
-            self._check_stop()
-            following = self._prepare(pictures, views, range(start + self.part, len(pictures), self.part)[:1])
-            ready = [future.result() for future in waiting]
-            whole = [pixels for pixels in ready if pixels is not None]
-            encoded = iter(
-                zip(*(self._encode(tower, list(column)) for tower, column in zip(self.towers, zip(*whole))))
-            )
-            found += [None if pixels is None else next(encoded) for pixels in ready]
-            waiting = following
-        return found
-
-    def _prepare(self, pictures: Sequence[Picture], views: Sequence[int], starts: range) -> list:
-        chosen = [place for start in starts for place in range(start, min(start + self.part, len(pictures)))]
-        return [self.pool.submit(self._pixels, pictures[place], views[place]) for place in chosen]
-
-    def _pixels(self, picture: Picture, view: int) -> list[UInt8[Tensor, "3 H W"]] | None:
-        """An image as each tower's pixels. View 0 is the centre crop; the others are those of the feature
-        store, which a seed of 0 and the content draw.
-        """
-        try:
-            value = picture.load()
-            image = read_image(value)
-        except Unreadable as error:
-            self.batches.skipped[picture.name] = str(error)
-            return None
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            self.batches.skipped[picture.name] = f"cannot be read: {error}"
-            return None
-        box, mirrored = view_box(image.size, content_digest(value), view, 0) if view else (None, False)
-        each = [tower.image_tower.preprocess(image, box) for tower in self.towers]
-        return [pixels.flip(-1) if mirrored and self.batches.flip else pixels for pixels in each]
-
-    @torch.no_grad()  # not inference_mode, whose tensors may take no part in a later gradient
-    def _encode(self, tower: Backbone, pixels: Sequence[UInt8[Tensor, "3 H W"]]) -> Float[Tensor, "n D"]:
-        return tower.image_vectors(tower.image_tower.encode_image(torch.stack(pixels)).float().cpu()).clone()
-
-    def _check_stop(self) -> None:
-        if self.stopped.is_set():
-            raise _Stopped
-
-
-class _Stopped(Exception):
-    """Nobody waits for this batch any more."""
-
-
-class _Reader:
-    """A source read in order, which can look at what comes next without moving."""
-
-    def __init__(self, source: Source, start: int):
-        self.name, self.samples = source.name, source.samples(start)
-        self.seen: deque[Sample] = deque()  # looked at, not yet taken
-        self.looked = 0  # how many of them were given by `next_after` since the last `take`
-        self.bad = 0  # unreadable images since `take`
-
-    def take(self) -> Sample:
-        self.looked = self.bad = 0
-        return self.seen.popleft() if self.seen else next(self.samples)
-
-    def next_after(self) -> Sample:
-        if self.looked == len(self.seen):
-            self.seen.append(next(self.samples))
-        self.looked += 1
-        return self.seen[self.looked - 1]
 
 
 def _text_vectors(teacher: Backbone, stored: bool, texts: Sequence[str]) -> Float[Tensor, "M D"]:

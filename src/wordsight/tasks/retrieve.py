@@ -25,11 +25,11 @@ from wordsight.backbones.text_tower import TextTower
 from wordsight.config import RunSettings, WordsightError, build, to_dict
 from wordsight.data import Dataset, Pairs, open_dataset
 from wordsight.data.features import image_features, text_features
-from wordsight.data.pairs import caption_table, open_pairs, sources_of
-from wordsight.data.shards import is_shards
-from wordsight.data.sources import same_source
+from wordsight.data.pairs import open_pairs, sources_of
+from wordsight.data.sources import caption_table, same_source
 from wordsight.data.splits import select_classes
 from wordsight.data.stream import Mixture, StreamBatches, needs_stream, open_stream
+from wordsight.data.tars import is_shards
 from wordsight.methods import NoSettings
 from wordsight.methods.two_tower import TwoTower, TwoTowerSettings, tower_settings
 from wordsight.methods.zero_shot import ZeroShot

@@ -1,0 +1,224 @@
+"""Columns: named columns of any table as rows of images with labels or captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wordsight.config import WordsightError, nearest
+from wordsight.data import Picture
+from wordsight.data.account import Account, few
+from wordsight.data.labels import (
+    CLASSES_JSON,
+    LABEL_KEYS,
+    Described,
+    Label,
+    captions_of,
+    in_label_order,
+    label_of,
+    numbered,
+    parts_of,
+    read_classes,
+    settle,
+)
+from wordsight.data.rows import Row, Table, Want
+from wordsight.files import nfc
+
+CAPTION = "caption"  # begins the name of every caption column
+REPEATED = "that repeat an earlier row"
+NO_CAPTION = "without a caption"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Named columns of equal length, each read when it is asked for."""
+
+    where: str  # for messages
+    count: int
+    readers: Mapping[str, Callable[[], Sequence[Any]]]  # by name as written
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of columns that carry their own
+    structs: Mapping[str, Any] = field(default_factory=dict)  # Parquet's {bytes, path}, not yet read
+    folder: Path | None = None  # what paths in cells begin at, and where classes.json may lie
+    label_keys: Sequence[str] = LABEL_KEYS  # what a label column may be called, best first
+    spoken: str = "classname"  # a column with the class name of each label
+    in_order: bool = False  # whether labels that are texts are sorted, and not in order of appearance
+    template: str | None = None
+    part_of_row: Sequence[str] | None = None  # where the source itself says so, and no column
+
+    def cells(self, name: str) -> Sequence[Any]:
+        """A column's values as Python has them."""
+        return self.readers[name]()
+
+    def find(self, wanted: Sequence[str]) -> str | None:
+        """The first of these columns that is there, in any case of letters.
+
+        Errors: WordsightError where two columns have that name."""
+        for want in wanted:
+            found = [name for name in self.readers if name.strip().lower() == nfc(want).strip().lower()]
+            if len(found) > 1:
+                raise WordsightError(
+                    f"{self.where} has {len(found)} columns called {want} ({few(map(repr, found))}); rename "
+                    f"all but one"
+                )
+            if found:
+                return found[0]
+        return None
+
+    def need(self, wanted: Sequence[str], what: str) -> str:
+        """As `find`. Errors: WordsightError where there is none, with the columns that are there."""
+        found = self.find(wanted)
+        if found is not None:
+            return found
+        near = next((hint for name in self.readers if (hint := nearest(name.lower(), wanted))), "")
+        if what == "label" and self.caption_columns():
+            near = "; a table of captions is for method=two_tower"
+        raise WordsightError(
+            f"{self.where} has no {what} column; its columns are {', '.join(self.readers)}; expected one of "
+            f"{', '.join(wanted)}{near}"
+        )
+
+    def parts(self) -> Sequence[str]:
+        """train, val or test of each row; all train where nothing says."""
+        split = self.find(["split"])
+        if self.part_of_row is not None:
+            return self.part_of_row
+        return parts_of(self.cells(split), self.where) if split else ["train"] * self.count
+
+    def caption_columns(self) -> list[str]:
+        """The columns that begin with `caption`, but for caption_id and its like."""
+        return [
+            name
+            for name in self.readers
+            if name.strip().lower().startswith(CAPTION) and not name.strip().lower().endswith(("id", "ids"))
+        ]
+
+
+def table_of(
+    columns: Columns,
+    pictures: Sequence[Picture | None],
+    account: Account,
+    want: Want,
+    label: str | None = None,
+) -> Table:
+    """Rows of columns whose images are known; None among them is an image that was left out already.
+
+    `want` says what is needed: captions, where labels do too, labels, or images alone. `label` names the
+    label column."""
+    parts = columns.parts()
+    if want == "images":
+        return Table([Row(picture, part=part) for picture, part in zip(pictures, parts) if picture], account)
+    captions = columns.caption_columns() if want == "captions" and label is None else []
+    if want == "captions" and label is None and not captions and columns.find(columns.label_keys) is None:
+        columns.need([CAPTION, "captions", f"{CAPTION}_1"], CAPTION)
+    if captions:
+        return Table(_captioned(columns, captions, pictures, parts, account), account)
+    return _labelled(columns, pictures, parts, account, label)
+
+
+def _captioned(
+    columns: Columns,
+    names: Sequence[str],
+    pictures: Sequence[Picture | None],
+    parts: Sequence[str],
+    account: Account,
+) -> list[Row]:
+    """One row an image: captions of one image may stand in several columns, in a list, or in several rows."""
+    found: dict[tuple[str, str], tuple[Picture, dict[str, None]]] = {}
+    for row, texts in enumerate(zip(*(columns.cells(name) for name in names))):
+        picture = pictures[row]
+        if picture is None:
+            continue
+        place = f"row {row + 1} of {columns.where}, caption,"
+        words = dict.fromkeys(text for cell in texts for text in captions_of(cell, place))
+        again = (picture.name, parts[row]) in found
+        _, before = found.setdefault((picture.name, parts[row]), (picture, {}))
+        if again and not (words and before):
+            account.leave(NO_CAPTION, picture.name)
+        elif again and not words.keys() - before.keys():
+            account.leave(REPEATED, picture.name)
+        elif again:
+            account.kept += 1  # more captions of an image that is counted already
+        before |= words
+    return [Row(picture, None, tuple(words), part) for (_, part), (picture, words) in found.items()]
+
+
+def _labelled(
+    columns: Columns,
+    pictures: Sequence[Picture | None],
+    parts: Sequence[str],
+    account: Account,
+    asked: str | None,
+) -> Table:
+    column = columns.need(columns.label_keys if asked is None else [asked], "label")
+    where = f"column {column} of {columns.where}"
+    labels = settle([label_of(value, where) for value in columns.cells(column)], columns.where)
+    if column in columns.class_names:
+        labels = [None if label == -1 else label for label in labels]  # as the hub marks a hidden label
+    usual = column == columns.find(columns.label_keys)
+    described = read_classes(columns.folder) if usual and columns.folder else Described()
+    names = _class_names(columns, column, labels, described if usual else None)
+    rows = [
+        Row(picture, label, part=part) for picture, label, part in zip(pictures, labels, parts) if picture
+    ]
+    return Table(_once(rows, account, columns.where), account, names, described.template or columns.template)
+
+
+def _once(rows: Sequence[Row], account: Account, where: str) -> list[Row]:
+    """Each image once. Errors: WordsightError where one is given two labels."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        before = first.setdefault(row.picture.name, row)
+        if before is row:
+            continue
+        if before.label != row.label and None not in (before.label, row.label):
+            raise WordsightError(
+                f"{where} gives {row.picture.name!r} two labels, {before.label!r} and {row.label!r}; one "
+                f"label an image is read here"
+            )
+        if before.label is None:
+            first[row.picture.name] = row
+        account.leave(REPEATED, row.picture.name)
+    return list(first.values())
+
+
+def _class_names(
+    columns: Columns, column: str, labels: Sequence[Label | None], described: Described | None
+) -> dict[Label, str]:
+    """Class names by label: from a column of names, from a list, or the labels themselves where they are
+    texts. `described` is None where classes.json is of another column.
+    """
+    order = in_label_order(labels)
+    if columns.in_order and any(isinstance(label, str) for label in order):
+        order = sorted(order, key=str)
+    spoken = columns.find([columns.spoken])
+    if described is not None and spoken is not None and spoken != column:
+        return _spoken(columns, spoken, labels, order)
+    if not order:
+        return {}
+    if not all(isinstance(label, int) for label in order):
+        return {label: str(label) for label in order}
+    listed = columns.class_names.get(column) or (described.classes if described else None)
+    if listed is None:
+        raise WordsightError(
+            f"the labels of {columns.where} are numbers, and words are needed: add a column "
+            f"{columns.spoken}, put {CLASSES_JSON} beside a table, or cast the column to "
+            f"ClassLabel(names=[...])"
+        )
+    return numbered(order, listed, columns.where)
+
+
+def _spoken(
+    columns: Columns, spoken: str, labels: Sequence[Label | None], order: Sequence[Label]
+) -> dict[Label, str]:
+    """Class names from a column of their own. Errors: WordsightError where a label has two."""
+    names: dict[Label, str] = {}
+    for label, value in zip(labels, columns.cells(spoken)):
+        name = nfc("" if value is None else str(value).strip())
+        if label is not None and names.setdefault(label, name) != name:
+            raise WordsightError(
+                f"label {label} of {columns.where} is named both {names[label]!r} and {name!r}; a label "
+                f"needs one name"
+            )
+    return {label: names[label] for label in order}

@@ -1,0 +1,193 @@
+"""Tars: which files a pattern, a folder or a URL stands for, and the rows of local ones."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from wordsight.config import WordsightError
+from wordsight.data.account import Account
+from wordsight.data.labels import CLASSNAMES, Label, class_lines, in_label_order, numbered, part_of, settle
+from wordsight.data.rows import Row, Table, Want, has_table, is_file, read_part
+from wordsight.data.samples import read_tar
+from wordsight.files import read_text
+
+TEMPLATES = "zeroshot_classification_templates.txt"  # CLIP_benchmark's, with {c} for the class
+MOST_SHARDS = 1_000_000
+
+
+# ---- which tars
+
+
+def is_shards(source: str) -> bool:
+    """Whether a source is tars: one, a pattern of them, a URL, a folder that holds some."""
+    path = Path(source).expanduser()
+    return (
+        "://" in source
+        or source.startswith("pipe:")
+        or bool(re.search(r"\.(tar|tar\.\w+|tgz)$", source))
+        or bool(path.is_dir() and not has_table(path) and tars_in(path))
+    )
+
+
+def shards_of(source: str) -> list[str]:
+    """Every tar behind `x-{000..003}.tar`, `x-{a,b}.tar`, a glob, a folder or a URL, in order. Errors:
+    WordsightError where there is none.
+    """
+    if source.startswith("pipe:"):
+        raise WordsightError(
+            f"data={source!r}: commands are not run for data; give http(s)://, s3:// or a local path"
+        )
+    local = str(Path(source).expanduser()) if "://" not in source else source
+    if os.path.isdir(local):
+        return tars_in(Path(local)).get("train", [])
+    each = [local] if os.path.isfile(local) else list(dict.fromkeys(_braces(local)))
+    for path in each:
+        if not (urllib.parse.urlsplit(path).path if "://" in path else path).endswith(".tar"):
+            raise WordsightError(
+                f"data={source!r}: {path!r} is no .tar; only uncompressed tars are read as shards, and "
+                f"tables only from a local path"
+            )
+        if "://" in path and set("*[") & set(path):
+            raise WordsightError(
+                f"data={source!r}: * is looked up only in local folders; name remote shards as in "
+                f"x-{{000..099}}.tar"
+            )
+    if "://" in local:
+        return each
+    found = [path for one in each for path in _found(one, source)]
+    return list(dict.fromkeys(found))
+
+
+def tars_in(folder: Path) -> dict[str, list[str]]:
+    """The tars of each part in a folder: its own are train, else those of its train/, val/ and test/."""
+    own = _tars(folder)
+    if own:
+        return {"train": own}
+    found: dict[str, list[str]] = {}
+    for inside in sorted(folder.iterdir()):
+        part = part_of(inside.name)
+        tars = _tars(inside) if part and inside.is_dir() else []
+        if part and tars and part in found:
+            raise WordsightError(f"{str(folder)!r} has two folders of tars that both mean {part}; keep one")
+        if part and tars:
+            found[part] = tars
+    return found
+
+
+def _tars(folder: Path) -> list[str]:
+    return sorted(str(path) for path in folder.glob("*.tar") if is_file(str(path)))
+
+
+def _found(path: str, source: str) -> list[str]:
+    found = [path] if os.path.isfile(path) else sorted(glob.glob(path))
+    if not found:
+        raise WordsightError(f"tar {path!r} of data={source!r} does not exist")
+    return found
+
+
+def _braces(pattern: str) -> list[str]:
+    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if not found:
+        return [pattern]
+    low, high, listed = found.groups()
+    if listed is None and not 0 <= int(high) - int(low) < MOST_SHARDS:
+        raise WordsightError(f"{found[0]} in {pattern!r} names no tars, or more than {MOST_SHARDS:,}")
+    each = (
+        listed.split(",")
+        if listed is not None
+        else [str(number).zfill(len(low)) for number in range(int(low), int(high) + 1)]
+    )
+    return [path for one in each for path in _braces(pattern[: found.start()] + one + pattern[found.end() :])]
+
+
+def inner_names(paths: Sequence[str]) -> list[str]:
+    """Each tar's name inside the folder that holds them all; "" for one alone. Member names follow it."""
+    if len(paths) == 1:
+        return [""]
+    plain = [_without_query(path) if "://" in path else os.path.abspath(path) for path in paths]
+    root = os.path.commonpath([os.path.dirname(path) for path in plain])
+    return [os.path.relpath(path, root) + "/" for path in plain]
+
+
+def _without_query(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    return f"/{parts.netloc}{parts.path}"
+
+
+# ---- tars here, for few shots
+
+
+def read_tars(parts: Mapping[str, Sequence[str]], spec: str, want: Want, label: str | None = None) -> Table:
+    """The samples of local tars, part by part. A damaged one gives what stands before the damage, and is
+    told.
+
+    Errors: WordsightError where a file is no tar at all, nothing has a label, or labels are numbers and there
+    is no classnames.txt beside the tars or in the folder above."""
+    account = Account("member")
+    paths = [path for each in parts.values() for path in each]
+    names = dict(zip(paths, inner_names(paths)))
+    rows = []
+    for part, each in parts.items():
+        for path in each:
+            found, damage = _read_local(path, names[path], account, want, label, part)
+            if damage is not None and not found and not account.seen:
+                raise WordsightError(f"{path!r} is {damage}")
+            if damage is not None:
+                account.remark(f"{path} could not be read whole; what could be read is used: {damage}")
+            rows += found
+    if not rows:
+        raise WordsightError(
+            f"the tars of {spec!r} hold no images; expected samples such as 000.jpg with 000.cls"
+            + "".join(f"; {note}" for note in account.notes())
+        )
+    labels = settle([row.label for row in rows], repr(spec))
+    rows = [replace(row, label=label) for row, label in zip(rows, labels)]
+    folder = Path(paths[0]).parent
+    return Table(rows, account, _class_names(labels, folder, spec), _template(folder))
+
+
+def _read_local(
+    path: str, name: str, account: Account, want: Want, label: str | None, part: str
+) -> tuple[list[Row], str | None]:
+    loader = partial(_part_loader, path)
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return read_tar(file, size, name, account, loader, want, label, part)
+    except OSError as error:
+        return [], f"not readable: {error.strerror or error}"
+
+
+def _part_loader(path: str, start: int, size: int) -> Callable[[], bytes]:
+    return partial(read_part, path, start, size)
+
+
+def _class_names(labels: Sequence[Label | None], folder: Path, spec: str) -> dict[Label, str]:
+    order = in_label_order(labels)
+    if not any(isinstance(label, int) for label in order):
+        return {label: str(label) for label in order}
+    listed = next(
+        (path for path in (folder / CLASSNAMES, folder.parent / CLASSNAMES) if path.is_file()), None
+    )
+    if listed is None:
+        raise WordsightError(
+            f"the labels of {spec!r} are numbers, and words are needed: put {CLASSNAMES}, one name a "
+            f"line, into {str(folder)!r}"
+        )
+    return numbered(order, class_lines(read_text(listed, "class list")), repr(spec))
+
+
+def _template(folder: Path) -> str | None:
+    """CLIP_benchmark's first template, with {c} for the class."""
+    for path in (folder / TEMPLATES, folder.parent / TEMPLATES):
+        if path.is_file():
+            lines = read_text(path, "template list").splitlines()
+            return next((line.strip().replace("{c}", "{}") for line in lines if line.count("{c}") == 1), None)
+    return None
