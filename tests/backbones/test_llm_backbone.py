@@ -11,8 +11,6 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
-from transformers import ViTConfig, ViTModel
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import wordsight
 from wordsight.backbones import hub, load_backbone, unit
@@ -22,24 +20,6 @@ from wordsight.config import WordsightError
 
 LITTLE = TowerSettings(wrapper="a {}.", prompts=3, dim=12, rank=2, heads=2)
 TEXTS = ["a dog", "x", "a red house by the sea", "x"]
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory) -> Path:
-    """A random image encoder alone, as wide as the tiny CLIP's vectors."""
-    torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 12,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-        "image_size": 8,
-        "patch_size": 4,
-    }
-    folder = tmp_path_factory.mktemp("vit") / "vit"
-    ViTModel(ViTConfig(**sizes), add_pooling_layer=False).save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=8).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(params=["vit", "clip"])

@@ -144,9 +144,9 @@ def read_tokenizer(place: Place) -> Any:
             place.folder, local_files_only=True, trust_remote_code=False
         )
         special, known = tokenizer.all_special_tokens, len(tokenizer.get_vocab())
-        if tokenizer.padding_side not in ("left", "right") or not tokenizer.model_max_length >= 1:
+        least = len(tokenizer("a")["input_ids"])
+        if tokenizer.padding_side not in ("left", "right") or not tokenizer.model_max_length >= least:
             raise ValueError(f"{tokenizer.padding_side=}, {tokenizer.model_max_length=}")
-        tokenizer("a")
     if known <= len(special):
         raise WordsightError(
             f"the tokenizer of {place.name!r} knows no words, only {special}: its vocabulary file is missing"

@@ -259,7 +259,8 @@ def text_encoder(
     model = read_encoder(place, config, pooler=False, whole=whole, dtype=dtype)
     found = TextEncoder(model, tokenizer, pooling, min(reads))
     with reading(place.name, "the text encoder"):
-        found.lengths(["a"])
+        if found.lengths(["a"])[0] > found.max_tokens:
+            raise WordsightError(f"{place} reads {found.max_tokens} tokens, which hold no text")
         found.width(place.name)
     return found
 

@@ -129,8 +129,11 @@ class Preprocess:
                 self.processor(image, return_tensors="pt")["pixel_values"][0],
                 self.normalise(pixels),
             )
-            if not bool(ours.isfinite().all()):
-                raise WordsightError("its mean, deviation or rescaling makes pixels that are not finite")
+            spread = float(ours.max() - ours.min())
+            if not bool(ours.isfinite().all()) or not 0.01 < spread < 1e4 or float(self.std.min()) <= 0:
+                raise WordsightError(
+                    "its mean, deviation or rescaling makes pixels that no tower was fed with"
+                )
             if not torch.allclose(ours, theirs.float(), atol=1e-5, rtol=1e-5):
                 raise WordsightError(
                     "it does more than resize, crop, rescale and normalise, which is all that Wordsight "
@@ -153,6 +156,8 @@ def _cut(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Im
 
 
 def _check_sizes(values: Mapping[str, Any]) -> None:
+    if not values.get("size"):
+        raise WordsightError("it says no size, and transformers' default would stand in silently")
     for key in ("size", "crop_size"):
         sides = values.get(key)
         for side in sides.values() if isinstance(sides, Mapping) else [sides]:
