@@ -4,6 +4,7 @@ photographs.
 
 import hashlib
 import importlib.util
+import json
 import multiprocessing
 import os
 from pathlib import Path
@@ -201,6 +202,38 @@ def lm(tmp_path_factory) -> Path:
         LlamaConfig(**sizes, vocab_size=31, bos_token_id=1, eos_token_id=2, pad_token_id=2)
     ).save_pretrained(folder)
     letters().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory) -> Path:
+    """A random image encoder alone in transformers' layout, as wide as the tiny CLIP's vectors."""
+    from transformers import ViTConfig, ViTModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 12,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    folder = tmp_path_factory.mktemp("vit") / "vit"
+    ViTModel(ViTConfig(**sizes), add_pooling_layer=False).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=8).save_pretrained(folder)
+    return folder
+
+
+def without_digests(folder: Path) -> Path:
+    """A folder as an earlier version wrote it: nobody knows what its files held."""
+    for name in ("wordsight_backbone.json", "tower.json"):
+        if (folder / name).is_file():
+            facts = json.loads((folder / name).read_text())
+            facts.pop("files", None)
+            facts.get("base", {}).pop("files", None)
+            (folder / name).write_text(json.dumps(facts))
     return folder
 
 

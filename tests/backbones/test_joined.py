@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import without_digests
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -143,7 +144,7 @@ def load(folder, **settings) -> Joined:
 
 
 def copied(folder, to) -> Path:
-    return Path(shutil.copytree(folder, to))
+    return without_digests(Path(shutil.copytree(folder, to)))
 
 
 def rewrite(file, **values):
@@ -670,6 +671,16 @@ def test_tensors_that_do_not_fit(built, tmp_path, file, change, says):
     edit(folder / file, change)
     with pytest.raises(WordsightError, match=says):
         load(folder)
+
+
+@pytest.mark.parametrize("part", ["vision", "text"])
+def test_one_flipped_bit_is_noticed(built, tmp_path, part):
+    file = Path(shutil.copytree(built.name, tmp_path / "copy")) / part / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(WordsightError, match=f"{part}/model.safetensors of .* is damaged"):
+        load(tmp_path / "copy")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ Reading what lies in a folder is checkpoint.py's.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +27,8 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", 
 TOKENIZER_FILES += ("tokenizer.model",)
 PIXEL_FILES = ("processor_config.json", "preprocessor_config.json")  # the first wins, as in transformers
 BUNDLED = ("micro_lm",)  # LMs that lie beside this file; `micro` is a whole backbone
-TOWER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors"]  # jinja: a chat template
+# jinja: a chat template; the last are for whoever passes a model on
+TOWER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "LICEN[CS]E*", "NOTICE*"]
 OWN_FILES = [*TOWER_FILES, "*.safetensors"]  # of a folder that Wordsight wrote, at any depth
 LAYOUT = "give a folder in transformers' layout or a hub name"
 WAYS_ON = {
@@ -129,6 +131,26 @@ def own(name: str) -> Path | None:
 
 def save_json(file: Path, facts: Mapping[str, Any]) -> None:
     write_file(file, json.dumps(facts, indent=2) + "\n")
+
+
+def digests(folder: Path, parts: Iterable[str]) -> dict[str, str]:
+    """A hash of every weights file in these folders inside `folder`, to be kept beside them."""
+    files = [file for part in parts for file in sorted((folder / part).glob("*.safetensors"))]
+    return {str(file.relative_to(folder)): _digest(file) for file in files}
+
+
+def check_digests(folder: Path, known: Any, what: str) -> None:
+    """Errors: WordsightError where a file is not what `digests` saw. `known` is None in older folders."""
+    for name, digest in (known if isinstance(known, dict) else {}).items():
+        file = folder / str(name)
+        if not file.is_file() or _digest(file) != digest:
+            why = "is damaged: its content is not what was written" if file.is_file() else "is missing"
+            raise WordsightError(f"{name} of {what} {why}; save it again, or restore it")
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def save_part(folder: Path, model: PreTrainedModel | None = None, tokenizer: Any = None) -> None:

@@ -27,7 +27,7 @@ from wordsight.backbones.checkpoint import (
     reading,
     tokenizer_facts,
 )
-from wordsight.backbones.hub import save_json, save_part
+from wordsight.backbones.hub import check_digests, digests, save_json, save_part
 from wordsight.backbones.pixels import FILE as PREPROCESSOR_FILE
 from wordsight.backbones.vision import (
     POOLINGS,
@@ -132,6 +132,7 @@ class Joined(Backbone, TokenReader):
         """
         number, path = pick_dtype(dtype), Path(path)
         facts = _read_facts(path / OWN_FILE)
+        check_digests(path, facts.get("files"), f"backbone {name!r}")
         image, words = (Place(path / part, f"{sort} encoder", name) for part, sort in PARTS)
         vision = image_tower(image, facts["pooling"], whole=True, dtype=number)
         text = text_encoder(words, facts["text_pooling"], facts["max_tokens"], whole=True, dtype=number)
@@ -207,7 +208,8 @@ class Joined(Backbone, TokenReader):
             save_part(temporary / "text", self.text.model, self.text.tokenizer)
             save_json(temporary / "vision" / PREPROCESSOR_FILE, self.vision.transform.to_dict())
             write_tensors(temporary / MAP_FILE, self.tensors)
-            save_json(temporary / OWN_FILE, self.facts)
+            files = digests(temporary, [part for part, _ in PARTS])
+            save_json(temporary / OWN_FILE, self.facts | {"files": files})
 
 
 def _map_sizes(width: int, text_width: int) -> list[tuple[str, tuple[int, ...]]]:

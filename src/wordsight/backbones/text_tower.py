@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from wordsight.backbones import fingerprint, readonly, source_of
 from wordsight.backbones.checkpoint import Place, config_facts, exactly, read_mapping, tokenizer_facts
-from wordsight.backbones.hub import find, save_json, save_part
+from wordsight.backbones.hub import check_digests, digests, find, save_json, save_part
 from wordsight.backbones.lm import check_kind, check_vocabulary, drop_dropout, load_lm, sketch, untouched
 from wordsight.backbones.text_encoding import TextBatch, TextEncoding
 from wordsight.backbones.tower_settings import TowerSettings, check_settings, lora_config, resolve_wrapper
@@ -149,6 +149,7 @@ class TextTower(TextEncoding):
                 "base": {
                     "name": None if copied else source_of(name),
                     "sketch": sketch(bare, rounded=True) if copied else self.origin,
+                    "files": digests(temporary, [BASE_FOLDER]),
                 },
                 "wrapper": self.wrapper,
                 "special_tokens": self._special,
@@ -177,6 +178,7 @@ class TextTower(TextEncoding):
         facts = _read_facts(folder / TOWER_FILE)
         base, settings = facts["base"]["name"], build(TowerSettings, facts["settings"])
         where = find(base, "LM") if base else folder / BASE_FOLDER
+        check_digests(folder, facts["base"].get("files"), f"the text tower in {str(folder)!r}")
         lm, tokenizer = load_lm(Place(where, "LM", str(base or where)), settings.kind, dtype=dtype)
         # one that lies in base/ has no name: whoever saves the tower again must copy it again
         lm.name_or_path = base or ""

@@ -31,7 +31,7 @@ from wordsight.backbones.checkpoint import (
     read_model,
     reading,
 )
-from wordsight.backbones.hub import find, first_line, save_json, save_part
+from wordsight.backbones.hub import check_digests, digests, find, first_line, save_json, save_part
 from wordsight.backbones.pixels import FILE as PREPROCESSOR_FILE
 from wordsight.backbones.pixels import Preprocess, read_preprocess
 from wordsight.config import WordsightError
@@ -102,7 +102,7 @@ class Vision(Backbone):
         number, file = pick_dtype(dtype), Path(path) / OWN_FILE
         if file.is_file():
             place = Place(file.parent, "image encoder", name)
-            tower = image_tower(place, _read_pooling(file), whole=True, dtype=number)
+            tower = image_tower(place, _read_pooling(file, name), whole=True, dtype=number)
         else:
             tower = image_source(str(path))[0]
         return cls(tower, name=name, device=device, dtype=dtype)
@@ -139,10 +139,10 @@ class Vision(Backbone):
             save_part(temporary, self.vision.model)
             save_json(temporary / PREPROCESSOR_FILE, self.vision.transform.to_dict())
             facts = {"kind": "vision", "format": FORMAT, "pooling": self.vision.pooling}
-            save_json(temporary / OWN_FILE, facts)
+            save_json(temporary / OWN_FILE, facts | {"files": digests(temporary, ["."])})
 
 
-def _read_pooling(file: Path) -> str:
+def _read_pooling(file: Path, name: str) -> str:
     facts = read_mapping(file, "image encoder")
     found = [facts.get(key) for key in ("kind", "format", "pooling")]
     if found[:2] != ["vision", FORMAT] or found[2] not in POOLINGS:
@@ -150,6 +150,7 @@ def _read_pooling(file: Path) -> str:
             f"{file} has kind={found[0]!r}, format={found[1]!r}, pooling={found[2]!r}; this version reads "
             f"kind 'vision', format {FORMAT}, pooling {', '.join(POOLINGS)}"
         )
+    check_digests(file.parent, facts.get("files"), f"image encoder {name!r}")
     return found[2]
 
 
