@@ -217,15 +217,15 @@ class Run:
                 f"{self.folder / 'metrics.jsonl'} cannot be written: {error.strerror or error}"
             ) from error
 
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        """The events of one kind, in order. A line that holds no event is not among them: half a line that a
-        kill has left, or what another program wrote.
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The events of one kind, or of all, in order. A line that holds no event is not among them: half a
+        line that a kill has left, or what another program wrote.
 
         Errors: WordsightError where the file cannot be read."""
         path = self.folder / "metrics.jsonl"
         content = read_bytes(path, "the events of a run").decode(errors="replace") if path.exists() else ""
         found = [event for line in content.split("\n") if (event := _event(line))]
-        return [event for event in found if event["event"] == kind]
+        return [event for event in found if kind in (None, event["event"])]
 
 
 def build_method(settings: RunSettings, facts: RunFacts) -> Classifier:

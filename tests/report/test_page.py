@@ -21,13 +21,14 @@ def folders(tmp_path):
 
 
 def test_base_and_new_classes_are_drawn_against_each_other_where_shots_are_equal(tmp_path):
-    runs = [fabricate(tmp_path / "one", classes="base", accuracies={"base": 80.0, "new": 40.0})]
-    for more in ({"seed": 2}, {"method": "taskres"}):  # one point, two that are the same, two that are not
+    half = {"classes": "base", "accuracies": {"base": 80.0, "new": 40.0}}
+    runs = [fabricate(tmp_path / "one", **half)]
+    assert "<svg" not in as_html(read_rows(runs))  # one point is no plot
+    for more in ({"method": "coop"}, {"method": "taskres", "seed": 2}):
+        runs.append(fabricate(tmp_path / str(len(runs)), **half, **more))
         page = as_html(read_rows(runs))
         assert "<h3>Base and new classes</h3>" in page and "against labelled images" not in page
-        figures = {"base": 80.0, "new": 40.0}
-        runs.append(fabricate(tmp_path / str(len(runs)), classes="base", accuracies=figures, **more))
-    fewer = fabricate(tmp_path / "fewer", classes="base", shots=1, accuracies={"base": 70.0, "new": 40.0})
+    fewer = fabricate(tmp_path / "fewer", shots=1, **half)
     assert "<h3>Accuracy against labelled images per class</h3>" in as_html(read_rows([*runs, fewer]))
 
 
@@ -85,7 +86,7 @@ def test_confident_errors_have_picture_file_and_sentence(run, photos):
 def test_an_older_folder_has_no_sentences(run):
     say(run, [image_of(run), "red", "blue", "0.9"], header=("image", "label", "predicted", "probability"))
     page = as_html(read_rows([run.folder]))
-    assert "has no sentences for them" in page and "<dd>blue" in page
+    assert "<dd>blue" in page and "The sentence is" not in page and '<p class="sentence">' not in page
 
 
 def test_the_surest_come_first(run):

@@ -142,6 +142,14 @@ def test_what_takes_no_labels_stands_beside_all_shots_and_seeds(tmp_path):
     assert last.standings[0].differences["all"].pairs == 2
 
 
+def test_what_takes_no_labels_stands_beside_others_on_its_own_data_alone(tmp_path):
+    made = [
+        fabricate(tmp_path / name, method=method, data=data, accuracies={"all": 70.0})
+        for name, method, data in (("z", "zero_shot", "one"), ("a", "aape", "two"))
+    ]
+    assert comparisons(read_rows(made)) == []
+
+
 def test_targets_are_averaged_without_the_source(tmp_path):
     made = []
     for method, source, targets in (("aape", 90.0, (10.0, 30.0)), ("coop", 91.0, (20.0, 20.0))):

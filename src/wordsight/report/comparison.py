@@ -84,7 +84,7 @@ def comparisons(rows: Sequence[Row], reference: str | None = None) -> list[Compa
         mine = [row for row in rows if row.figures and row.backbone == backbone]
         mine = [row for row in mine if (row.trained != row.tested) == elsewhere]
         for shots in sorted({row.shots for row in mine} - {NO_LABELS}) or [NO_LABELS]:
-            methods = scores_by_method([row for row in mine if row.shots in (shots, NO_LABELS)], shots)
+            methods = scores_by_method(beside(mine, shots), shots)
             if len(methods) > 1:
                 first = next(iter(methods))
                 chosen = next((name for name in (reference, REFERENCE) if name in methods), first)
@@ -96,6 +96,12 @@ def comparisons(rows: Sequence[Row], reference: str | None = None) -> list[Compa
             f"{', '.join(labels)}"
         )
     return made
+
+
+def beside(rows: Sequence[Row], shots: int) -> list[Row]:
+    """The rows of these shots, and on the same data those that take no labels."""
+    data = {row.data for row in rows if row.shots == shots}
+    return [row for row in rows if row.shots == shots or (row.shots == NO_LABELS and row.data in data)]
 
 
 def scores_by_method(rows: Sequence[Row], shots: int) -> dict[str, Scores]:

@@ -34,10 +34,9 @@ from wordsight.report.tables import (
 
 NAMED_CLASSES = 20  # a confusion matrix of more classes is drawn, without names
 CONFUSED_PAIRS = 8
-ERRORS = (
-    "The wrong predictions of the highest probability. A name leads to the image where it is a file. The "
-    "sentence is the one closest to the prompt of this image, with its cosine."
-)
+ERRORS = "The wrong predictions of the highest probability."
+LINKED = "A name leads to the image file."
+EXPLAINED = "The sentence is the one closest to the prompt of this image, with its cosine."
 
 
 class Cell(NamedTuple):
@@ -77,6 +76,7 @@ class Section:
     title: str
     panels: tuple[Panel, ...]
     note: str = ""
+    lead: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Page:
 
 def render(page: Page) -> str:
     """The page as one HTML file: no script, no font, no picture from elsewhere."""
-    return environment().get_template("page.html.j2").render(page=page)
+    return environment().get_template("page.html.j2").render(page=page).lstrip()
 
 
 @cache
@@ -125,8 +125,9 @@ def as_html(
     if left_out:
         lists["Left out"] = [f"{place}: {reason}" for place, reason in left_out.items()]
     title = f"{len(places)} run{'s' * (len(places) != 1)}, wordsight {__version__}. {LEGEND}"
-    sections = [*comparison_sections(compared), *retrieval_sections(rows)]
-    sections += [data_section(group, rows, folder or Path.cwd()) for group in groups]
+    overall = [*comparison_sections(compared), *retrieval_sections(rows)]
+    each = [data_section(group, rows, folder or Path.cwd()) for group in groups]
+    sections = [*overall, *each] if len(each) > 1 else [*each, *overall]
     return render(Page("Wordsight report", tuple(sections), title, lists))
 
 
@@ -137,7 +138,7 @@ def same_place(row: Row) -> tuple[str, str]:
 def comparison_sections(compared: Sequence[Comparison]) -> list[Section]:
     """How methods stand against one another, each comparison a panel."""
     panels = tuple(Panel(one.title, table=standings_table(one)) for one in compared)
-    return [Section("Against one another", (Panel(notes=(COMPARED,)), *panels))] if panels else []
+    return [Section("Against one another", panels, lead=COMPARED)] if panels else []
 
 
 def retrieval_sections(rows: Sequence[Row]) -> list[Section]:
@@ -171,7 +172,9 @@ def references_panel(rows: Sequence[Row]) -> Panel | None:
 
 
 def plot_panel(rows: Sequence[Row]) -> Panel | None:
-    if not any(row.shots != NO_LABELS and row.figures for row in rows):
+    """None where there are no two figures to be told apart."""
+    measured = [row for row in rows if row.figures]
+    if len(measured) < 2 or all(row.shots == NO_LABELS for row in measured):
         return None
     figures, legend = plots.accuracy_plots(rows)
     drawn = tuple(Markup(plots.svg(figure)) for figure in figures)
@@ -258,9 +261,9 @@ def errors_panel(run: Measured, folder: Path) -> Panel:
     if not shown:
         return Panel(title, (f"{who}: no image is wrong.",))
     notes = [f"{who}. {ERRORS}"]
-    if not any(card.sentence for card in shown):
-        notes = [f"{who}. {ERRORS.rpartition(' The sentence')[0]} The run folder has no sentences for them."]
-    return Panel(title, tuple(notes), cards=tuple(shown))
+    notes += [LINKED] if any(card.link for card in shown) else []
+    notes += [EXPLAINED] if any(card.sentence for card in shown) else []
+    return Panel(title, (" ".join(notes),), cards=tuple(shown))
 
 
 def account_panels(rows: Sequence[Row]) -> list[Panel]:

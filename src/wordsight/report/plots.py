@@ -27,6 +27,7 @@ MARKERS = "os^D"  # where there are more lines than colours
 TITLES = {"all": "all classes", "H": "H of base and new classes", "base": "base classes"}
 LEGEND_LETTERS = 110  # of a name in the legend of a plot that stands alone
 INCHES = (4.7, 3.3)
+LEAST_SPAN = 2.0  # percent that an axis shows at least, so that a hair does not look like a gap
 
 
 class Key(NamedTuple):
@@ -154,6 +155,9 @@ def label_axes(axes: Any, part: str, shots: Sequence[int]) -> None:
     axes.set_xlabel("labelled images per class")
     axes.set_title(TITLES[part], fontsize=11)
     axes.set_ylabel("accuracy, %" if part != "H" else "H, %")
+    low, high = axes.get_ylim()
+    spare = max(0.0, LEAST_SPAN - (high - low)) / 2
+    axes.set_ylim(low - spare, high + spare)
     axes.grid(axis="y", color="#e3e7ec", linewidth=0.8)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve
-from wordsight.files import csv_rows, read_json, read_tensors, read_text
+from wordsight.files import csv_rows, read_bytes, read_json, read_tensors, read_text
 from wordsight.runs import Run
 
 ROLES = ("zero_shot", "linear_probe")  # what every fit is measured beside
@@ -98,6 +98,7 @@ class Measured:
         """In the order in which they were made. Those of a reference method are under its name in
         `references` of the run's own.
         """
+        self._tell_lines()
         events = self.run.events("eval")
         own = [event for event in events if event.get("role") not in ROLES]
         read = [evaluation(event, references(event, events)) for event in own]
@@ -172,10 +173,16 @@ class Measured:
         events = self.run.events("fit")
         return events[-1] if events else {}
 
+    def _tell_lines(self) -> None:
+        path = self.folder / "metrics.jsonl"
+        lines = read_bytes(path, "events").split(b"\n") if path.exists() else []
+        filled = sum(bool(line.strip()) for line in lines)
+        self._tell(filled - len(self.run.events()), filled, "line")
+
     def _tell(self, unread: int, of: int, what: str) -> None:
         if unread:
             noun = f"{what}s" if of != 1 else what
-            log.warning("%s: %d of %d %s left out: not readable", self.folder, unread, of, noun)
+            log.warning("%s: %d of %d %s could not be read and are left out", self.folder, unread, of, noun)
 
 
 # -- values of the right kind, or None --

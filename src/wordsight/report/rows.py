@@ -115,10 +115,18 @@ def open_runs(folders: Iterable[Path]) -> tuple[list[Measured], dict[Path, str]]
     runs, left_out = [], {}
     for folder in folders:
         try:
-            runs.append(Measured(Run.open(folder)))
+            runs.append(opened(folder))
         except (WordsightError, OSError) as error:
             left_out[folder] = str(error)
     return runs, left_out
+
+
+def opened(folder: Path) -> Measured:
+    """A run whose settings and figures can be read. Errors: WordsightError where they cannot."""
+    run = Measured(Run.open(folder))
+    settings_in_full(run.settings)
+    accuracies_of(run)
+    return run
 
 
 def read_rows(folders: Sequence[str | Path]) -> list[Row]:

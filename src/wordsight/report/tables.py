@@ -13,7 +13,7 @@ from wordsight.report.reading import ALL_LABELS, NO_LABELS, ROLES, Evaluation
 from wordsight.report.rows import ABSENT, FIGURES, Row, Value, short_data, short_names
 
 WORDS = frozenset(
-    ("data", "backbone", "method", "beside", "true class", "predicted")
+    ("data", "backbone", "method", "reference", "true class", "predicted")
 )  # columns of text, set to the left
 SUFFIXES = ("", "_spread")  # of the two columns of a figure in full precision
 LEGEND = (
@@ -28,10 +28,9 @@ COMPARED = (
     f"brackets the {LEVEL} % interval of a bootstrap over the pairs ({RESAMPLES:,} resamples)."
 )
 BESIDE = (
-    "Zero-shot and a linear probe on the same labels, measured on the same test images. difference: the "
-    f"method minus it, in points; in brackets the {LEVEL} % interval, paired over the test images. An "
-    "interval that holds 0 means that these images cannot tell the two apart. Over several seeds: mean ± "
-    "standard deviation."
+    "Zero-shot and a linear probe of the same labels on the same test images. difference: accuracy minus "
+    f"reference accuracy; in brackets the {LEVEL} % interval, paired over the test images. Where it holds 0, "
+    "these images do not tell the two apart. Over several seeds: mean ± standard deviation."
 )
 UNCOMPARED = (
     "Published figures are for orientation: other towers, other images, so not to be compared with ours. "
@@ -63,7 +62,13 @@ class Table:
 def figures_table(rows: Sequence[Row], varied: Sequence[str] = ()) -> Table:
     """What is shown of every row, `varied` columns first, beside what papers print of the same."""
     names = {"data": short_data(rows), "backbone": short_names(row.backbone for row in rows)}
-    lines = [{name: names[name][getattr(row, name)] for name in varied} | cells(row) for row in rows]
+    measured = [part for part in FIGURES if any(part in row.figures for row in rows)] or FIGURES[:1]
+    absent = set(FIGURES) - set(measured)
+    lines = [
+        {name: names[name][getattr(row, name)] for name in varied}
+        | {column: text for column, text in cells(row).items() if column not in absent}
+        for row in rows
+    ]
     if any(row.published for row in rows):
         for line, row in zip(lines, rows):
             printed = [slashed(table.values(), 1) for table in row.published.values()]
@@ -166,8 +171,8 @@ def references_table(rows: Sequence[Row], varied: Sequence[str] = ()) -> Table |
                             "shots": row.shots_text,
                             "classes": part,
                             "accuracy": str(Value.of([one.accuracy for one, _ in beside])),
-                            "beside": name,
-                            "its accuracy": str(Value.of([other.accuracy for _, other in beside])),
+                            "reference": name,
+                            "reference accuracy": str(Value.of([other.accuracy for _, other in beside])),
                             "difference": difference_text(gaps) if len(gaps) == len(beside) else ABSENT,
                         }
                     )
