@@ -134,7 +134,7 @@ def predict(answer: Mapping[str, Any]) -> None:
         chosen = "  ".join(f"{one['class']} {one['probability']:.1%}" for one in entry["classes"])
         out(f"{entry['image']}  {chosen}{'  unsure' * entry.get('unsure', False)}")
         if "sentences" in entry:
-            out("    closest to what it says about the image:")
+            out("    closest sentences:")
         for line in entry.get("sentences", []):
             out(f"    {line['cosine']:.2f}  {line['class']}: {line['sentence']}")
 
