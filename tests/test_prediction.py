@@ -189,3 +189,31 @@ def test_from_python_images_may_be_pixels(run, images):
     assert len(first.sentences) == 2 and answers.entry(first)["sentences"][0]["class"] in answers.class_names
     (one,) = prediction.predict(run, images[0])
     assert one.image == images[0]
+
+
+def test_a_folder_stands_for_its_images_at_any_depth(run, photos, tmp_path, answered, monkeypatch):
+    shutil.copytree(photos, tmp_path / "new" / "deep")
+    (tmp_path / "new" / "notes.txt").write_text("x")
+    (tmp_path / "new" / ".hidden").mkdir()
+    paint(COLOURS["red"], 1).save(tmp_path / "new" / ".hidden" / "0.png")
+    (tmp_path / "new" / "loop").symlink_to(tmp_path / "new")
+    paint(COLOURS["red"], 1).save(tmp_path / "new" / os.fsdecode(b"\xe9.png"))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    code, out, err = answered(run, "new/", "--json", "--csv", "o.csv")
+    found = [entry["image"] for entry in out["predictions"]]
+    assert code == 0 and len(found) == 19 and all(os.path.exists(name) for name in found)
+    assert "new/deep/blue/0.png" in found and found == sorted(found) and len(rows_of("o.csv")) == 20
+    account = out["account"]
+    told = sum(entry["count"] for entry in account["left_out"].values())
+    assert account["kept"] == 19 and account["seen"] == 19 + told and told == 3
+    assert "notes.txt" in err and ".hidden" in err and "loop" in err
+    code, out, _ = answered(run, "new/deep/red", "new/deep/blue/0.png", "--json")
+    assert code == 0 and len(out["predictions"]) == 7
+    code, out, err = answered(run, "new/deep/red", "empty", "--json")
+    assert code == 0 and len(out["predictions"]) == 6
+    code, out, err = answered(run, "empty")
+    assert code == 2 and "there is no image among what was given" in err and not out
+    (tmp_path / "table.csv").write_text("path,note\nnew/deep/red/0.png,x\nnew/deep/red/1.png,y\n")
+    code, out, err = answered(run, "table.csv", "--json")
+    assert code == 0 and len(out["predictions"]) == 2

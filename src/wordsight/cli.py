@@ -113,7 +113,7 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
     wanted = {name: getattr(options, name) for name in ("classes", "add", "sentences", "unsure", "csv")}
     answers = predict(options.run, options.images, explain=explain, **wanted)
     entries = (answers.entry(answer, options.top) for answer in answers)
-    return {"predictions": entries, "skipped": answers.skipped}
+    return {"predictions": entries, "skipped": answers.skipped, "account": answers.account.to_dict}
 
 
 def report(options: argparse.Namespace) -> dict[str, Any]:
@@ -232,7 +232,7 @@ VERBS: dict[str, Verb] = {
         "classify images with a run: wordsight predict RUN new/*.jpg --csv out.csv",
         [
             _RUN,
-            argument("images", nargs="+", metavar="IMAGE"),
+            argument("images", nargs="+", metavar="IMAGE", help="images, or folders of them"),
             argument("--top", type=int, default=1, metavar="K", help="how many classes to name (default 1)"),
             argument("--csv", metavar="FILE", help="write a table: all class probabilities, a line an image"),
             argument(

@@ -193,8 +193,6 @@ def check_images(words: Sequence[str]) -> None:
             raise WordsightError(
                 f"{word!r} is no image; predict takes paths: `wordsight predict RUN {word.partition('=')[2]}`"
             )
-        if Path(word).is_dir():
-            raise WordsightError(f"{word!r} is a folder; give its images: {Path(word) / '*.jpg'}")
 
 
 def check_runs(words: Sequence[str]) -> None:

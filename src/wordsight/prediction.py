@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +15,12 @@ import numpy as np
 
 from wordsight.config import WordsightError
 from wordsight.data import Picture
+from wordsight.data.account import Account
 from wordsight.data.features import Features, NoneReadable, image_features
+from wordsight.data.rows import read_file
+from wordsight.data.sources import read_pictures
+from wordsight.data.tables import is_table
+from wordsight.data.walk import Walker
 from wordsight.estimator import Classifier, load, pictures_of
 from wordsight.files import csv_lines, writing
 from wordsight.names import class_list
@@ -39,14 +46,15 @@ class Answer(NamedTuple):
 class Predictions:
     """Answers in the order of the images, made as they are asked for: iterate once.
 
-    `skipped` has {"image", "reason"} of each that could not be read, and is whole at the end. Iterating
-    ends in a WordsightError where no image at all could be read.
+    `skipped` has {"image", "reason"} of each that could not be read, `account` what folders held beside
+    images; both are whole at the end. Iterating ends in a WordsightError where there is no image that can be
+    read.
     """
 
     def __init__(
         self,
         classifier: Classifier,
-        pictures: Iterable[Picture],
+        images: Sequence[Any],
         *,
         unsure: float | None = None,
         explain: int = 0,
@@ -57,7 +65,8 @@ class Predictions:
         self.class_names = classifier.texts_.names
         self.skipped: list[dict[str, str]] = []
         self.unsure = unsure
-        self._classifier, self._pictures, self._explain = classifier, pictures, explain
+        self.account = Account()
+        self._classifier, self._images, self._explain = classifier, images, explain
         self._csv = None if csv is None else Path(csv).expanduser()
 
     def __iter__(self) -> Iterator[Answer]:
@@ -94,7 +103,7 @@ class Predictions:
         return entry
 
     def _answers(self) -> Iterator[Answer]:
-        pictures, kept = iter(self._pictures), 0
+        pictures, kept = _pictures(self._images, self.account), 0
         with progress("images") as advance:
             while batch := list(itertools.islice(pictures, BATCH)):
                 features = self._features(batch)
@@ -102,8 +111,14 @@ class Predictions:
                 yield from self._batch(batch, features)
                 kept += len(features.kept)
                 advance(len(batch))
+        for note in self.account.notes():
+            log.info(note)
         if self.skipped and not kept:
             raise NoneReadable([(entry["image"], entry["reason"]) for entry in self.skipped])
+        if not kept:
+            raise WordsightError(
+                "there is no image among what was given; give image files, or folders of them"
+            )
 
     def _features(self, batch: list[Picture]) -> Features:
         backbone = self._classifier.backbone_
@@ -151,7 +166,8 @@ def predict(
 ) -> Predictions:
     """What a run says about images: `for answer in predict("runs/photos", ["a.jpg"])`.
 
-    `run` is a run folder or hf:org/name; `images` are paths, PIL images or arrays. `classes` chooses among
+    `run` is a run folder or hf:org/name; `images` are paths, PIL images or arrays, folders (all images at
+    any depth) or tables with a path column. `classes` chooses among
     these classes instead of the run's own, `add` adds some to them; both as `class_list` reads them, with
     `sentences` about new ones. `unsure` marks answers whose best probability is below it. `explain` is how
     many sentences stand with each answer. `csv` is a file that gets a line an image with all probabilities,
@@ -175,8 +191,30 @@ def predict(
         classifier = classifier.with_classes(names, sentences)
     elif explain:
         _warn_of_templates(run)
-    pictures = pictures_of([images] if isinstance(images, (str, Path)) else images)
-    return Predictions(classifier, pictures, unsure=unsure, explain=explain, csv=csv)
+    given = [images] if isinstance(images, (str, Path)) else images
+    return Predictions(classifier, given, unsure=unsure, explain=explain, csv=csv)
+
+
+def _pictures(images: Sequence[Any], account: Account) -> Iterator[Picture]:
+    """The images that were given, those of folders and tables too, without a list of them all."""
+    for image, picture in zip(images, pictures_of(images)):
+        path = Path(image).expanduser() if isinstance(image, (str, Path)) else None
+        if path is not None and path.is_dir():
+            yield from _below(path, account)
+        elif path is not None and is_table(path):
+            yield from read_pictures(path, account)
+        else:
+            account.seen, account.kept = account.seen + 1, account.kept + 1
+            yield picture
+
+
+def _below(folder: Path, account: Account) -> Iterator[Picture]:
+    """The images at any depth of a folder, under paths that begin as it was typed."""
+    root = folder.absolute()
+    walker = Walker(root, account, read_anyway=[os.path.realpath(root)])
+    for path, _ in walker.images(root):
+        account.kept += 1
+        yield Picture(str(folder / os.path.relpath(path, root)), partial(read_file, path))
 
 
 def _class_names(run: str | Path) -> tuple[str, ...]:

@@ -53,14 +53,19 @@ def out(text: str = "") -> None:
 
 
 def out_json(value: Any) -> None:
-    """One JSON text. Of a mapping's values one may be an iterator, printed as a list while it goes on."""
+    """One JSON text. A mapping may hold an iterator, printed as a list while it goes on, and functions that
+    are called once it has ended.
+    """
     if not (isinstance(value, Mapping) and any(isinstance(part, Iterator) for part in value.values())):
         print(json_text(value))
         return
     before = "{"
     for key, part in value.items():
         print(before, f" {json_text(key)}: ", sep="\n", end="")
-        print(json_text(part), end="") if not isinstance(part, Iterator) else _out_list(part)
+        if isinstance(part, Iterator):
+            _out_list(part)
+        else:
+            print(json_text(part() if callable(part) else part), end="")
         before = ","
     print("\n}")
 
