@@ -4,9 +4,12 @@ photographs.
 
 import hashlib
 import importlib.util
+import io
 import json
 import multiprocessing
 import os
+import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from PIL import Image
 
 from wordsight.backbones import Backbone, TokenReader, unit
 from wordsight.config import METHODS, resolve
+from wordsight.data import Picture
 from wordsight.methods import Classifier
 
 COLOURS = {
@@ -116,6 +120,65 @@ class ColourBackbone(Backbone, TokenReader):
 @pytest.fixture(scope="session")
 def backbone() -> ColourBackbone:
     return ColourBackbone()
+
+
+class Stub(Backbone):
+    """A small tower that counts what goes through it."""
+
+    name, dim, logit_scale, image_fingerprint, text_fingerprint = "stub", 12, 100.0, "stub-1", "stub-t"
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.weight = torch.randn(12, 3 * 8 * 8, generator=torch.Generator().manual_seed(0))
+        self.images, self.texts, self.calls, self.fail_after = 0, 0, 0, None
+        self.lock = threading.Lock()
+
+    def preprocess(self, image, box=None):
+        return (
+            torch.from_numpy(np.array(image.resize((8, 8), Image.Resampling.BICUBIC, box=box)))
+            .permute(2, 0, 1)
+            .contiguous()
+        )
+
+    def encode_image(self, pixels):
+        with self.lock:
+            if self.fail_after is not None and self.calls >= self.fail_after:
+                raise KeyboardInterrupt
+            self.calls += 1
+            self.images += len(pixels)
+        return unit(pixels.flatten(1).float() / 255 @ self.weight.T)
+
+    def encode_text(self, texts):
+        self.texts += len(texts)
+        return unit(
+            torch.stack(
+                [
+                    torch.randn(12, generator=torch.Generator().manual_seed(sum(text.encode())))
+                    for text in texts
+                ]
+            )
+        )
+
+    def save_pretrained(self, folder):
+        raise NotImplementedError
+
+
+def encoded(number: int = 0, size=(12, 9), form: str = "PNG") -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form)
+    return buffer.getvalue()
+
+
+def pictures(*contents) -> list[Picture]:
+    return [
+        Picture(f"picture {row}", partial(lambda content: content, content))
+        for row, content in enumerate(contents)
+    ]
+
+
+def shards(folder) -> list:
+    return sorted(folder.glob("features/*/*.safetensors"))
 
 
 def paint(colour, seed: int, size: int = 8) -> Image.Image:

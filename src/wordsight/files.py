@@ -119,23 +119,33 @@ def in_use(folder: str | Path) -> Iterator[None]:
 
     Errors: WordsightError where another process holds it.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with held(folder) as ours:
+        if ours is False:
+            raise WordsightError(
+                f"{str(folder)!r} is in use: another process is working on it. Wait until it has ended, or "
+                f"give another out=..."
+            )
+        yield
+
+
+@contextlib.contextmanager
+def held(folder: str | Path, *, shared: bool = False) -> Iterator[bool | None]:
+    """Hold a folder alone, where nobody else does; or together with all who share it, after waiting for one
+    that has it alone. Gives whether it is held, None on a file system without locks.
+    """
     import fcntl
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise WordsightError(
-                f"{str(folder)!r} is in use: another process is working on it. Wait until it has ended, or "
-                f"give "
-                "another out=..."
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-        yield
+            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours: bool | None = True
+        except BlockingIOError:
+            ours = False
+        except OSError:
+            ours = None
+        yield ours
     finally:
         os.close(handle)
 
@@ -274,12 +284,12 @@ def write_tensors(
 
 
 def read_tensors(
-    path: str | Path, what: str = "", *, finite: bool = True
+    path: str | Path, what: str = "", *, finite: bool = True, sealed: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
-    Errors: WordsightError where it cannot be read, where its digest (of a file by `write_tensors`) is
-    another, and, with `finite`, where a number is not finite."""
+    Errors: WordsightError where it cannot be read, where its digest (of a file by `write_tensors`) is another
+    or, with `sealed`, is missing; and, with `finite`, where a number is not finite."""
     from safetensors import SafetensorError, safe_open
 
     named = f"{what} {path}".strip()
@@ -292,7 +302,7 @@ def read_tensors(
     except (SafetensorError, OSError, ValueError) as error:
         raise WordsightError(f"{named} cannot be read: {error}") from error
     kept = metadata.pop(DIGEST, None)
-    if kept is not None and kept != digest_of(tensors, metadata):
+    if (sealed or kept is not None) and kept != digest_of(tensors, metadata):
         raise WordsightError(f"{named} is damaged: its content is not what was written")
     broken = [name for name, tensor in tensors.items() if finite and not bool(tensor.isfinite().all())]
     if broken:

@@ -510,13 +510,11 @@ def test_the_wrapper_is_vicunas_the_chat_templates_plain_or_your_own(tokenizer):
         tower(tokenizer, wrapper="vicunia")
 
 
-def test_a_long_caption_loses_its_end_but_the_wrapper_keeps_its_own(tokenizer, caplog):
+def test_a_long_caption_loses_its_end_but_the_wrapper_keeps_its_own(tokenizer):
     made = tower(tokenizer, max_tokens=60)
     long = "red " * 40 + "end"
     batch = made.tokenise(["dog", long, "x" * 300])
-    assert (
-        made.truncated_texts == 2 and batch.ids.shape[1] <= 60 and "do not fit into 60 tokens" in caplog.text
-    )
+    assert made.truncated_texts == 2 and batch.ids.shape[1] <= 60
     assert made.truncated(["dog", long, "x" * 300]) == [False, True, True] and made.truncated([]) == []
     for row, whole in ((1, "red red"), (2, "xxx")):
         read = tokenizer.decode(batch.ids[row, : batch.lengths[row]])

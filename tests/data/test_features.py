@@ -2,86 +2,21 @@
 stale.
 """
 
-import errno
-import io
+import math
 import os
-import struct
-import threading
-import time
-import zlib
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from conftest import Stub, encoded, pictures
 from PIL import Image
 
 import wordsight.data.features as features
-from wordsight.backbones import Backbone, unit
 from wordsight.config import WordsightError
 from wordsight.data import Picture
 from wordsight.data.features import image_features, text_features
 from wordsight.data.images import content_digest, read_image, view_box
-from wordsight.files import cache_folder
-
-
-class Stub(Backbone):
-    """A small tower that counts what goes through it."""
-
-    name, dim, logit_scale, image_fingerprint, text_fingerprint = "stub", 12, 100.0, "stub-1", "stub-t"
-    device = torch.device("cpu")
-
-    def __init__(self):
-        self.weight = torch.randn(12, 3 * 8 * 8, generator=torch.Generator().manual_seed(0))
-        self.images, self.texts, self.calls, self.fail_after = 0, 0, 0, None
-        self.lock = threading.Lock()
-
-    def preprocess(self, image, box=None):
-        return (
-            torch.from_numpy(np.array(image.resize((8, 8), Image.Resampling.BICUBIC, box=box)))
-            .permute(2, 0, 1)
-            .contiguous()
-        )
-
-    def encode_image(self, pixels):
-        with self.lock:
-            if self.fail_after is not None and self.calls >= self.fail_after:
-                raise KeyboardInterrupt
-            self.calls += 1
-            self.images += len(pixels)
-        return unit(pixels.flatten(1).float() / 255 @ self.weight.T)
-
-    def encode_text(self, texts):
-        self.texts += len(texts)
-        return unit(
-            torch.stack(
-                [
-                    torch.randn(12, generator=torch.Generator().manual_seed(sum(text.encode())))
-                    for text in texts
-                ]
-            )
-        )
-
-    def save_pretrained(self, folder):
-        raise NotImplementedError
-
-
-def encoded(number: int = 0, size=(12, 9), form: str = "PNG") -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, form)
-    return buffer.getvalue()
-
-
-def pictures(*contents) -> list[Picture]:
-    return [
-        Picture(f"picture {row}", partial(lambda content: content, content))
-        for row, content in enumerate(contents)
-    ]
-
-
-def shards(folder) -> list:
-    return sorted(folder.glob("features/*/*.safetensors"))
 
 
 def test_cached_equals_fresh_in_any_batch(tmp_path):
@@ -135,22 +70,6 @@ def test_views(tmp_path):
         image_features(stub, chosen, views=0, folder=tmp_path)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (64, 48), (500, 37)])
-def test_view_boxes_lie_inside(size):
-    for view in range(1, 60):
-        (left, top, right, bottom), _ = view_box(size, b"digest", view, 0)
-        assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
-    assert view_box(size, b"digest", 1, 0) == view_box(size, b"digest", 1, 0)
-
-
-def test_view_boxes_have_the_stated_scale():
-    boxes = [view_box((1000, 1000), bytes([number]), 1, 0) for number in range(200)]
-    areas = np.array([(right - left) * (bottom - top) for (left, top, right, bottom), _ in boxes]) / 1e6
-    ratios = np.array([(right - left) / (bottom - top) for (left, top, right, bottom), _ in boxes])
-    assert areas.min() > 0.079 and 0.4 < areas.mean() < 0.6 and ratios.min() > 0.74 and ratios.max() < 1.35
-    assert 70 < sum(mirrored for _, mirrored in boxes) < 130
-
-
 def test_equal_images_are_encoded_once(tmp_path):
     stub = Stub()
     found = image_features(
@@ -199,68 +118,34 @@ def test_an_interrupted_call_goes_on_where_it_was(tmp_path):
     )
 
 
-def test_shards_are_written_as_it_goes(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "SHARD_ROWS", 8)
-    image_features(Stub(), pictures(*map(encoded, range(30))), folder=tmp_path, batch_size=4)
-    assert len(shards(tmp_path)) >= 3
-    stub = Stub()
-    image_features(stub, pictures(*map(encoded, range(30))), folder=tmp_path)
-    assert stub.images == 0
+def test_what_is_no_unit_vector_is_never_kept(tmp_path):
+    stub, chosen = Stub(), pictures(*map(encoded, range(4)))
+    whole = stub.encode_image
+
+    def broken(pixels):
+        return whole(pixels) * torch.tensor([[1.0], [math.nan], [3.0], [1.0]])
+
+    stub.encode_image = broken
+    found = image_features(stub, chosen, folder=tmp_path, batch_size=4)
+    assert found.kept == [0, 3] and [name for name, _ in found.skipped] == ["picture 1", "picture 2"]
+    assert "not finite" in found.skipped[0][1] and "another length than one" in found.skipped[1][1]
+    stub.encode_image = whole
+    again = image_features(stub, chosen, folder=tmp_path)
+    assert again.kept == [0, 1, 2, 3] and torch.equal(again.vectors[[0, 3]], found.vectors)
+    stub.encode_text = lambda texts: torch.full((len(texts), 12), math.inf)
+    with pytest.raises(WordsightError, match="backbone 'stub' gives a vector that is not finite: 'a cat'"):
+        text_features(stub, ["a cat"], folder=tmp_path)
 
 
-def test_small_shards_are_merged(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "MERGE_SHARDS", 4)
-    stub = Stub()
-    for number in range(11):
-        image_features(stub, pictures(encoded(number)), folder=tmp_path)
-    assert len(shards(tmp_path)) <= 5
-    image_features(stub, pictures(*map(encoded, range(11))), folder=tmp_path)
-    assert stub.images == 11
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda content: content[:-40], lambda content: b"", lambda content: b"\xff" * 200]
-)
-def test_a_damaged_shard_is_removed_and_computed_again(tmp_path, caplog, damage):
-    stub, chosen = Stub(), pictures(encoded(1), encoded(2))
-    before = image_features(stub, chosen, folder=tmp_path).vectors
-    (shard,) = shards(tmp_path)
-    shard.write_bytes(damage(shard.read_bytes()))
-    assert torch.equal(image_features(stub, chosen, folder=tmp_path).vectors, before)
-    assert stub.images == 4 and not shard.exists() and len(shards(tmp_path)) == 1
-    assert "damaged" in caplog.text and str(shard) in caplog.text
-
-
-def test_a_full_disk_is_told_and_harms_nothing(tmp_path, monkeypatch):
-    stub = Stub()
-    image_features(stub, pictures(encoded(1)), folder=tmp_path)
-    held = shards(tmp_path)
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(WordsightError, match="No space left on device; what it held is intact"):
-            image_features(stub, pictures(encoded(1), encoded(2)), folder=tmp_path)
-    assert shards(tmp_path) == held and not list(tmp_path.rglob("*.part"))
-    assert len(image_features(stub, pictures(encoded(1), encoded(2)), folder=tmp_path).vectors) == 2
-
-
-def test_a_cache_that_is_a_file_is_told(tmp_path):
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(WordsightError, match="WORDSIGHT_CACHE"):
-        image_features(Stub(), pictures(encoded()), folder=tmp_path / "file")
-
-
-def test_what_a_killed_process_left_is_swept(tmp_path):
-    image_features(Stub(), pictures(encoded()), folder=tmp_path)
-    old, new = shards(tmp_path)[0].with_name("old.part"), shards(tmp_path)[0].with_name("new.part")
-    old.write_bytes(b"")
-    new.write_bytes(b"")
-    os.utime(old, (time.time() - 7200,) * 2)
-    image_features(Stub(), pictures(encoded()), folder=tmp_path)
-    assert not old.exists() and new.exists()
+def test_a_limit_of_pixels_holds_for_cached_images_too(tmp_path, monkeypatch):
+    stub, chosen = Stub(), pictures(encoded(1, (4, 3)), encoded(2, (5, 5)))
+    assert image_features(stub, chosen, folder=tmp_path).kept == [0, 1]
+    small = image_features(stub, chosen, max_pixels=20, folder=tmp_path)
+    assert small.kept == [0] and "5 x 5 pixels are more than max_pixels=20" in small.skipped[0][1]
+    monkeypatch.setattr(features, "MAX_PIXELS", 20)
+    for _ in range(2):
+        assert image_features(stub, chosen, max_pixels=30, folder=tmp_path / "other").kept == [0, 1]
+        assert image_features(stub, chosen, folder=tmp_path / "other").kept == [0]
 
 
 def test_unreadable_pictures_are_listed(tmp_path):
@@ -304,69 +189,6 @@ def test_no_pictures_at_all(tmp_path):
     assert text_features(Stub(), [], folder=tmp_path).shape == (0, 12)
 
 
-def bomb(width: int, height: int) -> bytes:
-    """A PNG header of that size, with no pixels behind it."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + struct.pack(">I", 13)
-        + header
-        + struct.pack(">I", zlib.crc32(header))
-        + struct.pack(">I", 99)
-        + b"IDAT"
-    )
-
-
-@pytest.mark.parametrize(
-    "size, word", [((20000, 20000), "too large"), ((10000, 9500), "too large"), ((60000, 2), "too thin")]
-)
-def test_huge_images_are_refused_by_their_header(tmp_path, size, word):
-    found = image_features(Stub(), pictures(bomb(*size), encoded()), folder=tmp_path)
-    assert found.kept == [1] and word in found.skipped[0][1]
-
-
-def saved(image: Image.Image, form: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def test_all_kinds_of_images_become_rgb():
-    grey = Image.new("L", (3, 2), 100)
-    rgba = Image.new("RGBA", (3, 2), (100, 100, 100, 7))
-    deep = Image.fromarray(np.full((2, 3), 100 * 256 + 9, np.uint16))
-    palette = grey.convert("P")
-    cases = {
-        "grey": saved(grey),
-        "palette": saved(palette),
-        "transparent palette": saved(palette, transparency=bytes([0, 128] * 128)),
-        "alpha": saved(rgba),
-        "16 bit": saved(deep),
-        "16 bit tiff": saved(deep, "TIFF"),
-        "cmyk": saved(Image.new("RGB", (3, 2), (100, 100, 100)).convert("CMYK"), "JPEG", quality=100),
-        "gif": saved(grey, "GIF", save_all=True, append_images=[Image.new("L", (3, 2), 7)]),
-        "webp": saved(grey.convert("RGB"), "WEBP", lossless=True),
-        "grey array": np.full((2, 3), 100, np.uint8),
-        "one channel": np.full((2, 3, 1), 100, np.uint8),
-        "rgb array": np.full((2, 3, 3), 100, np.uint8),
-        "pil": rgba,
-    }
-    for kind, value in cases.items():
-        image = read_image(value)
-        assert image.mode == "RGB" and image.size == (3, 2), kind
-        assert np.abs(np.asarray(image).astype(int) - 100).max() <= 2, kind
-    assert read_image(saved(Image.new("1", (1, 1), 1))).getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_images_stand_upright():
-    image = Image.new("RGB", (4, 2))
-    image.putpixel((0, 0), (255, 255, 255))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
-    upright = read_image(saved(image, exif=exif))
-    assert upright.size == (2, 4) and upright.getpixel((1, 0)) == (255, 255, 255)
-
-
 def test_arrays_and_pil_images_are_addressed_by_content(tmp_path):
     array = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     stub = Stub()
@@ -388,10 +210,14 @@ def test_texts(tmp_path):
     assert len(list((tmp_path / "features").iterdir())) == 2
 
 
-def test_the_default_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORDSIGHT_CACHE", str(tmp_path / "mine"))
-    image_features(Stub(), pictures(encoded()))
-    assert len(shards(tmp_path / "mine")) == 1
-    monkeypatch.delenv("WORDSIGHT_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "wordsight"
+def test_texts_that_lose_their_ends_are_told_each_time(tmp_path, caplog):
+    caplog.set_level("INFO", "wordsight")
+    stub = Stub()
+    stub.max_tokens, stub.truncated = 3, lambda texts: [len(text) > 3 for text in texts]
+    for _ in range(2):
+        text_features(stub, ["a", "four", "four", "five5"], folder=tmp_path)
+    assert (
+        caplog.messages
+        == ["2 of 3 texts are longer than the 3 tokens that stub reads; their ends are cut off"] * 2
+    )
+    assert stub.texts == 3

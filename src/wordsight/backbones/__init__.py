@@ -39,6 +39,7 @@ class Backbone(ABC):
     dim: int  # D, the shared width
     device: torch.device  # where the towers are; vectors may stay there
     dtype: torch.dtype = torch.float32  # in which the towers compute
+    max_tokens: int = 0  # of a text that the text tower reads; what is longer loses its end
     logit_scale: float  # zero-shot logits are logit_scale * cosine
     # changes with everything that decides an image vector: weights, preprocessing, dtype
     image_fingerprint: str
@@ -80,6 +81,20 @@ class Backbone(ABC):
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `load_backbone` reads back to the same vectors."""
+
+
+def tell_truncated(truncated: Sequence[bool], max_tokens: int, name: str) -> None:
+    """Say of how many texts the text tower `name` reads the beginning alone. Whoever uses their vectors says
+    so, those of a cache included.
+    """
+    if any(truncated):
+        log.info(
+            "%d of %d texts are longer than the %d tokens that %s reads; their ends are cut off",
+            sum(truncated),
+            len(truncated),
+            max_tokens,
+            name,
+        )
 
 
 class TokenReader(ABC):

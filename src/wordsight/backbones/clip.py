@@ -4,7 +4,6 @@ backbone. The bundled micro CLIP is one.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from wordsight.backbones import Backbone, TokenReader, batches, fingerprint, pick_dtype, unit
+from wordsight.backbones import Backbone, TokenReader, batches, fingerprint, pick_dtype, tell_truncated, unit
 from wordsight.backbones.checkpoint import (
     Place,
     config_facts,
@@ -46,8 +45,6 @@ MODELS: dict[str, type[PreTrainedModel]] = {
 }
 TOKENS_PER_BATCH = 8192  # padding counted: bounds the memory of a text batch whatever its length
 
-log = logging.getLogger(__name__)
-
 
 class Parts(NamedTuple):
     """What a folder in transformers' layout holds."""
@@ -69,7 +66,6 @@ class CLIP(Backbone, TokenReader):
         self.name = name
         self.dtype = pick_dtype(dtype)
         self.device = device
-        self.truncated_texts = 0  # texts that were longer than `max_tokens` and lost their tail
         self.model = model.eval().requires_grad_(False)
         scalars = {
             key: value.clone()
@@ -142,6 +138,7 @@ class CLIP(Backbone, TokenReader):
         return [len(ids) > self.max_tokens for ids in self.tokenizer(texts, verbose=False)["input_ids"]]
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        tell_truncated(self.truncated(texts), self.max_tokens, self.name)
         return self._pad(self._tokenize(list(texts)))
 
     def encode_tokens(
@@ -191,9 +188,7 @@ class CLIP(Backbone, TokenReader):
             save_json(temporary / PREPROCESSOR_FILE, self.transform.to_dict())
 
     def _tokenize(self, texts: list[str]) -> dict[str, list[list[int]]]:
-        """Token ids a text, unpadded; a text that is too long loses its tail but keeps its end token, and is
-        counted.
-        """
+        """Token ids a text, unpadded; a text that is too long loses its tail but keeps its end token."""
         if not texts:
             return {"input_ids": []}
         texts = [text.lower() for text in texts] if self._lower_case else texts
@@ -202,15 +197,6 @@ class CLIP(Backbone, TokenReader):
         for row in long:
             for key, ids in self.tokenizer(texts[row], truncation=True, max_length=self.max_tokens).items():
                 tokens[key][row] = ids
-        if long:
-            self.truncated_texts += len(long)
-            log.warning(
-                "%d of %d texts are longer than the %d tokens that %s reads; their ends were cut off",
-                len(long),
-                len(texts),
-                self.max_tokens,
-                self.name,
-            )
         highest = max(max(ids, default=0) for ids in tokens["input_ids"])
         if highest >= self.model.config.text_config.vocab_size:
             size = self.model.config.text_config.vocab_size

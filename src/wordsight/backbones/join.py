@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from wordsight.backbones import pick_device, unit
+from wordsight.backbones import pick_device, tell_truncated, unit
 from wordsight.backbones.checkpoint import Place, read_mapping
 from wordsight.backbones.hub import find
 from wordsight.backbones.joined import FORMAT, Joined, TextEncoder, encode_texts, text_encoder
@@ -84,7 +84,9 @@ def join(
         targets, names = _from_head(settings, vision, head, own_names)
         captions, group = [settings.template.format(name) for name in names], torch.arange(len(names))
         on = f"{len(names)} class names"
-    texts = encode_texts(text, captions, settings.text)[0].cpu()
+    truncated = [length > text.max_tokens for length in text.lengths(captions)]
+    tell_truncated(truncated, text.max_tokens, settings.text)
+    texts = encode_texts(text, captions).cpu()
     wanted = targets[group]
     text_mean, matrix = ridge(texts, wanted, settings.ridge)
     scale, accuracy = temperature(leave_one_out(texts, wanted, settings.ridge, group), targets, group)

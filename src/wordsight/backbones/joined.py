@@ -4,7 +4,6 @@ join.py.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -48,8 +47,6 @@ TEXT_POOLINGS = ("mean", "cls", "last")
 TOKENS_PER_BATCH = 8192  # padding counted: bounds the memory of a text batch whatever its length
 # where the text encoder does not say: sentences about classes are shorter, and a longer cap costs only memory
 MAX_TOKENS = 256
-
-log = logging.getLogger(__name__)
 
 
 class TextEncoder(NamedTuple):
@@ -121,7 +118,6 @@ class Joined(Backbone, TokenReader):
         self.facts = facts
         self.logit_scale = float(facts["logit_scale"])
         self.dim = len(self.tensors["image_mean"])
-        self.truncated_texts = 0  # texts that were longer than the text encoder reads and lost their tail
 
     @classmethod
     def from_pretrained(
@@ -158,9 +154,11 @@ class Joined(Backbone, TokenReader):
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
         if not texts:
             return torch.empty(0, self.dim, device=self.device)
-        vectors, cut = encode_texts(self.text, texts, self.name)
-        self.truncated_texts += cut
-        return self._shared(vectors)
+        return self._shared(encode_texts(self.text, texts))
+
+    @property
+    def max_tokens(self) -> int:
+        return self.text.max_tokens
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         return [length > self.text.max_tokens for length in self.text.lengths(list(texts))]
@@ -217,27 +215,16 @@ def _map_sizes(width: int, text_width: int) -> list[tuple[str, tuple[int, ...]]]
 
 
 @torch.no_grad()
-def encode_texts(text: TextEncoder, texts: Sequence[str], name: str) -> tuple[Float[Tensor, "N W"], int]:
-    """Vectors in the order of `texts`, each distinct text once, longest first; and how many distinct texts
-    lost their ends.
-    """
+def encode_texts(text: TextEncoder, texts: Sequence[str]) -> Float[Tensor, "N W"]:
+    """Vectors in the order of `texts`, each distinct text once, longest first."""
     distinct = list(dict.fromkeys(texts))
     lengths = [min(length, text.max_tokens + 1) for length in text.lengths(distinct)]
-    cut = sum(length > text.max_tokens for length in lengths)
-    if cut:
-        log.warning(
-            "%d of %d texts are longer than the %d tokens that %s reads; their ends were cut off",
-            cut,
-            len(distinct),
-            text.max_tokens,
-            name,
-        )
     order, vectors = [], []
     for rows in batches(lengths, 0, TOKENS_PER_BATCH):
         vectors.append(text([distinct[row] for row in rows]))
         order += rows
     place = {distinct[row]: position for position, row in enumerate(order)}
-    return torch.cat(vectors)[[place[words] for words in texts]], cut
+    return torch.cat(vectors)[[place[words] for words in texts]]
 
 
 def text_encoder(

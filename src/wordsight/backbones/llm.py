@@ -94,11 +94,6 @@ class LLM(Backbone):
         scale = math.exp(min(float(found["log_scale"]), 700.0))  # beyond, a float ends
         return cls(image, text, image_mean=found["image_mean"], logit_scale=scale, name=name)
 
-    @property
-    def truncated_texts(self) -> int:
-        """Texts that were longer than the text tower reads and lost their ends."""
-        return self.text.truncated_texts
-
     def preprocess(
         self, image: Image.Image, box: tuple[float, float, float, float] | None = None
     ) -> UInt8[Tensor, "3 H W"]:
@@ -118,6 +113,10 @@ class LLM(Backbone):
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
         return self.text.encode(texts).to(self.device)
+
+    @property
+    def max_tokens(self) -> int:
+        return self.text.max_tokens
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         return self.text.truncated(texts)

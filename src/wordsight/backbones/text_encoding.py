@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -29,7 +28,6 @@ FOLD = 16  # texts for which adding LoRA to the weights once is cheaper than add
 SHARE = 2, 8  # a common beginning of so many tokens, in so many texts, is worth a pass of its own
 
 Way = Literal["auto", "one", "two"]
-log = logging.getLogger(__name__)
 
 
 class TextBatch(NamedTuple):
@@ -232,12 +230,6 @@ class TextEncoding(AdaptedLM):
             tokens[row] = self._shorten(texts[row])
         if long:
             self.truncated_texts += len(long)
-            log.warning(
-                "%d of %d captions do not fit into %d tokens with their wrapper; their ends were cut off",
-                len(long),
-                len(texts),
-                self.max_tokens,
-            )
         for row, ids in enumerate(tokens):
             if not ids:
                 raise WordsightError(f"the tokenizer makes no token of caption {row}, {texts[row]!r}")

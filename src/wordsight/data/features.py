@@ -1,21 +1,14 @@
 """Image and text features, computed once: frozen towers give the same vector for ever, so each lies in a
-cache and is found by content.
-
-A store is one folder per tower, view recipe and dtype: `<cache>/features/<key>/NNNN-<uuid>.safetensors`. A
-row is addressed by the digest of the image's bytes, kept in the shard itself: a renamed file is found, an
-edited one is encoded anew, and nothing can be stale."""
+cache (store.py) and is found by content.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 import os
-import queue
 import threading
-import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,25 +16,19 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from wordsight.backbones import Backbone
+from wordsight.backbones import Backbone, tell_truncated
 from wordsight.config import WordsightError
-from wordsight.data import Picture
-from wordsight.data.images import Unreadable, content_digest, hash_of, read_image, view_box
-from wordsight.files import cache_folder, write_file
-from wordsight.workers import progress
+from wordsight.data import ImageValue, Picture
+from wordsight.data.images import MAX_PIXELS, Unreadable, check_size, hash_of, read_image, size_of, view_box
+from wordsight.data.store import SHARD_ROWS, Store, is_unit
+from wordsight.workers import each, progress
 
-# change it when views change: it is part of the key
+# change them when views or pixel values change: they are part of the key
 VIEW_RECIPE = "centre, then random resized crop (0.08, 1) x (3/4, 4/3), flip 1/2; 1"
-SHARD_ROWS = 2000  # a kill loses at most this many images,
-SHARD_SECONDS = 20.0  # or this much time
-MERGE_SHARDS = 32  # so many small shards are merged into one
+PIXEL_RECIPE = "grey values of more than 8 bits by what they hold"
 MAX_WORKERS = 16
-
-log = logging.getLogger("wordsight")
 
 
 @dataclass(frozen=True)
@@ -71,6 +58,7 @@ def image_features(
     views: int = 1,
     seed: int = 0,
     flip: bool = True,
+    max_pixels: int | None = None,  # of the largest image that is read; by default images.MAX_PIXELS
     folder: str | Path | None = None,
     batch_size: int | None = None,  # 32 on the CPU, where each core has its own; 128 on an accelerator
 ) -> Features:
@@ -88,43 +76,47 @@ def image_features(
             f"views={views} is not possible; view 1 is the centre crop, more are augmented ones"
         )
     recipe = (VIEW_RECIPE, seed, flip) if views > 1 else "centre"
-    eyes = backbone.image_tower
-    store = _Store(folder, "image", eyes.image_fingerprint, views, recipe)
-    job = _ImageJob(eyes, pictures, views, seed, flip, batch_size, store)
+    tower = backbone.image_tower
+    store = Store(folder, (views, tower.dim), "image", tower.image_fingerprint, recipe, PIXEL_RECIPE)
+    job = _ImageJob(tower, pictures, views, seed, flip, max_pixels or MAX_PIXELS, batch_size, store)
     job.run()
-    kept = [index for index, digest in enumerate(job.digests) if digest in store.rows]
-    skipped = [
-        (picture.name, job.reason(index))
-        for index, picture in enumerate(pictures)
-        if job.digests[index] not in store.rows
-    ]
+    reasons = {index: reason for index in range(len(pictures)) if (reason := job.reason(index))}
+    skipped = [(pictures[index].name, reason) for index, reason in reasons.items()]
+    kept = [index for index in range(len(pictures)) if index not in reasons]
     if pictures and not kept:
         raise NoneReadable(skipped)
-    vectors = (
-        np.stack([store.rows[job.digests[index]] for index in kept])
-        if kept
-        else np.empty((0, views, backbone.dim), np.float32)
-    )
+    rows = [store.rows[job.digests[index]] for index in kept]
+    vectors = np.stack(rows) if rows else np.empty((0, views, tower.dim), np.float32)
     return Features(backbone.image_vectors(torch.from_numpy(vectors)), kept, skipped)
 
 
 def text_features(
     backbone: Backbone, texts: Sequence[str], folder: str | Path | None = None
 ) -> Float[Tensor, "N D"]:
-    """Unit vectors of `texts`, in their order, from the same kind of cache."""
-    store = _Store(folder, "text", backbone.text_fingerprint)
-    digests = [hash_of(text.encode("utf-8", "surrogatepass")) for text in texts]
-    store.find(set(digests))
-    missing = list({digest: text for digest, text in zip(digests, texts) if digest not in store.rows}.items())
+    """Unit vectors of `texts`, in their order, from the same kind of cache. Texts that the tower reads the
+    beginning of are told each time.
+
+    Errors: WordsightError where the tower gives a text a vector that is none of length one."""
+    digest_of = {text: hash_of(text.encode("utf-8", "surrogatepass")) for text in texts}
+    if not digest_of:
+        return torch.empty(0, backbone.dim)
+    store = Store(folder, (backbone.dim,), "text", backbone.text_fingerprint)
+    store.find(digest_of.values())
+    missing = [text for text, digest in digest_of.items() if digest not in store.rows]
     for start in range(0, len(missing), SHARD_ROWS):
         part = missing[start : start + SHARD_ROWS]
-        vectors = backbone.encode_text([text for _, text in part]).float().cpu().numpy()
-        for (digest, _), vector in zip(part, vectors):
-            store.add(digest, vector)
+        for text, row in zip(part, backbone.encode_text(part).float().cpu().numpy()):
+            if not is_unit(row):
+                raise WordsightError(f"backbone {backbone.name!r} {_bad_vector(row)}: {text!r}")
+            store.add(digest_of[text], row)
         store.flush()
-    if not digests:
-        return torch.empty(0, backbone.dim)
-    return torch.from_numpy(np.stack([store.rows[digest] for digest in digests]))
+    tell_truncated(backbone.truncated(list(digest_of)), backbone.max_tokens, backbone.name)
+    return torch.from_numpy(np.stack([store.rows[digest_of[text]] for text in texts]))
+
+
+def _bad_vector(row: Float[np.ndarray, "*shape"]) -> str:
+    form = "of another length than one" if np.isfinite(row).all() else "that is not finite"
+    return f"gives a vector {form}"
 
 
 class _ImageJob:
@@ -137,251 +129,113 @@ class _ImageJob:
 
     def __init__(
         self,
-        backbone: Backbone,
+        tower: Backbone,
         pictures: Sequence[Picture],
         views: int,
         seed: int,
         flip: bool,
+        max_pixels: int,
         batch_size: int | None,
-        store: _Store,
+        store: Store,
     ):
-        self.backbone, self.pictures, self.store = backbone, pictures, store
-        self.views, self.seed, self.flip = views, seed, flip
+        self.tower, self.pictures, self.store = tower, pictures, store
+        self.views, self.seed, self.flip, self.max_pixels = views, seed, flip, max_pixels
         self.digests: list[bytes | None] = [None] * len(pictures)
-        self.unread: dict[
-            int | bytes, str
-        ] = {}  # reasons, by index where nothing could be loaded, by digest where it could not be decoded
+        # reasons, by index where nothing could be loaded, by digest where no vector could be made
+        self.unread: dict[int | bytes, str] = {}
         self.claimed: set[bytes] = set()
-        self.lock = threading.Lock()
-        self.stop = threading.Event()
-        self.device = backbone.device.type
+        self.lock = threading.Lock()  # of the store and of what is claimed
+        self.device = tower.device.type
         self.batch_size = batch_size or (32 if self.device == "cpu" else 128)
         self.threads = torch.get_num_threads()
-        decoders = (
-            self.threads if self.device == "cpu" else os.cpu_count() or 1
-        )  # launchers set one thread a process: too few to feed a GPU
+        # launchers set one thread a process: too few to feed a GPU
+        decoders = self.threads if self.device == "cpu" else os.cpu_count() or 1
         self.workers = max(1, min(decoders, MAX_WORKERS, len(pictures)))
         self.chunk = max(1, min(self.batch_size // views or 1, math.ceil(len(pictures) / self.workers)))
-        self.in_tower = threading.Semaphore(
-            self.workers if self.device == "cpu" else 2
-        )  # bounds the batches on an accelerator
-        self.results: queue.Queue = queue.Queue()
+        # bounds the batches on an accelerator
+        self.in_tower = threading.Semaphore(self.workers if self.device == "cpu" else 2)
 
-    def reason(self, index: int) -> str:
-        return self.unread.get(index) or self.unread[self.digests[index]]
+    def reason(self, index: int) -> str | None:
+        """Why a picture has no vector."""
+        return self.unread.get(index, self.unread.get(self.digests[index]))
 
     def run(self) -> None:
-        starts = iter(range(0, len(self.pictures), self.chunk))
-        workers = [
-            threading.Thread(target=self._work, args=(starts,), daemon=True)
-            for _ in range(self.workers if self.pictures else 0)
-        ]
+        count = len(self.pictures)
+        chunks = [range(start, min(start + self.chunk, count)) for start in range(0, count, self.chunk)]
         try:
-            for worker in workers:
-                worker.start()
-            with progress("images", len(self.pictures)) as advance:
-                for count in self._collect(len(workers)):
-                    advance(count)
-        finally:  # Ctrl-C too: let the batches in the tower end, keep every finished row
-            self.stop.set()
-            for worker in workers:
-                worker.join()
+            with (
+                progress("images", count) as advance,
+                closing(each(self._work, chunks, jobs=self.workers)) as finished,
+            ):
+                for done in finished:
+                    advance(done)
+        finally:  # Ctrl-C too: the batches in the tower have ended, and every finished row is kept
             torch.set_num_threads(self.threads)  # the workers' setting would be the default of later threads
-            self._keep_finished()
             self.store.flush()
 
-    def _collect(self, running: int) -> Iterator[int]:
-        while running:
-            done = self.results.get()
-            if done is None:
-                running -= 1
-            elif isinstance(done, BaseException):
-                raise done
-            else:
-                count, rows = done
-                for digest, row in rows:
-                    self.store.add(digest, row)
-                self.store.flush_if_due()
-                yield count
-
-    def _keep_finished(self) -> None:
-        while not self.results.empty():
-            done = self.results.get()
-            if isinstance(done, tuple):
-                for digest, row in done[1]:
-                    self.store.add(digest, row)
-
-    def _work(self, starts: Iterator[int]) -> None:
+    def _work(self, indices: range) -> int:
         torch.set_num_threads(max(1, self.threads // self.workers))
-        try:
-            while not self.stop.is_set():
-                with self.lock:
-                    start = next(starts, None)
-                if start is None:
-                    break
-                indices = range(start, min(start + self.chunk, len(self.pictures)))
-                self.results.put((len(indices), self._encode(indices)))
-            self.results.put(None)
-        except BaseException as error:
-            self.results.put(error)
+        values = self._load(indices)
+        with self.lock:
+            self.store.find(values)
+            new = [one for one in values if one not in self.store.rows and one not in self.claimed]
+            self.claimed.update(new)
+        pixels, large = self._decode({digest: values[digest] for digest in new})
+        rows = self._encode(pixels)
+        with self.lock:
+            for digest, row in rows.items():
+                if is_unit(row):
+                    self.store.add(digest, row, keep=digest not in large)
+                else:
+                    self.unread[digest] = f"the image tower {_bad_vector(row)}"
+            self.store.flush_if_due()
+        return len(indices)
 
-    def _encode(self, indices: range) -> list[tuple[bytes, np.ndarray]]:
-        loaded = {}
+    def _load(self, indices: range) -> dict[bytes, ImageValue]:
+        values: dict[bytes, ImageValue] = {}
         for index in indices:
             try:
-                value = self.pictures[index].load()
-                self.digests[index] = digest = content_digest(value)
-                loaded.setdefault(digest, value)
+                value, digest = self.pictures[index].read()
+                if self.max_pixels < MAX_PIXELS:  # the cache may hold larger ones
+                    check_size(size_of(value), self.max_pixels)
+                self.digests[index] = digest
+                values.setdefault(digest, value)
             except Unreadable as error:
                 self.unread[index] = str(error)
-            except (OSError, ValueError, KeyError, IndexError) as error:
-                self.unread[index] = f"cannot be read: {error}"
-        with self.lock:
-            self.store.find(set(loaded))
-            new = [
-                digest for digest in loaded if digest not in self.store.rows and digest not in self.claimed
-            ]
-            self.claimed.update(new)
-        pixels = {}
-        for digest in new:
+        return values
+
+    def _decode(
+        self, values: dict[bytes, ImageValue]
+    ) -> tuple[dict[bytes, UInt8[Tensor, "V 3 H W"]], set[bytes]]:
+        """The views of each image, and which images are larger than the cache keeps: another call, with a
+        lower limit, has to find them too large.
+        """
+        pixels, large = {}, set()
+        for digest, value in values.items():
             try:
-                pixels[digest] = self._views(read_image(loaded[digest]), digest)
+                image = read_image(value, self.max_pixels)
             except Unreadable as error:
                 self.unread[digest] = str(error)
+                continue
+            if image.width * image.height > MAX_PIXELS:
+                large.add(digest)
+            pixels[digest] = self._views(image, digest)
+        return pixels, large
+
+    def _views(self, image: Image.Image, digest: bytes) -> UInt8[Tensor, "V 3 H W"]:
+        views = [self.tower.preprocess(image)]
+        for view in range(1, self.views):
+            box, mirrored = view_box(image.size, digest, view, self.seed)
+            pixels = self.tower.preprocess(image, box)
+            views.append(pixels.flip(-1) if mirrored and self.flip else pixels)
+        return torch.stack(views)
+
+    def _encode(self, pixels: dict[bytes, UInt8[Tensor, "V 3 H W"]]) -> dict[bytes, np.ndarray]:
         if not pixels:
-            return []
+            return {}
         batch = torch.cat(list(pixels.values()))
         if self.device == "cuda":
             batch = batch.pin_memory()
         with self.in_tower, torch.inference_mode():
-            vectors = torch.cat(
-                [self.backbone.encode_image(part).float().cpu() for part in batch.split(self.batch_size)]
-            )
-        return list(zip(pixels, vectors.unflatten(0, (-1, self.views)).numpy()))
-
-    def _views(self, image: Image.Image, digest: bytes) -> UInt8[Tensor, "V 3 H W"]:
-        views = [self.backbone.preprocess(image)]
-        for view in range(1, self.views):
-            box, mirrored = view_box(image.size, digest, view, self.seed)
-            pixels = self.backbone.preprocess(image, box)
-            views.append(pixels.flip(-1) if mirrored and self.flip else pixels)
-        return torch.stack(views)
-
-
-class _Store:
-    """Rows by digest, in shards that are only ever added whole. `rows` holds what this call has found or
-    added.
-    """
-
-    def __init__(self, folder: str | Path | None, *key: object):
-        name = hash_of(repr((*key, "float32")).encode()).hex()
-        self.folder = Path(folder if folder is not None else cache_folder()).expanduser() / "features" / name
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        self.rows: dict[bytes, np.ndarray] = {}
-        self.fresh: dict[bytes, np.ndarray] = {}
-        self.saved = time.monotonic()
-        self.places: dict[bytes, Path] = {}
-        self.small: list[Path] = []
-        self._index()
-
-    def find(self, digests: set[bytes]) -> None:
-        """Bring the rows that the shards hold for `digests` into `rows`."""
-        for path in {
-            self.places[digest] for digest in digests if digest in self.places and digest not in self.rows
-        }:
-            shard = _read_shard(path)
-            if shard is None:
-                self._forget(path)
-                continue
-            for digest, vector in zip(*shard):
-                self.rows.setdefault(digest, vector)
-
-    def add(self, digest: bytes, vector: np.ndarray) -> None:
-        self.rows[digest] = self.fresh[digest] = vector
-
-    def flush_if_due(self) -> None:
-        if len(self.fresh) >= SHARD_ROWS or (self.fresh and time.monotonic() - self.saved > SHARD_SECONDS):
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the fresh rows as one shard: a temporary name in the same folder, then a rename."""
-        if not self.fresh:
-            return
-        merged = self.small if len(self.small) >= MERGE_SHARDS else []
-        rows = {
-            digest: row for path in merged for digest, row in zip(*(_read_shard(path) or ([], [])))
-        } | self.fresh
-        path = self.folder / f"{len(rows):04d}-{uuid.uuid4().hex}.safetensors"
-        digests = np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 16).copy()
-        shard = save(
-            {"digests": torch.from_numpy(digests), "vectors": torch.from_numpy(np.stack(list(rows.values())))}
-        )
-        try:
-            write_file(path, shard)
-        except WordsightError as error:
-            raise self._cannot_write(error.__cause__) from error
-        self.places = self.places | dict.fromkeys(rows, path)
-        for old in merged:
-            _remove(old)
-        self.small = [other for other in self.small if other not in merged] + [path] * (
-            len(rows) < SHARD_ROWS
-        )
-        self.fresh, self.saved = {}, time.monotonic()
-
-    def _index(self) -> None:
-        for part in self.folder.glob("*.part"):  # what a killed process left
-            with contextlib.suppress(OSError):
-                if time.time() - part.stat().st_mtime > 3600:
-                    part.unlink()
-        for path in sorted(self.folder.glob("*.safetensors")):
-            digests = _read_shard(path, vectors=False)
-            if digests is not None:
-                self.places.update(dict.fromkeys(digests[0], path))
-                if len(digests[0]) < SHARD_ROWS:
-                    self.small.append(path)
-
-    def _forget(self, path: Path) -> None:
-        self.places = {digest: place for digest, place in self.places.items() if place != path}
-        self.small = [small for small in self.small if small != path]
-
-    def _cannot_write(self, error: OSError) -> WordsightError:
-        return WordsightError(
-            f"the feature cache in {str(self.folder)!r} cannot be written: {error.strerror or error}; what "
-            f"it held is intact. "
-            "Free some space or name another folder in WORDSIGHT_CACHE, then give the same command: it "
-            "goes on from here"
-        )
-
-
-def _read_shard(path: Path, vectors: bool = True) -> tuple[list[bytes], np.ndarray] | None:
-    """Digests and vectors of a shard; None where it is gone or unreadable. A damaged file is removed, since
-    its rows are computed again.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            digests = file.get_tensor("digests")
-            rows = file.get_tensor("vectors") if vectors else np.empty(len(digests))
-        if digests.shape != (len(rows), 16):
-            raise ValueError(f"digests of shape {digests.shape} for {len(rows)} rows")
-        return [row.tobytes() for row in digests], rows
-    except FileNotFoundError:  # another process has merged it away: its rows are computed again
-        return None
-    except OSError as error:  # not ours to read, or too many open files: no damage
-        log.warning(
-            "left out a part of the feature cache, its images are encoded again: %s (%s)", path, error
-        )
-        return None
-    except (SafetensorError, ValueError) as error:
-        log.warning(
-            "removed a damaged part of the feature cache, its images are encoded again: %s (%s)", path, error
-        )
-        _remove(path)
-        return None
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # a cache that this user may only read
-        path.unlink()
+            parts = [self.tower.encode_image(part).float().cpu() for part in batch.split(self.batch_size)]
+        return dict(zip(pixels, torch.cat(parts).unflatten(0, (-1, self.views)).numpy()))

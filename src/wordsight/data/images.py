@@ -6,37 +6,228 @@ import hashlib
 import io
 import math
 import random
+import threading
+import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from jaxtyping import Shaped, UInt8
+from PIL import Image, ImageCms
 
+MAX_PIXELS = 200_000_000  # phones make 200 megapixels; as RGB they take 600 MB
 MAX_ELONGATION = 500  # beyond it, resizing the shorter side to a tower's size would take gigabytes
+LARGE = 50_000_000  # pixels; so large images are decoded one at a time, for they fill the memory
+DEPTHS = range(8, 33, 2)  # bits of a grey value: cameras and scanners make 8, 10, 12, 14 or 16
+NEAR_ONE = 2.0  # floats below it are meant to end at 1: sharpening and resizing overshoot
+NEITHER = 16.0  # floats that end between NEAR_ONE and this are neither meant to end at 1 nor at 255
+UNDERSHOOT = 0.01  # of the range may lie below zero, where resizing undershot
+BITS_TAG, PHOTOMETRIC, SAMPLE_FORMAT, ORIENTATION = 258, 262, 339, 0x0112  # TIFF and EXIF tags
+UPRIGHT = {  # by the EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# PIL warns of damaged EXIF and the like; what keeps an image from being read is an error here
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+_opening = threading.Lock()  # while it is held PIL's own size limit, one for the whole process, is lifted
+_large = threading.Lock()
 
 
 class Unreadable(Exception):
     """Why a picture is skipped."""
 
 
-def read_image(value: bytes | np.ndarray | Image.Image) -> Image.Image:
-    """The still RGB image in encoded bytes, a uint8 array or a PIL image: upright by its EXIF, the first
-    frame of an animation.
+# -- decoding --
 
-    Errors: Unreadable with the reason. The size is looked at before a pixel is decoded.
+
+def read_image(value: bytes | np.ndarray | Image.Image, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
+    """The still RGB image in encoded bytes, a uint8 array or a PIL image: upright by its EXIF, the first
+    frame of an animation, the first page of several, without its transparency.
+
+    Grey values of more than 8 bits are scaled by what they hold (`grey_range`). Errors: Unreadable with the
+    reason. The size is looked at before a pixel is decoded; `max_pixels=None` takes any.
     """
     try:
         image = _opened(value)
-        _check_size(image.size)
-        return _rgb(ImageOps.exif_transpose(image))
+        check_size(image.size, max_pixels)
+        if image.width * image.height <= LARGE:
+            return _decoded(image)
+        with _large:
+            return _decoded(image)
     except Unreadable:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:  # of a frame within a file
         raise Unreadable(f"too large: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise Unreadable("not an image that Pillow knows") from error
-    except (
-        Exception
-    ) as error:  # a damaged file can raise anything in a decoder, and must not end a run over many images
+        raise Unreadable("not an image, or of a kind that Pillow does not read") from error
+    except Exception as error:  # a damaged file can raise anything in a decoder, and must not end a run
         raise Unreadable(f"cannot be decoded: {str(error) or type(error).__name__}") from error
+
+
+def size_of(value: bytes | np.ndarray | Image.Image) -> tuple[int, int]:
+    """Width and height, by the header alone. Errors: as `read_image`."""
+    try:
+        return _opened(value).size
+    except Unreadable:
+        raise
+    except Exception as error:
+        raise Unreadable("not an image, or of a kind that Pillow does not read") from error
+
+
+def check_size(size: tuple[int, int], max_pixels: int | None = MAX_PIXELS) -> None:
+    """Errors: Unreadable for an image with more pixels, or so thin that resizing it fills the memory."""
+    width, height = size
+    if max_pixels is not None and width * height > max_pixels:
+        raise Unreadable(
+            f"too large: {width} x {height} pixels are more than max_pixels={max_pixels}; a larger "
+            f"max_pixels= reads it"
+        )
+    if max(size) > MAX_ELONGATION * min(size):
+        raise Unreadable(
+            f"too thin: {width} x {height} pixels; one side may be {MAX_ELONGATION} times the other"
+        )
+
+
+def _opened(value: bytes | np.ndarray | Image.Image) -> Image.Image:
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, np.ndarray):
+        if (
+            value.dtype != np.uint8
+            or value.ndim not in (2, 3)
+            or (value.ndim == 3 and value.shape[2] not in (1, 3, 4))
+            or not value.size
+        ):
+            raise Unreadable(
+                f"an array of {value.dtype} with shape {value.shape}; expected uint8 [H, W], [H, W, 3] or "
+                f"[H, W, 4]"
+            )
+        return Image.fromarray(value[..., 0] if value.ndim == 3 and value.shape[2] == 1 else value)
+    if not value:
+        raise Unreadable("empty (0 bytes)")
+    with _opening:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(io.BytesIO(value))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    if image.format == "EPS":  # PIL would hand it to Ghostscript, which runs it
+        raise Unreadable("a PostScript file, which is a program; give it as PNG or JPEG")
+    return image
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    layout = str([tile[3] for tile in getattr(image, "tile", ())])  # gone once it is loaded
+    image.load()
+    turn = UPRIGHT.get(_orientation(image))
+    rgb = _rgb(image)
+    if ";16" in layout and image.mode not in ("F", "I") and not image.mode.startswith("I;"):
+        _check_high_bytes(rgb)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception:  # damaged EXIF beside pixels that are whole
+        return None
+
+
+# -- pixel values --
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
+    if image.mode == "LAB":  # which PIL's `convert` does not know
+        srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    if image.mode in ("La", "RGBa"):  # colours that were multiplied by their opacity
+        image = image.convert(image.mode.upper())
+    if image.mode == "P" and "transparency" in image.info:  # a warning otherwise
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _grey_values(image: Image.Image) -> Shaped[np.ndarray, "H W"]:
+    values = np.asarray(image)
+    if image.mode == "I" and _tag(image, BITS_TAG) == 32 and _tag(image, SAMPLE_FORMAT) in (None, 1):
+        return values.view(np.uint32)  # PIL has no mode for these and gives the larger half as negative
+    return values
+
+
+def _tag(image: Image.Image, number: int) -> int | None:
+    """The first value of a TIFF's tag; None for any other file."""
+    value = getattr(image, "tag_v2", {}).get(number)
+    return value[0] if isinstance(value, tuple) and value else value
+
+
+def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "H W"]:
+    values, signed = _grey_values(image), _tag(image, SAMPLE_FORMAT) == 2
+    top = grey_range(values, 2.0 ** (_tag(image, BITS_TAG) - 1) - 1 if signed else math.inf)
+    scaled = np.rint(values.astype(np.float32).clip(0, top) * np.float32(255 / top)).astype(np.uint8)
+    # PIL turns those round whose white is 0 where they have 8 bits, and only there
+    return 255 - scaled if _tag(image, PHOTOMETRIC) == 0 else scaled
+
+
+def grey_range(values: Shaped[np.ndarray, "H W"], most: float = math.inf) -> float:
+    """The value that stands for white: 1 for floats up to 1, else the largest number of 8, 10, 12, 14, 16
+    ... bits, of the fewest that hold all; `most` is what the file's numbers could hold.
+
+    So 12 bits in a 16-bit file are no black image, and an image whose lightest value is a quarter of white or
+    less is lightened. Errors: Unreadable for what has no such range."""
+    least, largest = float(values.min()), float(values.max())
+    if not (math.isfinite(least) and math.isfinite(largest)):
+        raise Unreadable("holds pixels that are no numbers (NaN or infinite)")
+    fractions = np.issubdtype(values.dtype, np.floating) and largest < NEAR_ONE
+    fewest = next((2.0**bits - 1 for bits in DEPTHS if largest < 2.0**bits), 0.0)
+    top = 1.0 if fractions else min(fewest, most)
+    held = f"holds pixels from {least:g} to {largest:g}"
+    if least < -UNDERSHOOT * top:
+        raise Unreadable(f"{held}; negative ones are no colours. Scale it to 8 bits")
+    between = np.issubdtype(values.dtype, np.floating) and NEAR_ONE <= largest < NEITHER
+    if between or not top:
+        raise Unreadable(f"{held}, which is neither 0 to 1 nor 0 to 255. Scale it to 8 bits")
+    return top
+
+
+def _check_high_bytes(rgb: Image.Image) -> None:
+    """PIL reads the high bytes alone of colours of 16 bits: of 12 bits it leaves an image that is nearly
+    black.
+    """
+    lightest = max(high for _, high in rgb.getextrema())
+    if lightest < 16:
+        raise Unreadable("its colours of 16 bits use the lowest 12 at most. Scale it to 8 bits")
+
+
+# -- content --
+
+
+def hash_of(*parts: bytes) -> bytes:
+    """16 bytes that know a content."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+def content_digest(value: bytes | np.ndarray | Image.Image) -> bytes:
+    """16 bytes that only this content has: of the encoded bytes, or of the pixels. Errors: Unreadable for a
+    PIL image that cannot be decoded.
+    """
+    if isinstance(value, Image.Image):
+        image = read_image(value, max_pixels=None)  # whoever opened it was asked for its size
+        return hash_of(f"pil {image.size}".encode(), image.tobytes())
+    if isinstance(value, np.ndarray):
+        return hash_of(f"array {value.shape} {value.dtype}".encode(), np.ascontiguousarray(value).tobytes())
+    return hash_of(value)
+
+
+# -- views --
 
 
 def view_box(
@@ -61,64 +252,3 @@ def view_box(
         left, top = (width - w) // 2, (height - h) // 2
         box = (float(left), float(top), float(left + w), float(top + h))
     return box, stream.random() < 0.5
-
-
-def _opened(value: bytes | np.ndarray | Image.Image) -> Image.Image:
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, np.ndarray):
-        if (
-            value.dtype != np.uint8
-            or value.ndim not in (2, 3)
-            or (value.ndim == 3 and value.shape[2] not in (1, 3, 4))
-            or not value.size
-        ):
-            raise Unreadable(
-                f"an array of {value.dtype} with shape {value.shape}; expected uint8 [H, W], [H, W, 3] or "
-                f"[H, W, 4]"
-            )
-        return Image.fromarray(value[..., 0] if value.ndim == 3 and value.shape[2] == 1 else value)
-    if not value:
-        raise Unreadable("empty (0 bytes)")
-    return Image.open(io.BytesIO(value))
-
-
-def _check_size(size: tuple[int, int]) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    width, height = size
-    if limit and width * height > limit:
-        raise Unreadable(
-            f"too large: {width} x {height} pixels; at most {limit:,} are decoded "
-            f"(PIL.Image.MAX_IMAGE_PIXELS)"
-        )
-    if max(size) > MAX_ELONGATION * min(size):
-        raise Unreadable(
-            f"too thin: {width} x {height} pixels; one side may be {MAX_ELONGATION} times the other"
-        )
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(
-        "I"
-    ):  # 16 bits: convert("RGB") would clip at 255, which turns most of the image white
-        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:  # a warning otherwise
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def hash_of(*parts: bytes) -> bytes:
-    """16 bytes that know a content."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(part)
-    return digest.digest()
-
-
-def content_digest(value: bytes | np.ndarray | Image.Image) -> bytes:
-    if isinstance(value, Image.Image):
-        image = read_image(value)
-        return hash_of(f"pil {image.size}".encode(), image.tobytes())
-    if isinstance(value, np.ndarray):
-        return hash_of(f"array {value.shape} {value.dtype}".encode(), np.ascontiguousarray(value).tobytes())
-    return hash_of(value)
