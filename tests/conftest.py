@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import logging
 import multiprocessing
 import os
 import threading
@@ -47,6 +48,17 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORDSIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def said():
+    """The sentences that the library says to the user meanwhile, as a list that grows."""
+    lines, log = [], logging.getLogger("wordsight")
+    handler, level = logging.Handler(), log.level
+    handler.emit = lambda record: lines.append(record.getMessage())
+    log.addHandler(handler), log.setLevel(logging.INFO)
+    yield lines
+    log.removeHandler(handler), log.setLevel(level)
 
 
 @pytest.fixture(scope="session")

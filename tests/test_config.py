@@ -7,17 +7,9 @@ from typing import Literal
 
 import pytest
 
-from wordsight.config import (
-    METHODS,
-    RunSettings,
-    TrainSettings,
-    WordsightError,
-    nearest,
-    read,
-    resolve,
-    to_dict,
-)
+from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, resolve
 from wordsight.files import write_file
+from wordsight.reader import nearest, read, to_dict
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ def test_words_are_read_as_yaml_1_2_would():
         ("several=1,x", "not a whole number"),
         ("ratio=1", "unknown setting 'ratio'.*did you mean 'rate'"),
         ("=3", "unknown setting ''"),
-        ("count", "neither key=value nor a YAML file"),
+        ("count", "neither key=value, nor a YAML file"),
         ("count.deep=1", "not a whole number"),
     ],
 )
@@ -112,7 +104,7 @@ def test_later_sources_win_and_mappings_merge(tmp_path):
         settings={"width": 16, "heads": "4"},
         train={"lr": "1e-4", "epochs": "2"},
     )
-    assert read(TrainSettings, settings.train) == TrainSettings(lr=1e-4, epochs=2)
+    assert settings.train == TrainSettings(lr=1e-4, epochs=2)
     assert read(RunSettings, "data=x", tmp_path / "b.yaml", "data=y").data == "y"
 
 

@@ -241,9 +241,9 @@ def test_chosen_classes_can_be_chosen_again(fitted, images):
 def test_other_classes_from_a_file(fitted, tmp_path):
     (tmp_path / "s.json").write_text('{"yellow": ["a yellow lemon"], "Purple": ["a purple plum"]}')
     other = fitted.with_classes(["yellow", "purple", "red"], str(tmp_path / "s.json"))
-    assert other.sentences_["purple"] == ("a purple plum",) and other.sentences_["red"] == tuple(
-        SENTENCES["red"]
-    )
+    assert other.fitted_.sentences["purple"] == ("a purple plum",) and other.fitted_.sentences[
+        "red"
+    ] == tuple(SENTENCES["red"])
     with pytest.raises(WordsightError, match=r"s\.json has no sentences for 1 of 2 classes: 'orange'"):
         fitted.with_classes(["orange", "purple"], str(tmp_path / "s.json"))
 
@@ -412,7 +412,9 @@ def test_a_hub_that_does_not_answer_is_said(monkeypatch, error):
 def test_a_large_card_does_not_list_every_class(fitted, monkeypatch):
     from dataclasses import replace
 
-    monkeypatch.setattr(fitted, "facts_", replace(fitted.facts_, classes=tuple(map(str, range(60)))))
+    monkeypatch.setattr(
+        fitted.fitted_, "facts", replace(fitted.fitted_.facts, classes=tuple(map(str, range(60))))
+    )
     assert "48, 49 and 10 more" in fitted._card("me/x")
 
 

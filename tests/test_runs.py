@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from wordsight.config import RunSettings, WordsightError
-from wordsight.runs import FORMAT, Run, RunFacts, build_method, plain, train_settings
+from wordsight.runs import FORMAT, Run, RunFacts, build_method
 
 SETTINGS = RunSettings(data="photos", method="linear_probe", settings={"strength": 0.5})
 FACTS = RunFacts(("a", "ö b"), 4, 10.0, "a {}.", labels=(3, 7), image_fingerprint="i", text_fingerprint="t")
@@ -28,13 +28,19 @@ def method(value=1.0):
     return built
 
 
+def finish(run, value=1.0):
+    run.keep_weights(method(value))
+    run.finish()
+
+
 @pytest.fixture
 def run(tmp_path):
     return Run.start(tmp_path / "run", SETTINGS, FACTS, SENTENCES)
 
 
 def test_a_finished_run_is_opened_as_it_was(run):
-    run.finish(method(), {"more": torch.arange(3.0)})
+    run.keep_weights(method(), {"more": torch.arange(3.0)})
+    run.finish()
     opened = Run.open(run.folder)
     assert (opened.settings, opened.facts, opened.sentences) == (SETTINGS, FACTS, SENTENCES)
     assert torch.equal(opened.method().weight, torch.ones(2, 4)) and not opened.method().training
@@ -44,6 +50,7 @@ def test_a_finished_run_is_opened_as_it_was(run):
     assert sorted(path.name for path in run.folder.iterdir()) == [
         "config.yaml",
         "extra.safetensors",
+        "finished.json",
         "sentences.json",
         "weights.safetensors",
     ]
@@ -51,7 +58,10 @@ def test_a_finished_run_is_opened_as_it_was(run):
 
 def test_the_folder_is_readable_by_eye(run):
     content = yaml.safe_load((run.folder / "config.yaml").read_text())
-    assert content["format"] == FORMAT and content["settings"]["settings"] == {"strength": 0.5}
+    assert content["format"] == FORMAT and content["settings"]["settings"] == {
+        "strength": 0.5,
+        "max_iter": 1000,
+    }
     assert (
         "ö b" in (run.folder / "config.yaml").read_text()
         and "ä" in (run.folder / "sentences.json").read_text()
@@ -61,7 +71,7 @@ def test_the_folder_is_readable_by_eye(run):
 def test_state_is_gone_once_a_run_is_finished(run):
     run.state.mkdir()
     (run.state / "state.safetensors").write_bytes(b"x")
-    run.finish(method())
+    finish(run)
     assert not run.state.exists() and run.finished
 
 
@@ -83,11 +93,13 @@ def test_a_number_is_the_same_setting_however_it_was_written(run, value):
     )
 
 
-def test_plain_keeps_only_what_was_given():
-    settings = plain(replace(SETTINGS, method="aape", settings={"width": "8"}, train={"lr": "1e-4"}))
-    assert settings.settings == {"width": 8} and settings.train == {"lr": 1e-4}
+def test_settings_are_typed_however_they_are_made():
+    settings = replace(SETTINGS, method="aape", settings={"width": "8"}, train={"lr": "1e-4"})
+    assert (settings.settings.width, settings.train.lr, settings.train.epochs) == (8, 1e-4, 40)
     with pytest.raises(WordsightError, match=r"unknown setting 'settings.widht'.*did you mean 'width'"):
-        plain(replace(settings, settings={"widht": 8}))
+        replace(settings, settings={"widht": 8})
+    with pytest.raises(WordsightError, match=r"train\.lr is set, but linear_probe trains nothing"):
+        replace(SETTINGS, train={"lr": 1})
 
 
 @pytest.mark.parametrize(
@@ -119,7 +131,7 @@ def test_plain_keeps_only_what_was_given():
 @pytest.mark.parametrize("finished", [False, True])
 def test_another_run_is_refused_with_the_difference(run, settings, facts, sentences, shown, finished):
     if finished:
-        run.finish(method())
+        finish(run)
     with pytest.raises(WordsightError) as error:
         Run.start(run.folder, settings, facts, sentences)
     assert shown in str(error.value) and "Give another out=..." in str(error.value)
@@ -144,10 +156,13 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path):
     [
         (
             lambda content: content | {"format": 99},
-            "was written in run format 99; this version of wordsight reads format 1",
+            "was written in run format 99; this version of wordsight reads format 2",
         ),
         (lambda content: {k: v for k, v in content.items() if k != "format"}, "run format None"),
-        (lambda content: {k: v for k, v in content.items() if k != "facts"}, "is not complete: 'facts'"),
+        (
+            lambda content: {k: v for k, v in content.items() if k != "facts"},
+            "is not complete: facts is None",
+        ),
         (lambda content: content | {"settings": None}, "is not complete"),
         (
             lambda content: content | {"settings": content["settings"] | {"shot": 1}},
@@ -160,7 +175,7 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path):
     ],
 )
 def test_a_folder_that_was_changed_is_refused(run, change, message):
-    run.finish(method())
+    finish(run)
     path = run.folder / "config.yaml"
     path.write_text(yaml.safe_dump(change(yaml.safe_load(path.read_text()))))
     with pytest.raises(WordsightError, match=message):
@@ -169,7 +184,7 @@ def test_a_folder_that_was_changed_is_refused(run, change, message):
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "sentences.json"])
 def test_a_damaged_file_is_named(run, name):
-    run.finish(method())
+    finish(run)
     (run.folder / name).write_bytes(b"\x00" * 30)
     with pytest.raises(WordsightError, match=f"{name}.* (cannot be read|is not JSON)"):
         run.method(), run.sentences
@@ -181,7 +196,7 @@ def full_disk(*_):
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
 def test_a_full_disk_leaves_what_stood_there(run, monkeypatch, call):
-    run.finish(method(1.0))
+    finish(run, 1.0)
     run.state.mkdir()
     before = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
     with monkeypatch.context() as patch:
@@ -191,7 +206,7 @@ def test_a_full_disk_leaves_what_stood_there(run, monkeypatch, call):
             match=r"weights.safetensors' cannot be written: No space left on device; what stood there before "
             r"is intact",
         ):
-            run.finish(method(2.0))
+            finish(run, 2.0)
     assert {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()} == before
     assert run.state.exists()  # the fit can still go on
     assert torch.equal(load_file(run.folder / "weights.safetensors")["weight"], torch.ones(2, 4))
@@ -239,12 +254,44 @@ def test_a_full_disk_for_events_is_said(run, monkeypatch):
 
 def test_training_settings_are_the_methods_with_what_the_run_changes():
     settings = RunSettings(data="d", method="aape", train={"lr": "1e-5"})
-    training = train_settings(settings)
-    assert training.lr == 1e-5 and replace(training, lr=1e-3) == train_settings(replace(settings, train={}))
+    assert settings.train.lr == 1e-5
+    assert replace(settings.train, lr=1e-3) == replace(settings, train={}).train
     for wrong, message in (
         ({"epoch": 3}, "did you mean 'epochs'"),
         ({"batch_size": 0}, "train.batch_size=0 is not possible"),
         ({"lr": -1}, "train.lr=-1"),
     ):
         with pytest.raises(WordsightError, match=message):
-            train_settings(replace(settings, train=wrong))
+            replace(settings, train=wrong)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "sentences.json", "seen.npy"])
+def test_one_flipped_bit_of_a_finished_run_is_noticed(run, name):
+    run.keep_seen([bytes(16), bytes(range(16))])
+    finish(run)
+    content = bytearray((run.folder / name).read_bytes())
+    content[-3] ^= 0x10
+    (run.folder / name).write_bytes(content)
+    with pytest.raises(WordsightError, match=f"{name} is damaged"):
+        Run.open(run.folder)
+
+
+def test_an_unfinished_run_forgets_what_is_done_again(run):
+    for step in (1, 2, 3):
+        run.log({"event": "train", "step": step})
+    run.log({"event": "fit"})
+    run.rewind(2)
+    assert [event["event"] for event in run.events()] == ["train", "train"]
+
+
+def test_paths_mean_the_same_from_every_folder(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = replace(SETTINGS, data="photos", backbone="org/name")
+    run = Run.start("run", settings, FACTS, SENTENCES)
+    assert (run.settings.data, run.settings.backbone) == (str(tmp_path / "photos"), "org/name")
+    monkeypatch.chdir("/")
+    finish(
+        run := Run.start(tmp_path / "run", replace(settings, data=str(tmp_path / "photos")), FACTS, SENTENCES)
+    )
+    assert Run.open(run.folder).settings.data == str(tmp_path / "photos")

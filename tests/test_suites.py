@@ -18,8 +18,9 @@ from conftest import CLASSIFIERS, fill_folder
 
 from wordsight import cost, suites
 from wordsight.cli import main
-from wordsight.config import RunSettings, WordsightError, read
+from wordsight.config import RunSettings, WordsightError
 from wordsight.data import open_dataset
+from wordsight.reader import read
 from wordsight.runs import Run
 from wordsight.suites import (
     SUITES,

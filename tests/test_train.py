@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from wordsight import train as module
+from wordsight.batches import FeatureBatches
 from wordsight.config import TrainSettings, WordsightError
 from wordsight.methods import Learner
-from wordsight.train import STATE_FILE, FeatureBatches, learning_rate, total_steps, train
+from wordsight.train import STATE_FILE, learning_rate, total_steps, train
 
 ADAM = TrainSettings(epochs=6, min_steps=0, batch_size=4, lr=0.01, save_seconds=0.0)
 SGD = TrainSettings(
@@ -32,7 +33,20 @@ SGD = TrainSettings(
 )
 
 
-class Small(nn.Module, Learner):
+class Kept:
+    """A run folder's part in training."""
+
+    def __init__(self, state=None, events=None):
+        self.state, self.events = state, [] if events is None else events
+
+    def log(self, event):
+        self.events.append(event)
+
+    def rewind(self, step):
+        self.events[:] = [event for event in self.events if event["step"] <= step]
+
+
+class Small(Learner):
     """Dropout, a buffer that training moves, a frozen parameter and two learning rates: all that resuming can
     get wrong.
     """
@@ -112,22 +126,22 @@ def test_resumed_training_ends_in_the_same_bits(tmp_path, settings, stop, error,
     unbroken = bits(train(small(), batches(settings), settings, seed=1))
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(error):
-        train(small(), Interrupted(batches(settings), at, stop), settings, seed=1, state=tmp_path)
+        train(small(), Interrupted(batches(settings), at, stop), settings, seed=1, run=Kept(tmp_path))
     assert signal.getsignal(signal.SIGINT) is before
     with safe_open(tmp_path / STATE_FILE, framework="pt") as file:
         assert int(file.metadata()["step"]) == at + (stop is ctrl_c)  # Ctrl-C waits for the end of its step
     torch.manual_seed(99)  # what was drawn since does not matter
-    assert same(bits(train(small(), batches(settings), settings, seed=1, state=tmp_path)), unbroken)
+    assert same(bits(train(small(), batches(settings), settings, seed=1, run=Kept(tmp_path))), unbroken)
 
 
 def test_a_state_written_long_before_the_kill_serves_as_well(tmp_path):
     unbroken = bits(train(small(), batches(), ADAM, seed=1))
     with pytest.raises(KeyboardInterrupt):
-        train(small(), Interrupted(batches(), 2, ctrl_c), ADAM, seed=1, state=tmp_path)
+        train(small(), Interrupted(batches(), 2, ctrl_c), ADAM, seed=1, run=Kept(tmp_path))
     seldom = TrainSettings(**{**vars(ADAM), "save_seconds": 1000.0})
     with pytest.raises(MemoryError):
-        train(small(), Interrupted(batches(), 5, killed), seldom, seed=1, state=tmp_path)
-    assert same(bits(train(small(), batches(), ADAM, seed=1, state=tmp_path)), unbroken)
+        train(small(), Interrupted(batches(), 5, killed), seldom, seed=1, run=Kept(tmp_path))
+    assert same(bits(train(small(), batches(), ADAM, seed=1, run=Kept(tmp_path))), unbroken)
 
 
 def test_an_interrupt_without_a_state_folder_still_stops():
@@ -146,11 +160,11 @@ def test_training_off_the_main_thread_leaves_signals_alone():
 def test_a_damaged_state_is_named(tmp_path):
     (tmp_path / STATE_FILE).write_bytes(b"x" * 20)
     with pytest.raises(WordsightError, match=r"state\.safetensors cannot be read.*to begin anew"):
-        train(small(), batches(), ADAM, seed=1, state=tmp_path)
+        train(small(), batches(), ADAM, seed=1, run=Kept(tmp_path))
 
 
 def test_the_state_is_safetensors_with_nothing_to_unpickle(tmp_path):
-    train(small(), batches(), ADAM, seed=1, state=tmp_path)
+    train(small(), batches(), ADAM, seed=1, run=Kept(tmp_path))
     with safe_open(tmp_path / STATE_FILE, framework="pt") as file:
         names = set(file.keys())
     assert {
@@ -203,7 +217,7 @@ def test_the_loop_follows_the_schedule_and_each_group_s_scale(monkeypatch):
 def test_min_steps_adds_epochs_and_stretches_the_schedule():
     events = []
     settings = TrainSettings(epochs=1, min_steps=10, batch_size=4)
-    train(small(), batches(settings), settings, seed=1, log=events.append)
+    train(small(), batches(settings), settings, seed=1, run=Kept(events=events))
     assert (events[-1]["epoch"], events[-1]["step"]) == (4, 12)  # three batches an epoch
     assert events[-1].keys() == {"event", "epoch", "step", "cross_entropy", "decay"}
 
@@ -213,7 +227,7 @@ def test_max_steps_ends_training_in_the_middle_of_an_epoch_and_the_schedule_runs
         [],
         TrainSettings(epochs=50, max_steps=5, batch_size=4, schedule="step", lr=0.1, log_steps=2),
     )
-    train(small(), batches(settings), settings, seed=1, log=events.append)
+    train(small(), batches(settings), settings, seed=1, run=Kept(events=events))
     assert [(event["epoch"], event["step"]) for event in events] == [(1, 2), (2, 4), (2, 5)]
     assert learning_rate(settings, 4, 3, 5) == pytest.approx(0.05 * (1 + math.cos(math.pi * 4 / 5)))
     assert total_steps(settings, 3) == 5 and total_steps(TrainSettings(epochs=2, min_steps=7), 3) == 9
@@ -254,12 +268,12 @@ def test_training_that_gets_worse_stops_with_a_sentence(tmp_path, monkeypatch, l
     monkeypatch.setattr(Rising, "at_bound", not free)
     settings = TrainSettings(max_steps=8, batch_size=4, lr=0.01, save_seconds=0.0)
     with pytest.raises(WordsightError, match=says):
-        train(Rising([*losses, 9, 9]), batches(settings), settings, seed=1, state=tmp_path / "state")
+        train(Rising([*losses, 9, 9]), batches(settings), settings, seed=1, run=Kept(tmp_path / "state"))
     state = (tmp_path / "state" / STATE_FILE).read_bytes()
     with safe_open(tmp_path / "state" / STATE_FILE, framework="pt") as file:
         assert int(file.metadata()["step"]) == 5  # of the last save, which also knows what the losses were
     with pytest.raises(WordsightError, match=says):
-        train(Rising([losses[-1]]), batches(settings), settings, seed=1, state=tmp_path / "state")
+        train(Rising([losses[-1]]), batches(settings), settings, seed=1, run=Kept(tmp_path / "state"))
     assert (tmp_path / "state" / STATE_FILE).read_bytes() == state
 
 
@@ -280,10 +294,10 @@ def test_sigterm_waits_for_the_end_of_its_step_too(tmp_path):
             Interrupted(batches(), 1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
             ADAM,
             seed=1,
-            state=tmp_path,
+            run=Kept(tmp_path),
         )
     assert same(
-        bits(train(small(), batches(), ADAM, seed=1, state=tmp_path)),
+        bits(train(small(), batches(), ADAM, seed=1, run=Kept(tmp_path))),
         bits(train(small(), batches(), ADAM, seed=1)),
     )
 
@@ -294,7 +308,7 @@ def test_a_loss_that_is_not_finite_ends_in_a_sentence(tmp_path):
             return {"cross_entropy": super().loss(batch)["cross_entropy"] * float("nan")}
 
     with pytest.raises(WordsightError, match=r"the loss is nan at step 0; lower train.lr \(now 0.01\)"):
-        train(Bad(), batches(), ADAM, seed=1, state=tmp_path)
+        train(Bad(), batches(), ADAM, seed=1, run=Kept(tmp_path))
     assert not (tmp_path / STATE_FILE).exists()
 
 

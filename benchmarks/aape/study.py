@@ -14,8 +14,8 @@ import torch
 
 from wordsight.backbones import load_backbone
 from wordsight.config import RunSettings, load_yaml
+from wordsight.fit import fit
 from wordsight.metrics import harmonic_mean
-from wordsight.tasks.classify import fit
 
 ALIASES = Path(__file__).parents[1] / "aliases" / "caltech101.json"
 SETS = {"caltech101": ("cal", str(ALIASES)), "dtd10": ("texture", None), "cifar10": ("cifar10", None)}

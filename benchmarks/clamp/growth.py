@@ -28,8 +28,10 @@ from torch import distributed
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from wordsight.backbones.text_tower import TextTower
+from wordsight.batches import PairBatches
+from wordsight.contrast import join_processes
 from wordsight.methods.two_tower import TwoTower, TwoTowerSettings, tower_settings
-from wordsight.train import PairBatches, join_processes, train
+from wordsight.train import train
 
 SHAPE = {
     "hidden_size": 160,

@@ -30,11 +30,12 @@ from transformers import PreTrainedModel
 from wordsight import metrics
 from wordsight.backbones import load_backbone, unit
 from wordsight.backbones.text_tower import TextTower
+from wordsight.batches import PairBatches
 from wordsight.data import Picture, open_dataset
 from wordsight.data.features import image_features, text_features
 from wordsight.data.pairs import open_pairs
 from wordsight.methods.two_tower import TwoTower, TwoTowerSettings, tower_settings
-from wordsight.train import PairBatches, train
+from wordsight.train import train
 
 SETS = ("caltech101", "dtd10", "cifar10")
 TEMPLATE = "a photo of a {}."

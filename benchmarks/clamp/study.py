@@ -20,7 +20,8 @@ from wordsight.backbones.join import JoinSettings, join
 from wordsight.config import RunSettings
 from wordsight.data.images import read_image
 from wordsight.data.pairs import open_pairs
-from wordsight.tasks.retrieve import fit, retrieval, zero_shot
+from wordsight.fit import fit
+from wordsight.tasks.retrieve import retrieval
 
 SETS = ("caltech101", "dtd10", "cifar10")
 SENTENCES = 2  # of CuPL's, a class

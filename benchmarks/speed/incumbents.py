@@ -27,10 +27,11 @@ from transformers.utils import logging
 
 from wordsight.backbones import load_backbone
 from wordsight.backbones.clip import CLIP
+from wordsight.batches import FeatureBatches
 from wordsight.config import METHODS, resolve
+from wordsight.fit import fit_method
 from wordsight.sentences import class_texts
-from wordsight.tasks.classify import fit_method
-from wordsight.train import FeatureBatches, total_steps, train
+from wordsight.train import total_steps, train
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TOKENS, SHOTS, SENTENCES, TEST_BATCH, CONTEXT = 77, 16, 20, 100, 4

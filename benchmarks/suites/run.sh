@@ -10,8 +10,8 @@ SUITE=${1:?base-to-new or few-shot}
 SET=${2:?caltech101, dtd10 or digits}
 shift 2
 coop=coop
-test "$SUITE" = base-to-new && coop=configs/coop-base-to-new.yaml  # the settings of the field's base-to-new tables
-FAST=zero_shot,configs/template_ensemble.yaml,sentence_mean,protext,linear_probe,configs/zs_lp.yaml,clap,tip_adapter,tip_adapter_f,clip_adapter,taskres,aape
+test "$SUITE" = base-to-new && coop=coop-base-to-new  # the settings of the field's base-to-new tables
+FAST=zero_shot,template_ensemble,sentence_mean,protext,linear_probe,zs_lp,clap,tip_adapter,tip_adapter_f,clip_adapter,taskres,aape
 METHODS=${METHODS:-$FAST,kgcoop,$coop,prograd,cocoop}
 case $SET in
     caltech101) sentences=$DATA/sentences/cupl/full_prompts/cal_prompts_full.json ;;

@@ -15,8 +15,9 @@ from typing import Any
 
 from wordsight import help, hints, terminal
 from wordsight.arguments import Verb, argument, parser_of
-from wordsight.config import RunSettings, WordsightError, read
+from wordsight.config import RunSettings, WordsightError
 from wordsight.names import class_list
+from wordsight.reader import read
 
 EXPLAINED = 3  # sentences an explanation shows at least
 LEFT_OUT_OF_JSON = ("confusion", "class_recall", "event")  # of an evaluation: they stand in metrics.jsonl
@@ -74,9 +75,9 @@ def _answered(verb: Verb, options: argparse.Namespace) -> int:
 def fit(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_words("fit", options.words)
     settings = read(RunSettings, *options.words)
-    from wordsight.tasks import task_of
+    from wordsight.fit import fit
 
-    run = task_of(settings.method).fit(settings, progress=True, say=log.info)
+    run = fit(settings)
     results = run.events("eval") + run.events("retrieval")
     latest = list({(event["data"], event.get("classes")): event for event in results}.values())
     return {
@@ -85,6 +86,7 @@ def fit(options: argparse.Namespace) -> dict[str, Any]:
         "classes": len(run.facts.classes),
         "fit": run.events("fit")[-1:],
         "eval": list(map(_short, latest)),
+        "account": run.account,
     }
 
 
@@ -92,12 +94,10 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
     hints.check_run("eval", options.run)
     hints.check_words("eval", options.words)
     given = read(help.EvaluateSettings, *options.words)
-    from wordsight.runs import Run
-    from wordsight.tasks import task_of
+    from wordsight.tasks import evaluate
 
-    run = Run.open(options.run)
-    results = task_of(run.settings.method).evaluate(
-        run, data=given.data, classes=given.classes, progress=True, say=log.info
+    results = evaluate(
+        options.run, data=given.data, classes=given.classes, label=given.label, backbone=given.backbone
     )
     return list(map(_short, results))
 

@@ -1,20 +1,28 @@
-"""Tables of names, the settings of a run, and the strict reader of both. Imports no torch: `wordsight list`
-needs only this file.
-"""
+"""Tables of names, and the settings of a run. Imports no torch: `wordsight list` needs only this file."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import importlib
-import types
+import importlib.metadata
+import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from wordsight.files import WordsightError, load_yaml
+from wordsight.reader import Settings, build, coerce, nearest, to_dict
+
+__all__ = [
+    "BACKBONES",
+    "METHODS",
+    "RunSettings",
+    "TrainSettings",
+    "WordsightError",
+    "load_yaml",
+    "plugins",
+    "resolve",
+]
 
 
 class Entry(NamedTuple):
@@ -79,7 +87,8 @@ BACKBONES: dict[str, Entry] = {
     ),
     "vision": Entry(
         "wordsight.backbones.vision:Vision",
-        "an image encoder alone (DINOv2, a ViT), the eyes of a text tower that is still to be trained",
+        "an image encoder alone (DINOv2, a ViT), the image tower for a text tower that is still to be "
+        "trained",
     ),
     "llm": Entry(
         "wordsight.backbones.llm:LLM",
@@ -90,41 +99,59 @@ BACKBONES: dict[str, Entry] = {
 
 
 def resolve(table: Mapping[str, Entry], name: str, what: str) -> type:
-    """The class that stands behind `name` in a table."""
-    if name not in table:
+    """The class that stands behind `name`: of a table, of an installed package's entry point in the group
+    `wordsight.<what>s`, or `package.module:Class` itself.
+
+    Errors: WordsightError where the name is not known, or what it names cannot be imported.
+    """
+    name = str(name)
+    if name in table:
+        target = table[name].target
+    elif re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        target = name
+    elif (entry := plugins(what).get(name)) is not None:
+        target = entry.value
+    else:
+        choices = [*table, *plugins(what)]
         raise WordsightError(
-            f"{what} {name!r} is not known{nearest(name, table)}; the choices are {', '.join(table)}"
+            f"{what} {name!r} is not known{nearest(name, choices)}; the choices are {', '.join(choices)}, or "
+            "one of your own as package.module:Class"
         )
-    module, _, attribute = table[name].target.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        if name in table:
+            raise
+        raise WordsightError(f"{what} {name!r} cannot be imported: {error}") from error
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """' (did you mean ...?)' or nothing: ready to stand inside a message."""
-    folded = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(word.lower(), folded, n=3, cutoff=0.6)
-    return f" (did you mean {' or '.join(repr(folded[word]) for word in close)}?)" if close else ""
+def plugins(what: str) -> dict[str, importlib.metadata.EntryPoint]:
+    """What installed packages add: entry points of the group `wordsight.methods` or `wordsight.backbones`."""
+    group = f"wordsight.{what.split()[0]}s"
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=group)}
+
+
+LEAST = dict.fromkeys(
+    ("epochs", "min_steps", "lr", "weight_decay", "momentum", "warmup_epochs", "warmup_lr", "warmup_steps"), 0
+) | {"batch_size": 1, "max_steps": 1, "log_steps": 1, "save_seconds": 0, "clip_norm": 0}
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How the one loop of train.py trains. A method's YAML in configs/ sets what its paper says."""
+    """How the one loop of train.py trains. A method's YAML says what its paper says."""
 
     epochs: int = 40
     min_steps: int = 100  # epochs are added until there are as many steps: a few images make short epochs
-    max_steps: int | None = (
-        # exactly so many steps, whatever `epochs` and `min_steps` say; needed where nobody knows how long the
-        # data is
-        None
-    )
+    # exactly so many steps, whatever `epochs` and `min_steps` say; needed where nobody knows how long the
+    # data is
+    max_steps: int | None = None
     batch_size: int = 32
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.0
     momentum: float = 0.9  # SGD only
-    schedule: Literal["epoch", "step"] = (
-        "epoch"  # whether the cosine falls once an epoch (CoOp) or at every step
-    )
+    schedule: Literal["epoch", "step"] = "epoch"  # the cosine falls once an epoch (CoOp), or at every step
     warmup_epochs: int = 0  # schedule=epoch: epochs at `warmup_lr` before the cosine begins
     warmup_lr: float = 1e-5
     warmup_steps: int = 0  # schedule=step: steps that rise in a line from zero to `lr`
@@ -132,153 +159,89 @@ class TrainSettings:
     log_steps: int | None = None  # how often the losses are logged; null: at the ends of about twenty epochs
     save_seconds: float = 10.0  # how often state/ is written, so that a killed run resumes
 
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise WordsightError(f"train.{name}={value} is not possible; it is {least} or more")
+
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Everything that decides a run's result. Saved as config.yaml in the run folder."""
+    """Everything that decides a run's result. Saved as config.yaml in the run folder.
+
+    However it is made, every value has its annotated type, and `settings` and `train` are the method's own
+    dataclasses with every default filled in. Errors: WordsightError for a value that cannot be.
+    """
 
     data: str  # for a two_tower: image-caption pairs or labelled images, several joined by ::
+    label: str | None = None  # the column of labels, where data= is a table that has several
     backbone: str = "openai/clip-vit-base-patch16"
     method: str = "aape"
     shots: int | None = 16  # labelled images per class; null takes all, as a two_tower always does
     classes: Literal["all", "base", "new"] = "all"  # base: the first half of the classes, rounded up
-    sentences: str | None = (
-        # a JSON file {class: [sentences]}, the name of a template set, or self: the backbone's own LM writes
-        # them
-        None
-    )
+    # a JSON file {class: [sentences]}, the name of a template set, or self: the backbone's own LM writes them
+    sentences: str | None = None
     aliases: str | None = None  # a JSON file {class name: key in the sentence file}
     # one for every dataset, as AAPE's paper has it; `own` takes the dataset's own where it has one
     template: str = "a photo of a {}."
     seed: int = 1
     views: int = 1  # image views in the feature cache: the centre crop, and augmented ones after it
     flip: bool = True  # augmented views may be mirrored; false for glyphs
+    max_pixels: int | None = None  # the largest image that is decoded, in pixels; null: about 200 million
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     name: str | None = None  # what reports call it; null: the method's name
-    out: str | None = None  # the run folder; by default runs/<data>-<method>-<shots>shot-<classes>-seed<seed>
-    settings: dict[str, Any] = field(default_factory=dict)  # the method's own settings
-    train: dict[str, Any] = field(default_factory=dict)  # TrainSettings that differ from the method's
+    # the run folder; by default runs/<data>-<method>-<shots>shot-<classes>-seed<seed>
+    out: str | None = None
+    settings: Any = field(default_factory=dict)  # the method's own settings
+    # TrainSettings that differ from the method's; null: it trains nothing
+    train: Any = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for name in hints.keys() - {"settings", "train"}:
+            object.__setattr__(self, name, coerce(getattr(self, name), hints[name], name))
+        for name in ("shots", "views", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise WordsightError(f"{name}={value} is not possible; {COUNTS[name]}")
+        if self.template != "own" and self.template.count("{}") != 1:
+            raise WordsightError(
+                f"template {self.template!r} holds {{}} {self.template.count('{}')} times; it must hold it "
+                "once, as in 'a photo of a {}.'"
+            )
+        kind = resolve(METHODS, self.method, "method")
+        object.__setattr__(self, "settings", _typed(kind.Settings, self.settings, "settings."))
+        object.__setattr__(self, "train", _training(kind, self))
+        kind.check(self)
 
 
-def read(cls: type, *sources: str | Path | Mapping[str, Any]):
-    """Build the settings dataclass `cls` from YAML files, `key=value` words and mappings, later ones winning.
-
-    A dotted key reaches into a mapping (`settings.width=16`). An unknown key fails with the nearest known
-    name."""
-    merged: dict[str, Any] = {}
-    for source in sources:
-        values = _as_mapping(source)
-        if not isinstance(source, Mapping) and "=" not in str(source):
-            _check_keys(cls, values, f"{source}: ")
-        _merge(merged, values)
-    return build(cls, merged)
+COUNTS = {
+    "shots": "it is the number of labelled images per class, 1 or more, or null for all",
+    "views": "view 1 is the centre crop, more are augmented ones",
+    "max_pixels": "it is the largest image that is decoded, in pixels",
+}
 
 
-def build(cls: type, values: Mapping[str, Any], prefix: str = ""):
-    """`cls(**values)` with every key known and every value of the annotated type, or a sentence."""
-    hints = typing.get_type_hints(cls)
-    _check_keys(cls, values, prefix=prefix)
-    missing = [
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-        and f.name not in values
-    ]
-    if missing:
-        raise WordsightError(
-            f"setting {prefix + missing[0]!r} is missing; give it as {prefix + missing[0]}=..."
-        )
-    return cls(**{key: coerce(value, hints[key], prefix + key) for key, value in values.items()})
+def _typed(cls: type[Settings], given: Any, prefix: str) -> Settings:
+    if isinstance(given, cls):
+        return given
+    if not isinstance(given, Mapping):
+        raise WordsightError(f"{prefix.rstrip('.')}={given!r} is not a table of settings of {cls.__name__}")
+    return build(cls, given, prefix)
 
 
-def _check_keys(cls: type, values: Mapping[str, Any], where: str = "", prefix: str = "") -> None:
-    known = [f.name for f in dataclasses.fields(cls)]
-    for key in map(str, values):  # YAML reads `3:` and `on:` as a number and a truth value
-        if key not in known:
-            near = nearest(key, known) or "; known: " + ", ".join(prefix + name for name in known)
-            raise WordsightError(f"{where}unknown setting {prefix + key!r}{near}")
-
-
-def coerce(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotated type. Text is read as YAML 1.2 would read it: `1e-4` is a number, `yes` is
-    text.
-    """
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if type(None) in arguments and (
-            value is None or (isinstance(value, str) and value.lower() in ("null", "none"))
-        ):
-            return None
-        for argument in arguments:
-            if argument is not type(None):
-                try:
-                    return coerce(value, argument, where)
-                except WordsightError as error:
-                    last = error
-        raise last
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise WordsightError(
-            f"{where}={value!r} is not a choice{nearest(str(value), map(str, arguments))}; the choices are "
-            f"{', '.join(map(str, arguments))}"
-        )
-    if origin in (dict, Mapping) or hint is dict:
-        if isinstance(value, Mapping):
-            return dict(value)
-    elif origin is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        if isinstance(items, (list, tuple)):
-            return tuple(coerce(item, arguments[0], where) for item in items)
-    elif hint is bool:
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.lower() in ("true", "false"):
-            return value.lower() == "true"
-    elif hint in (int, float):
-        if not isinstance(value, bool):
-            try:
-                number = hint(value)
-                if number == float(value):
-                    return number
-            except (TypeError, ValueError, OverflowError):
-                pass
-    elif (
-        hint is str and isinstance(value, (str, int, float, Path)) and not isinstance(value, bool)
-    ):  # YAML reads a bare `yes` as true
-        return str(value)
-    raise WordsightError(f"{where}={value!r} is not {_spoken(hint)}")
-
-
-def to_dict(settings: Any) -> dict[str, Any]:
-    """A settings dataclass as plain values, ready for YAML."""
-    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-
-
-def _as_mapping(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(source, Mapping):
-        return dict(source)
-    word = str(source)
-    key, equals, value = word.partition("=")
-    if not equals:
-        if word.endswith((".yaml", ".yml")):
-            return load_yaml(word)
-        raise WordsightError(f"{word!r} is neither key=value nor a YAML file")
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
-
-
-def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def _spoken(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return names.get(hint, "of the right kind: " + str(hint).replace("typing.", ""))
+def _training(kind: Any, settings: RunSettings) -> TrainSettings | None:
+    """The method's training settings with what the run changes; None for a method that trains nothing."""
+    given = settings.train
+    defaults = kind.training(settings.shots)
+    if defaults is None:
+        if given:
+            raise WordsightError(
+                f"train.{next(iter(given))} is set, but {settings.method} trains nothing; leave it out"
+            )
+        return None
+    if isinstance(given, TrainSettings):
+        return given
+    return build(TrainSettings, {**to_dict(defaults), **(given or {})}, "train.")

@@ -7,7 +7,10 @@ tests hold it to that."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -21,6 +24,8 @@ from wordsight.config import WordsightError
 from wordsight.losses import clamped_scale
 
 Part = TypeVar("Part")
+# for which processes wait for rank 0, which computes and caches the features of all images first
+PATIENCE = timedelta(hours=12)
 BUCKET = 2**25  # bytes of gradients that travel at once
 
 
@@ -219,3 +224,36 @@ class _Gather(torch.autograd.Function):
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total[ctx.own]
+
+
+# Processes
+
+
+def join_processes(device: torch.device | str) -> tuple[int, int]:
+    """This process's rank and how many there are, as accelerate launch or torchrun say; the first call joins
+    them, and gives each its card.
+    """
+    if dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=torch.device(device).type == "cpu", timeout=PATIENCE)
+    return place()
+
+
+@contextmanager
+def rank_0_first() -> Iterator[None]:
+    """What rank 0 does while the others wait, and then they: it fills a cache that they read."""
+    rank, world = place()
+    if rank > 0:
+        dist.barrier()
+    try:
+        yield
+    finally:  # where it fails for rank 0 the others are not left waiting, and find out themselves
+        if world > 1 and rank == 0:
+            dist.barrier()
+
+
+def place() -> tuple[int, int]:
+    return (
+        (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    )

@@ -13,6 +13,7 @@ import ctypes
 import gc
 import itertools
 import json
+import logging
 import math
 import platform
 import random
@@ -33,13 +34,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from wordsight.backbones import Backbone, unit
+from wordsight.batches import FeatureBatches
 from wordsight.config import RunSettings, TrainSettings, WordsightError
 from wordsight.files import write_file
-from wordsight.methods import Classifier, Learner
-from wordsight.runs import RunFacts, build_method, train_settings
+from wordsight.fit import fit_method
+from wordsight.fitted import predict_logits
+from wordsight.methods import Classifier, FitData, Learner
+from wordsight.runs import RunFacts, build_method
 from wordsight.sentences import ClassTexts
-from wordsight.tasks.classify import fit_method, predict_logits
-from wordsight.train import FeatureBatches, total_steps, train
+from wordsight.train import total_steps, train
 
 SHOTS, SENTENCES = 16, 20  # images and sentences of each class
 REPEATS, BUDGET = (
@@ -71,8 +74,26 @@ LEGEND = (
 )
 
 
+log = logging.getLogger("wordsight")
+
+
 class TooLong(Exception):
     """LIMIT is over."""
+
+
+class Ends:
+    """When each step ended, as the loop tells it."""
+
+    state = None  # nothing is resumed
+
+    def __init__(self) -> None:
+        self.clocks: list[float] = []
+
+    def log(self, event: dict[str, Any]) -> None:
+        self.clocks.append(clock())
+
+    def rewind(self, step: float) -> None:
+        """There is nothing to forget."""
 
 
 class Problem(NamedTuple):
@@ -89,7 +110,6 @@ def measure(
     backbone: Backbone,
     sizes: Sequence[int],
     folder: str | Path,
-    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure every method at every number of classes; writes cost.json and cost.md into `folder`. What a
     method cannot do is in "failed".
@@ -105,7 +125,7 @@ def measure(
                         {"method": label, "classes": size}
                         | cost_of(replace(settings, shots=SHOTS), problem, backbone)
                     )
-                    say(
+                    log.info(
                         f"{size} classes  {label}  "
                         + "  ".join(f"{name} {text}" for name, text in list(as_cells(rows[-1]).items())[2:])
                     )
@@ -184,9 +204,8 @@ def warm_up(settings: Iterable[RunSettings], backbone: Backbone) -> None:
     problem = made_up(2, backbone)
     for one in settings:
         with contextlib.suppress(WordsightError):
-            method = fresh(one, problem, backbone)
-            once = TrainSettings(max_steps=1, batch_size=2)
-            fit_method(method, problem.images, problem.labels, problem.texts, once, one.seed, backbone.device)
+            once = TrainSettings(max_steps=1, batch_size=2) if one.train else None
+            method = fit_method(replace(one, train=once), problem.facts, data_of(problem, one), backbone)
             predict_logits(method, problem.images[:1, 0].to(backbone.device))
 
 
@@ -195,15 +214,15 @@ def warm_up(settings: Iterable[RunSettings], backbone: Backbone) -> None:
 
 def cost_of(settings: RunSettings, problem: Problem, backbone: Backbone) -> dict[str, Any]:
     """All figures of one method at one size. A method that trains nothing has none of a step."""
-    method = begun = None
+    method = begun = examples = None
     row: dict[str, Any] = {"fit_how": "measured"}
 
     def begin() -> None:
-        nonlocal method, begun
+        nonlocal method, begun, examples
         method = fresh(settings, problem, backbone)
         began = clock()
         with limited(LIMIT):
-            method.begin(problem.images[:, 0], problem.labels, problem.texts, settings.seed, None)
+            examples = method.setup(data_of(problem, settings))
             begun = clock() - began
 
     with contextlib.suppress(TooLong):
@@ -213,22 +232,13 @@ def cost_of(settings: RunSettings, problem: Problem, backbone: Backbone) -> dict
         row |= {"fit_seconds": LIMIT, "fit_how": "given up"}
     if begun is None and isinstance(method, Learner):
         return row
-    method.bind(problem.texts)
+    method.set_classes(problem.texts)
     method.to(backbone.device)
     if isinstance(method, Learner):
-        row |= step_costs(method, settings, problem, begun, row["fit_mib"], backbone)
+        row |= step_costs(method, settings, examples, begun, row["fit_mib"], backbone)
     if begun is not None and row.get("fit_seconds", 0) <= WHOLE:
-        method = fresh(settings, problem, backbone)
         began = clock()
-        fit_method(
-            method,
-            problem.images,
-            problem.labels,
-            problem.texts,
-            train_settings(settings),
-            settings.seed,
-            backbone.device,
-        )
+        method = fit_method(settings, problem.facts, data_of(problem, settings), backbone)
         row |= {"fit_seconds": clock() - began, "fit_how": "measured"}
     method.eval()
     return row | predict_costs(method, problem, backbone)
@@ -236,38 +246,38 @@ def cost_of(settings: RunSettings, problem: Problem, backbone: Backbone) -> dict
 
 def fresh(settings: RunSettings, problem: Problem, backbone: Backbone) -> Classifier:
     torch.manual_seed(settings.seed)
-    method = build_method(settings, problem.facts)
-    method.attach(backbone)
-    return method
+    return build_method(settings, problem.facts, backbone)
+
+
+def data_of(problem: Problem, settings: RunSettings) -> FitData:
+    return FitData(problem.images, problem.labels, problem.texts, settings.seed)
 
 
 def step_costs(
     method: Any,
     settings: RunSettings,
-    problem: Problem,
+    examples: tuple[Tensor, Tensor],
     begun: float,
     begun_mib: float | None,
     backbone: Backbone,
 ) -> dict[str, Any]:
-    training = train_settings(settings)
-    batches = FeatureBatches(
-        *method.examples(problem.images, problem.labels), training.batch_size, settings.seed
-    )
+    training = settings.train
+    batches = FeatureBatches(*examples, training.batch_size, settings.seed)
 
-    def run(steps: int, log: Callable[[Any], None] = lambda event: None) -> None:
+    def run(steps: int, ends: Ends | None = None) -> None:
         train(
             method,
             batches,
             replace(training, max_steps=steps, log_steps=1),
             seed=settings.seed,
             device=backbone.device,
-            log=log,
+            run=ends,
         )
 
     def timed(steps: int) -> list[float]:
-        ends: list[float] = []
-        run(steps, lambda event: ends.append(clock()))
-        return [later - sooner for sooner, later in itertools.pairwise(ends)]
+        ends = Ends()
+        run(steps, ends)
+        return [later - sooner for sooner, later in itertools.pairwise(ends.clocks)]
 
     first = timed(3)  # of three steps two have a beginning and an end
     taken = median(timed(most(first[-1])) if first[-1] * 3 < BUDGET else first)

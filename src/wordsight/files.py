@@ -148,6 +148,8 @@ def held(folder: str | Path, *, shared: bool = False) -> Iterator[bool | None]:
         yield ours
     finally:
         os.close(handle)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # still empty: nothing came of it
 
 
 # -- reading --
@@ -339,6 +341,13 @@ def nfc(name: str) -> str:
     one.
     """
     return unicodedata.normalize("NFC", name)
+
+
+def plain_name(path: str) -> str:
+    """The last part of a path or name, fit to be part of a folder's name."""
+    place = Path(path).expanduser()
+    last = place.resolve().name if place.exists() else place.name
+    return re.sub(r"[^\w]+", "-", last or path).strip("-") or "data"
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

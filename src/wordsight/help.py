@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from wordsight.config import BACKBONES, METHODS, WordsightError, nearest, resolve
+from wordsight.config import BACKBONES, METHODS, WordsightError, resolve
+from wordsight.reader import nearest
 
 DATA_FORMS = (
     ("photos/", "a folder of class folders, or of train/, val/, test/ with class folders"),
@@ -37,6 +38,8 @@ class EvaluateSettings:
 
     data: str | None = None  # other images, in any form of `fit`'s data=; null: those the run was tested on
     classes: Literal["all", "base", "new"] | None = None  # among which classes; null: as the run was fitted
+    label: str | None = None  # the column of labels, where data= is a table that has several
+    backbone: str | None = None  # where the run's backbone lies now; it must be the same by content
 
 
 @dataclass(frozen=True)

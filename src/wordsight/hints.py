@@ -10,8 +10,9 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from wordsight.config import WordsightError, nearest
+from wordsight.config import WordsightError
 from wordsight.help import SETTINGS, settings_of
+from wordsight.reader import nearest
 
 OTHER_WORDS = {  # verbs of other programs
     "train": "fit",

@@ -108,3 +108,17 @@ def ranks(values: Mapping[str, float]) -> dict[str, float]:
 
     rounded = [-round(value, 6) for value in values.values()]  # means of equal counts differ in a bit
     return dict(zip(values, map(float, rankdata(rounded))))
+
+
+def accuracy_interval(right: int, images: int) -> list[float]:
+    """Wilson's 95% interval of an accuracy over images, in percent."""
+    from scipy.stats import binomtest
+
+    found = binomtest(right, images).proportion_ci(method="wilson")
+    return [100 * float(found.low), 100 * float(found.high)]
+
+
+def paired_difference(ours: Bool[np.ndarray, " B"], theirs: Bool[np.ndarray, " B"]) -> list[float]:
+    """[mean, low, high] of ours minus theirs on the same images, in points, with its paired interval."""
+    gaps = 100.0 * (ours.astype(float) - theirs.astype(float))
+    return [float(gaps.mean()), *interval(gaps)] if len(gaps) > 1 else [float(gaps.mean())] * 3

@@ -2,66 +2,78 @@
 
 config.yaml          what was asked for, and the facts that loading needs
 sentences.json       the sentences that were used, so that the run depends on no other file
-weights.safetensors  every fitted tensor that prediction needs; written last
+account.json         what the data held: what was kept, and what was left out and why
+seen.npy             digests of the images that it was fitted to, which no evaluation counts
+weights.safetensors  every fitted tensor that prediction needs
 metrics.jsonl        one event a line
 predictions-*.csv    what the last evaluation said of each image
+finished.json        written last: all of the above is there, and with which content
 state/               what an interrupted fit goes on from; gone when it is finished
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from wordsight.config import (
-    METHODS,
-    RunSettings,
-    TrainSettings,
-    WordsightError,
-    build,
-    load_yaml,
-    resolve,
-    to_dict,
+from wordsight.backbones import Backbone
+from wordsight.config import METHODS, RunSettings, WordsightError, load_yaml, resolve
+from wordsight.files import (
+    PART,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_tensors,
+    write_file,
+    write_tensors,
 )
-from wordsight.files import parse_json, read_bytes, write_file
-from wordsight.methods import Classifier, Embedder, Learner
+from wordsight.methods import Classifier, Embedder, Space
+from wordsight.reader import build, to_dict
 from wordsight.sentences import saved_sentences
 
-FORMAT = 1  # of the folder; a loader refuses any other
-STARTED = {"sentences.json", "config.yaml"}  # what a start that was killed may leave, finished or as .part
-NOT_COMPARED = (
-    "out",
-    "device",
-    "label",
-)  # where a run lies, what it runs on and what it is called do not decide its result
+NO_BACKBONE = "none"  # what config.yaml names as backbone where a run was fitted on feature matrices
+FORMAT = 2  # of the folder; a loader refuses any other
+FINISHED, EVENTS, SEEN = "finished.json", "metrics.jsonl", "seen.npy"
+STARTED = {"sentences.json", "config.yaml", "account.json"}  # what a start that was killed may leave
+KEPT = (
+    "weights.safetensors",
+    "extra.safetensors",
+    "sentences.json",
+    SEEN,
+)  # whose content finished.json keeps
+# what does not decide a result: where things lie and how that was written, what it runs on and is called.
+# What data, backbone and sentences hold is compared instead, by fingerprints and by content.
+NOT_COMPARED = ("out", "device", "name", "data", "backbone", "sentences", "aliases")
+LOCATED = ("data", "backbone", "sentences", "aliases")  # settings that may name a file or folder
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What loading needs beside the settings."""
+    """What loading needs beside the settings, and what must be found again when a fit goes on."""
 
     classes: tuple[str, ...]  # the classes with labelled images, in label order
     dim: int
     logit_scale: float
     template: str
-    labels: tuple[int, ...] = ()  # what predict returns, where labels were whole numbers
+    labels: tuple[Any, ...] = ()  # what predict returns, where labels were no texts
+    label_type: str = ""  # numpy's name of their type
     image_fingerprint: str = ""  # of the backbone; empty without one
     text_fingerprint: str = ""
-    # how many labelled images were drawn, and a fingerprint of their names; empty where no label decides
-    # anything
-    images: str = ""
-    # how many image-text pairs, and a fingerprint of their names and captions; empty where it learns from
-    # something else
-    pairs: str = ""
+    images: str = ""  # how many labelled images were drawn, and a fingerprint of names, content and labels
+    test: str = ""  # the same of the images it is tested on
+    pairs: str = (
+        ""  # how many image-text pairs, and a fingerprint of them; empty where it learns from something else
+    )
 
 
 class Fitted(Protocol):
@@ -69,6 +81,7 @@ class Fitted(Protocol):
 
     def weights(self) -> dict[str, Tensor]:
         """Every fitted tensor that prediction needs."""
+        ...
 
 
 class Run:
@@ -79,56 +92,62 @@ class Run:
 
     @classmethod
     def start(
-        cls, folder: str | Path, settings: RunSettings, facts: RunFacts, sentences: dict[str, tuple[str, ...]]
+        cls,
+        folder: str | Path,
+        settings: RunSettings,
+        facts: RunFacts,
+        sentences: Mapping[str, tuple[str, ...]],
+        account: Mapping[str, Any] | None = None,
     ) -> Run:
-        """Begin a run, or go on with the same one. Errors: WordsightError showing the difference where the
-        folder holds another run.
+        """Begin a run, or go on with the same one.
+
+        Errors: WordsightError showing the difference where the folder holds another run.
         """
-        folder, settings = Path(folder), plain(settings)
+        folder = Path(folder).expanduser()
         if (folder / "config.yaml").exists():
             there = cls._read(folder)
-            changed = _differences(*_filled(there.settings, settings)) or _differences(there.facts, facts)
-            if not changed and saved_sentences(folder / "sentences.json") != sentences:
+            changed = _differences(there.settings, settings) or _differences(there.facts, facts)
+            if not changed and there.sentences != sentences:
                 changed = ["the sentences differ"]
             if changed:
                 raise WordsightError(
                     f"{folder} holds another run: {'; '.join(changed)}. Give another out=..., or delete "
                     f"that folder"
                 )
+            there = cls(folder, _moved(there.settings, located(settings)), facts)
+            there._write_config()
             return there
-        if folder.is_dir() and {path.name.removesuffix(".part") for path in folder.iterdir()} - STARTED:
+        if folder.is_dir() and {path.name.removesuffix(PART) for path in folder.iterdir()} - STARTED:
             raise WordsightError(
                 f"{folder} is not empty and is no run folder (it has no config.yaml); give another out=..."
             )
-        write_file(folder / "sentences.json", json.dumps(sentences, ensure_ascii=False, indent=1))
-        content = {
-            "format": FORMAT,
-            "settings": to_dict(settings),
-            "facts": {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in to_dict(facts).items()
-            },
-        }
-        write_file(
-            folder / "config.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=150)
-        )
-        return cls(folder, settings, facts)
+        _write_json(folder / "sentences.json", sentences)
+        if account is not None:
+            _write_json(folder / "account.json", account)
+        run = cls(folder, located(settings), facts)
+        run._write_config()
+        return run
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """A finished run. Errors: WordsightError for no run, another version's run, or an unfinished one."""
-        folder = Path(folder)
+        """A finished run. Errors: WordsightError for no run, another version's run, a damaged or unfinished
+        one.
+        """
+        folder = Path(folder).expanduser()
         if not (folder / "config.yaml").is_file():
             raise WordsightError(
                 f"{str(folder)!r} is no run folder: it has no config.yaml. `wordsight fit data=... "
-                f"out={folder}` makes one"
+                f"out={folder}` "
+                "makes one"
             )
         run = cls._read(folder)
         if not run.finished:
             raise WordsightError(
                 f"the run in {str(folder)!r} is not finished; give its `wordsight fit` command again, it "
-                f"goes on from where it stopped"
+                f"goes on "
+                "from where it stopped"
             )
+        run.check_content()
         return run
 
     @classmethod
@@ -137,18 +156,24 @@ class Run:
         if content.get("format") != FORMAT:
             raise WordsightError(
                 f"{folder} was written in run format {content.get('format')}; this version of wordsight "
-                f"reads format {FORMAT}"
+                f"reads "
+                f"format {FORMAT}"
             )
+        parts = {name: content.get(name) for name in ("settings", "facts")}
+        for name, part in parts.items():
+            if not isinstance(part, dict):
+                raise WordsightError(f"{folder / 'config.yaml'} is not complete: {name} is {part!r}")
         try:
-            return cls(
-                folder, plain(build(RunSettings, content["settings"])), build(RunFacts, content["facts"])
-            )
-        except (KeyError, TypeError) as error:
-            raise WordsightError(f"{folder / 'config.yaml'} is not complete: {error}") from error
+            settings = _resolved(folder, build(RunSettings, parts["settings"]))
+            return cls(folder, settings, build(RunFacts, parts["facts"]))
+        except WordsightError as error:
+            raise WordsightError(f"{folder / 'config.yaml'}: {error}") from error
+
+    # -- what it holds --
 
     @property
     def finished(self) -> bool:
-        return (self.folder / "weights.safetensors").is_file()
+        return (self.folder / FINISHED).is_file()
 
     @property
     def state(self) -> Path:
@@ -156,158 +181,200 @@ class Run:
 
     @property
     def sentences(self) -> dict[str, tuple[str, ...]]:
+        """The sentences of each class; a class may have none."""
         return saved_sentences(self.folder / "sentences.json")
 
-    def finish(self, method: Fitted, extra: dict[str, Tensor] | None = None) -> None:
-        """Write the weights; `extra` tensors lie in a file of their own."""
-        if extra:
-            write_file(
-                self.folder / "extra.safetensors",
-                save({name: tensor.contiguous() for name, tensor in extra.items()}),
-            )
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.weights().items()}
-        write_file(self.folder / "weights.safetensors", save(tensors, metadata={"format": str(FORMAT)}))
-        shutil.rmtree(self.state, ignore_errors=True)
+    @property
+    def account(self) -> dict[str, Any] | None:
+        """What the data held, as `Account.to_dict` gives it; None where nothing was read."""
+        path = self.folder / "account.json"
+        return read_json(path, "account of the run") if path.is_file() else None
 
-    def method(self) -> Classifier:
-        """The fitted method, with exactly the tensors it has saved; not yet bound to classes. Errors:
-        WordsightError for a two_tower: it is a backbone.
+    def seen(self) -> set[bytes]:
+        """Digests of the images that it was fitted to."""
+        path = self.folder / SEEN
+        if not path.is_file():
+            return set()
+        try:
+            rows = np.load(io.BytesIO(read_bytes(path, "digests of the run")), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise WordsightError(f"{path} cannot be read: {error}") from error
+        if rows.dtype != np.uint8 or rows.ndim != 2:
+            raise WordsightError(f"{path} holds {rows.dtype} of shape {rows.shape}, and no digests")
+        return {row.tobytes() for row in rows}
+
+    def method(self, backbone: Backbone | None = None) -> Classifier:
+        """The fitted method, with exactly the tensors it has saved; its classes are not yet set.
+
+        Errors: WordsightError for a two_tower: it is a backbone.
         """
         if issubclass(resolve(METHODS, self.settings.method, "method"), Embedder):
             raise WordsightError(
-                f"{self.folder} is a two_tower and has no classes of its own; it is a backbone: `wordsight "
-                f"fit backbone={self.folder} ...`"
+                f"{self.folder} is a {self.settings.method} and has no classes of its own; it is a backbone: "
+                f"`wordsight fit backbone={self.folder} ...`"
             )
-        method = build_method(self.settings, self.facts)
-        found = read_tensors(self.folder / "weights.safetensors")
-        method.make_room(found)
-        expected = method.weights()
-        if expected.keys() != found.keys():
-            missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-            raise WordsightError(
-                f"{self.folder / 'weights.safetensors'} does not fit {self.settings.method}: missing "
-                f"{missing}, not known {extra}"
-            )
-        for name, tensor in found.items():
-            if tensor.shape != expected[name].shape:
-                raise WordsightError(
-                    f"{self.folder / 'weights.safetensors'}: {name} has shape {tuple(tensor.shape)}, not "
-                    f"{tuple(expected[name].shape)}"
-                )
-        method.load_state_dict(found)
+        method = build_method(self.settings, self.facts, backbone)
+        if self.settings.backbone == NO_BACKBONE:  # such methods compute in double precision
+            method.double()
+        path = self.folder / "weights.safetensors"
+        try:
+            method.load_weights(read_tensors(path, sealed=True)[0])
+        except WordsightError as error:
+            raise WordsightError(f"{path} does not fit {self.settings.method}: {error}") from error
         return method.eval()
 
     def extra(self, name: str) -> Tensor:
-        tensors = read_tensors(self.folder / "extra.safetensors")
+        """A tensor that was kept beside the weights."""
+        tensors, _ = read_tensors(self.folder / "extra.safetensors", sealed=True)
         if name not in tensors:
             raise WordsightError(f"{self.folder / 'extra.safetensors'} has no tensor {name!r}")
         return tensors[name]
 
+    # -- writing --
+
+    def _write_config(self) -> None:
+        content = {"format": FORMAT, "settings": to_dict(self.settings), "facts": to_dict(self.facts)}
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=150)
+        path = self.folder / "config.yaml"
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_file(path, text)
+
+    def keep_seen(self, digests: Iterable[bytes]) -> None:
+        """Remember which images it was fitted to."""
+        rows = np.frombuffer(b"".join(sorted(set(digests))), np.uint8).reshape(-1, 16)
+        out = io.BytesIO()
+        np.save(out, rows, allow_pickle=False)
+        write_file(self.folder / SEEN, out.getvalue())
+
+    def keep_weights(self, method: Fitted, extra: Mapping[str, Tensor] | None = None) -> None:
+        """Write the weights; `extra` tensors lie in a file of their own."""
+        if extra:
+            write_tensors(self.folder / "extra.safetensors", extra)
+        write_tensors(self.folder / "weights.safetensors", method.weights(), {"format": str(FORMAT)})
+
+    def finish(self) -> None:
+        """All is there: say so, with what each file holds. Written last."""
+        shutil.rmtree(self.state, ignore_errors=True)
+        for part in self.folder.glob(f"*{PART}"):  # of a write that was killed
+            part.unlink(missing_ok=True)
+        _write_json(self.folder / FINISHED, {"format": FORMAT, "files": self._content()})
+
+    def _content(self) -> dict[str, str]:
+        files = [self.folder / name for name in KEPT if (self.folder / name).is_file()]
+        return {
+            path.name: hashlib.blake2b(read_bytes(path, "file"), digest_size=16).hexdigest() for path in files
+        }
+
+    def check_content(self) -> None:
+        """Errors: WordsightError where a file is not what was written when the run was finished."""
+        known = read_json(self.folder / FINISHED, "list of a run's files")
+        files = known.get("files") if isinstance(known, dict) else None
+        if not isinstance(files, dict):
+            raise WordsightError(
+                f"{self.folder / FINISHED} is no list of a run's files; fit again into another out="
+            )
+        here = self._content()
+        for name, digest in files.items():
+            if here.get(name) != digest:
+                what = "is damaged: its content is not what was written" if name in here else "is missing"
+                raise WordsightError(
+                    f"{self.folder / name} {what}; restore it, or fit again into another out="
+                )
+
     def log(self, event: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl, below any half line that a kill has left."""
-        line = json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        line = (
+            json.dumps(event, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
+        )
         try:
-            with open(self.folder / "metrics.jsonl", "a+b") as file:
+            with open(self.folder / EVENTS, "a+b") as file:
                 if file.seek(0, 2):
                     file.seek(-1, 2)
                     line = line if file.read() == b"\n" else b"\n" + line
                 file.write(line)
         except OSError as error:
             raise WordsightError(
-                f"{self.folder / 'metrics.jsonl'} cannot be written: {error.strerror or error}"
+                f"{self.folder / EVENTS} cannot be written: {error.strerror or error}"
             ) from error
 
+    def rewind(self, step: float) -> None:
+        """Forget every event but those of training up to `step`: what comes after is done again."""
+        kept = [event for event in self.events("train") if event.get("step", 0) <= step]
+        if len(kept) < len(self.events()):
+            lines = (json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
+            write_file(self.folder / EVENTS, "".join(lines))
+
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """The events of one kind, or of all, in order. A line that holds no event is not among them: half a
-        line that a kill has left, or what another program wrote.
-
-        Errors: WordsightError where the file cannot be read."""
-        path = self.folder / "metrics.jsonl"
+        """The events of a kind, in their order; lines that are none are passed over."""
+        path = self.folder / EVENTS
         content = read_bytes(path, "the events of a run").decode(errors="replace") if path.exists() else ""
-        found = [event for line in content.split("\n") if (event := _event(line))]
-        return [event for event in found if kind in (None, event["event"])]
+        events = [event for line in content.split("\n") if (event := _event(line))]
+        return [event for event in events if kind in (None, event["event"])]
 
 
-def build_method(settings: RunSettings, facts: RunFacts) -> Classifier:
-    """A fresh method of the kind, shape and settings that a run names."""
+def build_method(settings: RunSettings, facts: RunFacts, backbone: Backbone | None = None) -> Classifier:
+    """A fresh method of the kind, shape and settings that a run names; `backbone` where there is one."""
     kind = resolve(METHODS, settings.method, "method")
-    return kind(
-        facts.classes, facts.dim, facts.logit_scale, build(kind.Settings, settings.settings, "settings.")
-    )
+    return kind(facts.classes, backbone or Space(facts.dim, facts.logit_scale), settings.settings)
 
 
-def train_settings(settings: RunSettings) -> TrainSettings:
-    """The method's own training settings, with what the run changes."""
-    kind = resolve(METHODS, settings.method, "method")
-    defaults = kind.training(settings.shots) if issubclass(kind, Learner) else TrainSettings()
-    training = build(TrainSettings, {**asdict(defaults), **settings.train}, "train.")
-    least = dict.fromkeys(
-        ("epochs", "min_steps", "lr", "weight_decay", "momentum", "warmup_epochs", "warmup_lr"), 0
-    )
-    for name, value in (least | {"batch_size": 1, "max_steps": 1, "log_steps": 1}).items():
-        if getattr(training, name) is not None and getattr(training, name) < value:
-            raise WordsightError(
-                f"train.{name}={getattr(training, name)} is not possible; it is {value} or more"
-            )
-    return training
+def located(settings: RunSettings) -> RunSettings:
+    """The same settings with paths that mean the same from every folder: absolute, `~` expanded.
 
-
-def plain(settings: RunSettings) -> RunSettings:
-    """The same settings with every value of its annotated type, so that `8`, `"8"` and numpy's 8 are one
-    setting and YAML can hold it.
+    What names no file or folder here (a hub name, a URL, a template set) stays as it is.
     """
-    kind = resolve(METHODS, settings.method, "method")
-    parts = {"settings": (kind.Settings, "settings."), "train": (TrainSettings, "train.")}
-    typed = {name: build(cls, {**getattr(settings, name)}, prefix) for name, (cls, prefix) in parts.items()}
-    given = {name: {key: getattr(typed[name], key) for key in getattr(settings, name)} for name in parts}
-    return build(RunSettings, {**to_dict(settings), **given})
+    found = {name: absolute(getattr(settings, name)) for name in LOCATED}
+    own = settings.settings
+    inner = {name: absolute(getattr(own, name)) for name in ("text", "teacher") if name in to_dict(own)}
+    return replace(settings, **found, settings=replace(own, **inner))
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise WordsightError(f"{path} cannot be read: {error}") from error
+def _moved(there: RunSettings, here: RunSettings) -> RunSettings:
+    """A run's settings with the places that a command names now, where they hold what they held."""
+    return replace(there, **{name: getattr(here, name) for name in LOCATED})
+
+
+def absolute(name: str | None) -> str | None:
+    """An absolute path for a name that is a path here; several joined by :: one by one."""
+    if name is None:
+        return None
+    if "::" in name:
+        return "::".join(filter(None, (absolute(one.strip()) for one in name.split("::"))))
+    path = Path(name).expanduser()
+    pattern = set(name) & set("*?[{") and "://" not in name  # of tars
+    return str(Path.cwd() / path) if pattern or path.exists() else name
+
+
+def _resolved(folder: Path, settings: RunSettings) -> RunSettings:
+    """Paths that a folder which needs nothing outside it gives from itself on: `./backbone`."""
+
+    def inside(name: str | None) -> str | None:
+        return str(folder.absolute() / name) if name is not None and name.startswith("./") else name
+
+    found = {name: inside(getattr(settings, name)) for name in LOCATED}
+    return replace(settings, **found)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_file(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 def _event(line: str) -> dict[str, Any] | None:
     """An event, or None for a line that holds none: empty, half a line, a list, an object without a name."""
     try:
-        event = parse_json(line, "an event")
-    except WordsightError:
+        found = parse_json(line, "event") if line.strip() else None
+    except WordsightError:  # half a line
         return None
-    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
-
-
-def _filled(*settings: RunSettings) -> list[RunSettings]:
-    """The same settings, each saying what any of them says: a setting that is younger than the folder has its
-    default there.
-    """
-    parts = {
-        "settings": lambda one: build(resolve(METHODS, one.method, "method").Settings, one.settings),
-        "train": train_settings,
-    }
-    for name, read in parts.items():
-        keys = list(dict.fromkeys(key for one in settings for key in getattr(one, name)))
-        known = [set(to_dict(read(one))) for one in settings]
-        settings = [
-            replace(one, **{name: {key: getattr(read(one), key) for key in keys if key in has}})
-            for one, has in zip(settings, known)
-        ]
-    return list(settings)
+    return found if isinstance(found, dict) and isinstance(found.get("event"), str) else None
 
 
 def _differences(there: Any, asked: Any) -> list[str]:
     old, new = _flat(to_dict(there)), _flat(to_dict(asked))
-    unknown = {
-        name for name in ("images", "pairs") if old.get(name) == ""
-    }  # of a folder that is older than this fact
     return [
         f"{key} {'are' if key in ('images', 'pairs') else 'is'} {old.get(key)!r} there and "
         f"{new.get(key)!r} here"
         for key in dict.fromkeys([*new, *old])
-        if key not in NOT_COMPARED and key not in unknown and old.get(key) != new.get(key)
+        if key not in NOT_COMPARED and old.get(key) != new.get(key)
     ]
 
 

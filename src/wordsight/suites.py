@@ -25,22 +25,17 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from wordsight.backbones import Backbone, load_backbone
-from wordsight.config import METHODS, RunSettings, WordsightError, load_yaml, nearest, read, resolve
+from wordsight.config import METHODS, RunSettings, WordsightError, load_yaml, resolve
 from wordsight.data import Dataset, Picture, open_dataset
 from wordsight.data.features import image_features
 from wordsight.data.splits import Which, prepare
+from wordsight.fit import fit, sentence_source, template_of
+from wordsight.fitted import encode_classes, facts_of
 from wordsight.methods import Classifier, Learner
-from wordsight.runs import Run
-from wordsight.tasks.classify import (
-    check_settings,
-    encode_classes,
-    evaluate,
-    facts_of,
-    fit,
-    sentence_source,
-    template_of,
-    test_only,
-)
+from wordsight.reader import nearest, read
+from wordsight.runs import FINISHED, Run
+from wordsight.tasks import evaluate
+from wordsight.tasks.classify import test_part
 from wordsight.tasks.generate import sentences_for
 from wordsight.train import interrupts_held
 
@@ -123,7 +118,7 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        return (Path(self.settings.out) / "weights.safetensors").is_file()
+        return (Path(self.settings.out) / FINISHED).is_file()
 
 
 class Outcome(NamedTuple):
@@ -266,15 +261,11 @@ def plan(settings: SuiteSettings, suite: Suite, opened: Mapping[str, Dataset]) -
             if not kind.needs_labels and opened[data].test is not None:
                 shots, seeds = numbers[:1], seeds if issubclass(kind, Learner) else seeds[:1]
             for number, seed in itertools.product(shots, seeds):
-                one = settings_of(settings, suite, label, entry, data, number, seed)
+                try:
+                    one = settings_of(settings, suite, label, entry, data, number, seed)
+                except WordsightError as error:
+                    raise WordsightError(f"methods={label}: {error}") from error
                 cells.append(Cell(label, one, settings.data[1:] if suite.targets else ()))
-    for word, label in zip(
-        settings.methods or classifiers(), entries
-    ):  # settings that cannot be are said before any work is done
-        try:
-            check_settings(next(cell.settings for cell in cells if cell.label == label))
-        except WordsightError as error:
-            raise WordsightError(f"methods={word}: {error}") from error
     return cells
 
 
@@ -434,7 +425,7 @@ def pictures_needed(
                         add(settings, settings.data, dataset.val.pictures)
                 add(settings, settings.data, dataset.test.pictures)
         for target in cell.targets:
-            add(settings, target, test_only(opened[target]).test.pictures)
+            add(settings, target, test_part(opened[target]).pictures)
     return {key: value for key, value in needed.items() if value[1]}
 
 
@@ -442,14 +433,12 @@ def texts_needed(
     settings: RunSettings, datasets: Sequence[Dataset], backbone: Backbone, notes: list[str]
 ) -> None:
     """Class names and sentences of the data of a run, and of other data's classes."""
-    source = sentence_source(settings, notes.append)
+    source = sentence_source(settings)
     known = sentences_for(source, datasets[0].class_names, settings.aliases, backbone)
     template = template_of(settings, datasets[0])
     for dataset in datasets:
         facts = facts_of(backbone, dataset.class_names, template)
-        encode_classes(
-            backbone, facts, dataset.class_names, {name: known.get(name, ()) for name in dataset.class_names}
-        )
+        encode_classes(backbone, facts, dataset.class_names, known)
 
 
 # -- running -------------------------------------------------------------------------------------------------
@@ -460,7 +449,7 @@ def run_cell(cell: Cell, backbone: Backbone | None = None) -> Outcome:
     began = time.monotonic()
     try:
         backbone = backbone or tower_of(cell.settings)
-        run = fit(cell.settings, backbone=backbone)
+        run = fit(cell.settings, backbone=backbone, references=False)
         tested = {event["data"] for event in run.events("eval")}
         for target in cell.targets:
             if target not in tested:
@@ -468,7 +457,7 @@ def run_cell(cell: Cell, backbone: Backbone | None = None) -> Outcome:
         lacks = lacking(run, backbone)
     except WordsightError as error:
         return Outcome(cell, seconds=time.monotonic() - began, error=str(error))
-    own = cell.settings.data
+    own = run.settings.data
     figures = {
         event["classes"] if event["data"] == own else folder_name(event["data"]): event["accuracy"]
         for event in run.events("eval")

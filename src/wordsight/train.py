@@ -10,145 +10,42 @@ shows progress and writes state/; all read it. Random numbers (dropout) depend o
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
+from wordsight.batches import Batches, FeatureBatches
 from wordsight.config import TrainSettings, WordsightError
-from wordsight.contrast import average_gradients
-from wordsight.files import write_file
+from wordsight.contrast import average_gradients, join_processes, place
+from wordsight.files import read_tensors, write_tensors
 from wordsight.methods import Learner
 from wordsight.workers import progress
 
 STATE_FILE = "state.safetensors"
 WINDOW = 500  # steps whose mean loss is compared, to see that training does not get worse
-PATIENCE = timedelta(
-    hours=12
-)  # for which processes wait for rank 0, which computes and caches the features of all images first
 # trained numbers; below it one thread is faster: several wait for each other longer than each of these
 # operations takes
 SMALL = 3_000_000
 
 
-class Batches(Protocol):
-    """Training data by position: the same (epoch, index) always gives the same batch, so a resumed run needs
-    no data state.
-    """
+class Keeper(Protocol):
+    """Where training keeps what it has reached; a run folder does."""
 
-    def __len__(self) -> int:
-        """Batches in an epoch."""
+    state: Path | None  # the folder that an interrupted training goes on from; None: it does not
 
-    def batch(self, epoch: int, index: int) -> dict[str, Tensor]: ...
+    def log(self, event: dict[str, Any]) -> None:
+        """Keep an event."""
 
-
-class FeatureBatches:
-    """Batches of cached features in a new order each epoch; one of the V views of an image is drawn each
-    time. For one process.
-    """
-
-    def __init__(self, images: Float[Tensor, "n V D"], labels: Int[Tensor, " n"], batch_size: int, seed: int):
-        self.images, self.labels, self.seed = images, labels, seed
-        self.size = min(batch_size, len(images))
-        self.order: tuple[int, Tensor, Tensor] | None = None
-
-    def __len__(self) -> int:
-        return (
-            len(self.images) // self.size
-        )  # what is left over comes in another epoch's order (protocol: drop_last)
-
-    def batch(self, epoch: int, index: int) -> dict[str, Tensor]:
-        if self.order is None or self.order[0] != epoch:
-            stream = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            count, views = self.images.shape[:2]
-            self.order = (
-                epoch,
-                torch.randperm(count, generator=stream),
-                torch.randint(views, (count,), generator=stream),
-            )
-        chosen = slice(index * self.size, (index + 1) * self.size)
-        rows, views = self.order[1][chosen], self.order[2][chosen]
-        return {"images": self.images[rows, views], "labels": self.labels[rows]}
-
-
-class PairBatches:
-    """Batches of image features with texts as token ids: each epoch in a new order, with one of each image's
-    captions and views drawn.
-
-    Within a batch each distinct caption stands once (`ids` [M, T], `lengths` [M]); `text_of` [B] says which
-    one is an image's. What `per_image` and `per_caption` hold (a teacher's vectors) is cut to the batch's
-    images and captions. With several processes each gets its `rank`'s part: one below the other, the parts
-    are the batch of one process."""
-
-    def __init__(
-        self,
-        images: Float[Tensor, "n V D"],
-        captions: Sequence[Sequence[int]],  # of each image, as rows of `tokens`
-        tokens: Sequence[Sequence[int]],
-        batch_size: int,
-        seed: int,
-        per_image: Mapping[str, Float[Tensor, "n V _"]] | None = None,
-        per_caption: Mapping[str, Float[Tensor, "N _"]] | None = None,
-        *,
-        rank: int = 0,
-        world: int = 1,
-    ):
-        self.images, self.captions, self.tokens, self.seed = images, captions, tokens, seed
-        self.size = min(batch_size, len(images))
-        if self.size % world:
-            least = self.size // world * world
-            raise WordsightError(
-                f"a batch of {self.size} pairs cannot be shared out evenly among {world} processes; "
-                + (f"give train.batch_size={least}" if least else f"start {self.size} at most")
-            )
-        self.part = slice(rank * self.size // world, (rank + 1) * self.size // world)
-        self.per_image, self.per_caption = dict(per_image or {}), dict(per_caption or {})
-        self.order: tuple[int, Tensor, Tensor, Tensor] | None = None
-
-    def __len__(self) -> int:
-        return len(self.images) // self.size
-
-    def batch(self, epoch: int, index: int) -> dict[str, Tensor]:
-        if self.order is None or self.order[0] != epoch:
-            stream = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            count, views = self.images.shape[:2]
-            order, view = (
-                torch.randperm(count, generator=stream),
-                torch.randint(views, (count,), generator=stream),
-            )
-            drawn = torch.rand(count, generator=stream)
-            self.order = (
-                epoch,
-                order,
-                view,
-                torch.tensor([c[int(r * len(c))] for c, r in zip(self.captions, drawn.tolist())]),
-            )
-        chosen = slice(index * self.size + self.part.start, index * self.size + self.part.stop)
-        rows, views = self.order[1][chosen], self.order[2][chosen]
-        captions, text_of = self.order[3][rows].unique(return_inverse=True)
-        tokens = [torch.as_tensor(self.tokens[caption]) for caption in captions.tolist()]
-        return {
-            "images": self.images[rows, views],
-            "ids": torch.nn.utils.rnn.pad_sequence(
-                tokens, batch_first=True
-            ),  # what is padding is known from `lengths`
-            "lengths": torch.tensor(list(map(len, tokens))),
-            "text_of": text_of,
-            **{name: tensor[rows, views] for name, tensor in self.per_image.items()},
-            **{name: tensor[captions] for name, tensor in self.per_caption.items()},
-        }
+    def rewind(self, step: float) -> None:
+        """Forget events of steps after this one, which are trained again."""
 
 
 def train(
@@ -158,14 +55,13 @@ def train(
     *,
     seed: int,
     device: torch.device | str = "cpu",
-    state: Path | None = None,  # folder for resuming; None: not resumable
-    log: Callable[[dict[str, Any]], None] = lambda event: None,
+    run: Keeper | None = None,  # None: nothing is logged, and it cannot be resumed
 ) -> Learner:
-    """Train `learner` in place. With `state`, an interrupted call leaves a state from which the same call
-    ends in the same bits.
+    """Train `learner` in place. With `run`, an interrupted call leaves a state from which the same call ends
+    in the same bits, and each step's event stands once.
 
-    Errors: WordsightError when the loss is no longer finite, or when training gets worse (`_Watch`); state/
-    stays what the last save wrote."""
+    Errors: WordsightError when the loss is no longer finite, when training gets worse (`_Watch`), or when the
+    state is not one of this training; state/ stays what the last save wrote."""
     device = torch.device(device)
     rank, world = join_processes(device)
     if world > 1 and isinstance(batches, FeatureBatches):
@@ -179,7 +75,10 @@ def train(
     epochs = math.ceil(total / per_epoch)
     learner.to(device).train()
     optimizer, watch = _optimizer(learner.parameter_groups(), settings), _Watch()
-    step, saved = _restore(learner, optimizer, watch, state), time.monotonic()
+    state = None if run is None else run.state
+    step, saved = _restore(learner, optimizer, watch, state, total), time.monotonic()
+    if run is not None and rank == 0:
+        run.rewind(step)
     _agree(learner, step, device)
     threads = 1 if small else torch.get_num_threads()
     with (
@@ -215,8 +114,8 @@ def train(
                 if settings.log_steps
                 else index == per_epoch - 1 and epoch % max(1, epochs // 20) == 0
             )
-            if rank == 0 and (often or step == total):
-                log(
+            if run is not None and rank == 0 and (often or step == total):
+                run.log(
                     {
                         "event": "train",
                         "epoch": epoch + 1,
@@ -231,7 +130,7 @@ def train(
             if (
                 state is not None
                 and rank == 0
-                and (stopping or time.monotonic() - saved > settings.save_seconds)
+                and (stopping or step == total or time.monotonic() - saved > settings.save_seconds)
             ):
                 _save(learner, optimizer, watch, state, step)
                 saved = time.monotonic()
@@ -304,39 +203,9 @@ def _advice(learner: Learner, settings: TrainSettings, state: Path | None) -> st
 # Processes
 
 
-def join_processes(device: torch.device | str) -> tuple[int, int]:
-    """This process's rank and how many there are, as accelerate launch or torchrun say; the first call joins
-    them, and gives each its card.
-    """
-    if dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        PartialState(cpu=torch.device(device).type == "cpu", timeout=PATIENCE)
-    return _place()
-
-
-@contextmanager
-def rank_0_first() -> Iterator[None]:
-    """What rank 0 does while the others wait, and then they: it fills a cache that they read."""
-    rank, world = _place()
-    if rank > 0:
-        dist.barrier()
-    try:
-        yield
-    finally:  # where it fails for rank 0 the others are not left waiting, and find out themselves
-        if world > 1 and rank == 0:
-            dist.barrier()
-
-
-def _place() -> tuple[int, int]:
-    return (
-        (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-    )
-
-
 def _agree(learner: nn.Module, step: int, device: torch.device) -> None:
     """All processes begin with rank 0's tensors, at the same step."""
-    if _place()[1] == 1:
+    if place()[1] == 1:
         return
     steps = torch.tensor([step, -step], device=device)
     dist.all_reduce(steps, dist.ReduceOp.MAX)
@@ -351,7 +220,7 @@ def _agree(learner: nn.Module, step: int, device: torch.device) -> None:
 
 def _anywhere(here: bool, device: torch.device) -> bool:
     """Whether it is so in any process: all must stop after the same step."""
-    if _place()[1] == 1:
+    if place()[1] == 1:
         return here
     found = torch.tensor([int(here)], device=device)
     dist.all_reduce(found, dist.ReduceOp.MAX)
@@ -389,48 +258,69 @@ def changing(learner: nn.Module) -> dict[str, Tensor]:
 
 
 def _save(learner: nn.Module, optimizer: Any, watch: _Watch, state: Path, step: int) -> None:
-    tensors = {"watch": watch.kept} | {
-        f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in changing(learner).items()
-    }
+    tensors = {"watch": watch.kept} | {f"model.{name}": tensor for name, tensor in changing(learner).items()}
     for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {
-            f"optimizer.{index}.{name}": value.detach().cpu().contiguous()
-            for name, value in values.items()
-            if value is not None
-        }
-    write_file(state / STATE_FILE, save(tensors, metadata={"step": str(step)}))
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items() if value is not None}
+    write_tensors(state / STATE_FILE, tensors, {"step": str(step)})
 
 
-def _restore(learner: nn.Module, optimizer: Any, watch: _Watch, state: Path | None) -> int:
+def _restore(learner: nn.Module, optimizer: Any, watch: _Watch, state: Path | None, total: int) -> int:
     """The step to go on from: 0 without a saved state."""
     if state is None or not (state / STATE_FILE).is_file():
         return 0
+    path, anew = state / STATE_FILE, f"; delete {state} to begin anew"
     try:
-        with safe_open(state / STATE_FILE, framework="pt") as file:
-            tensors, step = (
-                {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
-                int(file.metadata()["step"]),
-            )
-    except (SafetensorError, OSError) as error:
-        raise WordsightError(
-            f"{state / STATE_FILE} cannot be read: {error}; delete {state} to begin anew"
-        ) from error
-    found = {
-        name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")
-    }
-    if found.keys() != changing(learner).keys():
-        raise WordsightError(
-            f"{state / STATE_FILE} holds the tensors of another training; delete {state} to begin anew"
-        )
-    learner.load_state_dict(found, strict=False)  # what is absent is frozen
-    watch.kept = tensors.get("watch", watch.kept)
-    known = optimizer.state_dict()
+        tensors, metadata = read_tensors(path, finite=False, sealed=True)
+        kept = tensors.pop("watch")
+        model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        _check_alike(model, changing(learner))
+        known = optimizer.state_dict()
+        known["state"] = _optimizer_state(tensors, optimizer)
+        step = int(metadata["step"])
+        if kept.shape != watch.kept.shape or kept.dtype != watch.kept.dtype or not 0 <= step <= total:
+            raise ValueError(f"step {step} of {total}")
+    except WordsightError as error:
+        raise WordsightError(f"{error}{anew}") from error
+    except (KeyError, ValueError, IndexError) as error:
+        raise WordsightError(f"{path} is not a state of this training ({error}){anew}") from error
+    learner.load_state_dict(model, strict=False)  # what is absent is frozen
+    watch.kept = kept
+    optimizer.load_state_dict(known)
+    return step
+
+
+def _check_alike(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Errors: ValueError where names, shapes or dtypes differ, or a number is not finite."""
+    if found.keys() != wanted.keys():
+        raise ValueError("it holds the tensors of another training")
+    for name, tensor in wanted.items():
+        if (found[name].shape, found[name].dtype) != (tensor.shape, tensor.dtype):
+            raise ValueError(f"{name} is {tuple(found[name].shape)} of {found[name].dtype}")
+        if not found[name].isfinite().all():
+            raise ValueError(f"{name} is not finite")
+
+
+def _optimizer_state(
+    tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[int, dict[str, Tensor]]:
+    """What an optimizer knows of each parameter. Errors: ValueError where it is not this optimizer's."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    adam = isinstance(optimizer, torch.optim.AdamW)
+    whole = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
+    found: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
-            known["state"].setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(known)
-    return step
+            found.setdefault(int(index), {})[key] = tensor
+            wanted = torch.Size() if key == "step" else parameters[int(index)].shape
+            if key not in whole or tensor.shape != wanted:
+                raise ValueError(f"{name} is {tuple(tensor.shape)}")
+        elif not name.startswith("model."):
+            raise ValueError(f"{name} is not known")
+    broken = [index for index, values in found.items() if values.keys() != whole]
+    if broken:
+        raise ValueError(f"optimizer.{broken[0]} is not complete")
+    return found
 
 
 @contextmanager

@@ -41,7 +41,8 @@ from wordsight.backbones.join import JoinSettings, join, leave_one_out, ridge, t
 from wordsight.backbones.joined import Joined
 from wordsight.backbones.vision import vit_from_timm
 from wordsight.cli import main
-from wordsight.config import WordsightError, read
+from wordsight.config import WordsightError
+from wordsight.reader import read
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 NAMES = ["cat", "dog", "red fish", "owl", "ox", "bee", "ant"]

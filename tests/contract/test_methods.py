@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CLASSIFIERS
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from wordsight.backbones import unit
 from wordsight.config import METHODS, RunSettings, WordsightError, load_yaml, resolve
-from wordsight.methods import Learner
-from wordsight.runs import Run, RunFacts, build_method, train_settings
+from wordsight.files import write_tensors
+from wordsight.fit import fit_method
+from wordsight.fitted import predict_logits
+from wordsight.methods import FitData, Learner
+from wordsight.runs import Run, RunFacts, build_method
 from wordsight.sentences import ClassTexts, class_texts
-from wordsight.tasks.classify import fit_method, predict_logits
 
 NAMES = ("red", "green", "blue", "yellow")
 DIM, SCALE = 12, 20.0
@@ -53,21 +55,18 @@ def facts(names=NAMES):
 
 
 def settings_of(name):
-    return RunSettings(data="d", method=name, settings=SETTINGS.get(name, {}), train=QUICK)
+    learns = issubclass(resolve(METHODS, name, "method"), Learner)
+    return RunSettings(data="d", method=name, settings=SETTINGS.get(name, {}), train=QUICK if learns else {})
 
 
 def attached(name, backbone):
     torch.manual_seed(0)
-    method = build_method(settings_of(name), facts())
-    method.attach(backbone)
-    return method
+    return build_method(settings_of(name), facts(), backbone)
 
 
 def fitted(name, data, texts, backbone):
     images, labels = data
-    method = attached(name, backbone)
-    fit_method(method, images[:, None], labels, texts, train_settings(settings_of(name)), seed=1)
-    return method
+    return fit_method(settings_of(name), facts(), FitData(images[:, None], labels, texts, 1), backbone)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -83,9 +82,11 @@ def test_a_method_is_written_down(name):
     assert any(name in re.findall(r"\w+", title) for title in titles), (
         f"no page in docs/methods/ has {name} in its title"
     )
-    assert [path for path in (root / "configs").glob("*.yaml") if load_yaml(path)["method"] == name], (
-        f"a YAML in configs/ has method: {name}"
-    )
+    assert [
+        path
+        for path in (root / "src" / "wordsight" / "configs").glob("*.yaml")
+        if load_yaml(path)["method"] == name
+    ], f"a YAML in configs/ has method: {name}"
 
 
 def test_scores_one_finite_row_an_image(name, data, texts, backbone):
@@ -99,17 +100,18 @@ def test_scores_one_finite_row_an_image(name, data, texts, backbone):
 def test_is_saved_and_loaded_to_the_same_scores(name, data, texts, backbone, tmp_path):
     method = fitted(name, data, texts, backbone)
     run = Run.start(tmp_path / "run", settings_of(name), facts(), SENTENCES)
-    run.finish(method)
-    loaded = Run.open(tmp_path / "run").method()
-    loaded.attach(backbone)
-    loaded.bind(texts)
+    run.keep_weights(method)
+    run.finish()
+    loaded = Run.open(tmp_path / "run").method(backbone)
+    loaded.set_classes(texts)
     assert torch.equal(predict_logits(loaded, data[0]), predict_logits(method, data[0]))
 
 
 @pytest.mark.parametrize("damage", ["missing", "extra", "shape"])
 def test_demands_exactly_the_saved_tensors(name, data, texts, backbone, tmp_path, damage):
     run = Run.start(tmp_path / "run", settings_of(name), facts(), SENTENCES)
-    run.finish(fitted(name, data, texts, backbone))
+    run.keep_weights(fitted(name, data, texts, backbone))
+    run.finish()
     path = run.folder / "weights.safetensors"
     tensors = load_file(path)
     if damage != "extra" and not tensors:
@@ -124,15 +126,15 @@ def test_demands_exactly_the_saved_tensors(name, data, texts, backbone, tmp_path
         tensors["another"] = torch.zeros(2)
     else:
         tensors[first] = torch.zeros(*tensors[first].shape, 2)
-    save_file(tensors, path)
+    write_tensors(path, tensors)
     with pytest.raises(
         WordsightError, match={"missing": "missing", "extra": "not known", "shape": "has shape"}[damage]
     ) as error:
-        Run.open(run.folder).method()
+        run.method(backbone)
     assert "another" in str(error.value) if damage == "extra" else first in str(error.value)
 
 
-def test_other_classes_are_bound_after_training(name, data, texts, backbone):
+def test_other_classes_are_set_after_training(name, data, texts, backbone):
     method = fitted(name, data, texts, backbone)
     before = predict_logits(method, data[0])
     others = class_texts(
@@ -140,15 +142,15 @@ def test_other_classes_are_bound_after_training(name, data, texts, backbone):
     )
     if name in LABELLED_ONLY:
         with pytest.raises(WordsightError, match="has seen no images of purple"):
-            method.bind(others)
+            method.set_classes(others)
         others = class_texts(backbone.encode_text, ("blue", "red"), sentences=SENTENCES)
-    method.bind(others)
+    method.set_classes(others)
     logits = predict_logits(method, data[0])
     assert logits.shape == (24, len(others.names)) and logits.isfinite().all()
     assert torch.allclose(
         logits[:, [0, -1]], before[:, [2, 0]], atol=1e-4
     )  # a known class keeps what it learned
-    method.bind(texts)
+    method.set_classes(texts)
     assert torch.equal(predict_logits(method, data[0]), before)
 
 
@@ -161,7 +163,7 @@ def test_the_order_of_classes_only_orders_the_scores(name, data, texts, backbone
             for part in vars(texts).values()
         )
     )
-    method.bind(turned)
+    method.set_classes(turned)
     assert torch.allclose(predict_logits(method, data[0]), before[:, order], atol=1e-5)
 
 
@@ -197,8 +199,8 @@ def test_fitting_twice_gives_the_same_bits(name, data, texts, backbone):
 def test_gradients_reach_what_is_trained_and_nothing_else(name, data, texts, backbone):
     images, labels = data
     method = attached(name, backbone)
-    method.begin(images, labels, texts, seed=1)
-    method.bind(texts)
+    method.setup(FitData(images[:, None], labels, texts, 1))
+    method.set_classes(texts)
     optimizer = torch.optim.SGD(method.parameter_groups(), lr=0.1)
     frozen = {key: tensor.clone() for key, tensor in method.named_buffers()}
     grouped = [parameter for group in method.parameter_groups() for parameter in group["params"]]

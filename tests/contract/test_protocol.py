@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from wordsight.batches import FeatureBatches
 from wordsight.config import TrainSettings
 from wordsight.methods import Learner
 from wordsight.metrics import harmonic_mean
-from wordsight.train import FeatureBatches, learning_rate, train
+from wordsight.train import learning_rate, train
 
 # zero-shot CLIP ViT-B/16, base and new, ImageNet to UCF101 (protocol 3.2)
 BASE = (72.43, 96.84, 91.17, 63.37, 72.08, 90.10, 27.19, 69.36, 53.24, 56.48, 70.53)
@@ -26,7 +27,7 @@ def test_h_over_datasets_is_that_of_the_means():
     assert round(sum(map(harmonic_mean, BASE, NEW)) / 11, 2) == 71.59  # the mean of H, which it is not
 
 
-class Worse(nn.Module, Learner):
+class Worse(Learner):
     """Its loss rises with every step: the first step would be chosen, were any."""
 
     def __init__(self):

@@ -14,8 +14,8 @@ from wordsight.config import RunSettings, WordsightError
 from wordsight.data import open_dataset
 from wordsight.data.catalogue import entries, hints, recognise
 from wordsight.data.splits import prepare
+from wordsight.fit import template_of
 from wordsight.sentences import TEMPLATE_SETS, fill
-from wordsight.tasks.classify import template_of
 
 ENTRIES = entries()
 # the field's hand-crafted templates (protocol 2.7), said once more by hand

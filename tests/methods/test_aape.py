@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from wordsight.backbones import unit
 from wordsight.config import WordsightError
-from wordsight.methods import aape
+from wordsight.methods import FitData, Space, aape
 from wordsight.methods.aape import (
     AAPE,
     AAPESettings,
@@ -44,7 +44,7 @@ def make(texts=None, known=NAMES[:3], shake=True, begin=True, **settings):
     """
     torch.manual_seed(0)
     texts = texts or texts_of()
-    method = AAPE(tuple(known), DIM, SCALE, AAPESettings(**{"calibrate": False, **settings}))
+    method = AAPE(tuple(known), Space(DIM, SCALE), AAPESettings(**{"calibrate": False, **settings}))
     if begin:
         counts = [texts.names.index(name) for name in known]
         own = ClassTexts(
@@ -52,12 +52,12 @@ def make(texts=None, known=NAMES[:3], shake=True, begin=True, **settings):
             texts.name_vectors[counts],
             *(tuple(part[i] for i in counts) for part in (texts.sentences, texts.sentence_vectors)),
         )
-        method.begin(draw(9, DIM), torch.arange(9) % len(known), own, seed=3)
+        method.setup(FitData(draw(9, DIM)[:, None], torch.arange(9) % len(known), own, 3))
     if shake:
         with torch.no_grad():
             for parameter in method.parameters():
                 parameter.add_(0.3 * torch.randn(parameter.shape))
-    method.bind(texts)
+    method.set_classes(texts)
     return method
 
 
@@ -166,7 +166,7 @@ def test_h_only_scores_by_what_the_generator_says():
 def test_the_papers_form_has_no_residual_machinery():
     texts = texts_of()
     method = make(texts, form="as_in_paper", calibrate=True, new_strength=0.0, pull=1.0)
-    assert not hasattr(method, "class_residual")
+    assert method.class_residual is None
     assert (method.mix.item(), method.scale.item(), method.centre.abs().sum().item()) == (0, SCALE, 0)
     assert torch.equal(method.strength, torch.ones(5)) and torch.equal(method.start(), torch.zeros(5, DIM))
     torch.testing.assert_close(method.words, texts.name_vectors)  # the paper's w_c is the class name's vector
@@ -203,7 +203,7 @@ def test_offsets_follow_names_and_not_places():
     method, texts = make(), texts_of()
     order = [4, 2, 0, 3, 1]
     before = method.start()
-    method.bind(
+    method.set_classes(
         ClassTexts(
             *(
                 tuple(part[i] for i in order) if isinstance(part, tuple) else part[order]

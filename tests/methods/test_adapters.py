@@ -7,12 +7,13 @@ import torch
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from wordsight.backbones import unit
-from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, resolve
+from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.data import Split
-from wordsight.methods import Labelled
-from wordsight.runs import Run, RunFacts, build_method, train_settings
+from wordsight.fit import fit_method, validation
+from wordsight.fitted import predict_logits
+from wordsight.methods import FitData, Labelled
+from wordsight.runs import Run, RunFacts, build_method
 from wordsight.sentences import ClassTexts
-from wordsight.tasks.classify import fit_method, predict_logits, validation
 
 NAMES, DIM, SCALE = ("a", "b", "c"), 8, 30.0
 
@@ -48,10 +49,14 @@ def made(name, **settings):
     )
 
 
+def data_of(train, texts, val=None):
+    return FitData(train.images[:, None], train.labels, texts, 1, val)
+
+
 def begun(name, train, texts, val=None, **settings):
     method = made(name, **settings)
-    method.begin(*train, texts, 1, val)
-    method.bind(texts)
+    method.setup(data_of(train, texts, val))
+    method.set_classes(texts)
     return method
 
 
@@ -105,7 +110,7 @@ def test_tip_adapter_is_the_paper_s_closed_form(name, train, test, texts):
     expected = SCALE * test.images @ texts.name_vectors.T + 1.5 * memory
     assert torch.allclose(predict_logits(method, test.images), expected, atol=1e-5)
     fewer = ClassTexts(("c", "new"), texts.name_vectors[[2, 0]], ((),) * 2, (texts.name_vectors[:0],) * 2)
-    method.bind(fewer)
+    method.set_classes(fewer)
     plain = SCALE * test.images @ texts.name_vectors[[2, 0]].T
     assert torch.allclose(
         predict_logits(method, test.images) - plain,
@@ -142,11 +147,9 @@ def test_tip_adapter_f_keeps_the_epoch_that_is_best_on_validation(train, texts, 
     monkeypatch.setattr(
         kind, "compare", lambda self: (compare(self), kept.append(self.keys.detach().clone()))[0]
     )
-    method = made("tip_adapter_f")
-    training = dataclasses.replace(
-        kind.training_defaults, epochs=7, batch_size=5, lr=0.3
-    )  # a rate that spoils the keys as it goes
-    fit_method(method, train.images[:, None], train.labels, texts, training, 1, val=val)
+    # a rate that spoils the keys as it goes
+    settings = RunSettings(data="d", method="tip_adapter_f", train={"epochs": 7, "batch_size": 5, "lr": 0.3})
+    method = fit_method(settings, RunFacts(NAMES, DIM, SCALE, ""), data_of(train, texts, val))
     assert len(kept) == 7  # once an epoch, of 2 batches
     scores = []
     for keys in kept:
@@ -160,45 +163,36 @@ def test_tip_adapter_f_keeps_the_epoch_that_is_best_on_validation(train, texts, 
 
 
 def test_an_interrupted_choice_of_the_epoch_ends_the_same(train, texts, tmp_path):
-    val, training = (
-        draw(30, 0.3, 5),
-        TrainSettings(epochs=8, min_steps=0, batch_size=5, lr=0.3, save_seconds=0),
+    training = {"epochs": 8, "min_steps": 0, "batch_size": 5, "lr": 0.3, "save_seconds": 0}
+    settings, facts = (
+        RunSettings(data="d", method="tip_adapter_f", train=training),
+        RunFacts(NAMES, DIM, SCALE, ""),
     )
 
-    def fitted(state, log=lambda event: None):
-        method = made("tip_adapter_f")
-        fit_method(
-            method, train.images[:, None], train.labels, texts, training, 1, state=state, log=log, val=val
-        )
-        return method.weights()
+    class Stopping(Run):
+        def log(self, event):
+            super().log(event)
+            if event["epoch"] == 5:
+                raise KeyboardInterrupt
 
-    def stop(event):
-        if event["epoch"] == 5:
-            raise KeyboardInterrupt
+    def fitted(run):
+        return fit_method(settings, facts, data_of(train, texts, draw(30, 0.3, 5)), run=run).weights()
 
     with pytest.raises(KeyboardInterrupt):
-        fitted(tmp_path / "state", stop)
-    whole, resumed = fitted(None), fitted(tmp_path / "state")
+        fitted(Stopping.start(tmp_path / "run", settings, facts, {}))
+    whole, resumed = fitted(None), fitted(Run.start(tmp_path / "run", settings, facts, {}))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 @pytest.mark.parametrize("name", ["tip_adapter", "tip_adapter_f"])
 def test_a_memory_of_any_size_is_loaded(name, train, test, texts, tmp_path):
-    settings = RunSettings(data="d", method=name)
-    method = made(name)
-    fit_method(
-        method,
-        train.images[:, None],
-        train.labels,
-        texts,
-        TrainSettings(epochs=1, min_steps=0),
-        1,
-        val=draw(9, 0.3, 6),
-    )
-    run = Run.start(tmp_path / "run", settings, RunFacts(NAMES, DIM, SCALE, ""), {})
-    run.finish(method)
+    settings, facts = RunSettings(data="d", method=name), RunFacts(NAMES, DIM, SCALE, "")
+    method = fit_method(settings, facts, data_of(train, texts, draw(9, 0.3, 6)))
+    run = Run.start(tmp_path / "run", settings, facts, {})
+    run.keep_weights(method)
+    run.finish()
     loaded = Run.open(run.folder).method()
-    loaded.bind(texts)
+    loaded.set_classes(texts)
     assert torch.equal(predict_logits(loaded, test.images), predict_logits(method, test.images))
     assert loaded.weights().keys() == {"alpha", "beta", "keys", "owners"}
 
@@ -210,7 +204,7 @@ def test_validation_images_reach_only_who_asks_for_them(backbone, photos):
     with_val = dataclasses.replace(dataset, val=Split(dataset.train.pictures[:4], dataset.train.labels[:4]))
 
     def ask(name, data):
-        return validation(backbone, data, RunSettings(data="d", method=name), False, print)
+        return validation(backbone, data, RunSettings(data="d", method=name))
 
     val = ask("tip_adapter", with_val)
     assert val.images.shape == (4, backbone.dim) and val.labels.tolist() == dataset.train.labels[:4].tolist()
@@ -228,9 +222,9 @@ def test_validation_images_reach_only_who_asks_for_them(backbone, photos):
     ],
 )
 def test_epochs_follow_the_labelled_images(name, shots, epochs):
-    assert train_settings(RunSettings(data="d", method=name, shots=shots)).epochs == epochs
+    assert RunSettings(data="d", method=name, shots=shots).train.epochs == epochs
     assert (
-        train_settings(RunSettings(data="d", method=name, shots=None)).epochs
+        RunSettings(data="d", method=name, shots=None).train.epochs
         == resolve(METHODS, name, "method").training_defaults.epochs
     )
-    assert train_settings(RunSettings(data="d", method=name, shots=shots, train={"epochs": 3})).epochs == 3
+    assert RunSettings(data="d", method=name, shots=shots, train={"epochs": 3}).train.epochs == 3

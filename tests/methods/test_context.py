@@ -5,7 +5,6 @@ cut, every class in every step.
 import copy
 import math
 import threading
-from dataclasses import replace
 
 import pytest
 import torch
@@ -16,13 +15,17 @@ from transformers import BertConfig, BertModel, CLIPModel, SiglipConfig, SiglipM
 from wordsight.backbones import load_backbone, unit
 from wordsight.backbones.clip import CLIP, Parts
 from wordsight.backbones.joined import Joined, TextEncoder
+from wordsight.backbones.vision import Vision
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve
+from wordsight.fit import fit, fit_method
+from wordsight.fitted import predict_logits
 from wordsight.losses import pull
+from wordsight.methods import FitData
 from wordsight.methods import context as context_module
 from wordsight.methods.prograd import project
 from wordsight.runs import Run, RunFacts, build_method
 from wordsight.sentences import class_texts
-from wordsight.tasks.classify import evaluate, fit, fit_method, predict_logits
+from wordsight.tasks import evaluate
 
 NAMES = ("cat", "red_fish", "x", "a very long name")
 LENGTH = 77
@@ -57,9 +60,7 @@ LABELS = torch.tensor([0, 1, 2, 3, 3, 0])
 def made(name, backbone, **settings):
     torch.manual_seed(2)
     kind = resolve(METHODS, name, "method")
-    method = kind(NAMES, backbone.dim, backbone.logit_scale, kind.Settings(**settings))
-    method.attach(backbone)
-    return method
+    return kind(NAMES, backbone, kind.Settings(**settings))
 
 
 def words(backbone, names=NAMES, template="a photo of a {}.", sentences=None):
@@ -131,7 +132,7 @@ def assert_same_step(method, plain_logits, images):
 def test_coop_is_the_paper_s_formula(clip, images, position, per_class):
     method = made("coop", clip, ctx=5, position=position, per_class=per_class)
     method.context.data *= 20  # far from the words, so that its place matters
-    method.bind(words(clip))
+    method.set_classes(words(clip))
 
     def plain():
         context = method.context if per_class else method.context.expand(len(NAMES), -1, -1)
@@ -143,7 +144,7 @@ def test_coop_is_the_paper_s_formula(clip, images, position, per_class):
 
 def test_cocoop_is_the_paper_s_formula(clip, images):
     method = made("cocoop", clip, init=None, ctx=3, reduction=4)
-    method.bind(words(clip))
+    method.set_classes(words(clip))
 
     def plain():
         rows = []
@@ -174,13 +175,13 @@ def test_started_at_words_it_is_zero_shot_with_them(name, which, clip, images, r
     )
     pictures = unit(torch.randn(5, backbone.dim, generator=torch.Generator().manual_seed(1)))
     method, texts = made(name, backbone, init="a photo of a"), words(backbone)
-    method.bind(texts)
+    method.set_classes(texts)
     assert torch.allclose(
         predict_logits(method, pictures), backbone.logit_scale * pictures @ texts.name_vectors.T, atol=1e-4
     )
     assert torch.allclose(method.class_vectors, texts.name_vectors, atol=1e-6)
     others = words(backbone, ("dog", "cat"))
-    method.bind(others)
+    method.set_classes(others)
     assert torch.allclose(method.class_vectors, others.name_vectors, atol=1e-6)
 
 
@@ -233,7 +234,7 @@ def test_joined_prompts_are_padded_as_its_texts_are(joined, images):
     method.context.data *= 30
     vectors = []
     for names in (NAMES, NAMES[:2]):
-        method.bind(words(joined, names))
+        method.set_classes(words(joined, names))
         vectors.append(method.class_vectors[:2])
     assert torch.allclose(*vectors, atol=1e-6)
     loss = method.loss({"images": images, "labels": LABELS})["cross_entropy"]
@@ -250,7 +251,7 @@ def test_a_tower_in_bfloat16_gives_nearly_the_same(tiny_clip):
     vectors = []
     for backbone in (exact, rounded):
         method = made("coop", backbone, ctx=6)
-        method.bind(words(backbone))
+        method.set_classes(words(backbone))
         vectors.append(method.class_vectors)
         assert method.prompts.ends is not None and method.class_vectors.dtype == torch.float32
     assert torch.allclose(*vectors, atol=0.03)
@@ -311,7 +312,7 @@ def test_texts_in_parts_give_the_same_step(clip, images, monkeypatch):
     for one, other in zip(step(), whole):
         assert torch.allclose(one, other, atol=1e-6)
     batch = made("cocoop", clip, ctx=4)
-    batch.bind(words(clip))
+    batch.set_classes(words(clip))
     parts = predict_logits(batch, images)
     monkeypatch.undo()
     assert torch.allclose(parts, predict_logits(batch, images), atol=1e-5)
@@ -347,11 +348,11 @@ def test_another_thread_reads_its_own_text(clip):
 
 def test_kgcoop_s_term_is_zero_at_the_template_and_the_paper_s_away_from_it(clip, images):
     method = made("kgcoop", clip)
-    method.begin(images, LABELS, words(clip), 1)
+    method.setup(FitData(images[:, None], LABELS, words(clip), 1))
     batch = {"images": images, "labels": LABELS}
     assert method.loss(batch)["knowledge"].abs() < 1e-5
     method.context.data.normal_()
-    method.bind(words(clip))
+    method.set_classes(words(clip))
     cosines = (method.class_vectors * words(clip).name_vectors).sum(1)
     assert (
         torch.allclose(method.loss(batch)["knowledge"], 8 * pull(cosines), atol=1e-5)
@@ -361,7 +362,7 @@ def test_kgcoop_s_term_is_zero_at_the_template_and_the_paper_s_away_from_it(clip
 
 def test_prograd_steps_do_not_go_against_zero_shot(clip, images):
     method, conflicts = made("prograd", clip, ctx=6), 0
-    method.begin(images, LABELS, words(clip), 1)
+    method.setup(FitData(images[:, None], LABELS, words(clip), 1))
     for seed in range(8):
         torch.manual_seed(seed)
         method.context.data.normal_()
@@ -407,8 +408,7 @@ def test_prograd_s_words_stand_last(clip):
 def test_protext_learns_from_sentences_alone(clip, images):
     sentences = {name: (f"a {name} it is", f"we see the {name}") for name in NAMES} | {"x": ()}
     texts, method = words(clip, sentences=sentences), made("protext", clip)
-    method.begin(images, LABELS, texts, 1)
-    targets, owners = method.examples(images[:, None], LABELS)
+    targets, owners = method.setup(FitData(images[:, None], LABELS, texts, 1))
     assert targets.shape == (6, 1, clip.dim) and owners.tolist() == [0, 0, 1, 1, 3, 3]
     expected = (words(clip).name_vectors[owners] - targets[:, 0]).abs().mean()
     assert torch.allclose(
@@ -416,12 +416,11 @@ def test_protext_learns_from_sentences_alone(clip, images):
     )
     fits = []
     for pictures in (images, -images):
-        method = made("protext", clip)
-        fit_method(
-            method, pictures[:, None], LABELS, texts, replace(method.training_defaults, epochs=60, lr=0.03), 1
-        )
+        settings = RunSettings(data="d", method="protext", train={"epochs": 60, "lr": 0.03})
+        facts = RunFacts(NAMES, clip.dim, clip.logit_scale, "")
+        method = fit_method(settings, facts, FitData(pictures[:, None], LABELS, texts, 1), clip)
         fits.append(method.context)
-    method.bind(texts)
+    method.set_classes(texts)
     after = (method.class_vectors[owners] - targets[:, 0]).abs().mean()
     assert torch.equal(*fits) and after < 0.95 * expected
 
@@ -444,25 +443,29 @@ def test_a_run_keeps_the_trained_tensors_alone(name, tiny_clip, photos, tmp_path
         )
     )
     extra = {"inner.weight", "inner.bias", "outer.weight", "outer.bias"} if name == "cocoop" else set()
-    assert run.method().weights().keys() == {"context"} | extra
+    assert run.method(load_backbone(tiny_clip, device="cpu")).weights().keys() == {"context"} | extra
     first = run.events("eval")[-1]
     assert evaluate(Run.open(run.folder))[-1]["confusion"] == first["confusion"]
 
 
 def test_a_context_of_its_own_knows_only_labelled_classes(clip):
     method = made("coop", clip, per_class=True, ctx=2)
-    method.bind(words(clip, ("x", "cat")))
+    method.set_classes(words(clip, ("x", "cat")))
     with pytest.raises(
         WordsightError, match=r"per_class=true has seen no images of dog; it scores only cat, red_fish"
     ):
-        method.bind(words(clip, ("cat", "dog")))
-    room = resolve(METHODS, "coop", "method")(NAMES, 12, 1.0, method.settings)
-    room.make_room(method.weights())
-    assert room.context.shape == (4, 2, 16)
+        method.set_classes(words(clip, ("cat", "dog")))
+    assert method.context.shape == (4, 2, 16)
 
 
 def test_mistakes_end_in_sentences(clip):
-    closed = type("Closed", (), {"name": "eyes alone"})()
+
+    class Closed(Vision):
+        name, dim, logit_scale = "image tower alone", 12, 1.0
+
+        def __init__(self):
+            """Without an encoder."""
+
     cases = [
         (lambda: made("coop", clip, ctx=0), r"settings\.ctx=0 must be 1 or more"),
         (
@@ -472,23 +475,10 @@ def test_mistakes_end_in_sentences(clip):
         (lambda: made("kgcoop", clip, init=" "), "settings.init=' ' has no tokens"),
         (lambda: made("cocoop", clip, reduction=0), r"settings\.reduction=0"),
         (
-            lambda: build_method(RunSettings(data="d", method="coop"), RunFacts(NAMES, 12, 1.0, "")).attach(
-                None
-            ),
+            lambda: build_method(RunSettings(data="d", method="coop"), RunFacts(NAMES, 12, 1.0, "")),
             "coop learns token prompts.*no backbone here",
         ),
-        (
-            lambda: build_method(RunSettings(data="d", method="kgcoop"), RunFacts(NAMES, 12, 1.0, "")).attach(
-                closed
-            ),
-            "'eyes alone' has none that takes",
-        ),
-        (
-            lambda: build_method(RunSettings(data="d", method="coop"), RunFacts(NAMES, 12, 1.0, "")).bind(
-                words(clip)
-            ),
-            "attach a backbone before",
-        ),
+        (lambda: made("kgcoop", Closed()), "'image tower alone' has none that takes"),
     ]
     for act, message in cases:
         with pytest.raises(WordsightError, match=message):

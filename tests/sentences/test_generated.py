@@ -19,7 +19,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from wordsight.config import WordsightError, build, to_dict
+from wordsight.config import WordsightError
+from wordsight.reader import build, to_dict
 from wordsight.sentences import generated, read_sentences
 from wordsight.sentences.generated import (
     Draws,

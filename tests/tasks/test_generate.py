@@ -15,7 +15,8 @@ from wordsight.backbones import load_backbone
 from wordsight.backbones.llm import LLM
 from wordsight.backbones.text_tower import TextTower, TowerSettings
 from wordsight.backbones.verify import verify
-from wordsight.config import RunSettings, WordsightError, read
+from wordsight.config import RunSettings, WordsightError
+from wordsight.reader import read
 from wordsight.sentences import generated
 from wordsight.sentences.generated import WriterSettings, write_sentences
 from wordsight.tasks import classify, retrieve
@@ -269,10 +270,10 @@ def test_the_estimator_asks_the_same_lm(short, clamp, tmp_path, monkeypatch):
         str(clamp), sentences="self", device="cpu", train={"epochs": 1, "min_steps": 5}
     )
     classifier.fit(images, ["red"] * 3 + ["green"] * 3)
-    assert len(classifier.sentences_["red"]) == 6 and len(classifier.predict(images)) == 6
-    assert len(classifier.with_classes(["red", "purple"], "self").sentences_["purple"]) == 6
+    assert len(classifier.fitted_.sentences["red"]) == 6 and len(classifier.predict(images)) == 6
+    assert len(classifier.with_classes(["red", "purple"], "self").fitted_.sentences["purple"]) == 6
     classifier.save(tmp_path / "saved")
-    assert wordsight.load(tmp_path / "saved").sentences_ == classifier.sentences_
+    assert wordsight.load(tmp_path / "saved").fitted_.sentences == classifier.fitted_.sentences
 
 
 def test_a_backbone_without_an_lm_cannot_write_its_own_sentences(photos, tiny_clip, tmp_path):

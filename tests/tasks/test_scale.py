@@ -17,12 +17,14 @@ from torch import nn
 
 from wordsight import train as loop
 from wordsight.backbones.text_tower import TextTower
-from wordsight.config import RunSettings, TrainSettings, WordsightError, read
+from wordsight.batches import FeatureBatches, PairBatches
+from wordsight.config import RunSettings, TrainSettings, WordsightError
+from wordsight.fit import fit
 from wordsight.methods import two_tower
 from wordsight.methods.two_tower import TwoTower, TwoTowerSettings, tower_settings
+from wordsight.reader import read
 from wordsight.runs import Run
-from wordsight.tasks.retrieve import fit
-from wordsight.train import FeatureBatches, PairBatches, train
+from wordsight.train import train
 
 LITTLE = {"wrapper": "a {}.", "prompts": 3, "rank": 2, "heads": 2, "max_tokens": 40}
 LOOP = {"max_steps": 5, "batch_size": 6, "warmup_steps": 2, "lr": 1e-2, "log_steps": 1, "save_seconds": 0}
@@ -168,7 +170,7 @@ def test_what_only_training_needs_is_off_at_its_end(lm):
 
     method = learner(lm, checkpointing=True)
     assert checkpoints(method.text.trunk)
-    method.end()
+    method.finish()
     assert not checkpoints(method.text.trunk)
 
 
@@ -187,7 +189,7 @@ def test_compiling_does_not_change_loss_and_gradients(lm, monkeypatch):
     plain = measured(other := learner(lm, chunk=4, dropout=0.0), batch_for(other, torch.float32))
     near(measured(method, batch_for(method, torch.float32)), plain, 1e-4)
     assert compiled == [{"dynamic": True}]
-    method.end()
+    method.finish()
     assert method.text.trunk._compiled_call_impl is None
 
 

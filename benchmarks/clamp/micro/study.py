@@ -30,7 +30,7 @@ from wordsight.data.features import image_features
 from wordsight.demo.clamp import GLYPHS as RENDERED
 from wordsight.demo.clamp import TOWER, TOWERS, TRAIN, png
 from wordsight.files import write_file
-from wordsight.tasks.retrieve import fit
+from wordsight.fit import fit
 
 HERE = Path(__file__).parent
 COVERAGES = {

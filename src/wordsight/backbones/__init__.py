@@ -16,7 +16,8 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from wordsight.config import BACKBONES, WordsightError, nearest, resolve
+from wordsight.config import BACKBONES, WordsightError, resolve
+from wordsight.reader import nearest
 
 MICRO = Path(__file__).parent / "micro"  # the bundled micro CLIP, a folder in transformers' layout
 OWN_FILE = "wordsight_backbone.json"  # marks a folder that is ours rather than transformers'

@@ -20,8 +20,9 @@ from transformers.safetensors_conversion import get_conversion_pr_reference
 from transformers.utils import logging as transformers_logging
 
 from wordsight.backbones import OWN_FILE
-from wordsight.config import WordsightError, nearest
+from wordsight.config import WordsightError
 from wordsight.files import write_file
+from wordsight.reader import nearest
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 TOKENIZER_FILES += ("tokenizer.model",)

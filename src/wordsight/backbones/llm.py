@@ -22,8 +22,9 @@ from wordsight.backbones import OWN_FILE, Backbone, fingerprint, load_backbone, 
 from wordsight.backbones.checkpoint import exactly, read_mapping
 from wordsight.backbones.hub import first_line, save_json
 from wordsight.backbones.text_tower import BASE_FOLDER, TextTower
-from wordsight.config import WordsightError, to_dict
+from wordsight.config import WordsightError
 from wordsight.files import new_folder, write_file, write_tensors
+from wordsight.reader import to_dict
 
 FORMAT = 1
 WEIGHTS_FILE, TEXT_FOLDER, IMAGE_FOLDER, CARD = "weights.safetensors", "text", "image", "README.md"

@@ -37,7 +37,8 @@ from wordsight.backbones.checkpoint import (
     reading,
 )
 from wordsight.backbones.tower_settings import TowerSettings
-from wordsight.config import WordsightError, nearest
+from wordsight.config import WordsightError
+from wordsight.reader import nearest
 
 # numbers for functional dropout
 DROPOUTS = ("attention_dropout", "activation_dropout", "dropout", "dropout_prob", "attn_dropout")

@@ -22,8 +22,9 @@ from wordsight.backbones.hub import check_digests, digests, find, save_json, sav
 from wordsight.backbones.lm import check_kind, check_vocabulary, drop_dropout, load_lm, sketch, untouched
 from wordsight.backbones.text_encoding import TextBatch, TextEncoding
 from wordsight.backbones.tower_settings import TowerSettings, check_settings, lora_config, resolve_wrapper
-from wordsight.config import WordsightError, build, to_dict
+from wordsight.config import WordsightError
 from wordsight.files import new_folder, write_tensors
+from wordsight.reader import build, to_dict
 
 __all__ = ["TextBatch", "TextTower", "TowerSettings"]
 FORMAT = 1

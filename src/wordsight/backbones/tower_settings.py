@@ -10,7 +10,8 @@ from typing import Any, Literal
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
-from wordsight.config import WordsightError, nearest
+from wordsight.config import WordsightError
+from wordsight.reader import nearest
 
 ASKS = "A photo of a {}. A {} has the following visual attributes."
 WRAPPERS = {

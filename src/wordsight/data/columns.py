@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wordsight.config import WordsightError, nearest
+from wordsight.config import WordsightError
 from wordsight.data import Picture
 from wordsight.data.account import Account, few
 from wordsight.data.labels import (
@@ -25,6 +25,7 @@ from wordsight.data.labels import (
 )
 from wordsight.data.rows import Row, Table, Want
 from wordsight.files import nfc
+from wordsight.reader import nearest
 
 CAPTION = "caption"  # begins the name of every caption column
 REPEATED = "that repeat an earlier row"

@@ -15,9 +15,10 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from wordsight.config import WordsightError, nearest
+from wordsight.config import WordsightError
 from wordsight.data.account import counted, few
 from wordsight.files import nfc, read_json, read_text
+from wordsight.reader import nearest
 
 Label: TypeAlias = int | str  # of an image that has one; None where it has none
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wordsight.config import WordsightError, nearest
+from wordsight.config import WordsightError
 from wordsight.data import Dataset, Picture, Split, catalogue, digits, hub, walk
 from wordsight.data.account import UNLABELLED, Account, counted, few
 from wordsight.data.folders import read_class_folders
@@ -27,6 +27,7 @@ from wordsight.data.labels import check_distinct
 from wordsight.data.rows import CAPTIONS, MANIFEST, Table, Want, why_not
 from wordsight.data.tables import has_captions, is_table, read_table
 from wordsight.data.tars import is_shards, read_tars, shards_of, tars_in
+from wordsight.reader import nearest
 
 FORMS = (
     "a folder of class folders (photos/<class>/*.jpg), a dataset in the field's layout (docs/protocol.md), "

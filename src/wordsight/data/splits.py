@@ -13,11 +13,12 @@ from typing import Literal
 
 import numpy as np
 
-from wordsight.config import WordsightError, nearest
+from wordsight.config import WordsightError
 from wordsight.data import Dataset, Picture, Split
 from wordsight.data.account import counted, few
 from wordsight.data.images import Unreadable
 from wordsight.files import nfc
+from wordsight.reader import nearest
 
 READERS = 8  # threads that read images for their digests: they wait for the disk, or hash without the GIL
 FEW = 64  # so many images are read sooner by one

@@ -13,7 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from wordsight.config import RunSettings, WordsightError, nearest
+from wordsight.config import RunSettings, WordsightError
+from wordsight.reader import nearest
 
 BACKBONE = "micro"
 WIDTH = 100  # of the text, where the terminal is not narrower
@@ -48,7 +49,7 @@ def watched(plan: Sequence[RunSettings]) -> Iterator[RunSettings]:
 
 
 def fitted_before(settings: RunSettings) -> bool:
-    return (Path(settings.out or "", "weights.safetensors")).is_file()
+    return (Path(settings.out or "", "finished.json")).is_file()
 
 
 # -- in a terminal --

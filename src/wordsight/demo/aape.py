@@ -16,8 +16,8 @@ from wordsight.data import open_dataset
 from wordsight.data.images import read_image
 from wordsight.demo import BACKBONE, bold, fitted_before, print_table, watched, wide_console, wrapped
 from wordsight.files import write_file
+from wordsight.fit import fit
 from wordsight.report import NO_LABELS, Row, best_cells, cells, read_rows, report
-from wordsight.tasks.classify import evaluate, fit
 
 COLUMNS = {
     "method": "method",
@@ -102,9 +102,7 @@ def runs_of(
 def fit_one(settings: RunSettings, backbone: Any) -> bool:
     """Fit a run, or do nothing where it is finished; whether it was fitted now."""
     there = fitted_before(settings)
-    run = fit(settings, backbone=backbone)
-    if not run.events("eval"):  # interrupted between its weights and its figures
-        evaluate(run, backbone=backbone)
+    fit(settings, backbone=backbone, references=False)
     return not there
 
 

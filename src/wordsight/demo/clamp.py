@@ -21,10 +21,11 @@ from wordsight.backbones.verify import verify
 from wordsight.config import RunSettings
 from wordsight.demo import BACKBONE, bold, fitted_before, print_table, watched, wide_console, wrapped
 from wordsight.files import csv_text, write_file
+from wordsight.fit import fit
 from wordsight.report.page import Page, Panel, Section, confusion_matrix, render
 from wordsight.report.tables import Table
 from wordsight.runs import Run
-from wordsight.tasks import retrieve
+from wordsight.tasks import evaluate
 from wordsight.tasks.generate import generate, open_tower
 
 PACKAGE = Path(__file__).parents[1]
@@ -157,9 +158,9 @@ def fit_tower(settings: RunSettings, backbone: Any) -> bool:
     now.
     """
     there = fitted_before(settings)
-    run = retrieve.fit(settings, backbone=backbone)
+    run = fit(settings, backbone=backbone)
     if not run.events("eval"):
-        retrieve.evaluate(run, data="digits")
+        evaluate(run, data="digits")
     return not there
 
 

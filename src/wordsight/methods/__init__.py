@@ -1,24 +1,40 @@
-"""Method: turns image features and class texts into scores. The roles that tasks and the one loop ask for."""
+"""Method: turns image features and class texts into scores. The roles that tasks and the one loop ask for.
+
+The life of a classifier: it is made, `setup` sees the labelled images once, `set_classes` chooses what is
+scored, `loss` is what the one loop minimises where it learns, `finish` ends that, and `logits` scores images.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from wordsight.backbones import Backbone
-from wordsight.config import TrainSettings
+from wordsight.config import TrainSettings, WordsightError
 from wordsight.sentences import ClassTexts
+
+if TYPE_CHECKING:
+    from wordsight.config import RunSettings
 
 
 @dataclasses.dataclass(frozen=True)
 class NoSettings:
     """For a method that has none."""
+
+
+class Space(NamedTuple):
+    """What a method must know of the vectors where no backbone gave them: a feature matrix's width and
+    scale.
+    """
+
+    dim: int  # D
+    logit_scale: float  # zero-shot logits are logit_scale * cosine
 
 
 class Labelled(NamedTuple):
@@ -28,69 +44,103 @@ class Labelled(NamedTuple):
     labels: Int[Tensor, " n"]
 
 
-class Classifier(nn.Module, ABC):
+class FitData(NamedTuple):
+    """What a method is fitted to. Test images are never among it."""
+
+    images: Float[Tensor, "n V D"]  # V views of each; view 0 is the centre crop
+    labels: Int[Tensor, " n"]
+    texts: ClassTexts  # of the classes with labelled images, in label order
+    seed: int
+    val: Labelled | None = None  # validation images, given where a method `needs_val` and the data has them
+
+    @property
+    def centre(self) -> Float[Tensor, "n D"]:
+        """The images' centre crops."""
+        return self.images[:, 0]
+
+
+class Method(nn.Module):
+    """What all methods have: settings of their own, and words for settings that do not go together."""
+
+    Settings: ClassVar[type] = NoSettings
+    needs_labels: ClassVar[bool] = True  # False: no labelled image changes what it does
+
+    @classmethod
+    def check(cls, settings: RunSettings) -> None:
+        """Errors: WordsightError where a run cannot be of these settings."""
+
+    @classmethod
+    def training(cls, shots: int | None) -> TrainSettings | None:
+        """How it trains on so many labelled images a class, where nothing else is asked for; None: not at
+        all.
+        """
+        return None
+
+
+class Classifier(Method, ABC):
     """Scores classes for image features.
 
     What fitting decides is in `state_dict()` (parameters and persistent buffers) and goes to the run folder;
-    what `bind` derives from words is not."""
+    what `set_classes` derives from words is not."""
 
-    Settings: ClassVar[type] = NoSettings
     needs_sentences: ClassVar[bool] = False  # whether sentences change what it does
-    needs_labels: ClassVar[bool] = True  # False for zero-shot: no labelled image changes what it does
     needs_tower: ClassVar[bool] = (
-        False  # whether it learns the tokens of a text tower, and so must be attached to one
+        False  # whether it learns the tokens of a text tower, and so needs a backbone
     )
     needs_val: ClassVar[bool] = False  # whether it chooses by validation images, where the data has some
-    training_only: ClassVar[
-        tuple[str, ...]
-    ] = ()  # prefixes of tensors that training needs and prediction does not
+    training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of tensors that prediction does without
 
-    def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: Any):
+    def __init__(self, class_names: tuple[str, ...], space: Backbone | Space, settings: Any):
         super().__init__()
         self.class_names = class_names  # the classes that have labelled images
-        self.dim, self.logit_scale, self.settings = dim, logit_scale, settings
+        self.dim, self.logit_scale, self.settings = space.dim, space.logit_scale, settings
 
-    def attach(self, backbone: Backbone | None) -> None:
-        """The backbone that images and texts come from, given before `begin` and `bind` to every method; most
-        see its vectors alone and ignore it.
-        """
+    @classmethod
+    def check(cls, settings: RunSettings) -> None:
+        if settings.classes == "new" and cls.needs_labels:
+            raise WordsightError(
+                "classes=new would train on the new classes; fit with classes=base, which is tested on "
+                "both halves"
+            )
 
-    def begin(
-        self,
-        images: Float[Tensor, "n D"],
-        labels: Int[Tensor, " n"],
-        texts: ClassTexts,
-        seed: int,
-        val: Labelled | None = None,
-    ) -> None:
-        """All of fitting that needs no gradient: closed forms, targets, calibration. `texts` are those of
-        `class_names`. Called before `bind`.
+    def setup(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
+        """All of fitting that needs no gradient: closed forms, targets, calibration. Called before
+        `set_classes`.
 
-        `val` are validation images, given where a method `needs_val` and the data has them. Test images are
-        never seen here."""
+        Returns what the loop draws batches of: the labelled images, unless a method learns from something
+        else."""
+        return data.images, data.labels
 
     @abstractmethod
-    def bind(self, texts: ClassTexts) -> None:
+    def set_classes(self, texts: ClassTexts) -> None:
         """Choose the classes to score, by words. Classes with labelled images are known by their names; any
         others are new.
         """
 
     @abstractmethod
     def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        """Scores over the bound classes; softmax gives probabilities."""
+        """Scores over the chosen classes; softmax gives probabilities."""
 
     def weights(self) -> dict[str, Tensor]:
         """What a run keeps: every fitted tensor that prediction needs."""
-        return {
-            name: tensor
-            for name, tensor in self.state_dict().items()
-            if not name.startswith(self.training_only)
-        }
+        kept = self.state_dict().items()
+        return {name: tensor for name, tensor in kept if not name.startswith(self.training_only)}
 
-    def make_room(self, found: Mapping[str, Tensor]) -> None:
-        """Called before saved weights are read: a tensor whose size fitting decides takes the size of the
-        saved one here, if that is possible.
+    def load_weights(self, found: Mapping[str, Tensor]) -> None:
+        """Take what `weights` gave. Errors: WordsightError for a tensor too many, too few, or of another
+        shape.
         """
+        expected = self.weights()
+        missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        if missing or extra:
+            raise WordsightError(f"the tensors do not fit: missing {missing}, not known {extra}")
+        for name, tensor in found.items():
+            if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+                raise WordsightError(
+                    f"{name} has shape {tuple(tensor.shape)} of {tensor.dtype}, not "
+                    f"{tuple(expected[name].shape)} of {expected[name].dtype}"
+                )
+        self.load_state_dict(found, strict=False)  # what is absent only training needs
 
     def rows_of(self, texts: ClassTexts) -> Int[Tensor, " C"]:
         """Which of `class_names` each class is; -1 for a class without labelled images."""
@@ -99,28 +149,33 @@ class Classifier(nn.Module, ABC):
 
     def prompt(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """The unit vector in text space that sentences are compared with when an image is explained. Here:
-        the image itself.
-        """
+        the image itself."""
         return images
 
 
-class Embedder(nn.Module):
-    """Gives images and texts vectors in one space. Learned from image-text pairs (tasks/retrieve.py); what
-    comes out is a backbone.
+class Embedder(Method):
+    """Gives images and texts vectors in one space. Learned from image-text pairs; what comes out is a
+    backbone.
     """
 
-    Settings: ClassVar[type] = NoSettings
-    needs_labels: ClassVar[bool] = False  # captions are enough
+    needs_labels = False  # captions are enough
+
+    @classmethod
+    def check(cls, settings: RunSettings) -> None:
+        if settings.classes != "all":
+            raise WordsightError(
+                f"classes={settings.classes} chooses labelled classes, but method={settings.method} learns "
+                f"from "
+                "pairs; leave it out"
+            )
 
 
-class Learner(ABC):
+class Learner(Method, ABC):
     """What the one loop of train.py trains."""
 
     training_defaults: ClassVar[TrainSettings] = TrainSettings()
-
-    epochs_by_shots: ClassVar[
-        tuple[tuple[int, int], ...]
-    ] = ()  # ((1, 50), (4, 100)): up to 1 shot 50 epochs, up to 4 shots 100, above the default
+    # ((1, 50), (4, 100)): up to 1 shot 50 epochs, up to 4 shots 100, above the default
+    epochs_by_shots: ClassVar[tuple[tuple[int, int], ...]] = ()
 
     @classmethod
     def training(cls, shots: int | None) -> TrainSettings:
@@ -128,20 +183,13 @@ class Learner(ABC):
         fewer = [epochs for most, epochs in cls.epochs_by_shots if shots is not None and shots <= most]
         return dataclasses.replace(cls.training_defaults, epochs=fewer[0]) if fewer else cls.training_defaults
 
-    def examples(
-        self, images: Float[Tensor, "n V D"], labels: Int[Tensor, " n"]
-    ) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
-        """What the loop draws batches of: the labelled images, unless a method learns from something else."""
-        return images, labels
-
-    def end(self) -> None:  # noqa: B027, most have nothing to do here
-        """What is decided after the loop. Called before the method is bound for prediction."""
+    def finish(self) -> None:
+        """What is decided after the loop. Called before the classes are set for prediction."""
 
     @property
     def condition(self) -> str:
         """In words, what may have gone wrong where training gets worse, such as a learned scale; empty:
-        nothing that shows.
-        """
+        nothing that shows."""
         return ""
 
     @property
@@ -155,5 +203,5 @@ class Learner(ABC):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trained parameters, each group with `lr_scale`, its multiple of the learning rate."""
-        # type: ignore[attr-defined]
+
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr_scale": 1.0}]

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wordsight import losses
-from wordsight.backbones import unit
+from wordsight.backbones import Backbone, unit
 from wordsight.config import TrainSettings, WordsightError
-from wordsight.methods import Classifier, Labelled, Learner
+from wordsight.methods import Classifier, FitData, Learner, Space
 from wordsight.sentences import ClassTexts
 
 PAIRS_IN_CACHE = (
@@ -37,20 +37,23 @@ class AAPESettings:
     # zero-shot's D
     width: int = 8
     aggregator: Literal["attention", "mlp", "mean", "random"] = "attention"
-    query: Literal["mean", "mean+image"] = (
-        "mean"  # what the aggregator's slot starts as: the paper's eq. 1, or "input-adapted" as its text says
-    )
+    # what the aggregator's slot starts as: the paper's eq. 1, or "input-adapted" as its text says
+    query: Literal["mean", "mean+image"] = "mean"
     heads: int = 4
     distill: float = 5.0  # weight of the distillation loss; the paper: 3 to 9 work about as well
-    pull: float = (
-        0.05  # residual: weight of the pull of adapted class weights towards the words they started from
-    )
+    # residual: weight of the pull of adapted class weights towards the words they started from
+    pull: float = 0.05
     class_residual: bool = True  # residual: each labelled class also learns an offset of its own
     # residual: name against sentences, image centre and temperature by likelihood on the labelled images
     calibrate: bool = True
-    new_strength: float = (
-        0.05  # residual: how much of the learned change applies to classes that had no labels
-    )
+    # residual: how much of the learned change applies to classes that had no labels
+    new_strength: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.heads < 1:
+            raise WordsightError(
+                f"settings.width={self.width} and settings.heads={self.heads} must both be 1 or more"
+            )
 
 
 class AAPE(Classifier, Learner):
@@ -79,50 +82,37 @@ class AAPE(Classifier, Learner):
     training_only = ("aggregator.",)
     training_defaults = TrainSettings(epochs=40, batch_size=32, optimizer="adamw", lr=1e-3)
 
-    def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: AAPESettings):
-        super().__init__(class_names, dim, logit_scale, settings)
-        if settings.width < 1 or settings.heads < 1:
-            raise WordsightError(
-                f"settings.width={settings.width} and settings.heads={settings.heads} must both be 1 or more"
-            )
+    def __init__(self, class_names: tuple[str, ...], space: Backbone | Space, settings: AAPESettings):
+        super().__init__(class_names, space, settings)
+        dim, width = self.dim, settings.width
         self.residual = settings.form == "residual"
-        self.generator = nn.Sequential(
-            nn.Linear(dim, settings.width), nn.ReLU(), nn.Linear(settings.width, dim)
-        )
+        self.generator = nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, dim))
         if settings.form != "h_only":  # g([w ; h]) = project(relu(from_class(w) + from_prompt(h)))
-            self.from_class = nn.Linear(dim, settings.width)
-            self.from_prompt = nn.Linear(dim, settings.width, bias=False)
-            self.project = nn.Linear(settings.width, dim)
+            self.from_class = nn.Linear(dim, width)
+            self.from_prompt = nn.Linear(dim, width, bias=False)
+            self.project = nn.Linear(width, dim)
         if self.residual:
             for last in (self.generator[-1], self.project):
                 nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
-        if self.residual and settings.class_residual:
-            self.class_residual = nn.Parameter(torch.zeros(len(class_names), dim))
-        self.register_buffer(
-            "mix", torch.tensor(0.5 if self.residual else 0.0)
-        )  # share of the sentences in w_c; the paper's w_c is the name alone
+        learns = self.residual and settings.class_residual
+        self.class_residual = nn.Parameter(torch.zeros(len(class_names), dim)) if learns else None
+        # share of the sentences in w_c; the paper's w_c is the name alone
+        self.register_buffer("mix", torch.tensor(0.5 if self.residual else 0.0))
         self.register_buffer("centre", torch.zeros(dim))
-        self.register_buffer("scale", torch.tensor(float(logit_scale)))
+        self.register_buffer("scale", torch.tensor(float(self.logit_scale)))
 
     # -- fitting ---------------------------------------------------------------------------------------------
 
-    def begin(
-        self,
-        images: Float[Tensor, "n D"],
-        labels: Int[Tensor, " n"],
-        texts: ClassTexts,
-        seed: int,
-        val: Labelled | None = None,
-    ) -> None:
+    def setup(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
         if self.residual and self.settings.calibrate:
-            mix, centre, scale = calibrate(images, labels, texts)
+            mix, centre, scale = calibrate(data.centre, data.labels, data.texts)
             self.mix.fill_(mix), self.centre.copy_(centre), self.scale.fill_(scale)
         groups = [
             vectors if len(vectors) else name[None]
-            for vectors, name in zip(texts.sentence_vectors, texts.name_vectors)
+            for vectors, name in zip(data.texts.sentence_vectors, data.texts.name_vectors)
         ]
         if self.settings.aggregator == "random":
-            stream = torch.Generator().manual_seed(seed)
+            stream = torch.Generator().manual_seed(data.seed)
             groups = [vectors[torch.randint(len(vectors), (1,), generator=stream)] for vectors in groups]
         self.sentences = nn.utils.rnn.pad_sequence(groups, batch_first=True)  # [C, N, D]
         self.present = (
@@ -130,9 +120,10 @@ class AAPE(Classifier, Learner):
             < torch.tensor([len(vectors) for vectors in groups])[:, None]
         )
         self.aggregator = AGGREGATORS[self.settings.aggregator](self.dim, self.settings.heads)
+        return super().setup(data)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        own = [self.class_residual] if hasattr(self, "class_residual") else []
+        own = [self.class_residual] if self.class_residual is not None else []
         rest = [parameter for parameter in self.parameters() if all(parameter is not other for other in own)]
         return [{"params": rest, "lr_scale": 1.0}] + ([{"params": own, "lr_scale": 3.0}] if own else [])
 
@@ -166,7 +157,7 @@ class AAPE(Classifier, Learner):
 
     # -- prediction ------------------------------------------------------------------------------------------
 
-    def bind(self, texts: ClassTexts) -> None:
+    def set_classes(self, texts: ClassTexts) -> None:
         place = {name: row for row, name in enumerate(self.class_names)}
         rows = [place.get(name, -1) for name in texts.names]
         device = self.scale.device
@@ -206,7 +197,7 @@ class AAPE(Classifier, Learner):
         """What g's output is added to: w_c + r_c, or zero in the paper's form."""
         if not self.residual:
             return torch.zeros_like(self.words)
-        if not hasattr(self, "class_residual"):
+        if self.class_residual is None:
             return self.words
         offsets = F.pad(self.class_residual, (0, 0, 0, 1))  # row -1 is zero: a class without labels
         return self.words + offsets[self.rows]

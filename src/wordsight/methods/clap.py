@@ -12,18 +12,21 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wordsight.backbones import unit
+from wordsight.backbones import Backbone, unit
 from wordsight.config import TrainSettings, WordsightError
-from wordsight.methods import Classifier, Labelled, Learner
+from wordsight.methods import Classifier, FitData, Learner, Space
 from wordsight.sentences import ClassTexts
 
 
 @dataclass(frozen=True)
 class CLAPSettings:
-    constraint: Literal["adaptive", "none"] = (
-        "adaptive"  # none: the paper's zero-shot-initialised linear probe, ZS-LP
-    )
+    # none: the paper's zero-shot-initialised linear probe, ZS-LP
+    constraint: Literal["adaptive", "none"] = "adaptive"
     length: float = 10.0  # of a prototype at the start; a step of one size turns a long one less
+
+    def __post_init__(self) -> None:
+        if self.length <= 0:
+            raise WordsightError(f"settings.length={self.length} must be above 0")
 
 
 class CLAP(Classifier, Learner):
@@ -42,28 +45,21 @@ class CLAP(Classifier, Learner):
         epochs=300, min_steps=0, batch_size=256, optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup_epochs=1
     )
 
-    def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: CLAPSettings):
-        super().__init__(class_names, dim, logit_scale, settings)
-        if settings.length <= 0:
-            raise WordsightError(f"settings.length={settings.length} must be above 0")
-        self.prototypes = nn.Parameter(torch.zeros(len(class_names), dim))
+    def __init__(self, class_names: tuple[str, ...], space: Backbone | Space, settings: CLAPSettings):
+        super().__init__(class_names, space, settings)
+        self.prototypes = nn.Parameter(torch.zeros(len(class_names), self.dim))
 
-    def begin(
-        self,
-        images: Float[Tensor, "n D"],
-        labels: Int[Tensor, " n"],
-        texts: ClassTexts,
-        seed: int,
-        val: Labelled | None = None,
-    ) -> None:
-        words = texts.name_vectors.to(images)
+    def setup(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
+        images, labels = data.centre, data.labels
+        words = data.texts.name_vectors.to(images)
         right = (self.logit_scale * images @ words.T).softmax(1).gather(1, labels[:, None])[:, 0]
         counts = labels.bincount(minlength=len(words))
         self.multipliers = right.new_zeros(len(words)).index_add_(0, labels, right) / counts
         self.anchors = self.settings.length * words
         self.prototypes.data.copy_(self.anchors)
+        return super().setup(data)
 
-    def bind(self, texts: ClassTexts) -> None:
+    def set_classes(self, texts: ClassTexts) -> None:
         self.register_buffer("words", texts.name_vectors, persistent=False)
         self.register_buffer("rows", self.rows_of(texts), persistent=False)
 

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wordsight.backbones import unit
+from wordsight.backbones import Backbone, unit
 from wordsight.config import TrainSettings, WordsightError
-from wordsight.methods import Learner
+from wordsight.methods import Learner, Space
 from wordsight.methods.zero_shot import ZeroShot
 
 
@@ -18,6 +18,10 @@ from wordsight.methods.zero_shot import ZeroShot
 class CLIPAdapterSettings:
     ratio: float = 0.2  # share of the adapter's output in the image vector
     reduction: int = 4  # how many times narrower the adapter is than the vector
+
+    def __post_init__(self) -> None:
+        if self.reduction < 1:
+            raise WordsightError(f"settings.reduction={self.reduction} must be 1 or more")
 
 
 class CLIPAdapter(ZeroShot, Learner):
@@ -33,13 +37,9 @@ class CLIPAdapter(ZeroShot, Learner):
     training_defaults = TrainSettings(epochs=200, min_steps=0, batch_size=32, optimizer="adamw", lr=1e-5)
     epochs_by_shots = ((1, 50), (4, 100))
 
-    def __init__(
-        self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: CLIPAdapterSettings
-    ):
-        super().__init__(class_names, dim, logit_scale, settings)
-        if settings.reduction < 1:
-            raise WordsightError(f"settings.reduction={settings.reduction} must be 1 or more")
-        width = max(1, dim // settings.reduction)
+    def __init__(self, class_names: tuple[str, ...], space: Backbone | Space, settings: CLIPAdapterSettings):
+        super().__init__(class_names, space, settings)
+        dim, width = self.dim, max(1, self.dim // settings.reduction)
         self.adapter = nn.Sequential(
             nn.Linear(dim, width, bias=False), nn.ReLU(), nn.Linear(width, dim, bias=False), nn.ReLU()
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +21,11 @@ class CoCoOpSettings(ContextSettings):
     init: str | None = "a photo of a"
     reduction: int = 16  # how many times narrower the meta-net is than the image vector
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reduction < 1:
+            raise WordsightError(f"settings.reduction={self.reduction} must be 1 or more")
+
 
 class CoCoOp(PromptLearner):
     """A small network turns the image into one vector that is added to every context vector, so each image
@@ -36,23 +40,12 @@ class CoCoOp(PromptLearner):
         epochs=10, min_steps=0, batch_size=1, optimizer="sgd", lr=2e-3, weight_decay=5e-4, warmup_epochs=1
     )
 
-    def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: CoCoOpSettings):
-        super().__init__(class_names, dim, logit_scale, settings)
-        if settings.reduction < 1:
-            raise WordsightError(f"settings.reduction={settings.reduction} must be 1 or more")
-        self.inner = nn.Linear(dim, max(1, dim // settings.reduction))
+    def __init__(self, class_names: tuple[str, ...], space: Backbone | Space, settings: CoCoOpSettings):
+        super().__init__(class_names, space, settings)
+        self.inner = nn.Linear(self.dim, max(1, self.dim // settings.reduction))
+        self.outer = nn.Linear(self.inner.out_features, self.context.shape[1])
 
-    def make_room(self, found: Mapping[str, Tensor]) -> None:
-        super().make_room(found)
-        if "context" in found and found["context"].ndim > 1:
-            self.outer = nn.Linear(self.inner.out_features, found["context"].shape[1])
-
-    def attach(self, backbone: Backbone | None) -> None:
-        super().attach(backbone)
-        if not hasattr(self, "outer"):
-            self.outer = nn.Linear(self.inner.out_features, self.context.shape[1])
-
-    def bind(self, texts: ClassTexts) -> None:
+    def set_classes(self, texts: ClassTexts) -> None:
         self.bound, self.classes = (
             self.prompts_of(texts.names),
             len(texts.names),

@@ -7,7 +7,7 @@ Shapes: C classes, N texts, R rows of tokens, n context vectors, L tokens, W tok
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wordsight.backbones import Backbone, TokenReader
 from wordsight.config import WordsightError
-from wordsight.methods import Classifier, Learner
+from wordsight.methods import Classifier, Learner, Space
 from wordsight.sentences import ClassTexts, fill
 
 PLACEHOLDERS = (
@@ -41,9 +41,8 @@ class Prompts(NamedTuple):
 
     tokens: dict[str, Tensor]  # what the tower reads, R rows each
     places: Int[Tensor, "R n"]  # where the context stands, from left to right
-    ends: Int[Tensor, "N 2"] | None = (
-        None  # row and place of each text's end, in ascending order, where texts share rows
-    )
+    # row and place of each text's end, in ascending order, where texts share rows
+    ends: Int[Tensor, "N 2"] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -234,45 +233,37 @@ class Splice:
 class ContextSettings:
     ctx: int = 16  # context vectors; where `init` is given, as many as it has tokens
     init: str | None = None  # words whose embeddings the context starts at; null: random vectors
-    position: Literal["end", "middle", "front"] = (
-        "end"  # where the class name stands: after the context, between its halves, before it
-    )
+    # where the class name stands: after the context, between its halves, before it
+    position: Literal["end", "middle", "front"] = "end"
+
+    def __post_init__(self) -> None:
+        if self.ctx < 1:
+            raise WordsightError(f"settings.ctx={self.ctx} must be 1 or more")
 
 
 class PromptLearner(Classifier, Learner):
     """What learners of token prompts share: context vectors, spliced into the texts of the classes. Classes
-    are encoded once, when they are bound.
+    are encoded once, when they are set.
     """
 
     Settings: type = ContextSettings
     needs_tower = True
 
-    def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: ContextSettings):
-        super().__init__(class_names, dim, logit_scale, settings)
-        if settings.ctx < 1:
-            raise WordsightError(f"settings.ctx={settings.ctx} must be 1 or more")
-        self.context = nn.Parameter(torch.empty(0))  # its size is known once there is a tower, or a saved one
-        self.splice: Splice | None = None
-
-    def make_room(self, found: Mapping[str, Tensor]) -> None:
-        context = found.get("context")
-        if context is not None and context.ndim == 2:
-            self.context = nn.Parameter(torch.empty_like(context))
-
-    def attach(self, backbone: Backbone | None) -> None:
-        if not isinstance(backbone, TokenReader):
+    def __init__(self, class_names: tuple[str, ...], space: Backbone | Space, settings: ContextSettings):
+        super().__init__(class_names, space, settings)
+        if not isinstance(space, TokenReader):
             lacking = (
-                "there is no backbone here"
-                if backbone is None
-                else f"backbone {backbone.name!r} has none that takes token embeddings"
+                f"backbone {space.name!r} has none that takes token embeddings"
+                if isinstance(space, Backbone)
+                else "there is no backbone here"
             )
             raise WordsightError(
                 f"{type(self).__name__.lower()} learns token prompts of a text tower; {lacking}. Take a "
-                f"CLIP, SigLIP or joined backbone"
+                f"CLIP, "
+                "SigLIP or joined backbone"
             )
-        self.splice = Splice(backbone)
-        if not self.context.numel():
-            self.context = nn.Parameter(self.start())
+        self.splice = Splice(space)
+        self.context = nn.Parameter(self.start())
         self.prompts = self.prompts_of(self.class_names)
 
     def start(self) -> Float[Tensor, "n W"]:
@@ -288,22 +279,13 @@ class PromptLearner(Classifier, Learner):
         return words
 
     def prompts_of(self, names: tuple[str, ...]) -> Prompts:
-        if self.splice is None:
-            raise WordsightError(
-                f"{type(self).__name__.lower()} needs the text tower it learns prompts of; attach a "
-                f"backbone before it is bound"
-            )
         return self.splice.prompts(
             names, self.context.shape[-2], self.settings.position, shared=self.context.ndim == 2
         )
 
     @torch.no_grad()
-    def bind(self, texts: ClassTexts) -> None:
-        vectors = (
-            self.splice.encode(self.prompts_of(texts.names), self.context)
-            if self.splice
-            else self.prompts_of(texts.names)
-        )
+    def set_classes(self, texts: ClassTexts) -> None:
+        vectors = self.splice.encode(self.prompts_of(texts.names), self.context)
         self.register_buffer("class_vectors", vectors, persistent=False)
 
     def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from wordsight.config import TrainSettings, WordsightError
@@ -17,9 +16,8 @@ from wordsight.sentences import ClassTexts
 
 @dataclass(frozen=True)
 class CoOpSettings(ContextSettings):
-    per_class: bool = (
-        False  # a context of its own for every class (CSC), which then knows only labelled classes
-    )
+    # a context of its own for every class (CSC), which then knows only labelled classes
+    per_class: bool = False
 
 
 class CoOp(PromptLearner):
@@ -36,20 +34,15 @@ class CoOp(PromptLearner):
     )
     epochs_by_shots = ((1, 50), (4, 100))
 
-    def make_room(self, found: Mapping[str, Tensor]) -> None:
-        context = found.get("context")
-        if context is not None and context.ndim == 2 + self.settings.per_class:
-            self.context = nn.Parameter(torch.empty_like(context))
-
     def start(self) -> Float[Tensor, "*C n W"]:
         if not self.settings.per_class:
             return super().start()
         return torch.stack([super(CoOp, self).start() for _ in self.class_names])
 
     @torch.no_grad()
-    def bind(self, texts: ClassTexts) -> None:
+    def set_classes(self, texts: ClassTexts) -> None:
         if not self.settings.per_class:
-            return super().bind(texts)
+            return super().set_classes(texts)
         rows, prompts = self.rows_of(texts), self.prompts_of(texts.names)
         unknown = [name for name, row in zip(texts.names, rows.tolist()) if row < 0]
         if unknown:

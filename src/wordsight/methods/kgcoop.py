@@ -10,9 +10,8 @@ from torch.nn import functional as F
 
 from wordsight import losses
 from wordsight.config import TrainSettings
-from wordsight.methods import Labelled
+from wordsight.methods import FitData
 from wordsight.methods.context import ContextSettings, PromptLearner
-from wordsight.sentences import ClassTexts
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,9 @@ class KgCoOp(PromptLearner):
         epochs=100, min_steps=0, batch_size=128, optimizer="sgd", lr=2e-3, weight_decay=5e-4, warmup_epochs=1
     )
 
-    def begin(
-        self,
-        images: Float[Tensor, "n D"],
-        labels: Int[Tensor, " n"],
-        texts: ClassTexts,
-        seed: int,
-        val: Labelled | None = None,
-    ) -> None:
-        self.template = texts.name_vectors
+    def setup(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
+        self.template = data.texts.name_vectors
+        return super().setup(data)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         vectors = self.class_weights()

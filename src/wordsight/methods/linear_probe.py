@@ -9,17 +9,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from wordsight.backbones import Backbone
 from wordsight.config import WordsightError
-from wordsight.methods import Classifier, Labelled
+from wordsight.methods import Classifier, FitData, Space
 from wordsight.sentences import ClassTexts
 
 
 @dataclass(frozen=True)
 class LinearProbeSettings:
-    strength: float = (
-        0.1  # lambda of the L2 penalty lambda/2 |W|^2 beside the summed loss; scikit-learn's C is 1/lambda
-    )
+    # lambda of the L2 penalty lambda/2 |W|^2 beside the summed loss; scikit-learn's C is 1/lambda
+    strength: float = 0.1
     max_iter: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.strength <= 0 or self.max_iter < 1:
+            raise WordsightError(
+                f"settings.strength={self.strength} must be above 0, and settings.max_iter={self.max_iter} "
+                f"1 or more"
+            )
 
 
 class LinearProbe(Classifier):
@@ -30,26 +37,12 @@ class LinearProbe(Classifier):
 
     Settings = LinearProbeSettings
 
-    def __init__(
-        self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: LinearProbeSettings
-    ):
-        super().__init__(class_names, dim, logit_scale, settings)
-        if settings.strength <= 0 or settings.max_iter < 1:
-            raise WordsightError(
-                f"settings.strength={settings.strength} must be above 0, and "
-                f"settings.max_iter={settings.max_iter} 1 or more"
-            )
-        self.register_buffer("weight", torch.zeros(len(class_names), dim))
+    def __init__(self, class_names: tuple[str, ...], space: Backbone | Space, settings: LinearProbeSettings):
+        super().__init__(class_names, space, settings)
+        self.register_buffer("weight", torch.zeros(len(class_names), self.dim))
         self.register_buffer("bias", torch.zeros(len(class_names)))
 
-    def begin(
-        self,
-        images: Float[Tensor, "n D"],
-        labels: Int[Tensor, " n"],
-        texts: ClassTexts,
-        seed: int,
-        val: Labelled | None = None,
-    ) -> None:
+    def setup(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
         from sklearn.linear_model import LogisticRegression
 
         with warnings.catch_warnings():
@@ -57,15 +50,16 @@ class LinearProbe(Classifier):
                 "ignore", "The number of unique classes is greater than 50%"
             )  # true of one shot, and no mistake here
             probe = LogisticRegression(C=1 / self.settings.strength, max_iter=self.settings.max_iter).fit(
-                images.cpu().numpy(), labels.cpu().numpy()
+                data.centre.cpu().numpy(), data.labels.cpu().numpy()
             )
         weight, bias = torch.from_numpy(probe.coef_), torch.from_numpy(probe.intercept_)
         if len(self.class_names) == 2:  # scikit-learn keeps one row for two classes
             weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
         self.weight.copy_(weight)
         self.bias.copy_(bias)
+        return super().setup(data)
 
-    def bind(self, texts: ClassTexts) -> None:
+    def set_classes(self, texts: ClassTexts) -> None:
         unknown = [name for name in texts.names if name not in self.class_names]
         if unknown:
             raise WordsightError(

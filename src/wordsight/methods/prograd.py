@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wordsight.config import TrainSettings
-from wordsight.methods import Labelled
+from wordsight.methods import FitData
 from wordsight.methods.context import STD, ContextSettings, PromptLearner
-from wordsight.sentences import ClassTexts
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,9 @@ class ProGrad(PromptLearner):
         words = super().start()
         return torch.cat([STD * torch.randn(max(0, self.settings.ctx - len(words)), words.shape[1]), words])
 
-    def begin(
-        self,
-        images: Float[Tensor, "n D"],
-        labels: Int[Tensor, " n"],
-        texts: ClassTexts,
-        seed: int,
-        val: Labelled | None = None,
-    ) -> None:
-        self.template = texts.name_vectors
+    def setup(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
+        self.template = data.texts.name_vectors
+        return super().setup(data)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """The cross entropy, whose gradient is the projected one: the loop need not know of two."""

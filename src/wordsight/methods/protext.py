@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wordsight.config import TrainSettings
-from wordsight.methods import Labelled
+from wordsight.methods import FitData
 from wordsight.methods.context import ContextSettings, PromptLearner
-from wordsight.sentences import ClassTexts
 
 
 @dataclass(frozen=True)
@@ -48,29 +47,16 @@ class ProText(PromptLearner):
         warmup_epochs=5,
     )
 
-    def begin(
-        self,
-        images: Float[Tensor, "n D"],
-        labels: Int[Tensor, " n"],
-        texts: ClassTexts,
-        seed: int,
-        val: Labelled | None = None,
-    ) -> None:
+    def setup(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
+        """What is learned from are the sentences' vectors in place of images, and the classes they are of."""
+        texts = data.texts
         groups = (
             texts.sentence_vectors
             if any(map(len, texts.sentence_vectors))
             else texts.name_vectors[:, None].unbind()
         )
-        self.targets = torch.cat(tuple(groups)).cpu()
-        self.owners = torch.arange(len(groups)).repeat_interleave(
-            torch.tensor([len(group) for group in groups])
-        )
-
-    def examples(
-        self, images: Float[Tensor, "n V D"], labels: Int[Tensor, " n"]
-    ) -> tuple[Float[Tensor, "N 1 D"], Int[Tensor, " N"]]:
-        """The sentences' vectors in place of images, and the classes they are of."""
-        return self.targets[:, None], self.owners
+        owners = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group) for group in groups]))
+        return torch.cat(tuple(groups)).cpu()[:, None], owners
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         vectors = self.class_weights()[batch["labels"]]

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wordsight.backbones import unit
+from wordsight.backbones import Backbone, unit
 from wordsight.config import TrainSettings
-from wordsight.methods import Classifier, Learner
+from wordsight.methods import Classifier, Learner, Space
 from wordsight.sentences import ClassTexts
 
 
@@ -34,11 +34,11 @@ class TaskRes(Classifier, Learner):
     )
     epochs_by_shots = ((4, 100),)
 
-    def __init__(self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: TaskResSettings):
-        super().__init__(class_names, dim, logit_scale, settings)
-        self.offsets = nn.Parameter(torch.zeros(len(class_names), dim))
+    def __init__(self, class_names: tuple[str, ...], space: Backbone | Space, settings: TaskResSettings):
+        super().__init__(class_names, space, settings)
+        self.offsets = nn.Parameter(torch.zeros(len(class_names), self.dim))
 
-    def bind(self, texts: ClassTexts) -> None:
+    def set_classes(self, texts: ClassTexts) -> None:
         self.register_buffer("words", texts.name_vectors, persistent=False)
         self.register_buffer("rows", self.rows_of(texts), persistent=False)
 

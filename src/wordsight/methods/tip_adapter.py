@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wordsight.backbones import Backbone
 from wordsight.config import TrainSettings
-from wordsight.methods import Classifier, Labelled, Learner
+from wordsight.methods import Classifier, FitData, Labelled, Learner, Space
 from wordsight.sentences import ClassTexts
 
 ALPHAS = torch.arange(20) * (3 - 0.1) / 20 + 0.1  # the authors' grid
@@ -41,40 +42,34 @@ class TipAdapter(Classifier):
     Settings = TipAdapterSettings
     needs_val = True
 
-    def __init__(
-        self, class_names: tuple[str, ...], dim: int, logit_scale: float, settings: TipAdapterSettings
-    ):
-        super().__init__(class_names, dim, logit_scale, settings)
+    def __init__(self, class_names: tuple[str, ...], space: Backbone | Space, settings: TipAdapterSettings):
+        super().__init__(class_names, space, settings)
         self.register_buffer("alpha", torch.tensor(settings.alpha))
         self.register_buffer("beta", torch.tensor(settings.beta))
         self.register_buffer("owners", torch.empty(0, dtype=torch.long))
-        self.remember(torch.empty(0, dim))
+        self.remember(torch.empty(0, self.dim))
 
     def remember(self, keys: Float[Tensor, "n D"]) -> None:
         self.register_buffer("keys", keys)
 
-    def make_room(self, found: Mapping[str, Tensor]) -> None:
+    def load_weights(self, found: Mapping[str, Tensor]) -> None:
+        """The memory takes the size of the saved one."""
         keys, owners = found.get("keys"), found.get("owners")
         if keys is not None and keys.shape == (len(keys), self.dim):
             self.remember(torch.empty_like(keys))
         if owners is not None and owners.ndim == 1:
             self.owners = torch.empty_like(owners)
+        super().load_weights(found)
 
-    def begin(
-        self,
-        images: Float[Tensor, "n D"],
-        labels: Int[Tensor, " n"],
-        texts: ClassTexts,
-        seed: int,
-        val: Labelled | None = None,
-    ) -> None:
-        self.remember(images.clone())
-        self.owners = labels.clone()
-        self.bind(texts)
-        if val is not None:
-            self.search(val)
+    def setup(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
+        self.remember(data.centre.clone())
+        self.owners = data.labels.clone()
+        self.set_classes(data.texts)
+        if data.val is not None:
+            self.search(data.val)
+        return super().setup(data)
 
-    def bind(self, texts: ClassTexts) -> None:
+    def set_classes(self, texts: ClassTexts) -> None:
         place = {name: column for column, name in enumerate(texts.names)}
         columns = [
             place.get(name, len(place)) for name in self.class_names
@@ -126,20 +121,14 @@ class TipAdapterF(TipAdapter, Learner):
     def remember(self, keys: Float[Tensor, "n D"]) -> None:
         self.keys = nn.Parameter(keys)
 
-    def begin(
-        self,
-        images: Float[Tensor, "n D"],
-        labels: Int[Tensor, " n"],
-        texts: ClassTexts,
-        seed: int,
-        val: Labelled | None = None,
-    ) -> None:
-        super().begin(images, labels, texts, seed)  # alpha and beta stay as set while the keys are trained
-        self.val = val
-        if val is not None:  # in the state of the fit, so that a resumed one ends the same
-            self.register_buffer("best_keys", images.clone())
+    def setup(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
+        super().setup(data._replace(val=None))  # alpha and beta stay as set while the keys are trained
+        self.val = data.val
+        if data.val is not None:  # in the state of the fit, so that a resumed one ends the same
+            self.register_buffer("best_keys", data.centre.clone())
             self.register_buffer("best_accuracy", torch.tensor(-1.0))
             self.register_buffer("seen", torch.tensor(0))
+        return data.images, data.labels
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         if self.val is not None:
@@ -160,7 +149,7 @@ class TipAdapterF(TipAdapter, Learner):
         if accuracy > self.best_accuracy:
             self.best_accuracy.copy_(accuracy), self.best_keys.copy_(self.keys)
 
-    def end(self) -> None:
+    def finish(self) -> None:
         if self.val is not None:
             self.compare()
             self.keys.data.copy_(self.best_keys)

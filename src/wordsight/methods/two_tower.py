@@ -45,43 +45,66 @@ class TwoTowerSettings(TowerSettings):
     dim: int | None = None  # D: the image tower's; there is nothing else it could be
     text: str = "lmsys/vicuna-13b-v1.5"  # the LM: a folder or a hub name
     random: bool = False  # only the LM's shape, with random weights: LiT's text tower, from scratch
-    shape: dict[str, Any] = field(
-        default_factory=dict
-    )  # with random: what of the LM's config.json is to be otherwise
+    # with random: what of the LM's config.json is to be otherwise
+    shape: dict[str, Any] = field(default_factory=dict)
     loss: Literal["contrastive", "sigmoid"] = "contrastive"
     teacher: str | None = None  # a backbone whose similarities are distilled; null: no distillation
-    tau_d: float | None = (
-        # multiplies similarities in distillation, not given in the paper; null: the teacher's own logit
-        # scale, 100 for CLIP
-        None
-    )
-    start: Literal["random", "ridge"] = (
-        # the projection: random, or the closed-form map from the LM's states to the images of the captions
-        "random"
-    )
+    # multiplies similarities in distillation, not given in the paper; null: the teacher's own logit scale,
+    # 100 for CLIP
+    tau_d: float | None = None
+    # the projection: random, or the closed-form map from the LM's states to the images of the captions
+    start: Literal["random", "ridge"] = "random"
     # subtract the mean image vector: for towers that were not trained with text, whose vectors share a large
     # mean
     centre: bool = False
-    features: Literal["auto", "stream", "store"] = (
-        "auto"  # image vectors: as pairs come, or from the cache; auto: stream for webdataset shards alone
-    )
-    weights: tuple[
-        float, ...
-    ] = ()  # of the sources in data=a::b, adding up to 1; by default as many pairs of each as it has
-    chunk: int | None = (
-        # so many texts pass through the LM at a time, twice each: memory of the chunk, gradients of the
-        # batch; null: all
-        None
-    )
-    checkpointing: bool = (
-        False  # the LM's layers run again in backward: memory of one layer's activations, a third more time
-    )
-    compile: bool = (
-        False  # torch.compile of the LM in training: minutes at the start, then faster; for long trainings
-    )
+    # image vectors: as pairs come, or from the cache; auto: stream for webdataset shards alone
+    features: Literal["auto", "stream", "store"] = "auto"
+    # of the sources in data=a::b, adding up to 1; by default as many pairs of each as it has
+    weights: tuple[float, ...] = ()
+    # so many texts pass through the LM at a time, twice each: memory of the chunk, gradients of the batch;
+    # null: all
+    chunk: int | None = None
+    # the LM's layers run again in backward: memory of one layer's activations, a third more time
+    checkpointing: bool = False
+    # torch.compile of the LM in training: minutes at the start, then faster; for long trainings
+    compile: bool = False
     # each of several processes keeps a part of the LM's frozen weights while it trains (FSDP2); each still
     # loads all of it once
     shard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None and self.chunk < 1:
+            raise WordsightError(
+                f"settings.chunk={self.chunk} is not possible; it is how many texts pass through the LM "
+                f"together, "
+                "1 or more, or null"
+            )
+        if self.tau_d is not None and self.tau_d <= 0:
+            raise WordsightError(
+                f"settings.tau_d={self.tau_d} is not possible; it multiplies similarities before their "
+                f"softmax, "
+                "more than 0"
+            )
+        if self.shape and not self.random:
+            raise WordsightError(
+                "settings.shape changes the LM's shape, which its weights would no longer fit; give it with "
+                "settings.random=true"
+            )
+        if self.prompt_only_lora and (self.checkpointing or self.compile):
+            raise WordsightError(
+                "settings.prompt_only_lora runs texts without gradient and caches them, which "
+                "checkpointing and "
+                "compile do not go with; set them false"
+            )
+        if self.shard and (self.train in ("all", "head") or self.compile):
+            why = {
+                "all": "settings.train=all leaves none",
+                "head": "with settings.train=head the LM does not run while it trains",
+            }
+            raise WordsightError(
+                "settings.shard shares out frozen weights; "
+                f"{why.get(self.train, 'settings.compile is untested with it')}; set it false"
+            )
 
 
 class TwoTower(Embedder, Learner):
@@ -105,7 +128,7 @@ class TwoTower(Embedder, Learner):
         schedule="step",
         warmup_steps=20,
         save_seconds=60,
-    )  # for thousands of pairs; the paper's, for millions, are in configs/clamp-vicuna13b.yaml
+    )  # for thousands of pairs; the paper's, for millions, are in clamp-vicuna13b
 
     shared_out = False  # whether the LM's frozen weights are
 
@@ -173,7 +196,7 @@ class TwoTower(Embedder, Learner):
     def at_bound(self) -> bool:
         return self.log_scale.item() >= math.log(MAX_SCALE)
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """The LM as it was: what only training needed is off."""
         if self.settings.checkpointing:
             _checkpoint(self.text, False)

@@ -16,7 +16,7 @@ class ZeroShot(Classifier):
 
     needs_labels = False
 
-    def bind(self, texts: ClassTexts) -> None:
+    def set_classes(self, texts: ClassTexts) -> None:
         self.register_buffer("class_vectors", self.class_weights(texts), persistent=False)
 
     def class_weights(self, texts: ClassTexts) -> Float[Tensor, "C D"]:

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from wordsight.config import WordsightError, nearest
+from wordsight.config import WordsightError
 from wordsight.metrics import harmonic_mean, interval, ranks
+from wordsight.reader import nearest
 from wordsight.report.reading import ALL_LABELS, NO_LABELS
 from wordsight.report.rows import FIGURES, Row, accuracies_of
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple, TypeVar
 
-from wordsight.config import METHODS, RunSettings, WordsightError, build, resolve
+from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.methods import Learner
 from wordsight.metrics import harmonic_mean
 from wordsight.report.published import published
 from wordsight.report.reading import ALL_LABELS, NO_LABELS, PARTS, Measured
-from wordsight.runs import Run, train_settings
+from wordsight.runs import Run
 
 ABSENT = "–"
 ELSEWHERE = " → "  # between the data of training and other data of a test
@@ -237,8 +237,9 @@ def settings_in_full(settings: RunSettings) -> dict[str, Any]:
     written out. A file of each dataset, named after its folder, is one setting.
     """
     kind, folder = resolve(METHODS, settings.method, "method"), Path(settings.data).name
-    own = asdict(build(kind.Settings, settings.settings))
-    training = {f"train.{name}": value for name, value in asdict(train_settings(settings)).items()}
+    own = to_dict(settings.settings)
+    trained = to_dict(settings.train) if settings.train else {}
+    training = {f"train.{name}": value for name, value in trained.items()}
     by_shots = issubclass(kind, Learner) and kind.epochs_by_shots
     if by_shots and training["train.epochs"] == kind.training(settings.shots).epochs:
         training["train.epochs"] = "by shots"  # one method, whose epochs follow the shots

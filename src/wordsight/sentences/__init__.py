@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wordsight.config import nearest
 from wordsight.files import WordsightError, nfc, read_json
+from wordsight.reader import nearest
 from wordsight.sentences.templates import TEMPLATE_SETS, fill
 
 # texts -> unit vectors [N, D]; a backbone's encode_text, or a cached one

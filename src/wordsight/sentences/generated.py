@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone, pick_device
-from wordsight.config import WordsightError, nearest
+from wordsight.config import WordsightError
 from wordsight.files import read_json, write_file
+from wordsight.reader import nearest
 from wordsight.sentences import CACHE_FORMAT, cached_texts, fill
 
 if TYPE_CHECKING:

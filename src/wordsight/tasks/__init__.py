@@ -1,19 +1,32 @@
-"""Tasks: what is fitted and measured. Each has `fit`, `evaluate`, `check_settings` and `default_folder`, and
-names the role it needs of a method.
+"""Tasks: what is measured of a run. Each only measures, keeps its figures in the run folder and returns
+them.
 """
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from pathlib import Path
+from typing import Any
 
-from wordsight.config import METHODS, resolve
-from wordsight.methods import Embedder
+from wordsight.backbones import Backbone
+from wordsight.fitted import is_embedder
+from wordsight.runs import Run
 
 
-def task_of(method: str) -> ModuleType:
-    """The task that fits a method: `retrieve` for one that learns from pairs, `classify` for one that learns
-    from labels.
-    """
-    name = "retrieve" if issubclass(resolve(METHODS, method, "method"), Embedder) else "classify"
-    return importlib.import_module(f"wordsight.tasks.{name}")
+def evaluate(
+    run: Run | str | Path,
+    *,
+    data: str | None = None,
+    classes: str | None = None,
+    label: str | None = None,
+    backbone: Backbone | str | None = None,
+) -> list[dict[str, Any]]:
+    """Figures of a run on test images, kept in its metrics.jsonl: of its own data, or of other `data`.
+
+    A run over classes gives accuracy (classify), one that learned from pairs recall@k on captions and
+    zero-shot accuracy on labels (retrieve). No image is counted that the run was fitted to, however the data
+    is named: how many were left out for that is logged. `backbone` names it where it has moved. Errors:
+    WordsightError."""
+    run = run if isinstance(run, Run) else Run.open(run)
+    task = importlib.import_module(f"wordsight.tasks.{'retrieve' if is_embedder(run) else 'classify'}")
+    return task.evaluate(run, data=data, classes=classes, label=label, backbone=backbone)

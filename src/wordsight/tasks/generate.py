@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from wordsight.backbones import Backbone, load_backbone
-from wordsight.config import METHODS, RunSettings, WordsightError, build, load_yaml, resolve
+from wordsight.config import METHODS, RunSettings, WordsightError, load_yaml, resolve
 from wordsight.files import cache_folder, read_json, write_file
 from wordsight.methods import Embedder
+from wordsight.reader import build
 from wordsight.sentences import read_sentences
 from wordsight.sentences.generated import WriterSettings, drawn, tower_of, write_sentences, writer_of
 

@@ -1,0 +1,372 @@
+"""Fit: from settings to a finished run: data, features, method, run. Written once, for the command line, the
+estimator, suites and cost.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from wordsight.backbones import Backbone, load_backbone, pick_device
+from wordsight.batches import FeatureBatches
+from wordsight.config import METHODS, RunSettings, WordsightError, resolve
+from wordsight.data import Dataset, Split, open_dataset
+from wordsight.data.features import Features, image_features
+from wordsight.data.splits import conflict_note, digests, few_shot, fingerprint, held_out, select_classes
+from wordsight.files import in_use, plain_name
+from wordsight.fit_pairs import fit_pairs
+from wordsight.fitted import Fitted, encode_classes, facts_of
+from wordsight.methods import Classifier, Embedder, FitData, Labelled, Learner
+from wordsight.reader import build, read
+from wordsight.runs import Run, RunFacts, build_method
+from wordsight.sentences import read_sentences
+from wordsight.tasks import classify
+from wordsight.tasks.generate import SELF, keep_record, sentences_for
+from wordsight.train import train
+
+DEFAULT_SENTENCES = "clip7"  # what stands in where a method wants sentences and none were given
+FOLDS = 5  # of cross-validation, where every labelled image is used
+REFERENCES = ("zero_shot", "linear_probe")  # what a fit is compared with on the same test images
+
+log = logging.getLogger("wordsight")
+
+
+class Drawn(NamedTuple):
+    """The data of one run: the whole source, and the part of it that the run is fitted to and tested on."""
+
+    whole: Dataset
+    dataset: Dataset  # the drawn training images of the chosen classes, validation and test images
+    everything: bool  # every labelled image is fitted to, and none is left to test on
+
+
+def fit(
+    settings: RunSettings | None = None,
+    *,
+    backbone: Backbone | None = None,
+    references: bool = True,
+    **values: Any,
+) -> Run:
+    """Fit one run and evaluate it; the same settings again resume it, or give it back where it is finished.
+
+    `wordsight.fit(data="photos/", method="aape", shots=16, settings={"width": 16})`, or a RunSettings. A
+    method of labels becomes a classifier, one of image-text pairs a backbone (`load_backbone(run.folder)`).
+    `references` measures zero-shot and a linear probe beside it. What was left out of the data, and what
+    stood in for missing sentences, is logged. Errors: WordsightError; nothing half-done is left that the same
+    call does not go on from."""
+    if settings is None:
+        settings = build(RunSettings, values)
+    elif values:
+        settings = read(
+            RunSettings, {f: getattr(settings, f) for f in RunSettings.__dataclass_fields__}, values
+        )
+    check_device(settings.device)
+    if issubclass(resolve(METHODS, settings.method, "method"), Embedder):
+        return fit_pairs(settings, backbone)
+    return _fit_labelled(settings, backbone, references)
+
+
+def _fit_labelled(settings: RunSettings, backbone: Backbone | None, references: bool) -> Run:
+    drawn = draw(settings)
+    for note in drawn.whole.notes:
+        log.info(note)
+    folder = Path(settings.out or default_folder(settings)).expanduser()
+    settings = replace(settings, sentences=sentence_source(settings))
+    own = settings.sentences == SELF
+    names = drawn.whole.class_names
+    sentences = {} if own else read_sentences(settings.sentences, names, settings.aliases)
+    backbone = backbone or load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype)
+    if own:
+        sentences = sentences_for(SELF, names, settings.aliases, backbone)
+    facts = facts_of(
+        backbone,
+        drawn.dataset.class_names,
+        template_of(settings, drawn.whole),
+        **fingerprints(settings, drawn),
+    )
+    with in_use(folder):
+        run = Run.start(folder, settings, facts, sentences, drawn.whole.account.to_dict())
+        if own:
+            keep_record(backbone, names, run.folder)
+        if run.finished:
+            run.check_content()
+            log.info("%s is finished already; nothing to fit", run.folder)
+            return run
+        run.rewind(math.inf)
+        _complete(run, drawn, backbone, sentences, references)
+        run.finish()
+    return run
+
+
+def _complete(
+    run: Run,
+    drawn: Drawn,
+    backbone: Backbone,
+    sentences: Mapping[str, tuple[str, ...]],
+    references: bool,
+) -> None:
+    """All that a run holds, in the order in which a later part needs an earlier one."""
+    settings, dataset = run.settings, drawn.dataset
+    note = conflict_note(dataset.class_names, dataset.train, dataset.val)
+    if note:
+        log.warning(note)
+    began = time.monotonic()
+    features = featurise(backbone, dataset.train, settings)
+    labels = torch.from_numpy(dataset.train.labels)[features.kept]
+    val = validation(backbone, dataset, settings)
+    seconds = {"features": round(time.monotonic() - began, 3)}
+    began = time.monotonic()
+    texts = encode_classes(backbone, run.facts, dataset.class_names, sentences)
+    seconds["texts"] = round(time.monotonic() - began, 3)
+    began = time.monotonic()
+    data = FitData(features.vectors, labels, texts, settings.seed, val)
+    method = fit_method(settings, run.facts, data, backbone, run)
+    seconds["fit"] = round(time.monotonic() - began, 3)
+    run.keep_seen(seen_images(settings, dataset))
+    run.keep_weights(method)
+    run.log(
+        {
+            "event": "fit",
+            "seconds": seconds,
+            "images": len(labels),
+            "parameters": sum(parameter.numel() for parameter in method.parameters()),
+            "skipped": [list(pair) for pair in features.skipped],
+        }
+    )
+    fitted = Fitted(method, backbone, run.facts, sentences, texts)
+    if drawn.everything:
+        cross_validate(run, data, backbone, dataset.train.take(features.kept), references)
+        return
+    others = reference_methods(run, data, backbone, sentences) if references else {}
+    classify.evaluate(run, fitted=fitted, references=others)
+
+
+# -- data --
+
+
+def draw(settings: RunSettings) -> Drawn:
+    """The few-shot draw of a run, with its base or new half of the classes, and a test part where images are
+    left.
+    """
+    whole = open_dataset(settings.data, settings.label)
+    train_part, val = few_shot(whole, settings.shots, settings.seed)
+    everything = whole.test is None and len(train_part) == len(whole.train)
+    test = whole.train.take([]) if everything else held_out(whole, settings.shots, settings.seed)
+    dataset = select_classes(replace(whole, train=train_part, val=val, test=test), settings.classes)
+    if len(dataset.class_names) < 2:
+        raise WordsightError(
+            f"{settings.data} has one class only, {dataset.class_names[0]!r}; at least 2 are needed to "
+            f"choose among"
+        )
+    return Drawn(whole, dataset, everything)
+
+
+def fingerprints(settings: RunSettings, drawn: Drawn) -> dict[str, str]:
+    """What a resumed run must find again: the labelled images it learns from, and those it is tested on."""
+    needs = resolve(METHODS, settings.method, "method").needs_labels
+    return {
+        "images": fingerprint(drawn.dataset.train) if needs else "",
+        "test": fingerprint(classify.test_part(drawn.whole)),
+    }
+
+
+def seen_images(settings: RunSettings, dataset: Dataset) -> set[bytes]:
+    """Digests of the images that were drawn to learn from, or to choose by. Of methods that need no labels
+    too: all methods are tested on the same images."""
+    kind = resolve(METHODS, settings.method, "method")
+    parts = [dataset.train] + [dataset.val] * (kind.needs_val and dataset.val is not None)
+    return {digest for part in parts for digest in digests(part.pictures) if digest is not None}
+
+
+def featurise(backbone: Backbone, split: Split, settings: RunSettings, views: int | None = None) -> Features:
+    """Image vectors of a part, from the cache where they are in it; what cannot be read is named."""
+    features = image_features(
+        backbone,
+        split.pictures,
+        views=views or settings.views,
+        flip=settings.flip,
+    )
+    classify.tell_skipped(features, len(split))
+    return features
+
+
+def validation(backbone: Backbone, dataset: Dataset, settings: RunSettings) -> Labelled | None:
+    """The validation images of a method that chooses by them; None where it does not, or the data has
+    none.
+    """
+    needs = resolve(METHODS, settings.method, "method").needs_val
+    if not needs or dataset.val is None or not len(dataset.val):
+        return None
+    features = featurise(backbone, dataset.val, settings, views=1)
+    return Labelled(features.vectors[:, 0], torch.from_numpy(dataset.val.labels)[features.kept])
+
+
+# -- method --
+
+
+def fit_method(
+    settings: RunSettings,
+    facts: RunFacts,
+    data: FitData,
+    backbone: Backbone | None = None,
+    run: Run | None = None,
+) -> Classifier:
+    """A method fitted to features: its closed forms, then, where it learns, the one loop. Its classes are
+    those of `data`. With `run`, training logs there and can be resumed."""
+    torch.manual_seed(settings.seed)
+    method = build_method(settings, facts, backbone)
+    if method.needs_labels:
+        counts = data.labels.bincount(minlength=len(method.class_names))
+        without = [name for name, count in zip(method.class_names, counts) if not count]
+        if without:
+            raise WordsightError(
+                f"no training image that can be read is left of {', '.join(without[:10])}; add some, or "
+                f"leave that "
+                "class out"
+            )
+    device = backbone.device if backbone is not None else torch.device("cpu")
+    images, labels = method.setup(data)
+    method.set_classes(data.texts)
+    method.to(device)
+    if isinstance(method, Learner):
+        batches = FeatureBatches(images, labels, settings.train.batch_size, settings.seed)
+        train(method, batches, settings.train, seed=settings.seed, device=device, run=run)
+        method.finish()
+        method.set_classes(data.texts)  # what is derived from words may depend on what was trained
+        method.to(device)
+    return method.eval()
+
+
+def reference_methods(
+    run: Run, data: FitData, backbone: Backbone, sentences: Mapping[str, tuple[str, ...]]
+) -> dict[str, Fitted]:
+    """The methods that a fit is compared with, fitted to the same images."""
+    found = {}
+    for name in REFERENCES:
+        if name != run.settings.method:
+            settings = replace(run.settings, method=name, settings={}, train={})
+            method = fit_method(settings, run.facts, data._replace(images=data.images[:, :1]), backbone)
+            found[name] = Fitted(method, backbone, run.facts, sentences, data.texts)
+    return found
+
+
+# -- every labelled image is used --
+
+
+def cross_validate(run: Run, data: FitData, backbone: Backbone, split: Split, references: bool) -> None:
+    """Figures where no labelled image is kept back: each is scored by a method that was fitted without it.
+
+    Stratified folds by the run's seed, as many as the smallest class has images and five at most; with one
+    image of a class nothing can be measured, which is said. The methods are as good as ones of fewer labels
+    are."""
+    from sklearn.model_selection import StratifiedKFold
+
+    settings, labels = run.settings, data.labels.numpy()
+    folds = min(FOLDS, int(np.bincount(labels, minlength=len(run.facts.classes)).min()))
+    if folds < 2:
+        log.info("every labelled image was fitted to, and a class has only one: nothing was measured")
+        return
+    names = [settings.method, *(name for name in REFERENCES if references and name != settings.method)]
+    logits = {name: torch.zeros(len(labels), len(run.facts.classes)) for name in names}
+    parts = StratifiedKFold(folds, shuffle=True, random_state=settings.seed).split(labels, labels)
+    for train_rows, test_rows in parts:
+        own = data._replace(images=data.images[train_rows], labels=data.labels[train_rows])
+        for name in names:
+            one = (
+                settings if name == settings.method else replace(settings, method=name, settings={}, train={})
+            )
+            method = fit_method(one, run.facts, own, backbone)
+            fitted = Fitted(method, backbone, run.facts, run.sentences, data.texts)
+            logits[name][test_rows] = fitted.logits(data.centre[test_rows])
+    _keep_folds(run, folds, logits, data, split)
+
+
+def _keep_folds(
+    run: Run, folds: int, logits: Mapping[str, Float[Tensor, "n C"]], data: FitData, split: Split
+) -> None:
+    from wordsight import metrics
+
+    settings, classes = run.settings, run.facts.classes
+    own, *others = logits
+    result = {"event": "eval", "data": settings.data, "classes": settings.classes, "folds": folds}
+    result |= classify.figures(logits[own], data.labels, classes)
+    right = {name: (rows.argmax(1) == data.labels).numpy() for name, rows in logits.items()}
+    if others:
+        result["references"] = {
+            name: {
+                "accuracy": 100 * float(right[name].mean()),
+                "difference": metrics.paired_difference(right[own], right[name]),
+            }
+            for name in others
+        }
+    features = Features(data.images, list(range(len(split))), [])
+    tested = classify.Tested(data.centre, data.labels, features, split)
+    classify.write_predictions(run, settings.classes, tested, logits[own], classes, None)
+    run.log(result | {"skipped": []})
+    log.info(
+        "every labelled image was fitted to; figures are of %d-fold cross-validation, each image scored by "
+        "a method "
+        "that was fitted without it",
+        folds,
+    )
+
+
+# -- words --
+
+
+def template_of(settings: RunSettings, dataset: Dataset) -> str:
+    """The template that class names are put into."""
+    if settings.template != "own":
+        return settings.template
+    if dataset.template is None:
+        raise WordsightError(
+            f"template=own, but {dataset.name} names none; give template='a photo of a {{}}.' or another "
+            f"with one {{}}"
+        )
+    return dataset.template
+
+
+def sentence_source(settings: RunSettings) -> str | None:
+    """Where a run's sentences come from; a template set stands in where a method wants some and none are
+    named.
+    """
+    if settings.sentences is not None or not resolve(METHODS, settings.method, "method").needs_sentences:
+        return settings.sentences
+    log.info(
+        "no sentences= given: the template set %r stands in. `wordsight sentences` has an LLM write some",
+        DEFAULT_SENTENCES,
+    )
+    return DEFAULT_SENTENCES
+
+
+# -- folders --
+
+
+def default_folder(settings: RunSettings) -> Path:
+    """runs/<data>-<method>-...: after what was asked for, however the data's path was typed."""
+    data = plain_name(settings.data)
+    shots = "all" if settings.shots is None else settings.shots
+    words = f"-{Path(settings.sentences).stem}" if settings.sentences else ""
+    if settings.backbone != RunSettings.backbone:
+        words += f"-{plain_name(settings.backbone)}"
+    method = plain_name(settings.method.replace(":", "-"))
+    return Path("runs") / f"{data}-{method}{words}-{shots}shot-{settings.classes}-seed{settings.seed}"
+
+
+def check_device(device: str) -> None:
+    """Errors: WordsightError for a device that is not here."""
+    try:
+        torch.empty(0, device=pick_device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise WordsightError(
+            f"device={device!r} is not there: {str(error).splitlines()[0]}; give device=cpu, cuda or auto"
+        ) from error

@@ -1,0 +1,349 @@
+"""Fit pairs: from image-text pairs to a run that is a backbone (CLAMP, LiT and kin).
+
+The same run folder as of labels, resumed by the same command. Under `accelerate launch` or `torchrun` every
+process calls this and returns the run; rank 0 alone writes and evaluates."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from wordsight.backbones import Backbone, load_backbone, pick_device
+from wordsight.backbones.llm import LLM
+from wordsight.backbones.text_tower import TextTower
+from wordsight.batches import PairBatches
+from wordsight.config import RunSettings, WordsightError
+from wordsight.contrast import join_processes, rank_0_first
+from wordsight.data import Pairs
+from wordsight.data.features import image_features, text_features
+from wordsight.data.pairs import open_pairs
+from wordsight.data.splits import digests
+from wordsight.data.stream import Mixture, StreamBatches, needs_stream, open_stream
+from wordsight.files import in_use, nfc, plain_name
+from wordsight.methods.two_tower import TwoTower, TwoTowerSettings, tower_settings
+from wordsight.runs import Run, RunFacts
+from wordsight.tasks import retrieve
+from wordsight.tasks.classify import tell_skipped
+from wordsight.train import STATE_FILE, changing, total_steps, train
+
+SIZES_FILE = "sizes.json"  # in state/: what a stream knows of its shards
+START_CAPTIONS = (
+    4000  # that start=ridge is fitted on: a map of a few hundred by a few hundred numbers needs no more
+)
+
+log = logging.getLogger("wordsight")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training of two towers is made of."""
+
+    settings: RunSettings
+    own: TwoTowerSettings
+    backbone: Backbone  # whose image tower is frozen
+    tower: TextTower
+    teacher: Backbone | None
+    pairs: Pairs | None  # None: they are read while training goes on
+    rank: int
+    world: int
+
+
+def fit_pairs(settings: RunSettings, backbone: Backbone | None = None) -> Run:
+    """Train the text tower of one run on pairs; the same settings again resume it, or give it back
+    finished.
+    """
+    own: TwoTowerSettings = settings.settings
+    rank, world = join_processes(pick_device(settings.device))
+    speaks = contextlib.nullcontext() if rank == 0 else _silent()
+    with speaks:
+        streams = _streams(settings)
+        if streams:
+            _opened(settings, rank, world)  # what is wrong with a source is said before a folder is made
+        pairs = None if streams else _pairs(settings)
+        if own.shard and world == 1:
+            log.info(
+                "settings.shard=true shares nothing out in one process; start several, with accelerate "
+                "launch or "
+                "torchrun"
+            )
+        parts = _parts(settings, backbone, pairs, rank, world)
+        folder = Path(settings.out or default_pairs_folder(settings)).expanduser()
+        with in_use(folder) if rank == 0 else contextlib.nullcontext():
+            with rank_0_first():
+                run = Run.start(folder, settings, _facts(parts), {}, pairs and pairs.account.to_dict())
+            if run.finished:
+                run.check_content()
+                log.info("%s is finished already; nothing to fit", run.folder)
+                return run
+            if rank == 0:
+                run.rewind(math.inf)
+            _complete(run, parts)
+    return run
+
+
+def default_pairs_folder(settings: RunSettings) -> Path:
+    """runs/<data>-<method>-<LM>-seed<seed>."""
+    data, lm = plain_name(settings.data), plain_name(settings.settings.text)
+    return Path("runs") / f"{data}-{settings.method}-{lm}-seed{settings.seed}"
+
+
+# -- what it is made of --
+
+
+def _parts(
+    settings: RunSettings, backbone: Backbone | None, pairs: Pairs | None, rank: int, world: int
+) -> Parts:
+    own: TwoTowerSettings = settings.settings
+    place = {"device": settings.device, "dtype": settings.dtype}
+    backbone = backbone or load_backbone(settings.backbone, **place, text=False)
+    torch.manual_seed(settings.seed)
+    with _named("settings.text", own.text):
+        tower = _tower(settings, backbone)
+    with _named("settings.teacher", own.teacher):
+        teacher = load_backbone(own.teacher, **place) if own.teacher is not None else None
+    if teacher is not None and own.tau_d is None:
+        own = replace(own, tau_d=teacher.logit_scale)
+    return Parts(settings, own, backbone, tower, teacher, pairs, rank, world)
+
+
+def _tower(settings: RunSettings, backbone: Backbone) -> TextTower:
+    own: TwoTowerSettings = settings.settings
+    shape = own.shape if own.random else None
+    wanted = tower_settings(own, backbone.dim)
+    return TextTower.from_base(own.text, wanted, device=backbone.device, dtype=settings.dtype, random=shape)
+
+
+def _facts(parts: Parts) -> RunFacts:
+    backbone = parts.backbone
+    known = "" if parts.pairs is None else _fingerprint(parts.pairs)
+    return RunFacts(
+        (),
+        backbone.dim,
+        1.0,
+        parts.settings.template,
+        image_fingerprint=backbone.image_fingerprint,
+        text_fingerprint=parts.tower.origin,
+        pairs=known,
+    )
+
+
+def _fingerprint(pairs: Pairs) -> str:
+    """What a resumed run must find again: in another order, too, its batches would be others."""
+    digest = hashlib.blake2b(digest_size=8)
+    for picture, content, captions in zip(pairs.pictures, digests(pairs.pictures), pairs.captions):
+        digest.update(repr((nfc(picture.name), content, tuple(captions))).encode(errors="surrogatepass"))
+    count = sum(map(len, pairs.captions))
+    return f"{len(pairs)} images with {count} captions, fingerprint {digest.hexdigest()}"
+
+
+def _streams(settings: RunSettings) -> bool:
+    """Whether pairs are read while training goes on, and not all at once."""
+    own: TwoTowerSettings = settings.settings
+    streams = own.features == "stream" or bool(own.weights) or needs_stream(settings.data)
+    if streams and own.start == "ridge":
+        raise WordsightError(
+            "settings.start=ridge reads all captions first, which a stream does not have; leave start out, "
+            "or give "
+            "tables"
+        )
+    return streams
+
+
+def _opened(settings: RunSettings, rank: int, world: int, sizes: Path | None = None) -> Mixture:
+    return open_stream(
+        settings.data,
+        settings.settings.weights or None,
+        template=settings.template,
+        sentences=settings.sentences,
+        aliases=settings.aliases,
+        seed=settings.seed,
+        rank=rank,
+        world=world,
+        sizes=sizes,
+    )
+
+
+def _pairs(settings: RunSettings) -> Pairs:
+    words = {name: getattr(settings, name) for name in ("template", "sentences", "aliases")}
+    pairs = open_pairs(settings.data, **words)
+    for note in pairs.notes:
+        log.info(note)
+    if len(pairs) < 2:
+        raise WordsightError(
+            f"data={settings.data!r} has one image-text pair only; at least 2 are needed, to tell them apart"
+        )
+    return pairs
+
+
+# -- training --
+
+
+def _complete(run: Run, parts: Parts) -> None:
+    """All that a run holds, in the order in which a later part needs an earlier one."""
+    own, tower, settings = parts.own, parts.tower, parts.settings
+    began, resumed = time.monotonic(), (run.state / STATE_FILE).is_file()
+    with contextlib.ExitStack() as leaving:
+        if parts.pairs is None:
+            batches = leaving.enter_context(_stream(run, parts))
+            captions: list[str] = []
+            # a resumed run has it in its state
+            mean = batches.mean_image() if own.centre and not resumed else None
+            batches.close()  # until training asks for the first batch
+        else:
+            with rank_0_first():  # the others find its features in the cache
+                batches, captions, mean = _batches(parts)
+        truncated = tower.truncated_texts  # before anything is tokenised twice; a stream has not begun
+        seconds = {"features": round(time.monotonic() - began, 3)}
+        began = time.monotonic()
+        torch.manual_seed(settings.seed)
+        method = TwoTower(tower, own, mean)
+        if own.start == "ridge" and not resumed:  # a resumed run has left the start behind
+            method.start_at_ridge(*_start(tower, batches, captions))
+        if method.learns_head_alone:
+            streams = parts.pairs is None
+            batches.per_caption["pooled"] = tower.features if streams else tower.features(captions).cpu()
+        if own.shard and parts.world > 1:
+            method.share_out()
+        train(method, batches, settings.train, seed=settings.seed, device=parts.backbone.device, run=run)
+        method.finish()
+        seconds["fit"] = round(time.monotonic() - began, 3)
+        if parts.pairs is None:
+            truncated = tower.truncated_texts
+            for note in batches.notes():
+                log.info(note)
+    with rank_0_first():
+        if parts.rank == 0:
+            facts = {"seconds": seconds, **_size(parts, batches, captions), "processes": parts.world}
+            _keep(run, parts, method, batches, facts | {"truncated_captions": truncated})
+
+
+def _size(parts: Parts, batches: Any, captions: list[str]) -> dict[str, int]:
+    if parts.pairs is not None:
+        return {"images": len(batches.images), "captions": len(captions)}
+    training = parts.settings.train
+    seen = total_steps(training, len(batches)) * training.batch_size  # of a stream: how often, not how many
+    return {"images": seen, "captions": seen}
+
+
+def _keep(run: Run, parts: Parts, method: TwoTower, batches: Any, event: dict[str, Any]) -> None:
+    """Write what was learned, measure it, and finish the run."""
+    if method.shared_out:  # the others have left, so a whole LM takes the trained tensors
+        torch.manual_seed(parts.settings.seed)
+        tensors = changing(method)
+        method = TwoTower(_tower(parts.settings, parts.backbone), parts.own)
+        method.load_state_dict(tensors, strict=False)
+    learned = LLM(
+        parts.backbone,
+        method.text,
+        image_mean=method.image_mean,
+        logit_scale=method.logit_scale,
+        name=str(run.folder),
+    )
+    learned.write_into(run.folder)
+    run.keep_weights(learned)
+    seen = batches.seen if parts.pairs is None else set(digests(parts.pairs.pictures)) - {None}
+    run.keep_seen(seen)
+    trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+    run.log({"event": "fit", **event, "parameters": trained})
+    truncated = event["truncated_captions"]
+    if truncated:
+        log.info(
+            "%d captions were longer than %d tokens with their wrapper and lost their ends",
+            truncated,
+            parts.tower.max_tokens,
+        )
+    retrieve.evaluate(run, backbone=learned)
+    run.finish()
+
+
+def _stream(run: Run, parts: Parts) -> StreamBatches:
+    settings, training = parts.settings, parts.settings.train
+    mixture = _opened(settings, parts.rank, parts.world, run.state / SIZES_FILE)
+    batches = StreamBatches(
+        mixture,
+        training.batch_size,
+        backbone=parts.backbone,
+        tokenise=parts.tower.tokenise,
+        teacher=parts.teacher,
+        features="store" if parts.own.features == "store" else "stream",
+        views=settings.views,
+        flip=settings.flip,
+        max_steps=training.max_steps,
+    )
+    len(batches)  # refuses what nobody knows the length of
+    return batches
+
+
+def _batches(parts: Parts) -> tuple[PairBatches, list[str], Float[Tensor, " D"] | None]:
+    """Image vectors, captions as tokens and the teacher's vectors of both; the distinct captions; the mean
+    image vector if it is wanted."""
+    settings, pairs, tower = parts.settings, parts.pairs, parts.tower
+    recipe = {"views": settings.views, "flip": settings.flip}
+    features = image_features(parts.backbone, pairs.pictures, **recipe)
+    tell_skipped(features, len(pairs))
+    captions = [pairs.captions[index] for index in features.kept]
+    distinct = list(dict.fromkeys(text for texts in captions for text in texts))
+    row_of = {text: row for row, text in enumerate(distinct)}
+    per_image, per_caption = {}, {}
+    if parts.teacher is not None:
+        kept = [pairs.pictures[index] for index in features.kept]
+        per_image["teacher_images"] = image_features(parts.teacher, kept, **recipe).vectors
+        per_caption["teacher_texts"] = text_features(parts.teacher, distinct)
+    tokens = tower.tokenise(distinct)
+    batches = PairBatches(
+        features.vectors,
+        [[row_of[text] for text in texts] for texts in captions],
+        [ids[:length] for ids, length in zip(tokens.ids.cpu(), tokens.lengths.tolist())],
+        settings.train.batch_size,
+        settings.seed,
+        per_image,
+        per_caption,
+        rank=parts.rank,
+        world=parts.world,
+    )
+    return batches, distinct, features.vectors[:, 0].mean(0) if parts.own.centre else None
+
+
+def _start(
+    tower: TextTower, batches: PairBatches, captions: list[str]
+) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N D"]]:
+    """Pooled states of captions, a sample where there are many, and the mean vector of the images of each."""
+    stream = torch.Generator().manual_seed(batches.seed)
+    chosen = torch.randperm(len(captions), generator=stream)[:START_CAPTIONS].sort().values
+    listed = [(caption, image) for image, texts in enumerate(batches.captions) for caption in texts]
+    rows = torch.tensor(listed)
+    sums = torch.zeros(len(captions), batches.images.shape[-1])
+    sums = sums.index_add(0, rows[:, 0], batches.images[rows[:, 1], 0])
+    means = sums / rows[:, 0].bincount(minlength=len(captions))[:, None]
+    return tower.features([captions[row] for row in chosen]), means[chosen].to(tower.device)
+
+
+@contextlib.contextmanager
+def _named(setting: str, value: str | None) -> Iterator[None]:
+    """An error about what a setting names says which setting that is."""
+    try:
+        yield
+    except WordsightError as error:
+        raise WordsightError(f"{setting}={value}: {error}") from error
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Of several processes one speaks."""
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

@@ -1,0 +1,196 @@
+"""Fitted: a method with the backbone and the class texts that it scores by. What tasks measure, what the
+estimator and the command line predict with, whether it was just trained, read from a run folder, or knows
+words alone."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from wordsight.backbones import Backbone, load_backbone
+from wordsight.config import METHODS, WordsightError, resolve
+from wordsight.data.features import text_features
+from wordsight.methods import Classifier, Embedder, NoSettings
+from wordsight.methods.zero_shot import ZeroShot
+from wordsight.runs import NO_BACKBONE, Run, RunFacts
+from wordsight.sentences import ClassTexts, class_texts, fill
+
+IMAGES_AT_ONCE = 4096  # that are compared with all sentences together
+
+log = logging.getLogger("wordsight")
+
+
+class Closest(NamedTuple):
+    """The sentence closest to what a method makes of an image."""
+
+    name: str  # of the class it is about
+    sentence: str
+    cosine: float
+
+
+@dataclass
+class Fitted:
+    """A fitted method over the classes of `texts`. `backbone` is None where only feature matrices were
+    seen.
+    """
+
+    method: Classifier
+    backbone: Backbone | None
+    facts: RunFacts
+    sentences: Mapping[str, tuple[str, ...]]
+    texts: ClassTexts
+
+    def __post_init__(self) -> None:
+        self.method.set_classes(self.texts)
+        self.method.to(self.device).eval()
+        if self.backbone is None:  # matrices of a few columns leave float32 too little room
+            self.method.double()
+
+    @classmethod
+    def open(cls, run: Run, backbone: Backbone | None = None) -> Fitted:
+        """The classifier in a run folder. Errors: WordsightError where the backbone is not the one it was
+        fitted on.
+        """
+        facts, sentences = run.facts, run.sentences
+        if run.settings.backbone == NO_BACKBONE:
+            vectors = run.extra("name_vectors")
+            none = ((),) * len(vectors)
+            texts = ClassTexts(facts.classes, vectors, none, (vectors[:0],) * len(vectors))
+            return cls(run.method(), None, facts, sentences, texts)
+        backbone = open_backbone(run, backbone)
+        texts = encode_classes(backbone, facts, facts.classes, sentences)
+        return cls(run.method(backbone), backbone, facts, sentences, texts)
+
+    @classmethod
+    def by_names(cls, backbone: Backbone, names: Sequence[str], template: str) -> Fitted:
+        """Zero-shot over a backbone: classes are known by their names alone."""
+        facts, sentences = facts_of(backbone, names, template), dict.fromkeys(names, ())
+        method = ZeroShot(facts.classes, backbone, NoSettings())
+        return cls(method, backbone, facts, sentences, encode_classes(backbone, facts, names, sentences))
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device if self.backbone is not None else torch.device("cpu")
+
+    def with_classes(
+        self, names: Sequence[str], sentences: Mapping[str, Sequence[str]] | None = None
+    ) -> Fitted:
+        """The same method over other classes, by name. Classes it was fitted on keep what they learned.
+
+        `sentences` are of classes that it has none of. Errors: WordsightError for fewer than two names, a
+        name twice, or where the method cannot score a class that it has seen no images of."""
+        if self.backbone is None:
+            raise WordsightError("new classes need words: fit with a backbone, which has a text tower")
+        if len(set(names)) < 2 or len(set(names)) < len(names):
+            raise WordsightError(
+                f"{list(names)} cannot be chosen among; give at least 2 class names, each once"
+            )
+        known = {name: tuple((sentences or {}).get(name, self.sentences.get(name, ()))) for name in names}
+        texts = encode_classes(self.backbone, self.facts, names, known)
+        return replace(
+            self, method=copy.deepcopy(self.method), sentences={**self.sentences, **known}, texts=texts
+        )
+
+    def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        """Scores on the CPU, in float32."""
+        return predict_logits(self.method, images.to(self.device))
+
+    @torch.inference_mode()
+    def closest(self, images: Float[Tensor, "B D"], top: int = 1) -> list[list[Closest]]:
+        """For each image the sentences of all classes that are closest to its prompt, the closest first. A
+        class without sentences has its name in the template."""
+        lines: list[tuple[str, str]] = []
+        vectors = []
+        texts = self.texts
+        for name, own, rows, name_row in zip(
+            texts.names, texts.sentences, texts.sentence_vectors, texts.name_vectors
+        ):
+            lines += [(name, sentence) for sentence in own or (fill(self.facts.template, name),)]
+            vectors.append(rows if len(rows) else name_row[None])
+        known = torch.cat(vectors).to(self.device)
+        found: list[list[Closest]] = []
+        for some in images.split(IMAGES_AT_ONCE):
+            prompts = self.method.prompt(some.to(self.device))
+            values, places = (prompts @ known.to(prompts).T).topk(min(top, len(lines)))
+            found += [
+                [Closest(*lines[place], value) for value, place in zip(*row)]
+                for row in zip(values.tolist(), places.tolist())
+            ]
+        return found
+
+
+@torch.inference_mode()
+def predict_logits(method: Classifier, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+    """Scores on the CPU, in float32."""
+    return method.logits(images).float().cpu()
+
+
+def open_backbone(run: Run, backbone: Backbone | str | None = None) -> Backbone:
+    """The backbone a run was fitted on, or the given one, or one by name where it has moved.
+
+    Errors: WordsightError where it gives other vectors than it did then.
+    """
+    if not run.facts.image_fingerprint:
+        raise WordsightError(
+            f"{run.folder} was fitted on feature matrices without a backbone; `wordsight.load` in Python "
+            f"predicts "
+            "from such matrices"
+        )
+    name = backbone if isinstance(backbone, str) else run.settings.backbone
+    if not isinstance(backbone, Backbone):
+        backbone = load_backbone(name, device=device_here(run.settings.device), dtype=run.settings.dtype)
+    for side in ("image_fingerprint", "text_fingerprint"):
+        if getattr(backbone, side) != getattr(run.facts, side):
+            raise WordsightError(
+                f"backbone {name!r} is not the one that {run.folder} was fitted on, or has changed since "
+                f"({side} differs); its features would not fit. Give backbone=... where it has moved, or "
+                f"fit again"
+            )
+    return backbone
+
+
+def device_here(device: str) -> str:
+    """`device`, or the CPU with a sentence where a run was fitted on one that is not here."""
+    from wordsight.backbones import pick_device
+
+    try:
+        torch.empty(0, device=pick_device(device))
+        return device
+    except (RuntimeError, AssertionError, WordsightError):
+        log.info("the run was fitted on device=%s, which is not here; it runs on the CPU", device)
+        return "cpu"
+
+
+def open_embedder(run: Run, backbone: Backbone | None = None) -> Backbone:
+    """The backbone that a two_tower run became."""
+    settings = run.settings
+    return backbone or load_backbone(run.folder, device=device_here(settings.device), dtype=settings.dtype)
+
+
+def is_embedder(run: Run) -> bool:
+    """Whether a run learned from pairs, and is a backbone."""
+    return issubclass(resolve(METHODS, run.settings.method, "method"), Embedder)
+
+
+def encode_classes(
+    backbone: Backbone, facts: RunFacts, names: Sequence[str], sentences: Mapping[str, Sequence[str]]
+) -> ClassTexts:
+    """Text vectors of classes, from the cache where they are in it. A class that `sentences` lacks has
+    none.
+    """
+    known = {name: sentences.get(name, ()) for name in names}
+    return class_texts(functools.partial(text_features, backbone), names, facts.template, known)
+
+
+def facts_of(backbone: Backbone, class_names: Sequence[str], template: str, **more: Any) -> RunFacts:
+    """What loading needs of a run over this backbone."""
+    prints = {side: getattr(backbone, side) for side in ("image_fingerprint", "text_fingerprint")}
+    return RunFacts(tuple(class_names), backbone.dim, backbone.logit_scale, template, **prints, **more)
