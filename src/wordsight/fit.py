@@ -194,6 +194,7 @@ def featurise(backbone: Backbone, split: Split, settings: RunSettings, views: in
         split.pictures,
         views=views or settings.views,
         flip=settings.flip,
+        max_pixels=settings.max_pixels,
     )
     classify.tell_skipped(features, len(split))
     return features

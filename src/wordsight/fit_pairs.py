@@ -289,7 +289,7 @@ def _batches(parts: Parts) -> tuple[PairBatches, list[str], Float[Tensor, " D"] 
     """Image vectors, captions as tokens and the teacher's vectors of both; the distinct captions; the mean
     image vector if it is wanted."""
     settings, pairs, tower = parts.settings, parts.pairs, parts.tower
-    recipe = {"views": settings.views, "flip": settings.flip}
+    recipe = {"views": settings.views, "flip": settings.flip, "max_pixels": settings.max_pixels}
     features = image_features(parts.backbone, pairs.pictures, **recipe)
     tell_skipped(features, len(pairs))
     captions = [pairs.captions[index] for index in features.kept]

@@ -106,7 +106,8 @@ def test_data_that_has_changed_is_noticed(backbone, tmp_path, said):
     ):
         fit(run.settings, backbone=backbone)
     assert (
-        evaluate(run, data=str(fill_folder(tmp_path / "other", count=9)), backbone=backbone)[0]["images"] == 9
+        evaluate(run, data=str(fill_folder(tmp_path / "other", count=9)), backbone=backbone)[0]["images"]
+        == 21
     )
 
 

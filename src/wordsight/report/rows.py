@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.methods import Learner
 from wordsight.metrics import harmonic_mean
+from wordsight.reader import to_dict
 from wordsight.report.published import published
 from wordsight.report.reading import ALL_LABELS, NO_LABELS, PARTS, Measured
 from wordsight.runs import Run

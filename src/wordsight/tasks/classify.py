@@ -122,7 +122,7 @@ def unseen(whole: Dataset, seen: set[bytes], run: Run) -> Dataset:
 
 def featurise(backbone: Backbone, split: Split, settings: RunSettings) -> Tested:
     """Test images through the image tower: centre crops alone."""
-    features = image_features(backbone, split.pictures, views=1)
+    features = image_features(backbone, split.pictures, max_pixels=settings.max_pixels)
     tell_skipped(features, len(split))
     return Tested(features.vectors[:, 0], torch.from_numpy(split.labels)[features.kept], features, split)
 
