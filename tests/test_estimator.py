@@ -347,9 +347,8 @@ def test_an_image_that_cannot_be_read_is_left_out_of_fitting(backbone, images, l
     (tmp_path / "bad.png").write_bytes(b"not an image")
     mixed = [images[0], str(tmp_path / "bad.png"), *images[1:]]
     classifier = make(backbone).fit(mixed, [labels[0], "blue", *labels[1:]])
-    assert classifier.skipped_ == [
-        (str(tmp_path / "bad.png"), "not an image, or of a kind that Pillow does not read")
-    ]
+    why = "not an image, or of a kind that Pillow does not read"
+    assert classifier.skipped_ == [(str(tmp_path / "bad.png"), why)]
     assert np.array_equal(
         classifier.predict_proba(images), make(backbone).fit(images, labels).predict_proba(images)
     )

@@ -22,6 +22,7 @@ ORDER = [
     "workers",
     "losses",
     "metrics",
+    "meter",
     "contrast",
     "backbones",
     "sentences",

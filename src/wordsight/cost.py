@@ -9,18 +9,12 @@ scikit-learn's."""
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import itertools
 import json
 import logging
 import math
-import platform
 import random
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -28,7 +22,6 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,6 +32,7 @@ from wordsight.config import RunSettings, TrainSettings, WordsightError
 from wordsight.files import write_file
 from wordsight.fit import fit_method
 from wordsight.fitted import predict_logits
+from wordsight.meter import TooLong, clock, limited, one_thread, peak_mib, processor
 from wordsight.methods import Classifier, FitData, Learner
 from wordsight.runs import RunFacts, build_method
 from wordsight.sentences import ClassTexts
@@ -75,10 +69,6 @@ LEGEND = (
 
 
 log = logging.getLogger("wordsight")
-
-
-class TooLong(Exception):
-    """LIMIT is over."""
 
 
 class Ends:
@@ -370,81 +360,6 @@ def made_up_names(size: int, seed: int) -> tuple[str, ...]:
 # -- measuring -----------------------------------------------------------------------------------------------
 
 
-def clock() -> float:
-    """Seconds: of this process's processor time, which other processes on the machine hardly change; on an
-    accelerator, where it waits, of the wall.
-    """
-    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
-
-
 def number(value: float) -> str:
     """Three digits or so, without an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):  # scikit-learn's own
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Errors: TooLong when the seconds are over; not outside the main thread, which alone hears the alarm."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        raise TooLong
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def peak_mib(work: Callable[[], Any]) -> float | None:
-    """How far memory rises above where it stood: the accelerator's, or the resident memory of this process.
-    None where nothing tells.
-    """
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(
-            0
-        )  # what was freed goes back, so that it is seen when it is taken again
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before = resident("VmRSS")
-    except OSError:
-        work()
-        return None
-    work()
-    return max(0.0, resident("VmHWM") - before)
-
-
-def resident(field: str) -> float:
-    """MiB, from /proc."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-
-def processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from wordsight.backbones import Backbone, load_backbone, unit
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data.features import image_features
-from wordsight.data.given import is_matrix, pictures_of
+from wordsight.data.given import encoded_labels, is_matrix, names_in, pictures_of
 from wordsight.data.splits import digests
 from wordsight.files import write_file
 from wordsight.fit import DEFAULT_SENTENCES, check_device, fit_method
@@ -91,7 +90,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             X, y = validate_data(self, X, y, dtype=np.float32)
         else:
             X = pictures_of(X)
-        self.classes_, labels = _encoded_labels(y, len(X))
+        self.classes_, labels = encoded_labels(y, len(X))
         names = self._names()
         backbone = self._open_backbone()
         vectors, kept, self.skipped_ = self._vectors(X, backbone, self.views)
@@ -150,7 +149,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         `sentences` describes classes it was not fitted on; one without sentences is known by its name alone.
         """
         check_is_fitted(self, "fitted_")
-        names, fitted = _names_in(class_names, "class_names"), self.fitted_
+        names, fitted = names_in(class_names, "class_names"), self.fitted_
         known: Mapping[str, Sequence[str]] = {}
         if isinstance(sentences, Mapping):
             known = read_sentences(sentences, [name for name in names if name in sentences])
@@ -226,7 +225,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def _names(self) -> tuple[str, ...]:
         if self.class_names is None:
             return tuple(str(label) for label in self.classes_)
-        names = _names_in(self.class_names, "class_names")
+        names = names_in(self.class_names, "class_names")
         if len(names) != len(self.classes_):
             raise WordsightError(
                 f"class_names has {len(names)} names, the labels have {len(self.classes_)} classes"
@@ -318,7 +317,7 @@ def load(
     run = Run.open(folder)
     if is_embedder(run):
         given = backbone if isinstance(backbone, Backbone) else None
-        return _zero_shot(run, open_embedder(run, given), _names_in(class_names, "class_names"))
+        return _zero_shot(run, open_embedder(run, given), names_in(class_names, "class_names"))
     settings, fitted = run.settings, Fitted.open(run, backbone)
     classifier = Classifier(
         None if settings.backbone == NO_BACKBONE else settings.backbone,
@@ -353,38 +352,6 @@ def _adopt(classifier: Classifier, fitted: Fitted) -> None:
     """What `fit` sets, of a method that was fitted elsewhere."""
     classifier.fitted_, classifier.classes_ = fitted, np.asarray(fitted.texts.names)
     classifier.skipped_, classifier.seen_, classifier.n_features_in_ = [], set(), fitted.facts.dim
-
-
-def _encoded_labels(y: Any, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """The classes in sorted order, and which of them each label is. Errors: WordsightError for labels that
-    are not one of a kind for each image."""
-    y = column_or_1d(y, warn=True)
-    if images != len(y):
-        raise WordsightError(f"{images} images and {len(y)} labels; each image needs one label")
-    kinds = {type(label).__name__ for label in y.tolist()} if y.dtype == object else set()
-    if kinds & {"NoneType", "list", "tuple", "dict", "set"}:
-        raise WordsightError(f"labels are of type {', '.join(sorted(kinds))}; each image needs one label")
-    if len(kinds) > 1:
-        raise WordsightError(
-            f"labels are of several types ({', '.join(sorted(kinds))}); give all as text, or all as numbers"
-        )
-    check_classification_targets(y)
-    classes, labels = np.unique(y, return_inverse=True)
-    if len(classes) < 2:
-        raise WordsightError(
-            f"all labels are of one class, {str(classes[0])!r}; at least 2 classes are needed to choose among"
-        )
-    return classes, labels
-
-
-def _names_in(names: Sequence[str], what: str) -> tuple[str, ...]:
-    """Errors: WordsightError for a text where a list is wanted, or a name that is no text."""
-    if isinstance(names, str):
-        raise WordsightError(f"{what}={names!r} is one text; give a list of class names")
-    wrong = [name for name in names if not isinstance(name, str)]
-    if wrong:
-        raise WordsightError(f"{what} holds {wrong[0]!r}, a {type(wrong[0]).__name__}; class names are texts")
-    return tuple(names)
 
 
 def _prototypes(names: tuple[str, ...], vectors: Float[Tensor, "n D"], labels: Tensor) -> ClassTexts:

@@ -123,8 +123,37 @@ def _accuracy(event: Mapping[str, Any]) -> None:
     out(
         f"{event['classes']:>5}: accuracy {event['accuracy']:5.1f}%  mean class recall "
         f"{event['mean_class_recall']:5.1f}%{five}  ({event['images']} test images, chance "
-        f"{event['chance']:.1f}%)"
+        f"{event['chance']:.1f}%{_folds(event)})"
     )
+    references = event.get("references", {})
+    for name, other in references.items():
+        out(
+            f"       {name:12} {other['accuracy']:5.1f}%  here {_difference(other)} against it, on the "
+            f"same images"
+        )
+    if references:
+        out(f"       {_verdict(references)}")
+
+
+def _folds(event: Mapping[str, Any]) -> str:
+    return f"; {event['folds']}-fold cross-validation" if "folds" in event else ""
+
+
+def _difference(other: Mapping[str, Any]) -> str:
+    mean, low, high = other["difference"]
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _verdict(references: Mapping[str, Any]) -> str:
+    """One sentence on whether labels and words helped: whether an interval leaves out zero."""
+    parts = {"zero_shot": "labels helped over names alone", "linear_probe": "words helped over labels alone"}
+    found = []
+    for name, claim in parts.items():
+        if name in references:
+            _, low, high = references[name]["difference"]
+            sure = "yes" if low > 0 else "no, they cost accuracy" if high < 0 else "not shown by these images"
+            found.append(f"{claim}: {sure}")
+    return "; ".join(found)
 
 
 def _retrieval(event: Mapping[str, Any]) -> None:

@@ -10,14 +10,8 @@ from torch.nn import functional as F
 from wordsight.backbones import unit
 from wordsight.config import WordsightError
 from wordsight.methods import FitData, Space, aape
-from wordsight.methods.aape import (
-    AAPE,
-    AAPESettings,
-    AttentionAggregator,
-    MeanAggregator,
-    MLPAggregator,
-    calibrate,
-)
+from wordsight.methods.aape import AAPE, AAPESettings, calibrate
+from wordsight.methods.aggregators import AttentionAggregator, MeanAggregator, MLPAggregator
 from wordsight.sentences import ClassTexts
 
 DIM, SCALE = 12, 20.0

@@ -1,4 +1,6 @@
-"""Given: images that come from Python: paths, PIL images and arrays, or a ready feature matrix."""
+"""Given: images and labels that come from Python: paths, PIL images, arrays, feature matrices, label
+lists.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d
 
 from wordsight.data import Picture
 from wordsight.files import WordsightError, read_bytes
@@ -51,3 +55,35 @@ def _read(path: Path) -> bytes:
         return read_bytes(path, "image")
     except WordsightError as error:  # belongs to this image alone
         raise OSError(str(error)) from error
+
+
+def encoded_labels(y: Any, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """The classes in sorted order, and which of them each label is. Errors: WordsightError for labels that
+    are not one of a kind for each image."""
+    y = column_or_1d(y, warn=True)
+    if images != len(y):
+        raise WordsightError(f"{images} images and {len(y)} labels; each image needs one label")
+    kinds = {type(label).__name__ for label in y.tolist()} if y.dtype == object else set()
+    if kinds & {"NoneType", "list", "tuple", "dict", "set"}:
+        raise WordsightError(f"labels are of type {', '.join(sorted(kinds))}; each image needs one label")
+    if len(kinds) > 1:
+        raise WordsightError(
+            f"labels are of several types ({', '.join(sorted(kinds))}); give all as text, or all as numbers"
+        )
+    check_classification_targets(y)
+    classes, labels = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        raise WordsightError(
+            f"all labels are of one class, {str(classes[0])!r}; at least 2 classes are needed to choose among"
+        )
+    return classes, labels
+
+
+def names_in(names: Sequence[str], what: str) -> tuple[str, ...]:
+    """Errors: WordsightError for a text where a list is wanted, or a name that is no text."""
+    if isinstance(names, str):
+        raise WordsightError(f"{what}={names!r} is one text; give a list of class names")
+    wrong = [name for name in names if not isinstance(name, str)]
+    if wrong:
+        raise WordsightError(f"{what} holds {wrong[0]!r}, a {type(wrong[0]).__name__}; class names are texts")
+    return tuple(names)

@@ -1,0 +1,96 @@
+"""Meter: processor time and memory of this process, for what measures cost."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+
+class TooLong(Exception):
+    """The time that `limited` gave is over."""
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):  # scikit-learn's own
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Errors: TooLong when the seconds are over; not outside the main thread, which alone hears the alarm."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def peak_mib(work: Callable[[], Any]) -> float | None:
+    """How far memory rises above where it stood: the accelerator's, or the resident memory of this process.
+    None where nothing tells.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(
+            0
+        )  # what was freed goes back, so that it is seen when it is taken again
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = resident("VmRSS")
+    except OSError:
+        work()
+        return None
+    work()
+    return max(0.0, resident("VmHWM") - before)
+
+
+def resident(field: str) -> float:
+    """MiB, from /proc."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def clock() -> float:
+    """Seconds: of this process's processor time, which other processes on the machine hardly change; on an
+    accelerator, where it waits, of the wall.
+    """
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
