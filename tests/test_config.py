@@ -179,3 +179,26 @@ def test_a_path_through_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(WordsightError, match="cannot be written"):
         write_file(tmp_path / "file" / "below", "y")
+
+
+def test_a_yaml_changes_what_it_inherits(tmp_path):
+    (tmp_path / "base.yaml").write_text("data: x\nshots: 4\nsettings: {width: 8, heads: 2}\n")
+    (tmp_path / "more.yaml").write_text("inherits: base.yaml\nsettings:\n  heads: 4\n")
+    (tmp_path / "own.yaml").write_text("inherits: [more.yaml, zero_shot]\nmethod: aape\n")
+    settings = read(RunSettings, tmp_path / "own.yaml")
+    assert (settings.shots, settings.settings.width, settings.settings.heads) == (4, 8, 4)
+    (tmp_path / "base.yaml").write_text("inherits: own.yaml\n")
+    with pytest.raises(WordsightError, match="inherits from itself"):
+        read(RunSettings, tmp_path / "own.yaml")
+
+
+def test_a_method_of_somebody_else_is_found_by_module_and_class(tmp_path, monkeypatch):
+    (tmp_path / "other_methods.py").write_text(
+        "from wordsight.methods.zero_shot import ZeroShot\nclass Mine(ZeroShot):\n    'Mine.'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert RunSettings(data="d", method="other_methods:Mine").method == "other_methods:Mine"
+    with pytest.raises(WordsightError, match="cannot be imported: No module named 'nowhere'"):
+        RunSettings(data="d", method="nowhere:Mine")
+    with pytest.raises(WordsightError, match="is no method"):
+        RunSettings(data="d", method="json:JSONDecoder")

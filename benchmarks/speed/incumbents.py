@@ -28,8 +28,10 @@ from transformers.utils import logging
 from wordsight.backbones import load_backbone
 from wordsight.backbones.clip import CLIP
 from wordsight.batches import FeatureBatches
-from wordsight.config import METHODS, resolve
+from wordsight.config import METHODS, RunSettings, resolve
 from wordsight.fit import fit_method
+from wordsight.methods import FitData
+from wordsight.runs import RunFacts
 from wordsight.sentences import class_texts
 from wordsight.train import total_steps, train
 
@@ -169,9 +171,8 @@ def compare(shape: str, clip: CLIP, count: int, rounds: int) -> None:
     def ours(name: str, **settings):
         kind = resolve(METHODS, name, "method")
         torch.manual_seed(2)
-        method = kind(names, clip.dim, clip.logit_scale, kind.Settings(**settings))
-        method.attach(clip)
-        method.bind(texts)
+        method = kind(names, clip, kind.Settings(**settings))
+        method.set_classes(texts)
         return method
 
     coop, cocoop = ours("coop", ctx=CONTEXT), ours("cocoop", ctx=CONTEXT, init=None)
@@ -212,8 +213,8 @@ def compare(shape: str, clip: CLIP, count: int, rounds: int) -> None:
         rounds,
     )
     step |= {name: step[name] / fast for name in ("ours", "CoCoOp ours")}
-    coop.bind(texts)
-    cocoop.bind(texts)
+    coop.set_classes(texts)
+    cocoop.set_classes(texts)
     many = 1000  # predictions from features timed together
     with torch.no_grad():
         predict = medians(
@@ -238,12 +239,12 @@ def compare(shape: str, clip: CLIP, count: int, rounds: int) -> None:
         ]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
-    kind = resolve(METHODS, "aape", "method")
     cocoop_steps = total_steps(cocoop.training_defaults, len(labels))
 
     def fit_aape() -> None:
-        method = ours("aape")
-        fit_method(method, vectors[:, None], labels, texts, kind.training(SHOTS), 1, torch.device("cpu"))
+        settings = RunSettings(data="none", shots=SHOTS)
+        facts = RunFacts(names, clip.dim, clip.logit_scale, "a {}.")
+        fit_method(settings, facts, FitData(vectors[:, None], labels, texts, 1), clip)
 
     aape = statistics.median(seconds(fit_aape) for _ in range(min(rounds, 3)))
     read = seconds(lambda: clip.encode_text([sentence for group in sentences.values() for sentence in group]))

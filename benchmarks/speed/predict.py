@@ -14,6 +14,7 @@ import time
 import torch
 
 from wordsight.backbones import unit
+from wordsight.methods import Space
 from wordsight.methods.aape import AAPE, AAPESettings
 from wordsight.methods.zero_shot import ZeroShot
 from wordsight.sentences import ClassTexts
@@ -27,13 +28,13 @@ def methods(form: str = "residual", width: int = 16) -> dict[str, torch.nn.Modul
     vectors = unit(torch.randn(CLASSES, WIDTH))
     texts = ClassTexts(names, vectors, ((),) * CLASSES, (vectors[:0],) * CLASSES)
     built = {
-        "zero-shot": ZeroShot(names, WIDTH, 100.0, None),
-        "aape": AAPE(names, WIDTH, 100.0, AAPESettings(form=form, width=width)),
+        "zero-shot": ZeroShot(names, Space(WIDTH, 100.0), None),
+        "aape": AAPE(names, Space(WIDTH, 100.0), AAPESettings(form=form, width=width)),
     }
     for method in built.values():
         for parameter in method.parameters():
             torch.nn.init.normal_(parameter, std=0.05)
-        method.bind(texts)
+        method.set_classes(texts)
     return built
 
 

@@ -212,6 +212,10 @@ class RunSettings:
                 "once, as in 'a photo of a {}.'"
             )
         kind = resolve(METHODS, self.method, "method")
+        if not callable(getattr(kind, "check", None)):
+            raise WordsightError(
+                f"method {self.method!r} is no method: derive it from wordsight.methods.Classifier"
+            )
         object.__setattr__(self, "settings", _typed(kind.Settings, self.settings, "settings."))
         object.__setattr__(self, "train", _training(kind, self))
         kind.check(self)

@@ -9,11 +9,12 @@ from conftest import CLASSIFIERS
 from safetensors.torch import load_file
 
 from wordsight.backbones import unit
-from wordsight.config import METHODS, RunSettings, WordsightError, load_yaml, resolve
+from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.files import write_tensors
 from wordsight.fit import fit_method
 from wordsight.fitted import predict_logits
 from wordsight.methods import FitData, Learner
+from wordsight.reader import read_yaml
 from wordsight.runs import Run, RunFacts, build_method
 from wordsight.sentences import ClassTexts, class_texts
 
@@ -85,7 +86,7 @@ def test_a_method_is_written_down(name):
     assert [
         path
         for path in (root / "src" / "wordsight" / "configs").glob("*.yaml")
-        if load_yaml(path)["method"] == name
+        if read_yaml(path)["method"] == name
     ], f"a YAML in configs/ has method: {name}"
 
 
