@@ -3,6 +3,7 @@ is read.
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,17 @@ def test_every_yaml_is_read_to_the_last_setting(path):
 
 def test_there_are_settings_to_read():
     assert CONFIGS
+
+
+def test_the_readme_s_tree_is_the_tree():
+    """Every module and package at the top is named there, and every name there is one."""
+    text = (ROOT.parents[1] / "README.md").read_text(encoding="utf-8")
+    tree = text.partition("```\nsrc/wordsight/\n")[2].partition("docs/")[0]
+    named = set(re.findall(r"\b(\w+)(?:\.py|/)", tree))
+    there = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert named - {"configs"} == there - {"__init__", "__main__"}
+
+
+def test_no_file_is_too_long():
+    long = {path.name: n for path in ROOT.rglob("*.py") if (n := len(path.read_text().splitlines())) > 400}
+    assert long == {}
