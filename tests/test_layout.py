@@ -39,6 +39,7 @@ ORDER = [
     "report",
     "demo",
     "cost",
+    "cells",
     "suites",
     "serve",
     "prediction",
