@@ -40,6 +40,7 @@ ORDER = [
     "report",
     "demo",
     "cost",
+    "cells",
     "suites",
     "serve",
     "prediction",

@@ -16,25 +16,32 @@ from pathlib import Path
 import pytest
 from conftest import CLASSIFIERS, fill_folder
 
-from wordsight import cost, suites
+from wordsight import cells, cost, suites
+from wordsight.cells import Outcome
 from wordsight.cli import main
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import open_dataset
+from wordsight.files import plain_name
 from wordsight.reader import read
-from wordsight.runs import Run
+from wordsight.runs import FINISHED, Run
 from wordsight.suites import (
     SUITES,
     Suite,
     SuiteSettings,
     classifiers,
-    folder_name,
     method_entries,
     plan,
     run_suite,
 )
+from wordsight.workers import WorkerKilled
 
 FOUR = ("red", "green", "blue", "yellow")
 QUICK = {"epochs": 1, "min_steps": 2}
+
+
+@pytest.fixture(autouse=True)
+def opened_anew():
+    cells.source.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +96,9 @@ def test_cells_are_methods_by_data_by_shots_by_seeds(data, tmp_path):
             data, tmp_path, "few-shot", ("one", "two"), shots=(1, 2), methods=("aape", "zero_shot", "protext")
         )
     )
-    counted = {(folder_name(c.settings.data), c.label): 0 for c in cells}
+    counted = {(plain_name(c.settings.data), c.label): 0 for c in cells}
     for cell in cells:
-        counted[folder_name(cell.settings.data), cell.label] += 1
+        counted[plain_name(cell.settings.data), cell.label] += 1
     assert counted["one", "aape"] == counted["two", "aape"] == 4
     assert counted["one", "zero_shot"] == 4, "without a test part the draw decides the test images"
     assert counted["two", "zero_shot"] == 1 and counted["two", "protext"] == 2, (
@@ -99,7 +106,7 @@ def test_cells_are_methods_by_data_by_shots_by_seeds(data, tmp_path):
     )
     assert len({cell.settings.out for cell in cells}) == len(cells)
     aape = next(cell for cell in cells if cell.label == "aape")
-    assert (aape.settings.classes, aape.settings.backbone, aape.settings.train["epochs"]) == (
+    assert (aape.settings.classes, aape.settings.backbone, aape.settings.train.epochs) == (
         "all",
         "colours",
         1,
@@ -169,13 +176,16 @@ def test_without_methods_it_is_every_classifier():
     assert read(SuiteSettings, "suite=cost", "methods=aape,coop", "seeds=1,2").methods == ("aape", "coop")
 
 
-def test_a_folder_is_called_after_the_last_part():
-    assert [folder_name(name) for name in ("a/b c/", "hf:org/name@x", "digits", "x-{000..003}.tar")] == [
-        "b-c",
-        "name-x",
-        "digits",
-        "x--000..003-.tar",
-    ]
+def test_a_dataset_is_called_after_its_folder_wherever_the_path_ends(tmp_path, monkeypatch):
+    (tmp_path / "sets" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "sets")
+    same = ("../sets", ".", "sub/..", str(tmp_path / "sets"), f"{tmp_path}/sets/", "../sets/sub/../")
+    assert {plain_name(name) for name in same} == {"sets"}
+    odd = {"hf:org/name@x": "name-x", "/": "data", "gone/..": "data", "x\x1b[2Jy": "x-2Jy"}
+    odd |= {"no\udcffname": "no-name", "x-{000..003}.tar": "x-000-003-tar", "e\u0301": "\u00e9"}
+    odd |= {"हिन्दी": "हिन्दी", "a b": "a-b", "..": plain_name(str(tmp_path))}
+    assert {name: plain_name(name) for name in odd} == odd
+    assert len(plain_name("long" * 100)) == 60
 
 
 # -- running -------------------------------------------------------------------------------------------------
@@ -207,7 +217,7 @@ def test_only_what_is_missing_is_run(data, backbone, tmp_path, monkeypatch):
         )["fitted"]
         == 3
     )
-    (tmp_path / "out" / "one" / "aape-2shot-seed2" / "weights.safetensors").unlink()
+    (tmp_path / "out" / "one" / "aape-2shot-seed2" / FINISHED).unlink()
     asked = []
     monkeypatch.setattr(
         suites, "featurise_all", lambda cells, *_: asked.extend(cell.settings.seed for cell in cells)
@@ -235,9 +245,7 @@ def test_no_image_and_no_text_is_left_for_the_cells(data, backbone, tmp_path, mo
         views=2,
     )
     cells = cells_of(settings)
-    suites.featurise_all(
-        cells, {data: open_dataset(data) for data in settings.data}, backbone, False, lambda line: None
-    )
+    suites.featurise_all(cells, backbone)
 
     def refuse(*_):
         raise AssertionError("a tower was asked")
@@ -276,7 +284,7 @@ def test_where_nothing_can_run_it_is_an_error(data, backbone, tmp_path):
         ({"suite": "base-to-knew"}, r"suite 'base-to-knew' is not known \(did you mean 'base-to-new'\?\)"),
         ({"methods": ("aap",)}, r"method 'aap' is not known \(did you mean 'aape'"),
         ({"methods": ("two_tower",)}, "two_tower learns from image-text pairs"),
-        ({"methods": ("aape", "aape")}, "names 'aape' twice"),
+        ({"methods": ("aape", "aape")}, "methods=aape and methods=aape have the same folder name, 'aape'"),
         ({"methods": ("none.yaml",)}, "'none.yaml' does not exist"),
         ({"data": ()}, "base-to-new needs one or more datasets: data=A"),
         ({"data": ("nowhere",)}, "data='nowhere' does not exist"),
@@ -406,31 +414,57 @@ def test_ctrl_c_stops_all_workers_and_the_same_command_ends_in_the_same_bits(
 
 
 def test_a_worker_that_is_killed_costs_its_run_alone(data, tmp_path, monkeypatch):
-    cells = cells_of(settings_for(data, tmp_path, methods=("zero_shot",)))[:2]
-    start = suites.start_worker
+    names = ("zero_shot", "aape", "coop", "taskres", "protext")
+    planned = cells_of(settings_for(data, tmp_path, methods=names, seeds=(1,)))
+    begun: list[list[str]] = []
 
-    def doomed():
-        connection, process = start()
-        if not (tmp_path / "killed").exists():
-            (tmp_path / "killed").touch()
-            process.kill()
-        return connection, process
+    def each(work, items, *, jobs, processes):
+        assert processes
+        begun.append([cell.label for cell in items])
+        for place, cell in enumerate(items):
+            if any(one.label == "coop" for one in items[place : place + jobs]):  # at work with this one
+                raise WorkerKilled
+            yield Outcome(cell)
 
-    monkeypatch.setattr(suites, "start_worker", doomed)
-    outcomes = list(
-        suites.in_processes(
-            [
-                dataclasses.replace(c, settings=dataclasses.replace(c.settings, backbone="micro"))
-                for c in cells
-            ],
-            1,
-        )
+    monkeypatch.setattr(cells, "each", each)
+    outcomes = {outcome.cell.label: outcome.error for outcome in cells.in_processes(planned, 2)}
+    assert begun == [[*names], ["aape"], ["coop"], ["taskres", "protext"]]
+    assert [name for name, error in outcomes.items() if error] == ["coop"] and len(outcomes) == 5
+    assert "ended from outside, perhaps for lack of memory" in outcomes["coop"]
+
+
+def test_a_method_from_outside_and_a_yaml_that_inherits(data, backbone, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "own_methods.py").write_text(
+        'from wordsight.methods.zero_shot import ZeroShot\n\nclass Mine(ZeroShot):\n    """Mine."""\n'
     )
-    assert (
-        len(outcomes) == 2
-        and "ended from outside (exit code -9)" in outcomes[0].error
-        and not outcomes[1].error
-    )
+    monkeypatch.syspath_prepend(tmp_path / "mine")
+    (tmp_path / "base.yaml").write_text("method: own_methods:Mine\ntemplate: a {}.\n")
+    (tmp_path / "child.yaml").write_text("inherits: base.yaml\nviews: 2\n")
+    methods = ("own_methods:Mine", str(tmp_path / "child.yaml"))
+    settings = settings_for(data, tmp_path, methods=methods, seeds=(1,))
+    one, two = cells_of(settings)
+    assert (one.label, two.label) == ("own_methods:Mine", "child")
+    assert Path(one.folder).name == "own_methods-Mine-2shot-seed1" and two.settings.template == "a {}."
+    result = run_suite(settings, backbone=backbone)
+    assert (result["fitted"], result["failed"]) == (2, []) and "own_methods:Mine" in result["markdown"]
+
+
+@pytest.mark.parametrize("path", ["one/red/..", "one/.", "one/", "./one", "../{root}/one"])
+def test_no_spelling_of_a_path_leads_outside_out(data, backbone, tmp_path, monkeypatch, path):
+    monkeypatch.chdir(data)
+    path = path.format(root=data.name)
+    settings = settings_for(data, tmp_path, methods=("zero_shot",), seeds=(1,), data=(path,))
+    assert run_suite(settings, backbone=backbone)["fitted"] == 1
+    folders = [file.parent.relative_to(tmp_path) for file in tmp_path.rglob("config.yaml")]
+    assert folders == [Path("out/one/zero_shot-2shot-seed1")] and not list(data.rglob("config.yaml"))
+
+
+def test_one_dataset_under_two_spellings_is_refused(data, tmp_path):
+    fill_folder(tmp_path / "ONE", FOUR)
+    for other in (f"{data / 'one'}/", str(data / "two" / ".." / "one"), str(tmp_path / "ONE")):
+        with pytest.raises(WordsightError, match="have the same folder name"):
+            run_suite(settings_for(data, tmp_path, data=(str(data / "one"), other)))
 
 
 # -- cost ----------------------------------------------------------------------------------------------------
@@ -481,7 +515,7 @@ def test_cost_lists_what_cannot_be_and_says_what_was_given_up(backbone, tmp_path
     monkeypatch.delattr(type(backbone), "encode_tokens", raising=False)
     monkeypatch.setattr("wordsight.methods.context.TokenReader", type("Nothing", (), {}))
     monkeypatch.setattr(cost, "LIMIT", 0.02)
-    monkeypatch.setattr("wordsight.methods.linear_probe.LinearProbe.begin", lambda *_: time.sleep(0.5))
+    monkeypatch.setattr("wordsight.methods.linear_probe.LinearProbe.setup", lambda *_: time.sleep(0.5))
     monkeypatch.setattr(cost, "warm_up", lambda *_: None)
     result = run_suite(
         SuiteSettings("cost", ("linear_probe", "coop"), sizes=(3,), out=str(tmp_path)), backbone=backbone

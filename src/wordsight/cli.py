@@ -130,7 +130,7 @@ def suite(options: argparse.Namespace) -> dict[str, Any]:
     from wordsight.suites import SuiteSettings, run_suite
 
     settings = read(SuiteSettings, *options.words, {"suite": options.suite})
-    return run_suite(settings, progress=not options.json, say=log.info)
+    return run_suite(settings)
 
 
 def sentences(options: argparse.Namespace) -> dict[str, Any]:

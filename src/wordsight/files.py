@@ -344,10 +344,15 @@ def nfc(name: str) -> str:
 
 
 def plain_name(path: str) -> str:
-    """The last part of a path or name, fit to be part of a folder's name."""
+    """The last part of a path or name, fit to be part of a folder's name: letters, digits, - and _ alone."""
     place = Path(path).expanduser()
-    last = place.resolve().name if place.exists() else place.name
-    return re.sub(r"[^\w]+", "-", last or path).strip("-") or "data"
+    last = place.resolve().name if os.path.exists(place) else place.name  # Path.exists fails for long names
+    signs = (sign if sign.isalnum() or _is_mark(sign) else "-" for sign in nfc(last or path))
+    return re.sub("-+", "-", "".join(signs)).strip("-")[:60] or "data"
+
+
+def _is_mark(sign: str) -> bool:
+    return sign == "_" or unicodedata.category(sign).startswith("M")  # a vowel sign, an accent
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -54,13 +54,15 @@ def fit(
     *,
     backbone: Backbone | None = None,
     references: bool = True,
+    source: Dataset | None = None,
     **values: Any,
 ) -> Run:
     """Fit one run and evaluate it; the same settings again resume it, or give it back where it is finished.
 
     `wordsight.fit(data="photos/", method="aape", shots=16, settings={"width": 16})`, or a RunSettings. A
     method of labels becomes a classifier, one of image-text pairs a backbone (`load_backbone(run.folder)`).
-    `references` measures zero-shot and a linear probe beside it. What was left out of the data, and what
+    `references` measures zero-shot and a linear probe beside it. `source` is what `data` names, where it is
+    open already. What was left out of the data, and what
     stood in for missing sentences, is logged. Errors: WordsightError; nothing half-done is left that the same
     call does not go on from."""
     if settings is None:
@@ -72,11 +74,13 @@ def fit(
     check_device(settings.device)
     if issubclass(resolve(METHODS, settings.method, "method"), Embedder):
         return fit_pairs(settings, backbone)
-    return _fit_labelled(settings, backbone, references)
+    return _fit_labelled(settings, backbone, references, source)
 
 
-def _fit_labelled(settings: RunSettings, backbone: Backbone | None, references: bool) -> Run:
-    drawn = draw(settings)
+def _fit_labelled(
+    settings: RunSettings, backbone: Backbone | None, references: bool, source: Dataset | None
+) -> Run:
+    drawn = draw(settings, source)
     for note in drawn.whole.notes:
         log.info(note)
     folder = Path(settings.out or default_folder(settings)).expanduser()
@@ -147,17 +151,17 @@ def _complete(
         cross_validate(run, data, backbone, dataset.train.take(features.kept), references)
         return
     others = reference_methods(run, data, backbone, sentences) if references else {}
-    classify.evaluate(run, fitted=fitted, references=others)
+    classify.evaluate(run, fitted=fitted, references=others, source=drawn.whole)
 
 
 # -- data --
 
 
-def draw(settings: RunSettings) -> Drawn:
+def draw(settings: RunSettings, source: Dataset | None = None) -> Drawn:
     """The few-shot draw of a run, with its base or new half of the classes, and a test part where images are
     left.
     """
-    whole = open_dataset(settings.data, settings.label)
+    whole = source if source is not None else open_dataset(settings.data, settings.label)
     train_part, val = few_shot(whole, settings.shots, settings.seed)
     everything = whole.test is None and len(train_part) == len(whole.train)
     test = whole.train.take([]) if everything else held_out(whole, settings.shots, settings.seed)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -173,7 +174,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / FINISHED).is_file()
+        return is_finished(self.folder)
 
     @property
     def state(self) -> Path:
@@ -312,6 +313,11 @@ class Run:
         return [event for event in events if kind in (None, event["event"])]
 
 
+def is_finished(folder: str | Path) -> bool:
+    """Whether a run's folder holds all of it."""
+    return (Path(folder).expanduser() / FINISHED).is_file()
+
+
 def build_method(settings: RunSettings, facts: RunFacts, backbone: Backbone | None = None) -> Classifier:
     """A fresh method of the kind, shape and settings that a run names; `backbone` where there is one."""
     kind = resolve(METHODS, settings.method, "method")
@@ -342,7 +348,7 @@ def absolute(name: str | None) -> str | None:
         return "::".join(filter(None, (absolute(one.strip()) for one in name.split("::"))))
     path = Path(name).expanduser()
     pattern = set(name) & set("*?[{") and "://" not in name  # of tars
-    return str(Path.cwd() / path) if pattern or path.exists() else name
+    return str(Path.cwd() / path) if pattern or os.path.exists(path) else name
 
 
 def _resolved(folder: Path, settings: RunSettings) -> RunSettings:

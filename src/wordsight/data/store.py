@@ -41,7 +41,8 @@ log = logging.getLogger("wordsight")
 
 def is_unit(rows: Float[np.ndarray, "... D"]) -> bool:
     """Whether every vector is finite and of length one; anything else is never kept."""
-    return bool((np.abs(np.linalg.norm(rows, axis=-1) - 1) < NORM_ERROR).all())
+    squares = np.einsum("...d,...d->...", rows, rows)  # a third of the time of linalg.norm
+    return bool((np.abs(squares - 1) < 2 * NORM_ERROR).all())
 
 
 class Store:
@@ -140,7 +141,7 @@ class Store:
         return found or []
 
     def _checked(self, path: Path) -> list[tuple[bytes, Row]]:
-        tensors, _ = read_tensors(path, sealed=True)
+        tensors, _ = read_tensors(path, sealed=True, finite=False)  # `is_unit` finds those
         digests, vectors = tensors["digests"].numpy(), tensors["vectors"].numpy()
         if vectors.dtype != np.float32 or vectors.shape != (len(digests), *self.shape):
             raise ValueError(f"vectors of {vectors.dtype} with shape {vectors.shape}")

@@ -43,17 +43,18 @@ def evaluate(
     backbone: Backbone | str | None = None,
     references: Mapping[str, Fitted] | None = None,
     fitted: Fitted | None = None,
+    source: Dataset | None = None,
 ) -> list[dict[str, Any]]:
     """Figures of a run on its test images, kept in metrics.jsonl.
 
     A run fitted on all classes is tested on all. One fitted on the base half is tested on the base classes
     among themselves and on the new classes among themselves (the field's base-to-new protocol). `data` names
     other data, whose classes are scored by their names. Images that the run was fitted to are left out,
-    whatever way they are named. `references` are other methods that are measured on the same images, for a
-    paired comparison."""
+    whatever way they are named. `source` is the data, where it is open already. `references` are other
+    methods that are measured on the same images, for a paired comparison."""
     settings = run.settings
     fitted = fitted or Fitted.open(run, backbone)
-    whole = open_dataset(data or settings.data, label or settings.label)
+    whole = source if source is not None else open_dataset(data or settings.data, label or settings.label)
     same = same_images(whole, run)
     own = data is None or same
     if not same and own:

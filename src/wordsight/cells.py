@@ -1,0 +1,221 @@
+"""Cells: the runs of a suite, each fitted and tested by itself, in this process or several, after what they
+share was computed once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+from wordsight.backbones import Backbone, load_backbone
+from wordsight.config import METHODS, RunSettings, WordsightError, resolve
+from wordsight.data import Dataset, Picture, open_dataset
+from wordsight.data.features import image_features
+from wordsight.data.splits import prepare
+from wordsight.files import plain_name
+from wordsight.fit import fit, sentence_source, template_of
+from wordsight.fitted import encode_classes, facts_of
+from wordsight.runs import Run, is_finished
+from wordsight.tasks.classify import evaluate, tell_skipped, test_part
+from wordsight.tasks.generate import sentences_for
+from wordsight.workers import WorkerKilled, each
+
+log = logging.getLogger("wordsight")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a suite, an ordinary run folder, and the other data it is tested on."""
+
+    label: str
+    settings: RunSettings
+    targets: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        settings = self.settings
+        shots = f"{settings.shots} shot{'s' * (settings.shots != 1)}"
+        return f"{plain_name(settings.data)}  {self.label}  {shots}  seed {settings.seed}"
+
+    @property
+    def finished(self) -> bool:
+        return is_finished(self.folder)
+
+    @property
+    def folder(self) -> str:
+        return str(self.settings.out)
+
+
+class Outcome(NamedTuple):
+    cell: Cell
+    figures: dict[str, float] = {}  # noqa: RUF012, by part, or by the other data's name
+    seconds: float = 0.0
+    lacks: tuple[str, ...] = ()  # what the method could not do, in sentences
+    error: str = ""  # why there is no run
+
+    def __str__(self) -> str:
+        figures = "  ".join(f"{name} {value:.1f}" for name, value in self.figures.items())
+        return f"{self.cell.name}  {self.error or figures}  ({self.seconds:.1f} s)"
+
+
+@cache
+def source(data: str, label: str | None) -> Dataset:
+    """A dataset, opened once in this process, so that its images are read for their digests once."""
+    return open_dataset(data, label)
+
+
+@cache
+def tower(name: str, device: str, dtype: str) -> Backbone:
+    return load_backbone(name, device=device, dtype=dtype)
+
+
+def tower_of(settings: RunSettings) -> Backbone:
+    return tower(settings.backbone, settings.device, settings.dtype)
+
+
+# -- features, once ------------------------------------------------------------------------------------------
+
+
+def featurise_all(cells: Sequence[Cell], backbone: Backbone | None) -> None:
+    """Every image and text that the cells need goes through its tower here, so that no two of them compute
+    it.
+    """
+    for (data, _, views, *_), (settings, pictures) in pictures_needed(cells).items():
+        several = f", {views} views" if views > 1 else ""
+        log.info("%s: features of %s images%s", plain_name(data), f"{len(pictures):,}", several)
+        options = {"views": views, "flip": settings.flip, "max_pixels": settings.max_pixels}
+        found = image_features(backbone or tower_of(settings), list(pictures.values()), **options)
+        tell_skipped(found, len(pictures))
+    asked = ("data", "sentences", "aliases", "template", "dtype", "method")
+    for cell in {tuple(getattr(cell.settings, name) for name in asked): cell for cell in cells}.values():
+        texts_needed(cell, backbone or tower_of(cell.settings))
+
+
+def pictures_needed(cells: Sequence[Cell]) -> dict[tuple, tuple[RunSettings, dict[str, Picture]]]:
+    """{(data, dtype, views, flip): (settings of one such run, {name: picture})}. A draw that the data does
+    not allow is left to its cell to say.
+    """
+    needed: dict[tuple, tuple[RunSettings, dict[str, Picture]]] = {}
+
+    def add(settings: RunSettings, data: str, pictures: Sequence[Picture], views: int = 1) -> None:
+        key = (data, settings.dtype, views, settings.flip or views == 1, settings.label)
+        needed.setdefault(key, (settings, {}))[1].update({picture.name: picture for picture in pictures})
+
+    for settings, targets in ((cell.settings, cell.targets) for cell in cells):
+        whole = source(settings.data, settings.label)
+        with contextlib.suppress(WordsightError):
+            for part in ("base", "new") if settings.classes == "base" else (settings.classes,):
+                dataset = prepare(whole, settings.shots, settings.seed, part)
+                if part == settings.classes:
+                    add(settings, settings.data, dataset.train.pictures, settings.views)
+                    if resolve(METHODS, settings.method, "method").needs_val and dataset.val is not None:
+                        add(settings, settings.data, dataset.val.pictures)
+                add(settings, settings.data, test_part(dataset).pictures)
+        for target in targets:
+            add(settings, target, test_part(source(target, settings.label)).pictures)
+    return {key: value for key, value in needed.items() if value[1]}
+
+
+def texts_needed(cell: Cell, backbone: Backbone) -> None:
+    """Class names and sentences of the data of a run, and of other data's classes."""
+    settings = cell.settings
+    datasets = [source(data, settings.label) for data in (settings.data, *cell.targets)]
+    known = sentences_for(sentence_source(settings), datasets[0].class_names, settings.aliases, backbone)
+    template = template_of(settings, datasets[0])
+    for dataset in datasets:
+        facts = facts_of(backbone, dataset.class_names, template)
+        encode_classes(backbone, facts, dataset.class_names, known)
+
+
+# -- running -------------------------------------------------------------------------------------------------
+
+
+def run_cell(cell: Cell, backbone: Backbone | None = None) -> Outcome:
+    """Fit and evaluate, or find that it is done. What the user can mend is in the outcome."""
+    began = time.monotonic()
+    settings = cell.settings
+    try:
+        with warnings_alone():
+            backbone = backbone or tower_of(settings)
+            whole = source(settings.data, settings.label)
+            run = fit(settings, backbone=backbone, references=False, source=whole)
+            tested = {event["data"] for event in run.events("eval")}
+            for target in cell.targets:
+                if target not in tested:
+                    evaluate(run, data=target, backbone=backbone, source=source(target, settings.label))
+            lacks = lacking(run, backbone, whole)
+    except WordsightError as error:
+        return Outcome(cell, seconds=time.monotonic() - began, error=str(error))
+    own = run.settings.data
+    figures = {
+        event["classes"] if event["data"] == own else plain_name(event["data"]): event["accuracy"]
+        for event in run.events("eval")
+    }
+    return Outcome(cell, figures, time.monotonic() - began, lacks)
+
+
+@contextlib.contextmanager
+def warnings_alone() -> Iterator[None]:
+    """What is left out of the data and the like was said for all runs together (`featurise_all`)."""
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def lacking(run: Run, backbone: Backbone, whole: Dataset) -> tuple[str, ...]:
+    """Why a run on base classes has no figures of the new ones, in the method's own words."""
+    if run.settings.classes != "base" or any(event["classes"] == "new" for event in run.events("eval")):
+        return ()
+    try:
+        evaluate(run, classes="new", backbone=backbone, source=whole)
+    except WordsightError as error:
+        return (f"classes=new: {error}",)
+    return ()
+
+
+def outcomes(cells: Sequence[Cell], jobs: int | None, backbone: Backbone | None) -> Iterator[Outcome]:
+    """Outcomes as they come: in this process where a backbone is given or one job is enough; by default in as
+    many processes as there are cores.
+    """
+    jobs = min(jobs or len(os.sched_getaffinity(0)), len(cells))
+    if backbone is not None or jobs <= 1:
+        return (run_cell(cell, backbone) for cell in cells)
+    return in_processes(cells, jobs)
+
+
+def in_processes(cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
+    """Outcomes as they come. When this ends early its processes are killed: each run goes on from what its
+    training last saved.
+
+    Where one of them is killed from outside, those that were at work are run again one by one, to find out
+    which of them it is, and the others go on."""
+    left = {cell.folder: cell for cell in cells}
+    while left:
+        try:
+            with contextlib.closing(each(run_cell, [*left.values()], jobs=jobs, processes=True)) as found:
+                for outcome in found:
+                    del left[outcome.cell.folder]
+                    yield outcome
+        except WorkerKilled:
+            for cell in [*left.values()][:jobs]:
+                del left[cell.folder]
+                yield alone(cell)
+
+
+def alone(cell: Cell) -> Outcome:
+    """The outcome of a run that may end its process."""
+    began = time.monotonic()
+    try:
+        return next(iter(list(each(run_cell, [cell], jobs=1, processes=True))))
+    except WorkerKilled:
+        said = "its process was ended from outside, perhaps for lack of memory; the same command tries again"
+        return Outcome(cell, seconds=time.monotonic() - began, error=said)
