@@ -86,7 +86,7 @@ def _tars(folder: Path) -> list[str]:
 
 
 def _found(path: str, source: str) -> list[str]:
-    found = [path] if os.path.isfile(path) else sorted(glob.glob(path))
+    found = [path] if is_file(path) else sorted(filter(is_file, glob.glob(path)))
     if not found:
         raise WordsightError(f"tar {path!r} of data={source!r} does not exist")
     return found
