@@ -175,15 +175,15 @@ def _dataset(spec: str, table: Table) -> Dataset:
     for picture in unlabelled:
         account.leave(UNLABELLED, picture.name)
     account.check()
+    told = "".join(f"; {note}" for note in account.notes())
     if not labelled:
-        told = "".join(f"; {note}" for note in account.notes())
         raise WordsightError(
             f"no image of {spec!r} has a label{told}; in a tar expected key.cls, key.txt or key.json with a "
             f"label beside key.jpg"
         )
     if len(names) < 2:
         raise WordsightError(
-            f"{spec!r} has one class only ({few(names)}); at least 2 are needed to choose among"
+            f"{spec!r} has one class only ({few(names)}); at least 2 are needed to choose among{told}"
         )
     index = {key: place for place, key in enumerate(table.names)}
     parts = {}
