@@ -167,6 +167,7 @@ def _opened(settings: RunSettings, rank: int, world: int, sizes: Path | None = N
         template=settings.template,
         sentences=settings.sentences,
         aliases=settings.aliases,
+        label=settings.label,
         seed=settings.seed,
         rank=rank,
         world=world,
@@ -175,7 +176,7 @@ def _opened(settings: RunSettings, rank: int, world: int, sizes: Path | None = N
 
 
 def _pairs(settings: RunSettings) -> Pairs:
-    words = {name: getattr(settings, name) for name in ("template", "sentences", "aliases")}
+    words = {name: getattr(settings, name) for name in ("template", "sentences", "aliases", "label")}
     pairs = open_pairs(settings.data, **words)
     for note in pairs.notes:
         log.info(note)
@@ -279,6 +280,7 @@ def _stream(run: Run, parts: Parts) -> StreamBatches:
         features="store" if parts.own.features == "store" else "stream",
         views=settings.views,
         flip=settings.flip,
+        max_pixels=settings.max_pixels,
         max_steps=training.max_steps,
     )
     len(batches)  # refuses what nobody knows the length of

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import shutil
 import tarfile
 import threading
 from functools import partial
@@ -626,10 +627,57 @@ def test_ranks_share_a_batch(tars, table, backbone):
     assert not seen[0] & seen[1] and all(seen)
 
 
-def test_a_small_source_is_told_of_and_the_mean_is_of_the_stream(tmp_path, backbone, table):
+def test_a_small_source_is_told_of_and_the_mean_is_of_the_stream(tmp_path, backbone, table, monkeypatch):
+    monkeypatch.setattr(stream_module, "MEAN_OF", 90)
     fill_folder(tmp_path / "few", count=1)
     with batches_of(f"{tmp_path / 'few'}::{table}", backbone, 10, "0.5,0.5") as batches:
         assert "has 3 pairs and a batch takes 5" in batches.notes()[-1]
     with batches_of(table, backbone, 9) as batches:
         whole = image_features(backbone, open_pairs(table).pictures).vectors[:, 0].mean(0)
         assert torch.allclose(batches.mean_image(), whole, atol=1e-5)
+
+
+def test_the_images_of_all_batches_are_remembered_over_a_kill(tars, backbone, tmp_path):
+    opened = partial(
+        batches_of, tars, backbone, 4, max_steps=9, place={"sizes": tmp_path / "state/sizes.json"}
+    )
+    with opened() as batches:
+        for step in range(2):
+            batches.batch(0, step)
+        first = batches.seen
+    with opened() as batches:
+        batches.batch(0, 2)
+        assert first < batches.seen and {len(digest) for digest in batches.seen} == {16}
+    with open(tmp_path / "state/given-0.bin", "ab") as file:
+        file.write(b"cut")  # a kill inside a write
+    with opened() as batches:
+        for step in range(3, 9):
+            batches.batch(0, step)
+        pictures = [picture for picture, _ in itertools.islice(batches.mixture.sources[0].samples(0), 22)]
+        assert {picture.digest for picture in pictures} <= batches.seen
+    with batches_of(tars, backbone, 4, max_steps=9) as batches:
+        batches.batch(0, 0)
+        assert len(batches.seen) == 4
+
+
+def test_a_resumed_stream_may_have_been_moved_but_not_changed(tars, tmp_path):
+    folder = Path(shutil.copytree(Path(tars).parent, tmp_path / "here"))
+    sizes = tmp_path / "state/sizes.json"
+    source = only(str(folder), sizes=sizes)
+    through = taken(source, 0, 30)
+    source.sizes.save()
+    moved = folder.rename(tmp_path / "there")
+    assert taken(only(str(moved / "x-*.tar"), sizes=sizes), 5, 20) == through[5:25]
+    content = bytearray((moved / "x-001.tar").read_bytes())
+    content[600] ^= 1  # a pixel, or near it: as many bytes as before
+    (moved / "x-001.tar").write_bytes(content)
+    source = only(str(moved), sizes=sizes)
+    fails("x-001.tar", "is not what it was", call=lambda: taken(source, 0, 30))
+
+
+def test_images_beyond_max_pixels_are_replaced(tars, backbone):
+    with batches_of(tars, backbone, 4, max_steps=3, max_pixels=64) as batches:
+        batches.batch(0, 0)
+        assert not batches.skipped
+    with batches_of(tars, backbone, 4, max_steps=3, max_pixels=63) as batches:
+        fails("could not be read", "more than max_pixels=63", call=lambda: batches.batch(0, 0))

@@ -32,6 +32,7 @@ PART = {"cpu": 32}  # images that pass through a tower together; elsewhere
 PART_ELSEWHERE = 256
 GREY = Picture("a grey square", partial(np.full, (32, 32, 3), 128, np.uint8))
 
+Made = tuple[dict[str, Tensor], list[bytes]]
 Vectors = tuple[Tensor, ...]  # one image's, under the backbone and, where there is one, the teacher
 
 
@@ -51,7 +52,8 @@ class Producer:
         self.thread = threading.Thread(target=self._run, name="wordsight-stream", daemon=True)
         self.thread.start()
 
-    def take(self) -> dict[str, Tensor]:
+    def take(self) -> Made:
+        """A batch, and the digests of its images."""
         made = self.made.get()
         if isinstance(made, BaseException):
             raise made
@@ -78,14 +80,14 @@ class Producer:
         except BaseException as error:  # whatever it is, it belongs to the thread that waits for a batch
             self._give(error)
 
-    def _give(self, made: dict[str, Tensor] | BaseException) -> None:
+    def _give(self, made: Made | BaseException) -> None:
         while not self.stopped.is_set():
             try:
                 return self.made.put(made, timeout=0.1)
             except queue.Full:
                 continue
 
-    def _make(self, step: int, readers: Sequence[_Reader]) -> dict[str, Tensor]:
+    def _make(self, step: int, readers: Sequence[_Reader]) -> Made:
         batches, counts = self.batches, self.batches.counts(step).tolist()
         draw = rng(batches.mixture.seed, DRAW, batches.mixture.rank, step)
         views = draw.integers(batches.views, size=batches.size).tolist()
@@ -104,7 +106,7 @@ class Producer:
         texts = [captions[int(drawn * len(captions))] for (_, captions), drawn in zip(samples, which)]
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         tokens = batches.tokenise(list(row_of))
-        return {
+        batch = {
             **{
                 name: torch.stack(column) for name, column in zip(("images", "teacher_images"), zip(*vectors))
             },
@@ -113,6 +115,7 @@ class Producer:
             "text_of": torch.tensor([row_of[text] for text in texts]),
             **{name: compute(list(row_of)).cpu() for name, compute in batches.per_caption.items()},
         }
+        return batch, [picture.digest for picture, _ in samples]
 
     def _check_hope(
         self, readers: Sequence[_Reader], samples: Sequence[Sample], vectors: Sequence[Vectors | None]
@@ -138,12 +141,12 @@ class Producer:
         )
 
     def _stored(self, pictures: Sequence[Picture], views: Sequence[int]) -> list[Vectors | None]:
-        several, flip = self.batches.views, self.batches.flip
+        several, flip, limit = self.batches.views, self.batches.flip, self.batches.max_pixels
         found: list[list[Tensor]] = [[] for _ in pictures]
         for tower in self.towers:
             self._check_stop()
             asked = [*pictures, GREY]  # which can be read: where none can, image_features stops
-            features = image_features(tower, asked, views=several, flip=flip)
+            features = image_features(tower, asked, views=several, flip=flip, max_pixels=limit)
             self.batches.skipped.update(features.skipped)
             for place, vectors in zip(features.kept, features.vectors):
                 if place < len(pictures):
@@ -176,7 +179,7 @@ class Producer:
         """
         try:
             value, digest = picture.read()
-            image = read_image(value)
+            image = read_image(value, self.batches.max_pixels)
         except Unreadable as error:
             self.batches.skipped[picture.name] = str(error)
             return None

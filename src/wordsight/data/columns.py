@@ -80,6 +80,16 @@ class Columns:
             f"{', '.join(wanted)}{near}"
         )
 
+    def asked(self, name: str) -> str:
+        """The column of this name. Errors: WordsightError where there is none, with the nearest."""
+        found = self.find([name])
+        if found is None:
+            raise WordsightError(
+                f"{self.where} has no column {name!r}{nearest(name, self.readers)}; its columns are "
+                f"{', '.join(self.readers)}"
+            )
+        return found
+
     def parts(self) -> Sequence[str]:
         """train, val or test of each row; all train where nothing says."""
         split = self.find(["split"])
@@ -152,7 +162,7 @@ def _labelled(
     account: Account,
     asked: str | None,
 ) -> Table:
-    column = columns.need(columns.label_keys if asked is None else [asked], "label")
+    column = columns.need(columns.label_keys, "label") if asked is None else columns.asked(asked)
     where = f"column {column} of {columns.where}"
     labels = settle([label_of(value, where) for value in columns.cells(column)], columns.where)
     if column in columns.class_names:

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from wordsight.data import Picture
 from wordsight.data.account import Account
@@ -39,8 +39,7 @@ NO_SUFFIX = "without a suffix (name them .jpg, .png, ... if they are images)"
 NO_IMAGE = "of no image format"
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One image with what its source says of it."""
 
     picture: Picture
@@ -61,7 +60,8 @@ class Table:
 
 def why_not(name: str) -> str | None:
     """Why a file of this name is no image that is read here; None where it is one."""
-    suffix = os.path.splitext(name)[1].lower()
+    stem, dot, last = name.rpartition(".")
+    suffix = (dot + last).lower() if stem and "/" not in last else ""
     if suffix in IMAGES:
         return None
     return OF_SUFFIX.get(suffix, NO_IMAGE) if suffix else NO_SUFFIX
@@ -74,7 +74,7 @@ def is_hidden(name: str) -> bool:
 
 def shown(name: str) -> str:
     """A file name as text, whatever its bytes: those that are no UTF-8 are written out as \\xe9."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def read_file(path: str) -> bytes:

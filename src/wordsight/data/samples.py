@@ -95,7 +95,8 @@ def _read_members(file: BinaryIO, size: int, content: Content) -> None:
             content.damage = _damage(file, tar.offset, size)
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:  # of a damaged header
         known = content.images or content.fields
-        content.damage = str(error) if known else f"not readable as an uncompressed tar: {error}"
+        what = "cut off or damaged" if known else "not readable as an uncompressed tar"
+        content.damage = f"{what}: {error}"
 
 
 def _take_member(member: tarfile.TarInfo, tar: tarfile.TarFile, size: int, content: Content) -> None:

@@ -1,10 +1,10 @@
-"""Sizes: what a stream remembers of its sources between a run and its resumption."""
+"""Sizes: what a stream remembers between a run and its resumption: its sources, and the images it gave."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from wordsight.data.fetch import size_of
 from wordsight.files import read_json, write_file
 
 SAVE_SECONDS = 5.0
+DIGEST_BYTES = 16
 
 
 class Size(NamedTuple):
@@ -90,3 +91,33 @@ class Sizes:
             if self.path
             else "leave data alone while it trains"
         )
+
+
+class Given:
+    """Digests of the images that a stream has given, one after another in a file beside the sizes, so that
+    those of before a kill are known too. Each rank writes its own; together they are what a run has seen."""
+
+    def __init__(self, sizes: Path | None, rank: int = 0):
+        self.folder = None if sizes is None else sizes.parent
+        self.path = None if self.folder is None else self.folder / f"given-{rank}.bin"
+        self.held: set[bytes] = set()  # where there is no folder to write to
+
+    def add(self, digests: Iterable[bytes]) -> None:
+        if self.path is None:
+            self.held.update(digests)
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as file:
+            file.write(bytes(-file.tell() % DIGEST_BYTES))  # a kill may have cut the last one off
+            file.write(b"".join(digests))
+
+    def all(self) -> set[bytes]:
+        """Those of every rank."""
+        files = [] if self.folder is None else sorted(self.folder.glob("given-*.bin"))
+        contents = [file.read_bytes() for file in files]
+        found = {
+            content[start : start + DIGEST_BYTES]
+            for content in contents
+            for start in range(0, len(content) - DIGEST_BYTES + 1, DIGEST_BYTES)
+        }
+        return found | self.held

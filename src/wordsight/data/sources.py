@@ -94,16 +94,14 @@ def read_pictures(spec: str | Path, account: Account | None = None) -> Iterator[
         raise WordsightError(f"{str(spec)!r} holds no images{told}")
 
 
-def caption_table(spec: str) -> Path | None:
-    """The table of captions that a source is or holds; None where it is labelled."""
+def is_captioned(spec: str) -> bool:
+    """Whether a source has captions, and not labels alone."""
     path = Path(spec).expanduser().absolute()
-    inside = path / CAPTIONS
-    return inside if inside.is_file() else path if has_captions(path) else None
-
-
-def same_source(one: str, other: str) -> bool:
-    """Whether two words for data= name the same one."""
-    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+    if is_table(path):
+        return has_captions(path)
+    if path.is_dir() and not is_shards(spec) and not hub.is_saved(path):
+        return (path / CAPTIONS).is_file()
+    return spec != "digits" and any(row.captions for row in read(spec, "captions").rows)
 
 
 # ---- which reader
@@ -177,15 +175,15 @@ def _dataset(spec: str, table: Table) -> Dataset:
     for picture in unlabelled:
         account.leave(UNLABELLED, picture.name)
     account.check()
+    told = "".join(f"; {note}" for note in account.notes())
     if not labelled:
-        told = "".join(f"; {note}" for note in account.notes())
         raise WordsightError(
             f"no image of {spec!r} has a label{told}; in a tar expected key.cls, key.txt or key.json with a "
             f"label beside key.jpg"
         )
     if len(names) < 2:
         raise WordsightError(
-            f"{spec!r} has one class only ({few(names)}); at least 2 are needed to choose among"
+            f"{spec!r} has one class only ({few(names)}); at least 2 are needed to choose among{told}"
         )
     index = {key: place for place, key in enumerate(table.names)}
     parts = {}

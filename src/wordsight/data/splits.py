@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Literal
 
@@ -19,9 +18,10 @@ from wordsight.data.account import counted, few
 from wordsight.data.images import Unreadable
 from wordsight.files import nfc
 from wordsight.reader import nearest
+from wordsight.workers import each, progress
 
 READERS = 8  # threads that read images for their digests: they wait for the disk, or hash without the GIL
-FEW = 64  # so many images are read sooner by one
+CHUNK = 64  # images that one of them reads in turn
 Which = Literal["all", "base", "new"]
 
 
@@ -139,11 +139,18 @@ def fingerprint(split: Split) -> str:
 def digests(pictures: Sequence[Picture]) -> list[bytes | None]:
     """The content digest of each image, read by several threads; None where it cannot be loaded."""
     missing = [picture for picture in pictures if "digest" not in vars(picture)]
-    if len(missing) < FEW:
-        return list(map(_digest, pictures))
-    with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(_digest, missing))  # each picture keeps its own
-    return list(map(_digest, pictures))
+    chunks = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
+    failed: set[int] = set()
+    if len(chunks) > 1:
+        with progress("images", len(missing)) as advance:
+            for chunk, found in each(_read, chunks, jobs=READERS):
+                failed |= {id(picture) for picture, digest in zip(chunk, found) if digest is None}
+                advance(len(chunk))
+    return [None if id(picture) in failed else _digest(picture) for picture in pictures]
+
+
+def _read(pictures: Sequence[Picture]) -> tuple[Sequence[Picture], list[bytes | None]]:
+    return pictures, list(map(_digest, pictures))  # each picture keeps its own
 
 
 def conflicts(*splits: Split | None) -> list[list[tuple[str, int]]]:

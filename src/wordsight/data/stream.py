@@ -26,9 +26,10 @@ from wordsight.config import WordsightError
 from wordsight.data.account import Account, counted
 from wordsight.data.ahead import Producer
 from wordsight.data.features import text_features
+from wordsight.data.images import MAX_PIXELS
 from wordsight.data.pairs import Words, captioned_rows, sources_of
 from wordsight.data.shards import ORDER, TAKE, Rows, Shards, Source, rng
-from wordsight.data.sizes import Sizes
+from wordsight.data.sizes import Given, Sizes
 from wordsight.data.tars import is_shards, shards_of
 
 BLOCK = 1024  # steps whose draws from the sources are made together
@@ -160,6 +161,7 @@ class StreamBatches:
         features: Literal["stream", "store"] = "stream",
         views: int = 1,
         flip: bool = True,
+        max_pixels: int | None = None,  # of the largest image that is read; by default images.MAX_PIXELS
         max_steps: int | None = None,
         ahead: int = 1,  # finished batches that wait, beside the one in work
     ):
@@ -177,7 +179,9 @@ class StreamBatches:
                 **self.per_caption,
             }
         self.features, self.views, self.flip = features, views, flip
+        self.max_pixels = max_pixels or MAX_PIXELS
         self.max_steps, self.ahead = max_steps, ahead
+        self.given = Given(mixture.sizes.path, mixture.rank)
         self.skipped: dict[str, str] = {}  # images that could not be read, and why
         self._length = self._count()
         self._blocks: tuple[int, Int[np.ndarray, " S"]] = (0, np.zeros(len(mixture.sources), np.int64))
@@ -205,10 +209,17 @@ class StreamBatches:
             self._producer = Producer(self, step)
             atexit.register(self.close)  # a daemon thread inside torch would crash the end of the process
         try:
-            return self._producer.take()
+            batch, digests = self._producer.take()
         except BaseException:
             self._halt(timeout=1.0)
             raise
+        self.given.add(digests)
+        return batch
+
+    @property
+    def seen(self) -> set[bytes]:
+        """Digests of the images of all batches so far, on every rank, those before a resumption included."""
+        return self.given.all()
 
     def close(self) -> None:
         """End the thread that works ahead, and write the sizes of the shards it has read."""

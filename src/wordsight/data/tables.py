@@ -104,7 +104,8 @@ def _read_parquet(path: Path) -> Columns:
     if not is_file(str(path)):
         raise WordsightError(f"{str(path)!r} is no regular file")
     try:
-        read = pyarrow.parquet.ParquetFile(path).read()  # read_table would take columns from folder names
+        with open(path, "rb") as file:  # pyarrow opens no name that is not UTF-8
+            read = pyarrow.parquet.ParquetFile(file).read()  # read_table takes columns from folder names
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WordsightError(f"{str(path)!r} is not readable as Parquet: {first}") from error

@@ -7,7 +7,6 @@ import os
 import re
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -86,7 +85,7 @@ def _tars(folder: Path) -> list[str]:
 
 
 def _found(path: str, source: str) -> list[str]:
-    found = [path] if os.path.isfile(path) else sorted(glob.glob(path))
+    found = [path] if is_file(path) else sorted(filter(is_file, glob.glob(path)))
     if not found:
         raise WordsightError(f"tar {path!r} of data={source!r} does not exist")
     return found
@@ -148,7 +147,7 @@ def read_tars(parts: Mapping[str, Sequence[str]], spec: str, want: Want, label: 
             + "".join(f"; {note}" for note in account.notes())
         )
     labels = settle([row.label for row in rows], repr(spec))
-    rows = [replace(row, label=label) for row, label in zip(rows, labels)]
+    rows = [row._replace(label=label) for row, label in zip(rows, labels)]
     folder = Path(paths[0]).parent
     return Table(rows, account, _class_names(labels, folder, spec), _template(folder))
 

@@ -36,7 +36,7 @@ class Walker:
     reached: set[str] = field(default_factory=set)  # real paths of what links have led to
 
     def __post_init__(self) -> None:
-        self.real = os.path.realpath(self.root)
+        self.real, self.cut = os.path.realpath(self.root), len(str(self.root)) + 1
 
     def entries(self, folder: str | Path) -> list[tuple[str, str]]:
         """(path, kind) of what a folder holds, sorted; kind is file, folder, link or other."""
@@ -83,7 +83,7 @@ class Walker:
 
     def name(self, path: str | Path) -> str:
         """The path inside the root; the root's own is a dot."""
-        return shown(str(path)[len(str(self.root)) + 1 :]) or "."
+        return shown(str(path)[self.cut :]) or "."
 
     def leave(self, reason: str, path: str) -> None:
         self.account.seen += 1
@@ -95,8 +95,16 @@ class Walker:
 
     def _walk(self, folder: str, real: str | None = None, hidden: bool = False) -> Iterator[tuple[str, str]]:
         for path, kind in self.entries(folder):
-            target = None if real is None else os.path.join(real, os.path.basename(path))
-            yield from self.at(path, kind, target, hidden)
+            if kind == "file" and real is None and not hidden and self._is_plain(path):
+                self.account.seen += 1
+                yield path, self.name(path)
+            else:
+                target = None if real is None else os.path.join(real, os.path.basename(path))
+                yield from self.at(path, kind, target, hidden)
+
+    def _is_plain(self, path: str) -> bool:
+        """Whether a file is an image and not hidden: nearly all are, and this spares them the questions."""
+        return why_not(path) is None and "/." not in path[self.cut - 1 :]
 
     def _link(self, path: str) -> Iterator[tuple[str, str]]:
         try:

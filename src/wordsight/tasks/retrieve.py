@@ -14,7 +14,7 @@ from wordsight.config import WordsightError
 from wordsight.data import Dataset, Pairs, open_dataset
 from wordsight.data.features import image_features, text_features
 from wordsight.data.pairs import open_pairs, sources_of
-from wordsight.data.sources import caption_table
+from wordsight.data.sources import is_captioned
 from wordsight.data.splits import digests, select_classes
 from wordsight.data.tars import is_shards
 from wordsight.fitted import Fitted, open_embedder
@@ -49,7 +49,7 @@ def evaluate(
     for source in sources_of(data or run.settings.data):
         if data is None and is_shards(source):
             continue  # shards mark nothing as test
-        if caption_table(source) is not None:
+        if is_captioned(source):
             if classes:
                 raise WordsightError(
                     f"classes={classes} chooses among classes, but {source!r} has captions and no classes"
