@@ -34,9 +34,9 @@ from wordsight.fitted import encode_classes, facts_of
 from wordsight.methods import Classifier, Learner
 from wordsight.reader import nearest, read
 from wordsight.runs import FINISHED, Run
+from wordsight.sentences.self_written import sentences_for
 from wordsight.tasks import evaluate
 from wordsight.tasks.classify import test_part
-from wordsight.tasks.generate import sentences_for
 from wordsight.train import interrupts_held
 
 Say = Callable[[str], None]
