@@ -16,11 +16,11 @@ from wordsight.backbones.llm import LLM
 from wordsight.backbones.text_tower import TextTower, TowerSettings
 from wordsight.backbones.verify import verify
 from wordsight.config import RunSettings, WordsightError
+from wordsight.fit import fit
 from wordsight.reader import read
 from wordsight.sentences import local, self_written
 from wordsight.sentences.self_written import sentences_for
 from wordsight.sentences.writers import WriterSettings, write_sentences
-from wordsight.tasks import classify, retrieve
 from wordsight.tasks.generate import generate, open_tower
 
 STORY = (
@@ -43,7 +43,7 @@ def fit_two_tower(data, eyes, lm, out, **own):
         "settings": own,
         "train": train,
     }
-    return retrieve.fit(read(RunSettings, words))
+    return fit(read(RunSettings, words))
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_what_cannot_be_written_is_told(clamp, photos, tiny_clip, stories, lm, t
         "shots": 2,
         "out": str(tmp_path / "zs"),
     }
-    run = classify.fit(read(RunSettings, words))
+    run = fit(read(RunSettings, words))
     with pytest.raises(
         WordsightError,
         match=r"is a run of zero_shot, a classifier without an LM of its own; give a two_tower run",
@@ -213,7 +213,7 @@ def self_fit(data, backbone, out):
         "device": "cpu",
         "out": str(out),
     }
-    return classify.fit(read(RunSettings, words, {"train": {"epochs": 2, "min_steps": 10}}))
+    return fit(read(RunSettings, words, {"train": {"epochs": 2, "min_steps": 10}}))
 
 
 def test_one_lm_writes_the_sentences_embeds_them_and_classifies(
