@@ -17,7 +17,7 @@ _EXPORTS = {
     "evaluate": "wordsight.tasks",
     "RunSettings": "wordsight.config",
     "WordsightError": "wordsight.config",
-    "write_sentences": "wordsight.sentences.generated",
+    "write_sentences": "wordsight.sentences.writers",
 }
 __all__ = ["__version__", *_EXPORTS]
 

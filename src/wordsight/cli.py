@@ -135,8 +135,7 @@ def suite(options: argparse.Namespace) -> dict[str, Any]:
 
 def sentences(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_words("sentences", options.words)
-    from wordsight.data import open_dataset
-    from wordsight.sentences.generated import WriterSettings, write_sentences
+    from wordsight.sentences.writers import WriterSettings, write_sentences
 
     about, writer = _split(options.words, help.AboutSettings)
     if (about.data is None) == (about.classes is None) or about.out is None:
@@ -144,9 +143,15 @@ def sentences(options: argparse.Namespace) -> dict[str, Any]:
             "give data=... or classes=a,b,c or classes=@FILE, one name a line (whose names to ask about), "
             "model=..., and out=sentences.json"
         )
-    names = open_dataset(about.data).class_names if about.data else class_list(about.classes)
-    written = write_sentences(names, read(WriterSettings, *writer), about.out, progress=sys.stderr.isatty())
+    names = _class_names(about.data) if about.data else class_list(about.classes)
+    written = write_sentences(names, read(WriterSettings, *writer), about.out)
     return {"out": about.out, "sentences": {name: len(texts) for name, texts in written.items()}}
+
+
+def _class_names(data: str) -> Sequence[str]:
+    from wordsight.data import open_dataset
+
+    return open_dataset(data).class_names
 
 
 def join(options: argparse.Namespace) -> dict[str, Any]:

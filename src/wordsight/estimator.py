@@ -29,7 +29,7 @@ from wordsight.methods import FitData
 from wordsight.reader import to_dict
 from wordsight.runs import NO_BACKBONE, Run, RunFacts
 from wordsight.sentences import ClassTexts, read_sentences
-from wordsight.tasks.generate import sentences_for
+from wordsight.sentences.self_written import sentences_for
 
 FROM_PYTHON = "python"  # what config.yaml names as data where the images came from Python
 CARRIED = ("seed", "views", "flip", "device", "dtype")  # settings that load gives back to the constructor

@@ -192,11 +192,11 @@ def read_json(path: str | Path, what: str) -> Any:
     return parse_json(text, f"{what} {str(path)!r}")
 
 
-def parse_json(text: str, where: str) -> Any:
+def parse_json(text: str, where: str, *, strict: bool = True) -> Any:
     """JSON, read strictly: a key given twice is an error, where Python's reader silently keeps the last.
 
-    Errors: WordsightError for what is no JSON, nested too deeply, holds a number of thousands of digits, or
-    half a surrogate pair, which no file can hold again."""
+    Errors: WordsightError for what is no JSON, nested too deeply, holds a number of thousands of digits, or,
+    where `strict`, half a surrogate pair, which no file can hold again."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
@@ -206,8 +206,8 @@ def parse_json(text: str, where: str) -> Any:
         return dict(pairs)
 
     try:
-        loaded = json.loads(text, object_pairs_hook=once)
-        if re.search(r"\\u[dD][89a-fA-F]", text):
+        loaded = json.loads(text, object_pairs_hook=once if strict else None)
+        if strict and re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(loaded, ensure_ascii=False).encode()
         return loaded
     except WordsightError:

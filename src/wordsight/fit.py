@@ -30,8 +30,8 @@ from wordsight.methods import Classifier, Embedder, FitData, Labelled, Learner
 from wordsight.reader import build, read
 from wordsight.runs import Run, RunFacts, build_method
 from wordsight.sentences import read_sentences
+from wordsight.sentences.self_written import SELF, keep_record, sentences_for
 from wordsight.tasks import classify
-from wordsight.tasks.generate import SELF, keep_record, sentences_for
 from wordsight.train import train
 
 DEFAULT_SENTENCES = "clip7"  # what stands in where a method wants sentences and none were given

@@ -57,7 +57,7 @@ SETTINGS = {  # of which verb, or of what any run takes: the dataclass that hold
     "fit": "wordsight.config:RunSettings",
     "suite": "wordsight.suites:SuiteSettings",
     "join": "wordsight.backbones.joined:JoinSettings",
-    "sentences": "wordsight.sentences.generated:WriterSettings",
+    "sentences": "wordsight.sentences.writers:WriterSettings",
     "eval": "wordsight.help:EvaluateSettings",
 }
 NOT_MEANINGS = ("noqa", "type:", "ruff:", "pyright:", "fmt:")  # comments for tools

@@ -49,29 +49,37 @@ def each(
     processes: bool = False,
     label: str = "",
     total: int | None = None,
+    ending: Callable[[], None] | None = None,
 ) -> Iterator[Result]:
     """`work(item)` of every item, `jobs` at a time, as the results come: in threads, or in processes of one
     thread each. With a `label`, progress is shown.
 
     When the caller stops early, or Ctrl-C does, threads end the item they are at and processes are killed;
-    `each` returns when none is left. A process's log records are handled here, with its result. Errors: what
-    `work` raises; WorkerKilled where a process was ended from outside; KeyboardInterrupt for Ctrl-C, and with
-    processes for SIGTERM too."""
+    `each` returns when none is left. Before it waits for threads, `ending` is called, which may hurry them. A
+    process's log records are handled here, with its result. Errors: what `work` raises; WorkerKilled where a
+    process was ended from outside; KeyboardInterrupt for Ctrl-C, and with processes for SIGTERM too."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     begun = progress(label, total) if label else contextlib.nullcontext(_nothing)
-    pool = _in_processes if processes else _in_threads
+    pool = _in_processes if processes else partial(_in_threads, ending=ending)
     with begun as advance, contextlib.closing(pool(work, items, jobs)) as results:
         for result in results:
             advance()
             yield result
 
 
-def _in_threads(work: Callable[[Item], Result], items: Iterable[Item], jobs: int) -> Iterator[Result]:
+def _in_threads(
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    jobs: int,
+    ending: Callable[[], None] | None = None,
+) -> Iterator[Result]:
     turns = _Turns()
     try:
         yield from _parallel(partial(turns.take, work), items, jobs, "threading")
     finally:
+        if ending is not None:
+            ending()
         turns.end()
 
 

@@ -18,10 +18,12 @@ from wordsight.backbones.verify import verify
 from wordsight.config import RunSettings, WordsightError
 from wordsight.fit import fit
 from wordsight.reader import read
-from wordsight.sentences import generated
+from wordsight.sentences import generated, local, self_written
 from wordsight.sentences.generated import WriterSettings, write_sentences
 from wordsight.tasks import generate as tasks_generate
 from wordsight.tasks.generate import generate, open_tower, sentences_for
+from wordsight.sentences.self_written import sentences_for
+from wordsight.sentences.writers import WriterSettings, write_sentences
 
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, "
@@ -200,7 +202,7 @@ def test_an_encoder_neither_generates_nor_writes_sentences(tiny_clip):
 def short(monkeypatch):
     """Two answers a question, of few tokens."""
     monkeypatch.setattr(
-        tasks_generate, "WriterSettings", partial(WriterSettings, per_question=2, max_tokens=12)
+        self_written, "WriterSettings", partial(WriterSettings, per_question=2, max_tokens=12)
     )
 
 
@@ -234,7 +236,6 @@ def test_one_lm_writes_the_sentences_embeds_them_and_classifies(
         ["red", "green", "blue"],
         WriterSettings(str(stories), local=True, per_question=2, max_tokens=12, device="cpu"),
         tmp_path / "base.json",
-        False,
     )
     assert run.sentences == {name: untouched[name] for name in run.sentences}, (
         "adapters off, it did not write what the untouched LM writes"
@@ -243,16 +244,13 @@ def test_one_lm_writes_the_sentences_embeds_them_and_classifies(
         ["red"],
         WriterSettings(str(clamp), local=True, per_question=2, max_tokens=12, device="cpu"),
         tmp_path / "run.json",
-        False,
     )
     assert from_run["red"] == untouched["red"]
 
     other = fill_folder(tmp_path / "more", ("red", "yellow"))
     asked = []
-    real = generated._asked
-    monkeypatch.setattr(
-        generated, "_asked", lambda *rest: lambda jobs: asked.extend(jobs) or real(*rest)(jobs)
-    )
+    real = local.asker
+    monkeypatch.setattr(local, "asker", lambda *rest: lambda jobs: asked.extend(jobs) or real(*rest)(jobs))
     again = self_fit(photos, clamp, tmp_path / "again")
     assert asked == [] and again.sentences == run.sentences, "a class was written about twice"
     assert self_fit(other, clamp, tmp_path / "more-run").sentences["red"] == run.sentences["red"]

@@ -1,28 +1,19 @@
-"""Generate: what the language model inside a backbone writes, and the sentences that it writes about a
-backbone's own classes.
-"""
+"""Generate: what the language model inside a backbone writes on from a text."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from wordsight.backbones import Backbone, load_backbone
+from wordsight.backbones import load_backbone
 from wordsight.config import METHODS, RunSettings, WordsightError, load_yaml, resolve
-from wordsight.files import cache_folder, read_json, write_file
 from wordsight.methods import Embedder
 from wordsight.reader import build
-from wordsight.sentences import read_sentences
-from wordsight.sentences.generated import WriterSettings, drawn, tower_of, write_sentences, writer_of
+from wordsight.sentences.local import drawn, tower_of
 
 if TYPE_CHECKING:
     from wordsight.backbones.text_tower import TextTower
 
-SELF = "self"  # sentences=self: the backbone's own LM writes them
-SELF_FILE = "sentences-self.json"  # in the run folder: each of them with its question and seed
 Adapters = Literal["on", "off", "both"]
 
 
@@ -73,49 +64,7 @@ def generate(
     return {row: _spoken(tower, ids + new.tolist()).removeprefix(begin) for row, new in zip(rows, written)}
 
 
-def sentences_for(
-    source: str | Path | Mapping[str, Sequence[str]] | None,
-    class_names: Sequence[str],
-    aliases: str | Path | Mapping[str, str] | None,
-    backbone: Backbone,
-    *,
-    progress: bool = False,
-) -> dict[str, tuple[str, ...]]:
-    """Each class's sentences: from `source` (read_sentences), or with `self` written by the backbone's LM
-    with its adapters off.
-    """
-    if source != SELF:
-        return read_sentences(source, class_names, aliases)
-    settings, path = _own(backbone)
-    written = write_sentences(class_names, settings, path, progress, tower=writer_of(backbone))
-    return read_sentences(written, class_names, aliases)
-
-
-def keep_record(backbone: Backbone, class_names: Sequence[str], folder: Path) -> None:
-    """Write sentences-self.json: of all that the LM has written so, what is about these classes."""
-    _, path = _own(backbone)
-    record = read_json(path, "sentence file")
-    for part in ("sentences", "empty"):
-        record[part] = {name: record[part][name] for name in class_names if name in record[part]}
-    write_file(folder / SELF_FILE, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
-
-
 # Inside
-
-
-def _own(backbone: Backbone) -> tuple[WriterSettings, Path]:
-    """Who writes, and where it is kept between runs: a place that no other LM, question or seed shares. A
-    class is written about once.
-    """
-    tower = writer_of(backbone)
-    settings = WriterSettings(tower.plain.name_or_path or backbone.name, local=True)
-    decides = repr((settings, tower.origin, tower.trunk.dtype, tower.tokenizer.chat_template))
-    return (
-        settings,
-        cache_folder()
-        / "sentences"
-        / f"{hashlib.blake2b(decides.encode(), digest_size=12).hexdigest()}.json",
-    )
 
 
 def _spoken(tower: TextTower, ids: list[int]) -> str:

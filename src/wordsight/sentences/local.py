@@ -1,0 +1,195 @@
+"""Local: answers of a language model that runs here, of transformers or inside a backbone of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone, pick_device
+from wordsight.files import WordsightError
+from wordsight.sentences.answers import marked
+from wordsight.sentences.servers import Reply
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from wordsight.backbones.text_tower import TextTower
+    from wordsight.sentences.writers import Ask, WriterSettings
+
+ROWS = 64  # answers that are written at once
+# what chat templates of reasoning models read, so that they answer at once; the others ignore it
+NO_THINKING = {"enable_thinking": False, "thinking": False, "reasoning_effort": "low"}
+
+
+def local_ask(settings: WriterSettings, tower: TextTower | None) -> Ask:
+    """Who answers: the LM of `tower`, its adapters off, or the model that the settings name.
+
+    Errors: WordsightError where it cannot be loaded."""
+    if tower is None:
+        folder = Path(settings.model).expanduser()
+        ours = folder if folder.is_dir() else hub.own(settings.model)
+        if ours is not None and (ours / OWN_FILE).is_file():
+            tower = writer_of(load_backbone(settings.model, device=settings.device))
+    if tower is not None:
+        return asker(tower.tokenizer, tower.generate_tokens, settings)
+    return asker(*_causal_lm(settings), settings)
+
+
+def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
+    """A causal LM of transformers: its tokenizer, and what writes on from rows of tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device, name = pick_device(settings.device), str(Path(settings.model).expanduser())
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", use_safetensors=True)
+    except Exception as error:  # transformers raises of every kind where a file is damaged
+        raise WordsightError(
+            f"model {settings.model!r} cannot be loaded: {' '.join(str(error).split())[:300]}"
+        ) from error
+    # a weight that wants a gradient is multiplied in another order, which moves the last bits
+    model = model.to(device).eval().requires_grad_(False)
+    ends = (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None)
+    padding = next(ends, 0)
+
+    def generate(prompts: list[list[int]], **sampling: Any) -> Tensor:
+        width = max(map(len, prompts))  # padding stands before a prompt, where the last token's answer begins
+        ids = torch.tensor([[padding] * (width - len(row)) + row for row in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=device)
+        with torch.inference_mode():
+            written = model.generate(ids, attention_mask=mask, pad_token_id=padding, **sampling)
+        return written[:, width:]
+
+    return tokenizer, generate
+
+
+def asker(tokenizer: Any, generate: Callable[..., Tensor], settings: WriterSettings) -> Ask:
+    """Answers in batches. The seed of each comes from the question's text and its number, so order and
+    resuming change nothing.
+    """
+
+    def ask(jobs: Sequence[tuple[str, int]]) -> Iterator[Reply]:
+        for start in range(0, len(jobs), ROWS):
+            part = jobs[start : start + ROWS]
+            prompts = [_prompt(tokenizer, question, settings) for question, _ in part]
+            seeds = [_seed(question, seed) for question, seed in part]
+            sampling = drawn(settings.temperature, seeds)
+            for tokens in generate(prompts, max_new_tokens=settings.max_tokens, **sampling).tolist():
+                yield _reply(tokenizer, tokens, settings)
+
+    return ask
+
+
+def _seed(question: str, seed: int) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed} {question}".encode(), digest_size=7).digest())
+
+
+def _reply(tokenizer: Any, tokens: list[int], settings: WriterSettings) -> Reply:
+    cut = len(tokens) == settings.max_tokens and tokens[-1] not in (
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )
+    whole = tokenizer.decode(tokens)
+    # marks of thoughts may be special tokens, without which a thought would stand there as the answer
+    text = whole if marked(whole) else tokenizer.decode(tokens, skip_special_tokens=True)
+    if not tokenizer.chat_template:
+        text = text.split("\nQ:")[0]  # a plain language model goes on to ask itself the next question
+    return Reply(text, cut)
+
+
+def _prompt(tokenizer: Any, question: str, settings: WriterSettings) -> list[int]:
+    """The tokens of a question. Errors: WordsightError where the chat template cannot hold one."""
+    if not tokenizer.chat_template:
+        return tokenizer(f"Q: {question}\nA:")["input_ids"]
+    messages = [{"role": "user", "content": f"{question} {settings.instruction}".strip()}]
+    try:
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, **NO_THINKING
+        )["input_ids"]
+    except Exception as error:  # a template is a program of others
+        raise WordsightError(
+            f"the chat template of {settings.model!r} cannot be used: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+# -- sampling --
+
+
+def drawn(temperature: float, seeds: Sequence[int]) -> dict[str, Any]:
+    """The settings of transformers' `generate` for one seed a row; at temperature 0 the likeliest token
+    always follows.
+    """
+    from transformers import LogitsProcessorList
+
+    if not 0 <= temperature < math.inf or min(seeds) < 0:
+        raise WordsightError(
+            f"temperature={temperature} with seed={min(seeds)} is not possible; both are 0 or more"
+        )
+    return {"do_sample": False} | (
+        {"logits_processor": LogitsProcessorList([Draws(temperature, seeds)])} if temperature else {}
+    )
+
+
+class Draws:
+    """Each row draws its tokens from a seed of its own, so that what is written does not depend on which
+    other rows run beside it.
+
+    The largest of logits / temperature + Gumbel noise is a draw from their softmax: greedy generation over
+    such scores samples."""
+
+    def __init__(self, temperature: float, seeds: Sequence[int]):
+        import torch
+
+        self.temperature, self.generators = (
+            temperature,
+            [torch.Generator().manual_seed(seed) for seed in seeds],
+        )
+
+    def __call__(
+        self, input_ids: Int[Tensor, "B T"], scores: Float[Tensor, "B vocabulary"]
+    ) -> Float[Tensor, "B vocabulary"]:
+        import torch
+
+        noise = torch.stack(
+            [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators]
+        )
+        return scores.float() / self.temperature - noise.log().to(scores.device)
+
+
+# -- the LM inside a backbone --
+
+
+def tower_of(backbone: Backbone) -> TextTower:
+    """The language model inside a backbone, as its text tower. Errors: WordsightError where there is none."""
+    from wordsight.backbones.llm import LLM
+
+    if not isinstance(backbone, LLM):
+        raise WordsightError(
+            f"backbone {backbone.name!r} is a {type(backbone).__name__}, which has no language model as "
+            f"its text tower; give a two_tower run, or its folder"
+        )
+    return backbone.text
+
+
+def writer_of(backbone: Backbone) -> TextTower:
+    """The LM inside a backbone that writes as it came, once its adapters are off. Errors: WordsightError
+    where there is none.
+    """
+    tower, other = tower_of(backbone), "have another LM write, with `wordsight sentences`"
+    if not tower.can_generate:
+        raise WordsightError(
+            f"the text tower of {backbone.name!r} is {tower.plain.config.model_type}, an encoder, which "
+            f"cannot write; {other}"
+        )
+    if not tower.writes_as_before:
+        raise WordsightError(
+            f"the LM of {backbone.name!r} was itself trained (train={tower.settings.train}, "
+            f"bias={tower.settings.bias}): there is no untouched one to write "
+            f"sentences; {other}"
+        )
+    return tower

@@ -1,0 +1,275 @@
+"""Writers: sentences about classes by an LLM, each kept with its model, question and seed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wordsight.files import WordsightError, nfc
+from wordsight.sentences import CACHE_FORMAT, cached_texts
+from wordsight.sentences.answers import clean
+from wordsight.sentences.questions import ask_about, read_questions
+from wordsight.sentences.records import Job, Record, load_record, waiting, writing
+from wordsight.sentences.servers import Reply, connected
+from wordsight.workers import each
+
+if TYPE_CHECKING:
+    from wordsight.backbones.text_tower import TextTower
+
+TRIES = 4  # an empty answer is asked for again with three more seeds
+SIGNS_A_TOKEN = 10  # characters of an answer that are kept, times max_tokens: more is not what was asked for
+log = logging.getLogger("wordsight")
+
+
+@dataclass(frozen=True)
+class WriterSettings:
+    """Which LLM writes, what it is asked, and how often. The temperature is CuPL's; so is the manner of the
+    questions, not their words.
+    """
+
+    # a server's model name; with local=true a folder or a hub name of a causal LM, or of a backbone that has
+    # one (a two_tower run)
+    model: str
+    # any OpenAI-compatible server, such as http://localhost:8000/v1; null is api.openai.com
+    base_url: str | None = None
+    local: bool = False  # run the model here, with transformers
+    # the environment variable that holds the key; a server given by base_url may go without
+    api_key_env: str = "OPENAI_API_KEY"
+    # a set (see docs/sentences.md), or your own questions, each with one {}: Q1,Q2 or @FILE, one a line
+    questions: str | tuple[str, ...] = "generic"
+    # follows the question; a model without chat template never sees it
+    instruction: str = "Answer in one plain sentence, without lists or markup."
+    per_question: int = 10
+    temperature: float = 0.99
+    max_tokens: int = 60  # CLIP reads 77 tokens and drops the rest
+    seed: int = 1
+    workers: int = 4  # requests under way at once
+    retries: int = 5  # with growing pauses: rate limits, lost connections, errors of the server
+    timeout: float = 60.0  # seconds without a byte; one answer may take twice as long in all
+    max_bytes: int = 1 << 20  # of one answer as it is sent; what sends more is no answer
+    device: str = "auto"  # for a local model
+
+    def __post_init__(self):
+        leasts = {"per_question": 1, "max_tokens": 1, "workers": 1, "retries": 0, "temperature": 0, "seed": 0}
+        for name, least in (leasts | {"timeout": 0.01, "max_bytes": 1000}).items():
+            if not least <= getattr(self, name) < float("inf"):
+                raise WordsightError(
+                    f"{name}={getattr(self, name)} is not possible; it must be at least {least}"
+                )
+        if not self.api_key_env.isidentifier():
+            raise WordsightError(
+                "api_key_env names the environment variable that holds the key, such as OPENAI_API_KEY; it "
+                "is not the key itself"
+            )
+        if self.local and self.base_url is not None:
+            raise WordsightError("local=true runs the model here, base_url= asks a server: give one of them")
+
+
+# [(question, seed)] -> an answer to each, in order
+Ask = Callable[[Sequence[tuple[str, int]]], Iterable[Reply]]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model that answers: so many calls of `ask` at once, each with one question, or with `whole`, with all
+    about a class, so that the same rows stand beside one another whenever they are asked.
+    """
+
+    ask: Ask
+    jobs: int = 1
+    whole: bool = False
+    stop: Callable[[], None] | None = None  # ends at once what is under way
+
+
+def write_sentences(
+    class_names: Sequence[str],
+    settings: WriterSettings,
+    path: str | Path,
+    *,
+    tower: TextTower | None = None,
+    wait: bool = False,
+) -> dict[str, tuple[str, ...]]:
+    """An LLM's sentences about each class, kept in the JSON file `path`. With `tower`, its LM writes,
+    adapters off, instead of what settings.model names.
+
+    CuPL (Pratt et al., 2023) asks a few questions about each class and keeps several answers to each; this is
+    that, with any model. Every answer is on the disk before the next is asked for (records.py), so a stopped
+    call resumes and asks only for what is missing, and nothing that was answered is ever asked for again.
+    `read_sentences(path, class_names)` reads the file back. Differs from CuPL: chat models, one request an
+    answer, own questions.
+
+    Errors: WordsightError when the file was written with other settings (the difference is shown), when
+    another process writes it (or `wait` for that one to end), when the server or the model is not to be had,
+    and when a class gets no usable answer at all. Some empty answers are warned of."""
+    names = tuple(dict.fromkeys(map(nfc, class_names)))
+    path = Path(path).expanduser()
+    questions = read_questions(settings.questions)
+    header = header_of(settings, questions)
+    cache = load_record(path, header)
+    if not all(cache["sentences"].get(name) for name in names):
+        with writing(path, header, wait=wait) as record:
+            _Call(record, names, questions, settings).run(tower)
+            cache = record.cache
+    elif waiting(path):  # a call was stopped between its last two steps, or another one adds classes
+        with contextlib.suppress(WordsightError), writing(path, header):
+            pass
+    texts = cached_texts(cache, path.name)
+    return {name: texts[nfc(name)] for name in class_names}
+
+
+def header_of(settings: WriterSettings, questions: Sequence[str]) -> dict[str, Any]:
+    """The settings that decide the texts. The server's address is not among them: the same model may move."""
+    same = ("model", "local", "instruction", "per_question", "temperature", "max_tokens", "seed")
+    return {
+        "format": CACHE_FORMAT,
+        **{name: getattr(settings, name) for name in same},
+        "questions": list(questions),
+    }
+
+
+@contextlib.contextmanager
+def _writer(settings: WriterSettings, tower: TextTower | None) -> Iterator[Writer]:
+    if tower is not None or settings.local:
+        from wordsight.sentences.local import local_ask
+
+        yield Writer(local_ask(settings, tower), whole=True)
+        return
+    with connected(settings) as server:
+        yield Writer(server.ask_all, settings.workers, stop=server.stop)
+
+
+class _Call:
+    """One call of `write_sentences`: what it asks, and how far it is."""
+
+    def __init__(
+        self, record: Record, names: Sequence[str], questions: Sequence[str], settings: WriterSettings
+    ):
+        self.record, self.settings = record, settings
+        seeds = range(settings.seed, settings.seed + settings.per_question)
+        self.jobs = {  # of each class that the file does not hold
+            name: [Job(name, ask_about(question, name), seed) for question in questions for seed in seeds]
+            for name in names
+            if not record.cache["sentences"].get(name)
+        }
+        self.failure: WordsightError | None = None  # no further question is asked after it
+
+    def run(self, tower: TextTower | None) -> None:
+        """Ask, and write the file: as far as it came, where this is stopped."""
+        done: set[str] = set()
+        try:
+            with _writer(self.settings, tower) as writer:
+                for name in self._asked(writer):
+                    done.add(name)
+        finally:
+            self._settle(done)
+        self._warn()
+
+    def _asked(self, writer: Writer) -> Iterator[str]:
+        """Ask whatever has no answer yet. Gives the classes about which all is asked."""
+        batches = self._batches(writer.whole)
+        left = Counter(batch[0].name for batch in batches)
+        yield from [name for name in self.jobs if not left[name]]
+
+        def ending() -> None:  # after a failure what is under way is paid for, and waited for
+            if writer.stop is not None and self.failure is None:
+                writer.stop()
+
+        label = "classes" if writer.whole else "questions"
+        work = partial(self._ask, writer.ask)
+        for name, empty in each(work, batches, jobs=writer.jobs, label=label, ending=ending):
+            left[name] -= 1
+            if left[name] == 0:
+                self._demand_one(name, empty)
+                yield name
+
+    def _batches(self, whole: bool) -> list[list[Job]]:
+        """What is asked at once. A whole class is asked about again though some of it was answered."""
+        unanswered = {
+            name: [job for job in group if self._answered(job) is None] for name, group in self.jobs.items()
+        }
+        if whole:
+            return [self.jobs[name] for name, group in unanswered.items() if group]
+        return [[job] for group in unanswered.values() for job in group]
+
+    def _tries(self, job: Job) -> list[Job]:
+        """The same question with the seeds that are tried in turn: none of them is first for another."""
+        return [job._replace(seed=job.seed + i * self.settings.per_question) for i in range(TRIES)]
+
+    def _answered(self, job: Job) -> Job | None:
+        return next((tried for tried in self._tries(job) if tried in self.record.answers), None)
+
+    def _ask(self, ask: Ask, batch: list[Job]) -> tuple[str, Reply | None]:
+        """Ask a batch, and again what is answered with nothing. Gives the class and an empty answer."""
+        left, empty = batch, None
+        for attempt in range(TRIES):
+            tried = [self._tries(job)[attempt] for job in left]
+            unanswered = []
+            for job, asked, reply in zip(left, tried, self._replies(ask, tried)):
+                text = clean(reply.text, reply.cut, SIGNS_A_TOKEN * self.settings.max_tokens)
+                if text:
+                    self.record.add(asked, text)
+                else:
+                    unanswered.append(job)
+                    empty = reply
+            left = unanswered
+            if not left:
+                break
+        return batch[0].name, empty
+
+    def _replies(self, ask: Ask, jobs: Sequence[Job]) -> Iterator[Reply]:
+        if self.failure is not None:
+            raise self.failure
+        try:
+            yield from ask([(job.question, job.seed) for job in jobs])
+        except WordsightError as error:
+            self.failure = self.failure or error
+            raise
+
+    def _demand_one(self, name: str, empty: Reply | None) -> None:
+        if any(self._answered(job) for job in self.jobs[name]):
+            return
+        says, hint = "", "try a larger max_tokens or another model"
+        if empty is not None and empty.words:
+            says = f"; it says: {empty.words}"
+        elif empty is not None and empty.cut:
+            hint = f"max_tokens={self.settings.max_tokens} cut its thoughts, so give a larger max_tokens"
+        self.failure = WordsightError(
+            f"model {self.settings.model!r} gave only empty answers about class {name!r}{says or '; ' + hint}"
+        )
+        raise self.failure
+
+    def _settle(self, done: set[str]) -> None:
+        """Write the classes that are done into the file, up to the first that is not: so an unbroken call has
+        the same order.
+        """
+        count = 0
+        for name, group in self.jobs.items():
+            if name not in done:
+                break
+            answered = [self._answered(job) for job in group]
+            self.record.settle(name, [job for job in answered if job], answered.count(None))
+            count += 1
+        if count:
+            self.record.write()
+
+    def _warn(self) -> None:
+        cache, settings, file = self.record.cache, self.settings, self.record.path.name
+        if empty := sum(cache["empty"].get(name, 0) for name in self.jobs):
+            log.warning(f"{empty} answers were empty {TRIES} times over and are left out of {file}")
+        texts: dict[str, list[str]] = {}
+        for name in self.jobs:
+            for entry in cache["sentences"][name]:
+                texts.setdefault(entry["question"], []).append(entry["text"])
+        same = all(len(group) > 1 and len(set(group)) == 1 for group in texts.values())
+        if settings.temperature and settings.per_question > 1 and same:
+            log.warning(
+                f"model {settings.model!r} gave the same answer for every seed, so {file} holds each text "
+                f"{settings.per_question} times: the server ignores the temperature (`transformers serve` "
+                "does unless the model's generation_config.json has do_sample)"
+            )
