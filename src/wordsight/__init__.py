@@ -15,6 +15,7 @@ _EXPORTS = {
     "load_backbone": "wordsight.backbones",
     "fit": "wordsight.fit",
     "evaluate": "wordsight.tasks",
+    "predict": "wordsight.prediction",
     "RunSettings": "wordsight.config",
     "WordsightError": "wordsight.config",
     "write_sentences": "wordsight.sentences.generated",
