@@ -127,8 +127,11 @@ def test_every_backbone_resolves(name):
 
 
 def test_every_export_is_there():
+    import wordsight.fit
+
     for name in wordsight.__all__:
         assert getattr(wordsight, name) is not None
+    assert callable(wordsight.fit), "the function, not the module of that name"
     with pytest.raises(AttributeError, match="no attribute 'classify'"):
         wordsight.classify  # noqa: B018
 

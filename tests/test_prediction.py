@@ -20,10 +20,8 @@ from wordsight.config import WordsightError
 def run(photos, tiny_clip, tmp_path_factory):
     """A zero-shot run: it needs no training, and knows red, green and blue."""
     folder = tmp_path_factory.mktemp("runs") / "words"
-    settings = wordsight.RunSettings(
-        str(photos), str(tiny_clip), "zero_shot", shots=2, device="cpu", out=str(folder)
-    )
-    return wordsight.fit(settings).folder
+    words = {"data": str(photos), "backbone": str(tiny_clip), "method": "zero_shot", "shots": 2}
+    return wordsight.fit(**words, device="cpu", out=str(folder), references=False).folder
 
 
 @pytest.fixture
@@ -59,7 +57,9 @@ def test_batches_give_what_one_gives_and_are_made_as_they_are_asked_for(run, ima
     real = prediction.image_features
     monkeypatch.setattr(prediction, "BATCH", 2)
     monkeypatch.setattr(
-        prediction, "image_features", lambda tower, batch: (sizes.append(len(batch)), real(tower, batch))[1]
+        prediction,
+        "image_features",
+        lambda tower, batch, **more: (sizes.append(len(batch)), real(tower, batch, **more))[1],
     )
     answers = prediction.predict(run, images)
     first = next(iter(answers))

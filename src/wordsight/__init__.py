@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -15,11 +17,25 @@ _EXPORTS = {
     "load_backbone": "wordsight.backbones",
     "fit": "wordsight.fit",
     "evaluate": "wordsight.tasks",
+    "predict": "wordsight.prediction",
     "RunSettings": "wordsight.config",
     "WordsightError": "wordsight.config",
     "write_sentences": "wordsight.sentences.writers",
 }
 __all__ = ["__version__", *_EXPORTS]
+
+
+class _Package(ModuleType):
+    """This package, in which an exported name is what is exported, though a module of that name lies below:
+    importing wordsight.fit would put the module in place of the function.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _EXPORTS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -110,7 +110,8 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
     from wordsight.prediction import predict
 
     explain = max(options.top, EXPLAINED) if options.explain else 0
-    wanted = {name: getattr(options, name) for name in ("classes", "add", "sentences", "unsure", "csv")}
+    names = ("classes", "add", "sentences", "unsure", "csv", "backbone", "max_pixels")
+    wanted = {name: getattr(options, name) for name in names}
     answers = predict(options.run, options.images, explain=explain, **wanted)
     entries = (answers.entry(answer, options.top) for answer in answers)
     return {"predictions": entries, "skipped": answers.skipped, "account": answers.account.to_dict}
@@ -260,6 +261,8 @@ VERBS: dict[str, Verb] = {
             ),
             argument("--add", action="append", metavar="A,B,...", help="choose among these classes, too"),
             argument("--sentences", metavar="FILE", help="sentences for new classes of --classes and --add"),
+            argument("--backbone", metavar="NAME", help="where the run's backbone lies now, if it has moved"),
+            argument("--max-pixels", type=int, metavar="N", help="the largest image that is read, in pixels"),
         ],
     ),
     "report": Verb(

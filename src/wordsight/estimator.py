@@ -312,9 +312,7 @@ def load(
     `class_names` chooses among other classes, by name (`with_classes`). A two_tower has no classes of its
     own, and scores these zero-shot. `backbone` names it where it has moved; it must be the same by content.
     """
-    if str(folder).startswith("hf:"):
-        folder = _download(str(folder).removeprefix("hf:"))
-    run = Run.open(folder)
+    run = Run.open(local_folder(folder))
     if is_embedder(run):
         given = backbone if isinstance(backbone, Backbone) else None
         return _zero_shot(run, open_embedder(run, given), names_in(class_names, "class_names"))
@@ -361,11 +359,16 @@ def _prototypes(names: tuple[str, ...], vectors: Float[Tensor, "n D"], labels: T
     return ClassTexts(names, means, ((),) * len(names), (means[:0],) * len(names))
 
 
-def _download(repo_id: str) -> str:
+def local_folder(run: str | Path) -> Path:
+    """The run folder behind a path, or behind hf:org/name, which is fetched."""
+    if not str(run).startswith("hf:"):
+        return Path(run).expanduser()
     from huggingface_hub import snapshot_download
 
+    repo_id = str(run).removeprefix("hf:")
     try:
-        return snapshot_download(repo_id, allow_patterns=["*.yaml", "*.json", "*.safetensors", "*.jsonl"])
+        kept = ["*.yaml", "*.json", "*.safetensors", "*.jsonl"]
+        return Path(snapshot_download(repo_id, allow_patterns=kept))
     except (
         Exception
     ) as error:  # the hub's errors have no common class; all mean that there is no folder to read

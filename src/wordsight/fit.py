@@ -52,7 +52,7 @@ class Drawn(NamedTuple):
 def fit(
     settings: RunSettings | None = None,
     *,
-    backbone: Backbone | None = None,
+    backbone: Backbone | str | None = None,
     references: bool = True,
     source: Dataset | None = None,
     **values: Any,
@@ -65,6 +65,8 @@ def fit(
     open already. What was left out of the data, and what
     stood in for missing sentences, is logged. Errors: WordsightError; nothing half-done is left that the same
     call does not go on from."""
+    if isinstance(backbone, str):  # the setting of that name; a Backbone is one that is loaded already
+        values, backbone = {**values, "backbone": backbone}, None
     if settings is None:
         settings = build(RunSettings, values)
     elif values:

@@ -56,7 +56,7 @@ SETTINGS = {  # of which verb, or of what any run takes: the dataclass that hold
     "train": "wordsight.config:TrainSettings",
     "fit": "wordsight.config:RunSettings",
     "suite": "wordsight.suites:SuiteSettings",
-    "join": "wordsight.backbones.joined:JoinSettings",
+    "join": "wordsight.backbones.join:JoinSettings",
     "sentences": "wordsight.sentences.writers:WriterSettings",
     "eval": "wordsight.help:EvaluateSettings",
 }

@@ -197,14 +197,17 @@ def check_images(words: Sequence[str]) -> None:
 
 
 def check_runs(words: Sequence[str]) -> None:
-    """Refuse a single folder that a report cannot be made of; among several it is told with the report."""
-    for word in words if len(words) == 1 else ():
-        path = Path(word).expanduser()
-        if path.is_dir() and not is_run(path) and not any(path.rglob("config.yaml")):
-            more = f": `wordsight fit data={word}` makes one" if _is_data(path) else ""
-            raise WordsightError(
-                f"{word!r} holds no run, at no depth{more or '; `wordsight fit` makes some'}"
-            )
+    """Refuse folders of which none holds a run; where some do, the report names the others."""
+    empty = [word for word in words if _holds_no_run(Path(word).expanduser())]
+    if empty and len(empty) == len(words):
+        more = f": `wordsight fit data={empty[0]}` makes one" if _is_data(Path(empty[0]).expanduser()) else ""
+        raise WordsightError(
+            f"{empty[0]!r} holds no run, at no depth{more or '; `wordsight fit` makes some'}"
+        )
+
+
+def _holds_no_run(folder: Path) -> bool:
+    return folder.is_dir() and not is_run(folder) and not any(folder.rglob("config.yaml"))
 
 
 def is_run(path: Path) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from wordsight.config import WordsightError
 from wordsight.data import Picture
@@ -21,10 +22,12 @@ from wordsight.data.rows import read_file
 from wordsight.data.sources import read_pictures
 from wordsight.data.tables import is_table
 from wordsight.data.walk import Walker
-from wordsight.estimator import Classifier, load, pictures_of
+from wordsight.estimator import load, local_folder, pictures_of
 from wordsight.files import csv_lines, writing
+from wordsight.fitted import NO_BACKBONE, Closest, Fitted
 from wordsight.names import class_list
 from wordsight.runs import Run
+from wordsight.sentences import TEMPLATE_SETS
 from wordsight.workers import progress
 
 BATCH = 256  # images whose vectors and probabilities are held at once
@@ -38,9 +41,7 @@ class Answer(NamedTuple):
     image: str
     probabilities: np.ndarray  # [C], in the order of Predictions.class_names
     unsure: bool  # whether even the likeliest class is below the threshold
-    sentences: Sequence[
-        tuple[str, str, float]
-    ]  # (class, sentence, cosine), the closest first, where asked for
+    sentences: Sequence[Closest]  # the closest first, where asked for
 
 
 class Predictions:
@@ -53,20 +54,22 @@ class Predictions:
 
     def __init__(
         self,
-        classifier: Classifier,
+        fitted: Fitted,
         images: Sequence[Any],
         *,
+        max_pixels: int | None = None,
         unsure: float | None = None,
         explain: int = 0,
         csv: str | Path | None = None,
     ):
         if unsure is not None and not 0 < unsure <= 1:
             raise WordsightError(f"unsure={unsure} is no probability; give one above 0 and up to 1, as 0.5")
-        self.class_names = classifier.texts_.names
+        self.class_names = fitted.texts.names
         self.skipped: list[dict[str, str]] = []
         self.unsure = unsure
         self.account = Account()
-        self._classifier, self._images, self._explain = classifier, images, explain
+        self._fitted, self._images, self._explain = fitted, images, explain
+        self._max_pixels = max_pixels
         self._csv = None if csv is None else Path(csv).expanduser()
 
     def __iter__(self) -> Iterator[Answer]:
@@ -97,8 +100,8 @@ class Predictions:
             entry["unsure"] = answer.unsure
         if self._explain:
             entry["sentences"] = [
-                {"class": name, "sentence": text, "cosine": round(value, 4)}
-                for name, text, value in answer.sentences
+                {"class": near.name, "sentence": near.sentence, "cosine": round(near.cosine, 4)}
+                for near in answer.sentences
             ]
         return entry
 
@@ -121,19 +124,19 @@ class Predictions:
             )
 
     def _features(self, batch: list[Picture]) -> Features:
-        backbone = self._classifier.backbone_
+        backbone = self._fitted.backbone
         try:
-            return image_features(backbone, batch)
+            return image_features(backbone, batch, max_pixels=self._max_pixels)
         except NoneReadable as error:
-            return Features(np.empty((0, 1, backbone.dim)), [], error.skipped)
+            return Features(torch.empty(0, 1, backbone.dim), [], error.skipped)
 
     def _batch(self, batch: list[Picture], features: Features) -> Iterator[Answer]:
         if not features.kept:
             return
-        matrix = features.vectors[:, 0].numpy()
-        chances = self._classifier.predict_proba(matrix)
-        reasons = self._classifier.explain(matrix, self._explain) if self._explain else [()] * len(matrix)
-        for place, row, sentences in zip(features.kept, chances, reasons):
+        vectors = features.vectors[:, 0]
+        chances = self._fitted.logits(vectors).double().softmax(1).numpy()
+        closest = self._fitted.closest(vectors, self._explain) if self._explain else [()] * len(vectors)
+        for place, row, sentences in zip(features.kept, chances, closest):
             unsure = self.unsure is not None and bool(row.max() < self.unsure)
             yield Answer(batch[place].name, row, unsure, sentences)
 
@@ -163,36 +166,44 @@ def predict(
     unsure: float | None = None,
     explain: int = 0,
     csv: str | Path | None = None,
+    backbone: str | None = None,
+    max_pixels: int | None = None,
 ) -> Predictions:
     """What a run says about images: `for answer in predict("runs/photos", ["a.jpg"])`.
 
-    `run` is a run folder or hf:org/name; `images` are paths, PIL images or arrays, folders (all images at
-    any depth) or tables with a path column. `classes` chooses among
-    these classes instead of the run's own, `add` adds some to them; both as `class_list` reads them, with
-    `sentences` about new ones. `unsure` marks answers whose best probability is below it. `explain` is how
-    many sentences stand with each answer. `csv` is a file that gets a line an image with all probabilities,
-    under its name once the last one is in; stopped before, nothing is left of it, and the same call goes on
-    from the feature cache. An image that cannot be read is skipped and named.
+    `run` is a run folder or hf:org/name; `images` are paths, PIL images or arrays, folders (all images at any
+    depth) or tables with a path column. `classes` chooses among these classes instead of the run's own, `add`
+    adds some to them; both as `class_list` reads them, with `sentences` about new ones. `unsure` marks
+    answers whose best probability is below it. `explain` is how many sentences stand with each answer. `csv`
+    is a file that gets a line an image with all probabilities, under its name once the last one is in;
+    stopped before, nothing is left of it, and the same call goes on from the feature cache. `backbone` names
+    the run's backbone where it has moved, `max_pixels` the largest image that is read. An image that cannot
+    be read is skipped and named.
 
     Errors: WordsightError for a run or classes that cannot be."""
-    own = _class_names(run)
+    folder = local_folder(run)
+    settings, own = Run.open(folder).settings, Run.open(folder).facts.classes
     names = class_list(classes, own) if classes else list(own)
     names += [name for name in (class_list(add, own) if add else []) if name not in names]
-    if sentences and not (classes or add):
+    changed = bool(classes or add)
+    if sentences and not changed:
         raise WordsightError("--sentences describes the classes of --classes and --add; give one of them too")
-    changed = names if classes or add else []
-    classifier = load(run, class_names=changed)
-    if classifier.backbone_ is None:
+    if settings.backbone == NO_BACKBONE:
         raise WordsightError(
             f"{run} was fitted on feature matrices without a backbone; `wordsight.load` in Python predicts "
             f"from such matrices"
         )
+    classifier = load(folder, backbone=backbone, class_names=names if changed else ())
     if sentences:
         classifier = classifier.with_classes(names, sentences)
-    elif explain:
-        _warn_of_templates(run)
+    elif explain and settings.sentences in TEMPLATE_SETS:
+        log.info(
+            f"{run} was fitted with the template set {settings.sentences!r} in place of sentences, which "
+            f"explains little; give `fit` a sentences=... file"
+        )
     given = [images] if isinstance(images, (str, Path)) else images
-    return Predictions(classifier, given, unsure=unsure, explain=explain, csv=csv)
+    largest = max_pixels or settings.max_pixels
+    return Predictions(classifier.fitted_, given, max_pixels=largest, unsure=unsure, explain=explain, csv=csv)
 
 
 def _pictures(images: Sequence[Any], account: Account) -> Iterator[Picture]:
@@ -215,23 +226,6 @@ def _below(folder: Path, account: Account) -> Iterator[Picture]:
     for path, _ in walker.images(root):
         account.kept += 1
         yield Picture(str(folder / os.path.relpath(path, root)), partial(read_file, path))
-
-
-def _class_names(run: str | Path) -> tuple[str, ...]:
-    """Those that a run was fitted on; none where only loading it can tell."""
-    return () if str(run).startswith("hf:") else Run.open(run).facts.classes
-
-
-def _warn_of_templates(run: str | Path) -> None:
-    """Say so where a template set stood in for sentences."""
-    from wordsight.sentences import TEMPLATE_SETS
-
-    words = None if str(run).startswith("hf:") else Run.open(run).settings.sentences
-    if words in TEMPLATE_SETS:
-        log.info(
-            f"{run} was fitted with the template set {words!r} in place of sentences, which explains little; "
-            f"give `fit` a sentences=... file"
-        )
 
 
 def _apart(name: str, class_names: Sequence[str]) -> str:
