@@ -134,9 +134,12 @@ def test_a_run_folder_is_a_backbone_once_its_weights_are_there(lm, vit, tmp_path
     (run / "text").mkdir()
     (run / "text" / "tower.json").write_text("half")  # of an attempt that was killed
     backbone.write_into(run)
-    with pytest.raises(WordsightError, match=r"holds no weights.safetensors: its training is not finished"):
+    with pytest.raises(WordsightError, match=r"holds no finished.json: its training is not finished"):
         load(run)
     save_file(backbone.weights(), run / "weights.safetensors")
+    with pytest.raises(WordsightError, match=r"holds no finished.json"):
+        load(run)
+    (run / "finished.json").write_text("{}")
     assert_same(load(run), backbone)
     backbone.write_into(run)
     assert_same(load(run), backbone)
