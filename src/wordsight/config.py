@@ -120,10 +120,11 @@ def resolve(table: Mapping[str, Entry], name: str, what: str) -> type:
     module, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a module of somebody else's raises when it is imported
         if name in table:
             raise
-        raise WordsightError(f"{what} {name!r} cannot be imported: {error}") from error
+        why = str(error).strip() or type(error).__name__
+        raise WordsightError(f"{what} {name!r} cannot be imported: {why.splitlines()[0]}") from error
 
 
 def plugins(what: str) -> dict[str, importlib.metadata.EntryPoint]:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wordsight.backbones import Backbone, load_backbone
+from wordsight.backbones import Backbone, device_or_cpu, load_backbone
 from wordsight.config import METHODS, WordsightError, resolve
 from wordsight.data.features import text_features
 from wordsight.methods import Classifier, Embedder, NoSettings
@@ -146,7 +146,7 @@ def open_backbone(run: Run, backbone: Backbone | str | None = None) -> Backbone:
         )
     name = backbone if isinstance(backbone, str) else run.settings.backbone
     if not isinstance(backbone, Backbone):
-        backbone = load_backbone(name, device=device_here(run.settings.device), dtype=run.settings.dtype)
+        backbone = load_backbone(name, device=device_or_cpu(run.settings.device), dtype=run.settings.dtype)
     for side in ("image_fingerprint", "text_fingerprint"):
         if getattr(backbone, side) != getattr(run.facts, side):
             raise WordsightError(
@@ -157,22 +157,10 @@ def open_backbone(run: Run, backbone: Backbone | str | None = None) -> Backbone:
     return backbone
 
 
-def device_here(device: str) -> str:
-    """`device`, or the CPU with a sentence where a run was fitted on one that is not here."""
-    from wordsight.backbones import pick_device
-
-    try:
-        torch.empty(0, device=pick_device(device))
-        return device
-    except (RuntimeError, AssertionError, WordsightError):
-        log.info("the run was fitted on device=%s, which is not here; it runs on the CPU", device)
-        return "cpu"
-
-
 def open_embedder(run: Run, backbone: Backbone | None = None) -> Backbone:
     """The backbone that a two_tower run became."""
     settings = run.settings
-    return backbone or load_backbone(run.folder, device=device_here(settings.device), dtype=settings.dtype)
+    return backbone or load_backbone(run.folder, device=device_or_cpu(settings.device), dtype=settings.dtype)
 
 
 def is_embedder(run: Run) -> bool:

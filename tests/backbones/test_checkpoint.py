@@ -226,13 +226,13 @@ EVERY = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "ge
 
 
 @pytest.mark.parametrize("file", EVERY)
-@pytest.mark.parametrize("text", ["[]", "7", "null", '"x"', "", "{", DEEP, LONG, '{"a": 1, "a": 2}'])
+@pytest.mark.parametrize("text", ["[]", "7", "", "{", DEEP, LONG, '{"a": 1, "a": 2}'])
 def test_settings_of_another_form(clip, file, text):
     (clip / file).write_text(text)
     refused(clip, "JSON|is empty|nested too deeply|not readable|more than once")
 
 
-@pytest.mark.parametrize("value", [..., None, "many", [], {}, -1, 0, 2.5, NAN, HUGE, 10**30])
+@pytest.mark.parametrize("value", [..., "many", [], -1, HUGE])
 @pytest.mark.parametrize(
     ("file", "where"),
     [

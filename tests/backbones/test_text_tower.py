@@ -4,6 +4,7 @@ silently wrong refused in words.
 
 import copy
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import peft
@@ -121,8 +122,10 @@ def assert_passed(found):
 # Every family
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [*((family, "sdpa") for family in FAMILIES), ("llama", "eager"), ("gpt2", "eager"), ("opt", "eager")],
+)
 def test_every_family_embeds_both_ways_alike_and_passes_its_own_checks(tokenizer, family, attention):
     made = tower(tokenizer, make(family, attention))
     one, two = made.encode(TEXTS, "one"), made.encode(TEXTS, "two")
@@ -367,9 +370,9 @@ def test_a_few_contrastive_steps_bring_captions_to_their_images(tokenizer):
     made, texts = tower(tokenizer).train(), list(dict.fromkeys(TEXTS))
     images = unit(torch.randn(len(texts), 12))
     trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
-    optimizer, log_scale, seen = torch.optim.AdamW(trained, lr=5e-3), torch.tensor(2.0), []
+    optimizer, log_scale, seen = torch.optim.AdamW(trained, lr=8e-3), torch.tensor(2.0), []
     batch, frozen = made.tokenise(texts), made.sketch
-    for _ in range(80):
+    for _ in range(50):
         loss = losses.info_nce(images, made(batch), log_scale)
         optimizer.zero_grad()
         loss.backward()
@@ -476,10 +479,11 @@ def test_an_encoder_is_a_text_tower_by_the_same_class(tokenizer, family, pooling
     assert_passed(verify(made))
     made.train()(TEXTS)[:, 0].sum().backward()
     assert all(parameter.grad is not None for parameter in made.parameters() if parameter.requires_grad)
-    made.save(tmp_path / "tower")
-    assert torch.equal(TextTower.load(tmp_path / "tower").encode(TEXTS), made.encode(TEXTS))
     with pytest.raises(WordsightError, match="cannot generate"):
         made.generate("dog")
+    if pooling == "attention":  # which has more to save
+        made.save(tmp_path / "tower")
+        assert torch.equal(TextTower.load(tmp_path / "tower").encode(TEXTS), made.encode(TEXTS))
 
 
 # Wrapper and texts
@@ -536,8 +540,14 @@ def test_an_empty_caption_is_refused(tokenizer, texts):
 # Writing as before
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "opt"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        *((family, torch.float32) for family in ("llama", "qwen3", "gpt2", "opt")),
+        ("llama", torch.bfloat16),
+        ("gpt2", torch.bfloat16),
+    ],
+)
 def test_with_adapters_off_tokens_and_logits_are_the_untouched_lms(tokenizer, family, dtype):
     base = make(family, dtype=dtype).requires_grad_(
         False
@@ -660,11 +670,18 @@ def test_a_bias_in_lora_is_refused_where_generation_is_kept(tokenizer):
 # Saving
 
 
+@pytest.fixture(scope="module")
+def kept(tokenizer, tmp_path_factory):
+    """A tower and its folder, which no test changes."""
+    made, folder = tower(tokenizer), tmp_path_factory.mktemp("kept") / "tower"
+    made.save(folder)
+    return made, folder
+
+
 @pytest.fixture
-def saved(tokenizer, tmp_path):
-    made = tower(tokenizer)
-    made.save(tmp_path / "tower")
-    return made, tmp_path / "tower"
+def saved(kept, tmp_path):
+    """The same, in a folder of the test's own."""
+    return kept[0], shutil.copytree(kept[1], tmp_path / "tower")
 
 
 def test_a_saved_tower_gives_the_same_vectors_and_words(saved):

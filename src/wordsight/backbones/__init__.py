@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from wordsight.config import BACKBONES, WordsightError, resolve
+from wordsight.config import BACKBONES, WordsightError, plugins, resolve
 from wordsight.reader import nearest
 
 MICRO = Path(__file__).parent / "micro"  # the bundled micro CLIP, a folder in transformers' layout
@@ -191,8 +191,10 @@ def _outside(name: str) -> tuple[str, str]:
     Nothing for every other name.
     """
     kind, _, argument = name.partition("@")
-    ours = not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", kind)
-    return ("", "") if ours or Path(name).expanduser().exists() else (kind, argument or name)
+    if name == "micro" or "/" in kind or Path(name).expanduser().exists():
+        return "", ""
+    theirs = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", kind) or kind in plugins("backbone")
+    return (kind, argument or name) if theirs else ("", "")
 
 
 def _load_outside(kind: str, argument: str, name: str, device: torch.device, dtype: str) -> Backbone:

@@ -264,15 +264,15 @@ def read_model(
 
 def _check_size(kind: Any, place: Place, config: Any, header: Mapping[str, Any], settings: Any) -> None:
     """A config.json far larger than its checkpoint would fill the memory before anything is compared."""
-    layers = [getattr(part, key, 0) for part in _parts(config) for key in LAYERS]
-    if any(isinstance(count, int) and count > 10 * len(header) for count in layers):
-        raise WordsightError(
-            f"{place}: config.json asks for {max(layers)} layers, its checkpoint holds fewer"
-        )
+    held, numbers = sum(count for count, _ in header.values()), dict(_whole_numbers(config.to_dict()))
+    layers = max((numbers.get(key, 0) for key in LAYERS), default=0)
+    if layers > 10 * len(header):
+        raise WordsightError(f"{place}: config.json asks for {layers} layers, its checkpoint holds fewer")
+    if math.prod(sorted(numbers.values())[-2:]) < max(8 * held, 10_000_000):
+        return  # no matrix of two of them can be too large
     with quiet(), reading(place.name, "config.json"), torch.device("meta"):
         make = kind if issubclass(kind, PreTrainedModel) else kind.from_config
         wanted = sum(weight.numel() for weight in make(config, **settings).parameters())
-    held = sum(count for count, _ in header.values())
     if wanted > 4 * held + 1_000_000:  # tied weights are kept once
         raise WordsightError(
             f"{place}: config.json asks for {wanted:,} numbers, but its checkpoint holds {held:,}; they do "
@@ -280,9 +280,12 @@ def _check_size(kind: Any, place: Place, config: Any, header: Mapping[str, Any],
         )
 
 
-def _parts(config: Any) -> list[Any]:
-    inner = (getattr(config, name, None) for name in ("vision_config", "text_config"))
-    return [config, *(part for part in inner if part is not None)]
+def _whole_numbers(values: Any) -> Iterator[tuple[str, int]]:
+    """Every whole number in a mapping that could be a size, with its key, the largest last."""
+    found = [(key, value) for key, value in values.items() if type(value) is int and not key.endswith("_id")]
+    for inner in values.values():
+        found += _whole_numbers(inner) if isinstance(inner, dict) else []
+    yield from sorted(found, key=lambda entry: entry[1])
 
 
 def of_a_head(model: PreTrainedModel, name: str) -> bool:

@@ -27,6 +27,7 @@ from wordsight.files import new_folder, write_file, write_tensors
 from wordsight.reader import to_dict
 
 FORMAT = 1
+FINISHED = "finished.json"  # what a run folder holds once all of it is there
 WEIGHTS_FILE, TEXT_FOLDER, IMAGE_FOLDER, CARD = "weights.safetensors", "text", "image", "README.md"
 
 
@@ -83,10 +84,11 @@ class LLM(Backbone):
         changed since."""
         path = Path(path)
         facts = _read_facts(path / OWN_FILE)
-        if not (path / WEIGHTS_FILE).is_file():
+        is_run = (path / "config.yaml").is_file()
+        if not (path / WEIGHTS_FILE).is_file() or (is_run and not (path / FINISHED).is_file()):
             raise WordsightError(
-                f"backbone {name!r} holds no {WEIGHTS_FILE}: its training is not finished (the same "
-                f"`wordsight fit` command goes on), or it is not complete"
+                f"backbone {name!r} holds no {FINISHED if is_run else WEIGHTS_FILE}: its training is not "
+                f"finished (the same `wordsight fit` command goes on), or it is not complete"
             )
         image = _load_image(path, facts, name, device)
         shape = {"image_mean": torch.empty(image.dim), "log_scale": torch.empty(())}

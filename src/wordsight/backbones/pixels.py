@@ -68,7 +68,7 @@ class Preprocess:
                 f"take a model with the image processor of CLIP, SigLIP, ViT, BiT (DINOv2) or ConvNeXt"
             )
         try:
-            _check_sizes(values)
+            _check_sizes(values, found)
             return cls(found(**values))
         except WordsightError as error:
             raise WordsightError(f"image processor {kind!r} of {name or 'this model'!r}: {error}") from None
@@ -155,8 +155,8 @@ def _cut(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Im
     return image.crop((math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)))
 
 
-def _check_sizes(values: Mapping[str, Any]) -> None:
-    if not values.get("size"):
+def _check_sizes(values: Mapping[str, Any], processor: type) -> None:
+    if not values.get("size") and getattr(processor, "size", None):
         raise WordsightError("it says no size, and transformers' default would stand in silently")
     for key in ("size", "crop_size"):
         sides = values.get(key)
