@@ -13,7 +13,7 @@ from wordsight.report.reading import ALL_LABELS, NO_LABELS, ROLES, Evaluation
 from wordsight.report.rows import ABSENT, FIGURES, Row, Value, short_data, short_names
 
 WORDS = frozenset(
-    ("data", "backbone", "method", "reference", "true class", "predicted")
+    ("data", "backbone", "method", "true class", "predicted")
 )  # columns of text, set to the left
 SUFFIXES = ("", "_spread")  # of the two columns of a figure in full precision
 LEGEND = (
@@ -28,9 +28,9 @@ COMPARED = (
     f"brackets the {LEVEL} % interval of a bootstrap over the pairs ({RESAMPLES:,} resamples)."
 )
 BESIDE = (
-    "Zero-shot and a linear probe of the same labels on the same test images. difference: accuracy minus "
-    f"reference accuracy; in brackets the {LEVEL} % interval, paired over the test images. Where it holds 0, "
-    "these images do not tell the two apart. Over several seeds: mean ± standard deviation."
+    "Zero-shot and a linear probe of the same labels on the same test images. −: the accuracy minus theirs; "
+    f"in brackets the {LEVEL} % interval, paired over the test images. Where it holds 0, these images do not "
+    "tell the two apart. Over several seeds: mean ± standard deviation."
 )
 UNCOMPARED = (
     "Published figures are for orientation: other towers, other images, so not to be compared with ours. "
@@ -153,30 +153,31 @@ def shots_record(shots: int) -> int | str | None:
 
 
 def references_table(rows: Sequence[Row], varied: Sequence[str] = ()) -> Table | None:
-    """One line for each row, part of the classes and reference; None where no run has references."""
+    """One line for each row and part of the classes that has a reference; None where none has."""
     data, backbone = short_data(rows), short_names(row.backbone for row in rows)
     lines = []
     for row in rows:
         names = {"data": data[row.data], "backbone": backbone[row.backbone]}
         for part in FIGURES:
             measured = [found for run in row.runs if (found := last_of(run.evaluations, row.tested, part))]
-            for name in ROLES:
-                beside = [(one, one.references[name]) for one in measured if name in one.references]
-                if beside:
-                    gaps = [other.difference for _, other in beside if other.difference]
-                    lines.append(
-                        {name: names[name] for name in varied}
-                        | {
-                            "method": row.label,
-                            "shots": row.shots_text,
-                            "classes": part,
-                            "accuracy": str(Value.of([one.accuracy for one, _ in beside])),
-                            "reference": name,
-                            "reference accuracy": str(Value.of([other.accuracy for _, other in beside])),
-                            "difference": difference_text(gaps) if len(gaps) == len(beside) else ABSENT,
-                        }
-                    )
+            measured = [one for one in measured if one.references]
+            if measured:
+                line = {name: names[name] for name in varied}
+                line |= {"method": row.label, "shots": row.shots_text, "classes": part}
+                line |= {"accuracy": str(Value.of([one.accuracy for one in measured]))}
+                lines.append(line | beside_cells(measured))
     return Table.of(lines) if lines else None
+
+
+def beside_cells(measured: Sequence[Evaluation]) -> dict[str, str]:
+    """The accuracy of each reference, and the difference from it."""
+    line = {}
+    for name in ROLES:
+        found = [one.references[name] for one in measured if name in one.references]
+        gaps = [reference.difference for reference in found if reference.difference]
+        line[name] = str(Value.of([reference.accuracy for reference in found])) if found else ABSENT
+        line[f"− {name}"] = difference_text(gaps) if gaps and len(gaps) == len(measured) else ABSENT
+    return line
 
 
 def last_of(evaluations: Sequence[Evaluation], data: str, part: str) -> Evaluation | None:
