@@ -5,6 +5,7 @@ hang, crash or be killed by itself.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import io
 import json
@@ -88,6 +89,11 @@ def run_all(jobs: Iterable[Job], at_once: int) -> Iterator[Ended]:
             yield _ended(job, seconds, status, killed)
 
 
+def patience(seconds: float) -> float:
+    """So many seconds of an idle machine, on this one as busy as it is."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def run_one(job: Job) -> Ended:
     return next(run_all([job], 1))
 
@@ -113,6 +119,7 @@ def _end(pid: int, reap: bool) -> None:
 
 
 RESULT = "result.json"  # beside the folder `here`, in which a command runs
+STACKS = "stacks.txt"
 
 
 def _fork(job: Job) -> int:
@@ -129,6 +136,8 @@ def _fork(job: Job) -> int:
             (job.folder / name).mkdir(exist_ok=True)
         os.environ |= {"HOME": str(job.folder / "home"), "WORDSIGHT_CACHE": str(job.folder / "cache")}
         os.chdir(job.folder / "here")
+        stacks = open(job.folder / STACKS, "w")  # noqa: SIM115, where it stands when it hangs
+        faulthandler.dump_traceback_later(job.limit * 0.9, file=stacks)
         result = job.work()
         (job.folder / RESULT).write_text(json.dumps(result))
         os._exit(0)

@@ -24,12 +24,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forked import Ended, Job, command, prepare, run_one
+from forked import Ended, Job, command, patience, prepare, run_one
 from inputs.servers import serve_answers
 from tiny import MICRO, photos, rows, table
 
 TRIES = 4  # of the same command after a kill
-LIMIT = 240.0
+LIMIT = 60.0
 DIGITS = ("fit", "data=digits", *MICRO, "shots=4", "flip=false")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "fit": (
@@ -241,7 +241,7 @@ Outcome = dict[str, Any]
 
 
 def once(folder: Path, words: Words, aim: Aim | None = None, after: float | None = None) -> Ended:
-    return run_one(Job("", folder, partial(play, words, aim), LIMIT, after))
+    return run_one(Job("", folder, partial(play, words, aim), patience(LIMIT), after))
 
 
 def killed_by(kill: Aim | float, folder: Path, words: Words) -> bool:

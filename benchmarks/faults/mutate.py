@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from forked import OFFLINE, Ended, Job, command, prepare, run_all, run_one
+from forked import OFFLINE, STACKS, Ended, Job, command, patience, prepare, run_all, run_one
 from inputs import Input, calls, folders, images, runs, servers, tables, tars, texts
 from seen import seen, told, verdict_of
 from tiny import AAPE, PAIRED, ZERO_SHOT, write_base
@@ -39,7 +39,7 @@ QUOTAS = {
     "servers": 40,
 }
 GOOD = ("right", "words", "told")
-LIMIT = 90.0  # seconds an input may take on a busy machine
+LIMIT = 45.0  # seconds an input may take on an idle machine
 
 
 def all_inputs(base: Path) -> dict[str, Input]:
@@ -104,12 +104,12 @@ def build_half() -> dict[str, Any]:
 def make_base(work: Path) -> Path:
     base = work / "base"
     base.mkdir(parents=True)
-    ended = run_one(Job("base", base, build_base, 600))
+    ended = run_one(Job("base", base, build_base, patience(200)))
     if ended.how != "ended":
         raise SystemExit(
             (base / "harness.txt").read_text() if (base / "harness.txt").exists() else str(ended)
         )
-    if run_one(Job("half", base, build_half, 300)).how != "killed":
+    if run_one(Job("half", base, build_half, patience(100))).how != "killed":
         raise SystemExit("the fit that was to be killed was not: does wordsight.train._save still exist?")
     return base
 
@@ -146,7 +146,7 @@ def jobs_of(pairs: Iterable[tuple[Any, Input, bool]], base: Path, work: Path) ->
     for number, (name, one, mutated) in enumerate(pairs):
         folder = work / f"job{number}{'m' * mutated}"
         folder.mkdir()
-        yield Job((name, folder), folder, partial(play, one, base, mutated), LIMIT)
+        yield Job((name, folder), folder, partial(play, one, base, mutated), patience(LIMIT))
 
 
 def played(
@@ -154,9 +154,9 @@ def played(
 ) -> Iterator[tuple[Any, Ended]]:
     for ended in run_all(jobs_of(pairs, base, work), at_once):
         name, folder = ended.name
-        note = folder / "harness.txt"
-        if note.is_file() and ended.how == "crashed":
-            ended = ended._replace(result={"harness": note.read_text()})
+        for note, how in (("harness.txt", "crashed"), (STACKS, "hung")):
+            if ended.how == how and (folder / note).is_file():
+                ended = ended._replace(result={"harness": (folder / note).read_text()})
         shutil.rmtree(folder, ignore_errors=True)
         yield name, ended
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from inputs import Input
 
-OWN_WAYS = ("here", "cache", "home", "out.txt", "err.txt", "result.json", "harness.txt")
+OWN_WAYS = ("here", "cache", "home", "out.txt", "err.txt", "result.json", "harness.txt", "stacks.txt")
 PLACES = ("run", "out", "html", "csv", "latex", "markdown_file", "json", "folder", "seconds", "left_out")
 TELLING = ("skipped", "left_out", "notes")  # keys of the JSON under which something is told
 NEAR = 0.12  # of a probability: the same picture, in other numbers

@@ -223,20 +223,23 @@ def parts() -> Iterator[Input]:
         ("split1/train", "split1/test"),
         ("train/real", "test/real"),
     ):
-        yield Input(f"parts {', '.join(folders)}", parted(*folders), data, judge="any", must="words or told")
+        must = "" if len(folders) == 1 else "words or told"
+        made = parted(*folders)
+        yield Input(f"parts {', '.join(folders)}", made, data, judge="any", must=must, plain=plain)
     flat = both(plain, put("d/test/x.png", EXTRA))
     yield Input("a loose image in test/", flat, data, plain=plain, control=data, new=1)
     flat_only = both(parted("train"), put("d/test/x.png", EXTRA), put("d/test/y.png", EXTRA))
-    yield Input("a flat test/", flat_only, data, judge="any", must="words or told")
+    yield Input("a flat test/", flat_only, data, plain=plain, judge="any", must="words or told")
     new_class = both(plain, put("d/test/delta/x.png", EXTRA))
-    yield Input("a class in test/ alone", new_class, data, judge="any")
+    yield Input("a class in test/ alone", new_class, data, plain=plain, judge="any")
     train_class = both(plain, put("d/train/delta/x.png", EXTRA))
-    yield Input("a class in train/ alone", train_class, data, judge="any")
+    yield Input("a class in train/ alone", train_class, data, plain=plain, judge="any")
     nfd = unicodedata.normalize("NFD", "caf\u00e9")
     twin = both(plain, put("d/train/caf\u00e9/x.png", EXTRA), put(f"d/test/{nfd}/y.png", EXTRA))
     one = both(plain, put("d/train/caf\u00e9/x.png", EXTRA), put("d/test/caf\u00e9/y.png", EXTRA))
     yield Input("composed in train/, decomposed in test/", twin, data, plain=one, control=data, judge="count")
-    yield Input("an empty test/", both(parted("train"), odd("d/test", "folder")), data, judge="any")
+    empty = both(parted("train"), odd("d/test", "folder"))
+    yield Input("an empty test/", empty, data, plain=plain, judge="any")
 
 
 def spellings() -> Iterator[Input]:
