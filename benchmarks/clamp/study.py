@@ -18,9 +18,12 @@ import torch
 from wordsight.backbones import Backbone, load_backbone
 from wordsight.backbones.join import JoinSettings, join
 from wordsight.config import RunSettings
+from wordsight.data import open_dataset
 from wordsight.data.images import read_image
 from wordsight.data.pairs import open_pairs
 from wordsight.fit import fit
+from wordsight.fitted import Fitted
+from wordsight.tasks.classify import featurise, figures, test_part
 from wordsight.tasks.retrieve import retrieval
 
 SETS = ("caltech101", "dtd10", "cifar10")
@@ -120,18 +123,14 @@ class Study:
             backbone, seconds = (self.ridge(part), 0.0) if name == "ridge" else self.tower(part, name, seed)
             asked, found = self.settings(part), {"seconds": seconds}
             for source in SETS if part == "photos" else (str(self.scenes),):
-                (event,) = zero_shot(
-                    backbone,
-                    source if part == "aerial" else f"{self.data}/{source}",
-                    asked,
-                    None,
-                    False,
-                    print,
-                )
+                dataset = open_dataset(source if part == "aerial" else f"{self.data}/{source}")
+                fitted = Fitted.by_names(backbone, dataset.class_names, asked.template)
+                tested = featurise(backbone, test_part(dataset), asked)
+                event = figures(fitted.logits(tested.vectors), tested.labels, dataset.class_names)
                 found[Path(source).stem] = {"accuracy": event["accuracy"], "recall": event["class_recall"]}
             if part == "aerial":
-                figures = retrieval(backbone, open_pairs(asked.data, "test"))
-                found |= {way: figures[way] for way in ("image_to_text", "text_to_image")}
+                recalls = retrieval(backbone, open_pairs(asked.data, "test"))
+                found |= {way: recalls[way] for way in ("image_to_text", "text_to_image")}
             file.write_text(json.dumps(found))
         return json.loads(file.read_text())
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from wordsight.backbones import Backbone
 from wordsight.config import TrainSettings, WordsightError
+from wordsight.methods import Space
 from wordsight.methods.context import TOKENS_AT_ONCE, ContextSettings, PromptLearner
 from wordsight.sentences import ClassTexts
 
