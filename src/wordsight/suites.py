@@ -21,12 +21,8 @@ from wordsight.data.splits import Which
 from wordsight.files import nfc, plain_name
 from wordsight.methods import Classifier, Learner
 from wordsight.reader import nearest, read, read_yaml
-from wordsight.runs import FINISHED, Run, absolute
+from wordsight.runs import absolute
 from wordsight.workers import progress
-from wordsight.sentences.self_written import sentences_for
-from wordsight.tasks import evaluate
-from wordsight.tasks.classify import test_part
-from wordsight.train import interrupts_held
 
 # run settings that a suite passes on to every run
 GENERAL = ("template", "views", "flip", "dtype", "label", "max_pixels")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import COLOURS, fill_folder, letters, paint
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
+from wordsight.sentences.generated import WriterSettings, write_sentences
 
 import wordsight
 from wordsight.backbones import load_backbone
@@ -18,12 +19,10 @@ from wordsight.backbones.verify import verify
 from wordsight.config import RunSettings, WordsightError
 from wordsight.fit import fit
 from wordsight.reader import read
-from wordsight.sentences import generated, local, self_written
-from wordsight.sentences.generated import WriterSettings, write_sentences
-from wordsight.tasks import generate as tasks_generate
-from wordsight.tasks.generate import generate, open_tower, sentences_for
+from wordsight.sentences import local, self_written
 from wordsight.sentences.self_written import sentences_for
 from wordsight.sentences.writers import WriterSettings, write_sentences
+from wordsight.tasks.generate import generate, open_tower, sentences_for
 
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, "
