@@ -22,8 +22,8 @@ from wordsight.files import plain_name
 from wordsight.fit import fit, sentence_source, template_of
 from wordsight.fitted import encode_classes, facts_of
 from wordsight.runs import Run, is_finished
+from wordsight.sentences.self_written import sentences_for
 from wordsight.tasks.classify import evaluate, tell_skipped, test_part
-from wordsight.tasks.generate import sentences_for
 from wordsight.workers import WorkerKilled, each
 
 log = logging.getLogger("wordsight")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import COLOURS, fill_folder, letters, paint
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
-from wordsight.sentences.generated import WriterSettings, write_sentences
 
 import wordsight
 from wordsight.backbones import load_backbone
@@ -22,7 +21,7 @@ from wordsight.reader import read
 from wordsight.sentences import local, self_written
 from wordsight.sentences.self_written import sentences_for
 from wordsight.sentences.writers import WriterSettings, write_sentences
-from wordsight.tasks.generate import generate, open_tower, sentences_for
+from wordsight.tasks.generate import generate, open_tower
 
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, "
