@@ -1,14 +1,16 @@
 """Sources: where datasets come from. Each form of `spec` is one table of rows, made by the one reader of that
 form; no image is decoded before features.py asks for it.
 
-| spec | read as | by |
-|---|---|---|
-| `digits` | scikit-learn's 1,797 digits of 8 x 8, split half and half | digits.py |
-| a folder in the field's layout, or with one split_*.json | one of the protocol's datasets (catalog.json), or laid out like one | catalogue.py |
-| a folder of class folders | classes by sorted folder name; `train/`, `val/` and `test/` may stand above them | folders.py |
-| a .csv, .tsv or .parquet; a folder with manifest.csv or captions.csv | path (or embedded image) with label or captions, found by column name | tables.py |
-| `hf:name`, `org/name`, either with `@config`; a `save_to_disk` folder | Hugging Face datasets | hub.py |
-| `x-{000..003}.tar`, a glob of tars, a folder of tars | webdataset: key.jpg with key.cls, key.txt or key.json | tars.py |
+| spec | read by |
+|---|---|
+| `digits` | digits.py |
+| a folder in the field's layout (catalog.json), or with one split_*.json | catalogue.py |
+| a folder of class folders; `train/`, `val/` and `test/` may stand above them | folders.py |
+| a .csv, .tsv or .parquet; a folder with manifest.csv or captions.csv | tables.py |
+| `hf:name`, `org/name`, either with `@config`; a `save_to_disk` folder | hub.py |
+| `x-{000..003}.tar`, a glob of tars, a folder of tars | tars.py |
+
+docs/data.md says how each is read, and what is told of what is left out.
 """
 
 from __future__ import annotations
