@@ -20,6 +20,7 @@ class Batches(Protocol):
 
     def __len__(self) -> int:
         """Batches in an epoch."""
+        ...
 
     def batch(self, epoch: int, index: int) -> dict[str, Tensor]: ...
 
@@ -56,6 +57,7 @@ class FeatureBatches:
         order, views = self.draw(epoch)
         chosen = slice(index * self.size, (index + 1) * self.size)
         rows = order[chosen]
+        assert self.labels is not None  # pairs have none, and a batch() of their own
         return {"images": self.images[rows, views[chosen]], "labels": self.labels[rows]}
 
 

@@ -109,12 +109,14 @@ def _meanings(cls: type) -> dict[str, str]:
         return {}
     comments, alone = _comments(source)
     found = {}
-    for node in ast.parse(source).body[0].body:
+    (made,) = ast.parse(source).body
+    assert isinstance(made, ast.ClassDef)  # the source of a class
+    for node in made.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             first = node.lineno
             while first - 1 in alone:
                 first -= 1
-            lines = range(first, node.end_lineno + 1)
+            lines = range(first, (node.end_lineno or first) + 1)
             found[node.target.id] = " ".join(comments[line] for line in lines if line in comments)
     return found
 

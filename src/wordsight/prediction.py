@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from wordsight.config import WordsightError
 from wordsight.data import Picture
@@ -125,7 +126,7 @@ class Predictions:
         try:
             return image_features(backbone, batch)
         except NoneReadable as error:
-            return Features(np.empty((0, 1, backbone.dim)), [], error.skipped)
+            return Features(torch.empty(0, 1, backbone.dim), [], error.skipped)
 
     def _batch(self, batch: list[Picture], features: Features) -> Iterator[Answer]:
         if not features.kept:

@@ -82,6 +82,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
             value is None or (isinstance(value, str) and value.lower() in ("null", "none"))
         ):
             return None
+        last = WordsightError(f"{where} takes no value")  # a union has members: one of them says more
         for argument in arguments:
             if argument is not type(None):
                 try:
@@ -151,9 +152,10 @@ def _as_mapping(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     key, equals, value = word.partition("=")
     if not equals:
         return read_yaml(word)
+    given: Any = value
     for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+        given = {part: given}
+    return given
 
 
 def read_yaml(word: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

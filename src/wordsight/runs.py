@@ -159,7 +159,7 @@ class Run:
                 f"reads "
                 f"format {FORMAT}"
             )
-        parts = {name: content.get(name) for name in ("settings", "facts")}
+        parts: dict[str, Any] = {name: content.get(name) for name in ("settings", "facts")}
         for name, part in parts.items():
             if not isinstance(part, dict):
                 raise WordsightError(f"{folder / 'config.yaml'} is not complete: {name} is {part!r}")

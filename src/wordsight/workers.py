@@ -15,9 +15,9 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,7 +49,7 @@ def each(
     processes: bool = False,
     label: str = "",
     total: int | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`work(item)` of every item, `jobs` at a time, as the results come: in threads, or in processes of one
     thread each. With a `label`, progress is shown.
 
@@ -67,7 +67,9 @@ def each(
             yield result
 
 
-def _in_threads(work: Callable[[Item], Result], items: Iterable[Item], jobs: int) -> Iterator[Result]:
+def _in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item], jobs: int
+) -> Generator[Result, None, None]:
     turns = _Turns()
     try:
         yield from _parallel(partial(turns.take, work), items, jobs, "threading")
@@ -102,7 +104,9 @@ class _Turns:
             self.changed.wait_for(lambda: self.running == 0)
 
 
-def _in_processes(work: Callable[[Item], Result], items: Iterable[Item], jobs: int) -> Iterator[Result]:
+def _in_processes(
+    work: Callable[[Item], Result], items: Iterable[Item], jobs: int
+) -> Generator[Result, None, None]:
     from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -118,20 +122,29 @@ def _in_processes(work: Callable[[Item], Result], items: Iterable[Item], jobs: i
         except TerminatedWorkerError as error:
             raise WorkerKilled("a worker process was ended from outside") from error
         finally:
-            get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+            # joblib's default "auto" is all that its stub knows of
+            executor = get_reusable_executor(reuse=True)  # pyright: ignore[reportArgumentType]
+            executor.shutdown(wait=True, kill_workers=True)
 
 
 def _parallel(call: Callable[[Item], Any], items: Iterable[Item], jobs: int, backend: str) -> Iterator[Any]:
     from joblib import Parallel, delayed, parallel_config
 
-    size = {"n_jobs": jobs, "pre_dispatch": "2*n_jobs"}
+    size: dict[str, Any] = {"n_jobs": jobs, "pre_dispatch": "2*n_jobs"}
     if backend == "loky":  # with one job joblib would take no process; `pre_dispatch` are in work at once
         size = {"n_jobs": max(2, jobs), "pre_dispatch": jobs}
     options = _worker_options() if backend == "loky" else {}
+    # Any, since joblib's stub takes text alone where its documentation says numbers too
+    hand_over: dict[str, Any] = {
+        "batch_size": 1,
+        "return_as": "generator_unordered",
+        "max_nbytes": None,
+    }
     with parallel_config(backend, **options):
-        parallel = Parallel(**size, batch_size=1, return_as="generator_unordered", max_nbytes=None)
+        parallel = Parallel(**size, **hand_over)
     with _interrupts_waiting() if backend == "loky" else contextlib.nullcontext():
-        results = parallel(delayed(call)(item) for item in items)
+        # a generator, as return_as asks
+        results = cast(Generator[Any, None, None], parallel(delayed(call)(item) for item in items))
     try:
         for result in results:  # noqa: UP028, `yield from` would close it before its warning is silenced
             yield result

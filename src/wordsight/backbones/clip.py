@@ -76,10 +76,12 @@ class CLIP(Backbone, TokenReader):
         self.logit_bias = (
             float(scalars["logit_bias"]) if "logit_bias" in scalars else None
         )  # SigLIP's; a softmax does not see it
-        model.to(self.dtype)
+        # transformers' stub wraps `to` and loses `self`
+        model.to(self.dtype)  # pyright: ignore[reportArgumentType]
         for key, value in scalars.items():  # kept in float32: bfloat16 would save exp(4.605) as 98.9
             getattr(model, key).data = value
-        model.to(device)
+        # transformers' stub wraps `to` and loses `self`
+        model.to(device)  # pyright: ignore[reportArgumentType]
         self.dim = shared_width(model.config)
 
         text = model.config.text_config

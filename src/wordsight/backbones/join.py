@@ -75,7 +75,8 @@ def join(
     vision, head, own_names = image_source(settings.vision, settings.pooling, settings.preprocessor)
     text = _text_source(settings)
     for tower in (vision, text):
-        tower.model.eval().to(device)
+        # transformers' stub wraps `to` and loses `self`
+        tower.model.eval().to(device)  # pyright: ignore[reportArgumentType]
     image_mean = _mean(vision, images)
     if pairs is not None:
         targets, captions, image_mean, group = _from_pairs(vision, pairs, image_mean)

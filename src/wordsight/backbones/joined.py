@@ -112,8 +112,14 @@ class Joined(Backbone, TokenReader):
         self.name = name
         self.device = device
         self.dtype = pick_dtype(dtype)
-        self.vision = vision._replace(model=vision.model.eval().requires_grad_(False).to(device))
-        self.text = text._replace(model=text.model.eval().requires_grad_(False).to(device))
+        frozen = vision.model.eval().requires_grad_(False)
+        # transformers' stub wraps `to` and loses `self`
+        frozen = frozen.to(device)  # pyright: ignore[reportArgumentType]
+        self.vision = vision._replace(model=frozen)
+        frozen = text.model.eval().requires_grad_(False)
+        # transformers' stub wraps `to` and loses `self`
+        frozen = frozen.to(device)  # pyright: ignore[reportArgumentType]
+        self.text = text._replace(model=frozen)
         self.tensors = {key: tensors[key].float().to(device) for key in MAP_NAMES}  # the map stays in float32
         self.facts = facts
         self.logit_scale = float(facts["logit_scale"])

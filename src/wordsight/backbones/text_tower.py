@@ -121,7 +121,8 @@ class TextTower(TextEncoding):
         lm, tokenizer = load_lm(place, settings.kind, dtype=dtype, random=random)
         if random is None:  # by what was said, not by where the hub's cache has it on this machine
             lm.name_or_path = source_of(base)
-        return cls(lm.to(device), tokenizer, settings)
+        # transformers' stub wraps `to` and loses `self`
+        return cls(lm.to(device), tokenizer, settings)  # pyright: ignore[reportArgumentType]
 
     def save(self, folder: str | Path, *, copy_base: bool | None = None) -> None:
         """Write a folder that `load` reads back to the same vectors: tower.json, tower.safetensors, adapter/
@@ -183,7 +184,9 @@ class TextTower(TextEncoding):
         lm, tokenizer = load_lm(Place(where, "LM", str(base or where)), settings.kind, dtype=dtype)
         # one that lies in base/ has no name: whoever saves the tower again must copy it again
         lm.name_or_path = base or ""
-        tower = cls(lm.to(device), tokenizer, settings, wrapper=(facts["wrapper"], facts["special_tokens"]))
+        # transformers' stub wraps `to` and loses `self`
+        lm = lm.to(device)  # pyright: ignore[reportArgumentType]
+        tower = cls(lm, tokenizer, settings, wrapper=(facts["wrapper"], facts["special_tokens"]))
         if tower.origin != facts["base"]["sketch"]:
             raise WordsightError(
                 f"the tower in {str(folder)!r} was trained on another LM than {base or 'its base/'} now "

@@ -87,7 +87,10 @@ class Vision(Backbone):
         self.name = name
         self.device = device
         self.dtype = pick_dtype(dtype)
-        self.vision = vision._replace(model=vision.model.eval().requires_grad_(False).to(device, self.dtype))
+        frozen = vision.model.eval().requires_grad_(False)
+        # transformers' stub wraps `to` and loses `self`
+        frozen = frozen.to(device, self.dtype)  # pyright: ignore[reportArgumentType]
+        self.vision = vision._replace(model=frozen)
         self.dim = self.vision.width(name)
 
     @classmethod

@@ -186,7 +186,8 @@ class Producer:
 
     @torch.no_grad()  # not inference_mode, whose tensors may take no part in a later gradient
     def _encode(self, tower: Backbone, pixels: Sequence[UInt8[Tensor, "3 H W"]]) -> Float[Tensor, "n D"]:
-        return tower.image_vectors(tower.image_tower.encode_image(torch.stack(pixels)).float().cpu()).clone()
+        states = tower.image_tower.encode_image(torch.stack(list(pixels)))
+        return tower.image_vectors(states.float().cpu()).clone()
 
     def _check_stop(self) -> None:
         if self.stopped.is_set():

@@ -235,6 +235,7 @@ def _lists(folder: Path, entry: Entry) -> tuple[list[str], dict[str, list[tuple[
     """FGVC Aircraft's files: a list of class names, and lists of an image's name without .jpg and its
     class.
     """
+    assert entry.names is not None  # as every entry with lists has
     names = [line for _, line in read_lines(folder / entry.names)]
     place = {name: label for label, name in enumerate(names)}
     rows: dict[str, list[tuple[str, int]]] = {}
@@ -257,7 +258,9 @@ def _class_folders(
     """ImageNet and its kin: class folders, with their names in a file. The label is the place among the
     sorted folders.
     """
-    spoken = dict(line.partition(" ")[::2] for _, line in read_lines(folder / entry.names))
+    assert entry.names is not None  # as every entry with class folders has
+    cut = [line.partition(" ") for _, line in read_lines(folder / entry.names)]
+    spoken = {key: name for key, _, name in cut}
     known = sorted(spoken)
     found = {
         part: {inside.name for inside in subfolders(folder / root)} for part, root in entry.folders.items()

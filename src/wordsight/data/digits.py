@@ -29,7 +29,7 @@ def _rows() -> tuple[Row, ...]:
     images, labels = load_digits(return_X_y=True)
     images = np.rint(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8).repeat(3, axis=-1)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.5, stratify=labels, random_state=0)
-    part = dict.fromkeys(train.tolist(), "train") | dict.fromkeys(test.tolist(), "test")
+    part = dict.fromkeys(map(int, train), "train") | dict.fromkeys(map(int, test), "test")
     return tuple(
         Row(Picture(f"digits[{row}]", partial(images.__getitem__, row)), int(label), part=part[row])
         for row, label in enumerate(labels)

@@ -141,7 +141,7 @@ def settle(labels: Sequence[Label | None], where: str) -> list[Label | None]:
         return [_whole(float(label), where) if isinstance(label, str) else label for label in labels]
     raise WordsightError(
         f"the labels of {where} are partly numbers ({few(sorted(map(str, numbers)), most=3)}) and partly "
-        f"text ({few(sorted(known - numbers), most=3)}); give every class a name"
+        f"text ({few(sorted(map(str, known - numbers)), most=3)}); give every class a name"
     )
 
 

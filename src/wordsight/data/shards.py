@@ -157,8 +157,9 @@ class Shards(Source):
     def samples(self, start: int) -> Iterator[Sample]:
         left, epoch = start, 0
         known = [self.sizes.known(self.keys[shard]) for shard in self.own]
-        if None not in known and sum(known):
-            epoch, left = divmod(start, sum(known))
+        counted_all = [size for size in known if size is not None]
+        if len(counted_all) == len(known) and sum(counted_all):
+            epoch, left = divmod(start, sum(counted_all))
         for number in itertools.count(epoch):
             found = 0
             for shard in rng(*self.seed, number).permutation(self.own).tolist():

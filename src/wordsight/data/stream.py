@@ -134,7 +134,8 @@ def _by_size(sources: Sequence[Source]) -> tuple[float, ...]:
             f"nobody knows how many samples {', '.join(unknown)} has; say how to mix: "
             f"settings.weights=0.7,0.3, or put sizes.json there"
         )
-    return tuple(total / sum(totals) for total in totals)
+    known = [total for total in totals if total is not None]
+    return tuple(total / sum(known) for total in known)
 
 
 class StreamBatches:
@@ -269,7 +270,8 @@ class StreamBatches:
 
     def _count(self) -> int | None:
         totals = [source.total for source in self.mixture.sources]
-        return max(1, sum(totals) // self.batch_size) if None not in totals else self.max_steps
+        known = [total for total in totals if total is not None]
+        return max(1, sum(known) // self.batch_size) if len(known) == len(totals) else self.max_steps
 
     def _halt(self, timeout: float | None = None) -> None:
         if self._producer is not None:

@@ -67,7 +67,7 @@ class Walker:
         hidden = hidden or is_hidden(os.path.basename(path))
         if kind == "folder" and (real is None or hidden):
             yield from self._walk(path, hidden=hidden)
-        elif kind == "folder":
+        elif kind == "folder" and real is not None:
             yield from self._linked_folder(path, real)
         elif hidden:
             self.leave(HIDDEN, path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -79,6 +79,12 @@ class AAPE(Classifier, Learner):
     """
 
     Settings = AAPESettings
+    mix: Tensor
+    centre: Tensor
+    scale: Tensor
+    words: Tensor
+    rows: Tensor
+    strength: Tensor
     needs_sentences = True
     training_only = ("aggregator.",)
     training_defaults = TrainSettings(epochs=40, batch_size=32, optimizer="adamw", lr=1e-3)
@@ -93,7 +99,7 @@ class AAPE(Classifier, Learner):
             self.from_prompt = nn.Linear(dim, width, bias=False)
             self.project = nn.Linear(width, dim)
         if self.residual:
-            for last in (self.generator[-1], self.project):
+            for last in (cast(nn.Linear, self.generator[-1]), self.project):
                 nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
         learns = self.residual and settings.class_residual
         self.class_residual = nn.Parameter(torch.zeros(len(class_names), dim)) if learns else None

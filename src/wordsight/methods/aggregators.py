@@ -6,6 +6,7 @@ in training alone."""
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +18,14 @@ from wordsight.backbones import unit
 
 def mean_of(sentences: Float[Tensor, "G N D"], present: Bool[Tensor, "G N"]) -> Float[Tensor, "G D"]:
     return unit((sentences * present[..., None]).sum(1))
+
+
+def slot_of(
+    sentences: Float[Tensor, "G N D"], present: Bool[Tensor, "G N"], images: Float[Tensor, "G D"] | None
+) -> Float[Tensor, "G D"]:
+    """The mean, or mean + image."""
+    mean = mean_of(sentences, present)
+    return mean if images is None else unit(mean + images)
 
 
 class MeanAggregator(nn.Module):
@@ -33,9 +42,7 @@ class MeanAggregator(nn.Module):
         present: Bool[Tensor, "G N"],
         images: Float[Tensor, "G D"] | None,
     ) -> Float[Tensor, "G D"]:
-        return (
-            unit(mean_of(sentences, present) + images) if images is not None else mean_of(sentences, present)
-        )
+        return slot_of(sentences, present, images)
 
 
 class MLPAggregator(nn.Module):
@@ -52,7 +59,7 @@ class MLPAggregator(nn.Module):
         present: Bool[Tensor, "G N"],
         images: Float[Tensor, "G D"] | None,
     ) -> Float[Tensor, "G D"]:
-        slot = MeanAggregator.forward(self, sentences, present, images)
+        slot = slot_of(sentences, present, images)
         return unit(self.alpha * self.f(slot) + (1 - self.alpha) * slot)
 
 
@@ -73,7 +80,7 @@ class AttentionAggregator(nn.Module):
         self.query, self.output = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.key, self.value = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.feed_forward = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
-        for last in (self.output, self.feed_forward[-1]):
+        for last in (self.output, cast(nn.Linear, self.feed_forward[-1])):
             nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
 
     def forward(
@@ -82,7 +89,7 @@ class AttentionAggregator(nn.Module):
         present: Bool[Tensor, "G N"],
         images: Float[Tensor, "G D"] | None,
     ) -> Float[Tensor, "G D"]:
-        slot = MeanAggregator.forward(self, sentences, present, images)
+        slot = slot_of(sentences, present, images)
         seen = self.norm(torch.cat([slot[:, None], sentences], 1))  # [G, 1 + N, D]
         width = slot.shape[-1] // self.heads
         query = self.query(seen[:, 0]).unflatten(-1, (self.heads, width))

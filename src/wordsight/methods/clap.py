@@ -41,6 +41,8 @@ class CLAP(Classifier, Learner):
     start with `length`, about that of CLIP's (a guess). A class without labels keeps its words."""
 
     Settings = CLAPSettings
+    words: Tensor
+    rows: Tensor
     training_defaults = TrainSettings(
         epochs=300, min_steps=0, batch_size=256, optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup_epochs=1
     )

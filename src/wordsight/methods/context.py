@@ -47,7 +47,8 @@ class Prompts(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and tokens of a row."""
-        return tuple(self.tokens["input_ids"].shape)
+        rows, columns = self.tokens["input_ids"].shape
+        return rows, columns
 
     def take(self, first: int, last: int) -> Prompts:
         """The rows from `first` up to `last`."""
@@ -109,7 +110,8 @@ def _laid_out(lengths: list[int], start: int, room: int) -> tuple[Int[Tensor, " 
             row, column = row + 1, start
         places.append((row, column))
         column += length
-    return torch.tensor(places).unbind(1)
+    rows, columns = torch.tensor(places).unbind(1)
+    return rows, columns
 
 
 class Splice:
@@ -248,6 +250,8 @@ class PromptLearner(Classifier, Learner):
 
     Settings: type = ContextSettings
     needs_tower = True
+
+    class_vectors: Tensor
 
     def __init__(self, class_names: tuple[str, ...], space: Backbone | Space, settings: ContextSettings):
         super().__init__(class_names, space, settings)

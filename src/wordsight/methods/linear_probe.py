@@ -36,6 +36,9 @@ class LinearProbe(Classifier):
     sets have none to spare. It can score only classes that had labels."""
 
     Settings = LinearProbeSettings
+    weight: Tensor
+    bias: Tensor
+    rows: Tensor
 
     def __init__(self, class_names: tuple[str, ...], space: Backbone | Space, settings: LinearProbeSettings):
         super().__init__(class_names, space, settings)

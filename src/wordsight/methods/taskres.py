@@ -29,6 +29,8 @@ class TaskRes(Classifier, Learner):
     authors' Adam. A class without labels has no offset: it is scored as zero-shot does."""
 
     Settings = TaskResSettings
+    words: Tensor
+    rows: Tensor
     training_defaults = TrainSettings(
         epochs=200, min_steps=0, batch_size=256, optimizer="adamw", lr=2e-3, warmup_epochs=1
     )

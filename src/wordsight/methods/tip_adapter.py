@@ -40,6 +40,12 @@ class TipAdapter(Classifier):
     gets no votes: zero-shot scores it."""
 
     Settings = TipAdapterSettings
+    alpha: Tensor
+    beta: Tensor
+    owners: Tensor
+    keys: Tensor
+    words: Tensor
+    columns: Tensor
     needs_val = True
 
     def __init__(self, class_names: tuple[str, ...], space: Backbone | Space, settings: TipAdapterSettings):
@@ -114,6 +120,9 @@ class TipAdapterF(TipAdapter, Learner):
     alpha and beta are searched on validation images after training."""
 
     training_only = ("best_", "seen")
+    best_keys: Tensor
+    best_accuracy: Tensor
+    seen: Tensor
     training_defaults = TrainSettings(
         epochs=20, min_steps=0, batch_size=256, optimizer="adamw", lr=1e-3, weight_decay=0.01
     )
@@ -141,6 +150,7 @@ class TipAdapterF(TipAdapter, Learner):
     @torch.no_grad()
     def compare(self) -> None:
         """Keep the keys if none did better on the validation images."""
+        assert self.val is not None  # as both callers have checked
         accuracy = (
             (self.logits(self.val.images.to(self.keys)).argmax(1) == self.val.labels.to(self.owners))
             .float()

@@ -119,6 +119,7 @@ class TwoTower(Embedder, Learner):
     and full tuning are settings of it (configs/)."""
 
     Settings: ClassVar[type] = TwoTowerSettings
+    image_mean: Tensor
     training_defaults = TrainSettings(
         epochs=10,
         batch_size=256,

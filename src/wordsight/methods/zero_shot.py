@@ -15,6 +15,7 @@ class ZeroShot(Classifier):
     """
 
     needs_labels = False
+    class_vectors: Tensor
 
     def set_classes(self, texts: ClassTexts) -> None:
         self.register_buffer("class_vectors", self.class_weights(texts), persistent=False)

@@ -74,7 +74,7 @@ def report(
     files |= {latex: as_latex(rows, compared)} if latex else {}
     for path, content in files.items():
         write_file(path, content)
-    written = {
+    written: dict[str, Any] = {
         "html": str(page),
         "csv": str(table),
         "markdown": as_markdown(rows, compared),

@@ -154,7 +154,8 @@ def mean_over(scores: Scores, part: str) -> float | None:
     """
     if part == "H":
         both = [mean_over(scores, half) for half in ("base", "new")]
-        return None if None in both else harmonic_mean(*both)
+        base, new = both
+        return None if base is None or new is None else harmonic_mean(base, new)
     by_data: dict[str, list[float]] = {}
     for (data, _), figures in scores.items():
         if part in figures:

@@ -206,7 +206,8 @@ def mapping(value: Any) -> dict[str, Any]:
 def numbers(value: Any, count: int, most: float = 100.0, least: float = 0.0) -> tuple[float, ...] | None:
     """So many numbers in a list."""
     found = [number(one, most, least) for one in value] if isinstance(value, list) else []
-    return tuple(found) if len(found) == count and None not in found else None
+    whole = tuple(one for one in found if one is not None)
+    return whole if len(whole) == len(found) == count else None
 
 
 def texts(value: Any) -> tuple[str, ...]:
@@ -289,7 +290,8 @@ def prediction(row: Mapping[str, str]) -> Prediction | None:
     if chance is None or any(name not in row for name in COLUMNS):
         return None
     cosine = number(parsed(row.get("cosine", "")), 1.01, -1.01)  # rounded
-    return Prediction(*(row[name] for name in COLUMNS[:3]), chance, row.get("sentence", ""), cosine)
+    image, label, predicted = (row[name] for name in COLUMNS[:3])
+    return Prediction(image, label, predicted, chance, row.get("sentence", ""), cosine)
 
 
 def parsed(text: str) -> float | None:
