@@ -1,4 +1,4 @@
-"""A method of your own, outside of Wordsight: the class whose labelled images are nearest, with its words beside.
+"""A method of your own, outside of Wordsight: the nearest mean of labelled images, with the words beside.
 
     PYTHONPATH=examples wordsight fit data=photos/ method=nearest_mean:NearestMean settings.share=0.7
     PYTHONPATH=examples wordsight suite few-shot methods=aape,nearest_mean:NearestMean data=photos/
