@@ -22,12 +22,13 @@ from wordsight.batches import FeatureBatches
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.data import Dataset, Split, open_dataset
 from wordsight.data.features import Features, image_features
+from wordsight.data.glyphs import warn_of_photos
 from wordsight.data.splits import conflict_note, digests, few_shot, fingerprint, held_out, select_classes
 from wordsight.files import in_use, plain_name
 from wordsight.fit_pairs import fit_pairs
 from wordsight.fitted import Fitted, encode_classes, facts_of
 from wordsight.methods import Classifier, Embedder, FitData, Labelled, Learner
-from wordsight.reader import build, read
+from wordsight.reader import read
 from wordsight.runs import Run, RunFacts, build_method
 from wordsight.sentences import read_sentences
 from wordsight.sentences.self_written import SELF, keep_record, sentences_for
@@ -50,7 +51,8 @@ class Drawn(NamedTuple):
 
 
 def fit(
-    settings: RunSettings | None = None,
+    run: RunSettings | None = None,
+    /,
     *,
     backbone: Backbone | str | None = None,
     references: bool = True,
@@ -62,17 +64,12 @@ def fit(
     `wordsight.fit(data="photos/", method="aape", shots=16, settings={"width": 16})`, or a RunSettings. A
     method of labels becomes a classifier, one of image-text pairs a backbone (`load_backbone(run.folder)`).
     `references` measures zero-shot and a linear probe beside it. `source` is what `data` names, where it is
-    open already. What was left out of the data, and what
-    stood in for missing sentences, is logged. Errors: WordsightError; nothing half-done is left that the same
-    call does not go on from."""
+    open already. What was left out of the data, and what stood in for missing sentences, is logged. Errors:
+    WordsightError; nothing half-done is left that the same call does not go on from."""
     if isinstance(backbone, str):  # the setting of that name; a Backbone is one that is loaded already
         values, backbone = {**values, "backbone": backbone}, None
-    if settings is None:
-        settings = build(RunSettings, values)
-    elif values:
-        settings = read(
-            RunSettings, {f: getattr(settings, f) for f in RunSettings.__dataclass_fields__}, values
-        )
+    given = {} if run is None else {name: getattr(run, name) for name in RunSettings.__dataclass_fields__}
+    settings = run if run is not None and not values else read(RunSettings, given, values)
     check_device(settings.device)
     if issubclass(resolve(METHODS, settings.method, "method"), Embedder):
         return fit_pairs(settings, backbone)
@@ -122,6 +119,7 @@ def _complete(
 ) -> None:
     """All that a run holds, in the order in which a later part needs an earlier one."""
     settings, dataset = run.settings, drawn.dataset
+    warn_of_photos(settings.backbone, dataset.train.pictures)
     note = conflict_note(dataset.class_names, dataset.train, dataset.val)
     if note:
         log.warning(note)
