@@ -9,10 +9,10 @@ from fabricated import both_methods, fabricate
 
 from wordsight.config import RunSettings, WordsightError
 from wordsight.files import csv_text
+from wordsight.fit import fit
 from wordsight.report import read_rows, report
 from wordsight.report.page import as_html
 from wordsight.runs import Run
-from wordsight.tasks.classify import fit
 
 
 @pytest.fixture
@@ -59,7 +59,8 @@ def test_many_classes_are_drawn(tmp_path):
 @pytest.fixture
 def run(photos, backbone, tmp_path):
     settings = {"method": "sentence_mean", "shots": 1, "sentences": "clip7"}
-    return fit(RunSettings(str(photos), "colours", **settings, out=str(tmp_path / "run")), backbone=backbone)
+    given = RunSettings(str(photos), backbone="colours", **settings, out=str(tmp_path / "run"))
+    return fit(given, backbone=backbone)
 
 
 def say(run, *rows, header=("image", "label", "predicted", "probability", "sentence", "cosine")):
@@ -147,7 +148,7 @@ def test_differences_of_several_seeds_are_a_mean_with_its_spread(tmp_path):
 
 def stop(folder):
     """As an unfinished run."""
-    (folder / "weights.safetensors").unlink()
+    (folder / "finished.json").unlink()
 
 
 def test_what_is_no_finished_run_is_left_out_and_told(folders, tmp_path, caplog):

@@ -145,9 +145,9 @@ def findings(rows: Sequence[Row]) -> list[str]:
     """
     most = max(row.shots for row in rows)
     by_method = {row.method: row for row in rows if row.shots in (NO_LABELS, most)}
-    if not {"zero_shot", "aape"} <= by_method.keys():
+    zero, aape = (by_method[name].figures if name in by_method else {} for name in ("zero_shot", "aape"))
+    if not {"all", "new"} <= zero.keys() & aape.keys():
         return []
-    zero, aape = by_method["zero_shot"].figures, by_method["aape"].figures
     labels = f"{most} labelled image{'s' * (most > 1)} of each digit"
     probe = ", where linear_probe has no answer" if "linear_probe" in by_method else ""
     return [

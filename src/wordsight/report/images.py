@@ -13,7 +13,7 @@ from PIL import Image
 
 from wordsight.config import WordsightError
 from wordsight.data import Dataset, Picture, open_dataset
-from wordsight.data.images import Unreadable, read_image
+from wordsight.data.images import MAX_PIXELS, Unreadable, read_image
 from wordsight.report.plots import data_address
 from wordsight.report.reading import Measured, Prediction
 
@@ -43,11 +43,11 @@ def cards(run: Measured, folder: Path) -> list[Card]:
     if not mistakes:
         return []
     settings = run.settings
-    by_name = {picture.name: picture for picture in pictures(open_dataset(settings.data))}
+    by_name = {picture.name: picture for picture in pictures(open_dataset(settings.data, settings.label))}
     found = [(one, by_name[one.image]) for one in mistakes if one.image in by_name]
     if not found:
         raise WordsightError(f"the images named in {run.folder} are no longer in {settings.data!r}")
-    return [card(one, picture, file_of(settings.data, picture), folder) for one, picture in found]
+    return [card(one, picture, run, folder) for one, picture in found]
 
 
 def confident_errors(run: Measured) -> list[Prediction]:
@@ -74,10 +74,11 @@ def file_of(data: str, picture: Picture) -> Path | None:
     return None
 
 
-def card(one: Prediction, picture: Picture, file: Path | None, folder: Path) -> Card:
+def card(one: Prediction, picture: Picture, run: Measured, folder: Path) -> Card:
+    file = file_of(run.settings.data, picture)
     link = link_to(file, folder) if file else ""
     rest = (one.label, one.predicted, one.probability, one.sentence, one.cosine)
-    return Card(one.image, thumbnail(picture), link, *rest)
+    return Card(one.image, thumbnail(picture, run.settings.max_pixels or MAX_PIXELS), link, *rest)
 
 
 def link_to(file: Path, folder: Path) -> str:
@@ -88,12 +89,12 @@ def link_to(file: Path, folder: Path) -> str:
     return file.as_uri()
 
 
-def thumbnail(picture: Picture) -> str:
+def thumbnail(picture: Picture, max_pixels: int) -> str:
     """The image in the page; a tiny one is enlarged in whole pixels, so that it is not a blur. Empty where it
     cannot be read.
     """
     try:
-        image = read_image(picture.load())
+        image = read_image(picture.load(), max_pixels)
     except (Unreadable, OSError, ValueError, LookupError):
         return ""
     larger = SIDE // max(image.size)

@@ -239,10 +239,10 @@ def settings_in_full(settings: RunSettings) -> dict[str, Any]:
     """
     kind, folder = resolve(METHODS, settings.method, "method"), Path(settings.data).name
     own = to_dict(settings.settings)
-    trained = to_dict(settings.train) if settings.train else {}
+    trained = to_dict(settings.train) if settings.train else {}  # nothing is trained without
     training = {f"train.{name}": value for name, value in trained.items()}
-    by_shots = issubclass(kind, Learner) and kind.epochs_by_shots
-    if by_shots and training["train.epochs"] == kind.training(settings.shots).epochs:
+    by_shots = bool(trained) and issubclass(kind, Learner) and kind.epochs_by_shots
+    if by_shots and settings.train.epochs == kind.training(settings.shots).epochs:
         training["train.epochs"] = "by shots"  # one method, whose epochs follow the shots
     also = {name: getattr(settings, name) for name in ALSO_COMPARED}
     for name in ("sentences", "aliases"):
