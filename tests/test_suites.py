@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import CLASSIFIERS, fill_folder
 
-from wordsight import cells, cost, suites
+from wordsight import cells, cost, meter, suites
 from wordsight.cells import Outcome
 from wordsight.cli import main
 from wordsight.config import RunSettings, WordsightError
@@ -475,7 +475,7 @@ def quickly(monkeypatch):
     monkeypatch.setattr(cost, "BUDGET", 0.01)
     monkeypatch.setattr(cost, "WHOLE", 0.0)
     monkeypatch.setattr(cost, "SHOTS", 3)
-    monkeypatch.setattr(cost.gc, "collect", lambda: 0)  # of all that the tests hold
+    monkeypatch.setattr(meter.gc, "collect", lambda: 0)  # of all that the tests hold
 
 
 def test_cost_measures_every_method_in_one_table(backbone, tmp_path, quickly):

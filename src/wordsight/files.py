@@ -38,9 +38,6 @@ class WordsightError(ValueError):
     """
 
 
-# -- writing --
-
-
 def write_file(path: str | Path, content: bytes | str) -> None:
     """Write a whole file or none: a temporary name in the same folder, then a rename.
 
@@ -152,9 +149,6 @@ def held(folder: str | Path, *, shared: bool = False) -> Iterator[bool | None]:
             folder.rmdir()  # still empty: nothing came of it
 
 
-# -- reading --
-
-
 def read_bytes(path: str | Path, what: str) -> bytes:
     """A whole regular file. Errors: WordsightError for a folder, a FIFO or device, or what cannot be read."""
     path = Path(path)
@@ -259,9 +253,6 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
-# -- tensors --
-
-
 def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """A hash of names, shapes, dtypes and bytes, and of the metadata beside them."""
     import torch
@@ -282,7 +273,12 @@ def write_tensors(
 
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     known = dict(metadata or {})
-    write_file(path, save(kept, metadata=known | {DIGEST: digest_of(kept, known)}))
+    written = save(kept, metadata=known | {DIGEST: digest_of(kept, known)})
+    end = 8 + int.from_bytes(written[:8], "little")
+    header = json.loads(written[8:end])  # whose metadata come in another order each time
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(end - 8)
+    write_file(path, written[:8] + text + written[end:])
 
 
 def read_tensors(
@@ -315,9 +311,6 @@ def read_tensors(
 def cache_folder() -> Path:
     """Where image features and sentences are kept between runs: $WORDSIGHT_CACHE, or ~/.cache/wordsight."""
     return Path(os.environ.get("WORDSIGHT_CACHE") or "~/.cache/wordsight").expanduser()
-
-
-# -- text for people --
 
 
 def printable(text: str) -> str:
