@@ -64,7 +64,8 @@ def evaluate(
             "left out",
             settings.data,
         )
-    whole = unseen(whole, run.seen(), run)
+    drawn = data is None and whole.test is None  # what the draw left is the test: nothing to tell
+    whole = unseen(whole, run.seen(), run, told=not drawn)
     parts = [classes] if classes else ["all"] if settings.classes == "all" or not own else ["base", "new"]
     results = []
     for part in parts:
@@ -107,7 +108,7 @@ def test_part(whole: Dataset) -> Split:
     return whole.test if whole.test is not None else whole.train
 
 
-def unseen(whole: Dataset, seen: set[bytes], run: Run) -> Dataset:
+def unseen(whole: Dataset, seen: set[bytes], run: Run, told: bool = True) -> Dataset:
     """The data with its test part, without images of equal content to those that a run was fitted to."""
     test = test_part(whole)
     kept = [row for row, digest in enumerate(digests(test.pictures)) if digest not in seen] if seen else None
@@ -117,7 +118,8 @@ def unseen(whole: Dataset, seen: set[bytes], run: Run) -> Dataset:
     message = f"left out {left:,} of {len(test):,} images of {whole.name} that {run.folder} was fitted to"
     if not kept:
         raise WordsightError(f"{message}: nothing is left to test on; give other data=...")
-    log.info(message)
+    if told:
+        log.info(message)
     return replace(whole, test=test.take(kept))
 
 
