@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import CLASSIFIERS, fill_folder
 
-from wordsight import cells, cost, meter, suites
+from wordsight import cells, suites
 from wordsight.cells import Outcome
 from wordsight.cli import main
 from wordsight.config import RunSettings, WordsightError
@@ -465,75 +465,3 @@ def test_one_dataset_under_two_spellings_is_refused(data, tmp_path):
     for other in (f"{data / 'one'}/", str(data / "two" / ".." / "one"), str(tmp_path / "ONE")):
         with pytest.raises(WordsightError, match="have the same folder name"):
             run_suite(settings_for(data, tmp_path, data=(str(data / "one"), other)))
-
-
-# -- cost ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def quickly(monkeypatch):
-    monkeypatch.setattr(cost, "BUDGET", 0.01)
-    monkeypatch.setattr(cost, "WHOLE", 0.0)
-    monkeypatch.setattr(cost, "SHOTS", 3)
-    monkeypatch.setattr(meter.gc, "collect", lambda: 0)  # of all that the tests hold
-
-
-def test_cost_measures_every_method_in_one_table(backbone, tmp_path, quickly):
-    methods = ("zero_shot", "linear_probe", "coop", "tip_adapter_f")
-    result = run_suite(
-        SuiteSettings("cost", methods, backbone="colours", sizes=(3, 5), out=str(tmp_path)), backbone=backbone
-    )
-    assert not result["failed"] and [row["method"] for row in result["rows"]] == [*methods, *methods]
-    by_name = {(row["method"], row["classes"]): row for row in result["rows"]}
-    zero, coop = by_name["zero_shot", 5], by_name["coop", 5]
-    assert (
-        zero["parameters"] == 0
-        and "step_ms" not in zero
-        and zero["image_mflops"] == pytest.approx(2 * 5 * backbone.dim / 1e6)
-    )
-    assert (
-        coop["parameters"] == 16 * backbone.dim
-        and coop["step_ms"] > 0
-        and coop["steps"] == 100
-        and coop["fit_how"] == "multiplied"
-    )
-    assert coop["image_mflops"] == zero["image_mflops"], "classes are encoded once"
-    assert (
-        by_name["linear_probe", 3]["parameters"] == 0 and by_name["tip_adapter_f", 3]["images_per_second"] > 0
-    )
-    kept = json.loads((tmp_path / "cost.json").read_text())
-    assert (
-        kept["facts"]["backbone"] == "colours"
-        and kept["facts"]["threads"] == 1
-        and len(kept["rows"]) == len(methods) * 2
-    )
-    text = (tmp_path / "cost.md").read_text()
-    assert "| coop | 5 | 192 |" in text and "≈" in text and text.count("| method | classes |") == 2
-
-
-def test_cost_lists_what_cannot_be_and_says_what_was_given_up(backbone, tmp_path, quickly, monkeypatch):
-    monkeypatch.delattr(type(backbone), "encode_tokens", raising=False)
-    monkeypatch.setattr("wordsight.methods.context.TokenReader", type("Nothing", (), {}))
-    monkeypatch.setattr(cost, "LIMIT", 0.02)
-    monkeypatch.setattr("wordsight.methods.linear_probe.LinearProbe.setup", lambda *_: time.sleep(0.5))
-    monkeypatch.setattr(cost, "warm_up", lambda *_: None)
-    result = run_suite(
-        SuiteSettings("cost", ("linear_probe", "coop"), sizes=(3,), out=str(tmp_path)), backbone=backbone
-    )
-    (row,) = result["rows"]
-    assert row["fit_how"] == "given up" and "| > 0.02 |" in result["markdown"]
-    assert (
-        "coop learns token prompts" in result["failed"][0]["says"]
-        and result["failed"][0]["run"] == "coop, 3 classes"
-    )
-    with pytest.raises(WordsightError, match="sizes=1 leaves nothing to choose among"):
-        run_suite(SuiteSettings("cost", ("zero_shot",), sizes=(1,), out=str(tmp_path)), backbone=backbone)
-
-
-def test_the_names_made_up_are_distinct_and_always_the_same():
-    names = cost.made_up_names(1000, 0)
-    assert (
-        len(set(names)) == 1000
-        and names == cost.made_up_names(1000, 0)
-        and names[:10] == cost.made_up_names(10, 0)
-    )

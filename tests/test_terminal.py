@@ -19,6 +19,8 @@ def stream(monkeypatch):
     """stdout and stderr of an encoding, and what they were given."""
 
     def made(encoding):
+        # what pytest keeps of a log goes to another process, which takes no name that is not UTF-8
+        monkeypatch.setattr(logging.getLogger("wordsight"), "propagate", False)
         for name in ("stdout", "stderr"):
             monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding, errors="strict"))
 

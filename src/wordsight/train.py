@@ -64,7 +64,7 @@ def train(
     state is not one of this training; state/ stays what the last save wrote."""
     device = torch.device(device)
     rank, world = join_processes(device)
-    if world > 1 and isinstance(batches, FeatureBatches):
+    if world > 1 and isinstance(batches, FeatureBatches) and batches.labels is not None:
         raise WordsightError(
             f"labelled images are trained on in one process, not in {world}; start this without accelerate "
             f"launch or torchrun"

@@ -17,6 +17,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from functools import partial
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar, cast
 
 Item = TypeVar("Item")
@@ -210,6 +211,7 @@ def _interrupts_waiting() -> Iterator[None]:
     """Ctrl-C waits until the end of this; a process that is started meanwhile inherits that, and never hears
     it. It would print a traceback; its parent, which does hear it, ends it.
     """
+    resource_tracker.ensure_running()  # else the first start begins it, and that lets Ctrl-C through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

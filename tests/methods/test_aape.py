@@ -11,7 +11,7 @@ from wordsight.backbones import unit
 from wordsight.config import WordsightError
 from wordsight.methods import FitData, Space, aape
 from wordsight.methods.aape import AAPE, AAPESettings, calibrate
-from wordsight.methods.aggregators import AttentionAggregator, MeanAggregator, MLPAggregator
+from wordsight.methods.aggregators import AttentionAggregator, MeanAggregator, MLPAggregator, mean_of
 from wordsight.sentences import ClassTexts
 
 DIM, SCALE = 12, 20.0
@@ -253,7 +253,7 @@ def test_attention_equals_torch_s_with_full_keys_and_values():
         plain.in_proj_weight.copy_(torch.cat([own.query.weight, own.key.weight, own.value.weight]))
         plain.in_proj_bias.copy_(torch.cat([own.query.bias, torch.zeros(2 * DIM, dtype=torch.float64)]))
         plain.out_proj.load_state_dict(own.output.state_dict())
-        slot = aape.mean_of(sentences, present)
+        slot = mean_of(sentences, present)
         seen = own.norm(torch.cat([slot[:, None], sentences], 1))
         absent = ~F.pad(present, (1, 0), value=True)
         prompt = slot + plain(seen[:, :1], seen, seen, key_padding_mask=absent, need_weights=False)[0][:, 0]

@@ -1,0 +1,79 @@
+"""Cost: every method is measured in one table, and what cannot be is said."""
+
+import json
+import time
+
+import pytest
+
+from wordsight import cost, meter
+from wordsight.config import WordsightError
+from wordsight.suites import SuiteSettings, run_suite
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    monkeypatch.setattr(cost, "BUDGET", 0.01)
+    monkeypatch.setattr(cost, "WHOLE", 0.0)
+    monkeypatch.setattr(cost, "SHOTS", 3)
+    monkeypatch.setattr(meter.gc, "collect", lambda: 0)  # of all that the tests hold
+
+
+def test_cost_measures_every_method_in_one_table(backbone, tmp_path, quickly):
+    methods = ("zero_shot", "linear_probe", "coop", "tip_adapter_f")
+    result = run_suite(
+        SuiteSettings("cost", methods, backbone="colours", sizes=(3, 5), out=str(tmp_path)), backbone=backbone
+    )
+    assert not result["failed"] and [row["method"] for row in result["rows"]] == [*methods, *methods]
+    by_name = {(row["method"], row["classes"]): row for row in result["rows"]}
+    zero, coop = by_name["zero_shot", 5], by_name["coop", 5]
+    assert (
+        zero["parameters"] == 0
+        and "step_ms" not in zero
+        and zero["image_mflops"] == pytest.approx(2 * 5 * backbone.dim / 1e6)
+    )
+    assert (
+        coop["parameters"] == 16 * backbone.dim
+        and coop["step_ms"] > 0
+        and coop["steps"] == 100
+        and coop["fit_how"] == "multiplied"
+    )
+    assert coop["image_mflops"] == zero["image_mflops"], "classes are encoded once"
+    assert (
+        by_name["linear_probe", 3]["parameters"] == 0 and by_name["tip_adapter_f", 3]["images_per_second"] > 0
+    )
+    kept = json.loads((tmp_path / "cost.json").read_text())
+    assert (
+        kept["facts"]["backbone"] == "colours"
+        and kept["facts"]["threads"] == 1
+        and len(kept["rows"]) == len(methods) * 2
+    )
+    text = (tmp_path / "cost.md").read_text()
+    assert "| coop | 5 | 192 |" in text and "≈" in text and text.count("| method | classes |") == 2
+
+
+def test_cost_lists_what_cannot_be_and_says_what_was_given_up(backbone, tmp_path, quickly, monkeypatch):
+    monkeypatch.delattr(type(backbone), "encode_tokens", raising=False)
+    monkeypatch.setattr("wordsight.methods.context.TokenReader", type("Nothing", (), {}))
+    monkeypatch.setattr(cost, "LIMIT", 0.02)
+    monkeypatch.setattr("wordsight.methods.linear_probe.LinearProbe.setup", lambda *_: time.sleep(0.5))
+    monkeypatch.setattr(cost, "warm_up", lambda *_: None)
+    result = run_suite(
+        SuiteSettings("cost", ("linear_probe", "coop"), sizes=(3,), out=str(tmp_path)), backbone=backbone
+    )
+    (row,) = result["rows"]
+    assert row["fit_how"] == "given up" and "| > 0.02 |" in result["markdown"]
+    assert (
+        "coop learns token prompts" in result["failed"][0]["says"]
+        and result["failed"][0]["run"] == "coop, 3 classes"
+    )
+    with pytest.raises(WordsightError, match="sizes=1 leaves nothing to choose among"):
+        run_suite(SuiteSettings("cost", ("zero_shot",), sizes=(1,), out=str(tmp_path)), backbone=backbone)
+
+
+def test_the_names_made_up_are_distinct_and_always_the_same():
+    names = cost.made_up_names(1000, 0)
+    assert (
+        len(set(names)) == 1000
+        and names == cost.made_up_names(1000, 0)
+        and names[:10] == cost.made_up_names(10, 0)
+    )
