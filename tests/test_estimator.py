@@ -366,8 +366,12 @@ def test_a_class_whose_every_image_is_unreadable_is_named(backbone, images, labe
 # -- the hub -------------------------------------------------------------------------------------------------
 
 
-def test_a_classifier_goes_to_the_hub_and_back(fitted, backbone, images, monkeypatch, tmp_path):
+def test_a_classifier_goes_to_the_hub_and_back(tiny_clip, images, labels, monkeypatch, tmp_path):
     import shutil
+
+    from wordsight.backbones import hub
+
+    fitted = make(str(tiny_clip), "tip_adapter").fit(images, labels)
 
     class Api:
         def __init__(self, token=None):
@@ -388,14 +392,9 @@ def test_a_classifier_goes_to_the_hub_and_back(fitted, backbone, images, monkeyp
         and 'wordsight.load("hf:me/colours")' in card
         and "blue, green, red" in card
     )
-    monkeypatch.setattr(
-        huggingface_hub,
-        "snapshot_download",
-        lambda repo_id, **_: str(tmp_path / "hub") if repo_id == "me/colours" else None,
-    )
-    assert np.array_equal(
-        load("hf:me/colours", backbone=backbone).predict_proba(images), fitted.predict_proba(images)
-    )
+    there = {"me/colours": str(tmp_path / "hub")}
+    monkeypatch.setattr(hub, "snapshot_download", lambda repo_id, **_: there[repo_id])
+    assert np.array_equal(load("hf:me/colours").predict_proba(images), fitted.predict_proba(images))
 
 
 @pytest.mark.parametrize("error", [OSError("no network\nsecond line"), RuntimeError()])
@@ -403,20 +402,11 @@ def test_a_hub_that_does_not_answer_is_said(monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr("wordsight.backbones.hub.snapshot_download", fail)
     with pytest.raises(
         WordsightError, match=r"hf:me/none cannot be read from the hub: (no network$|RuntimeError$)"
     ):
         load("hf:me/none")
-
-
-def test_a_large_card_does_not_list_every_class(fitted, monkeypatch):
-    from dataclasses import replace
-
-    monkeypatch.setattr(
-        fitted.fitted_, "facts", replace(fitted.fitted_.facts, classes=tuple(map(str, range(60))))
-    )
-    assert "48, 49 and 10 more" in fitted._card("me/x")
 
 
 def test_pictures_of_passes_pictures_through(images):

@@ -36,6 +36,7 @@ ORDER = [
     "tasks",
     "fit_pairs",
     "fit",
+    "export",
     "estimator",
     "report",
     "demo",

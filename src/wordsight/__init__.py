@@ -18,6 +18,7 @@ _EXPORTS = {
     "fit": "wordsight.fit",
     "evaluate": "wordsight.tasks",
     "predict": "wordsight.prediction",
+    "export": "wordsight.export",
     "RunSettings": "wordsight.config",
     "WordsightError": "wordsight.config",
     "write_sentences": "wordsight.sentences.writers",

@@ -126,6 +126,15 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def export(options: argparse.Namespace) -> dict[str, Any]:
+    hints.check_run("export", options.run)
+    from wordsight.export import export
+
+    out = export(options.run, options.out, backbone=options.backbone)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    return {"run": options.run, "out": str(out), "bytes": size}
+
+
 def suite(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_words("suite", options.words)
     from wordsight.suites import SuiteSettings, run_suite
@@ -288,6 +297,16 @@ VERBS: dict[str, Verb] = {
                 metavar="METHOD",
                 help="whom the others are compared with (default aape, or the first)",
             ),
+        ],
+    ),
+    "export": Verb(
+        export,
+        terminal.export,
+        "a run as one folder that needs nothing outside it: wordsight export RUN OUT",
+        [
+            _RUN,
+            argument("out", metavar="OUT", help="the new folder, for predict, load and the hub"),
+            argument("--backbone", metavar="NAME", help="where the run's backbone lies now, if it has moved"),
         ],
     ),
     "suite": Verb(

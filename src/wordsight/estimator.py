@@ -17,11 +17,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from wordsight.backbones import Backbone, load_backbone, unit
+from wordsight.backbones.hub import run_folder
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data.features import image_features
 from wordsight.data.given import encoded_labels, is_matrix, names_in, pictures_of
 from wordsight.data.splits import digests
-from wordsight.files import write_file
 from wordsight.fit import DEFAULT_SENTENCES, check_device, fit_method
 from wordsight.fitted import Fitted, encode_classes, facts_of, is_embedder, open_embedder
 from wordsight.methods import Classifier as Method
@@ -197,16 +197,21 @@ class Classifier(ClassifierMixin, BaseEstimator):
         token: str | None = None,
         commit_message: str = "Add a Wordsight classifier",
     ) -> str:
-        """Upload the run folder with a model card; `wordsight.load("hf:org/name")` reads it. Returns the
-        commit's address."""
+        """Upload the run as `export` writes it; `wordsight.load("hf:org/name")` reads it. A backbone that the
+        hub has is named, not copied. Returns the commit's address."""
         from huggingface_hub import HfApi
 
+        from wordsight.export import export
+
         api = HfApi(token=token)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(folder)
-            write_file(Path(folder) / "README.md", self._card(repo_id))
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / repo_id
+            run = self.save(Path(temporary) / "run")
+            export(run, folder, backbone=self.backbone_, copy_backbone=False, name=f"hf:{repo_id}")
             api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
+            return str(
+                api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message=commit_message)
+            )
 
     # -- inside --
 
@@ -289,19 +294,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
         images = self._images(X)
         return self.fitted_.logits(images)
 
-    def _card(self, repo_id: str) -> str:
-        settings, names = self._run_settings(), self.fitted_.facts.classes
-        classes = ", ".join(names[:50])
-        more = "" if len(names) <= 50 else f" and {len(names) - 50} more"
-        return (
-            f"---\nlibrary_name: wordsight\npipeline_tag: image-classification\n"
-            f"tags: [wordsight, {settings.method}, few-shot]\n---\n"
-            f"# {repo_id}\n\nAn image classifier taught by words: method `{settings.method}` over the frozen "
-            f"backbone `{settings.backbone}`.\n\n"
-            f'```python\nimport wordsight\n\nclf = wordsight.load("hf:{repo_id}")\n'
-            f'clf.predict(["image.jpg"])\n```\n\nClasses: {classes}{more}.\n'
-        )
-
 
 def load(
     folder: str | Path, *, backbone: Backbone | str | None = None, class_names: Sequence[str] = ()
@@ -312,7 +304,7 @@ def load(
     `class_names` chooses among other classes, by name (`with_classes`). A two_tower has no classes of its
     own, and scores these zero-shot. `backbone` names it where it has moved; it must be the same by content.
     """
-    run = Run.open(local_folder(folder))
+    run = Run.open(run_folder(folder))
     if is_embedder(run):
         given = backbone if isinstance(backbone, Backbone) else None
         return _zero_shot(run, open_embedder(run, given), names_in(class_names, "class_names"))
@@ -357,22 +349,3 @@ def _prototypes(names: tuple[str, ...], vectors: Float[Tensor, "n D"], labels: T
     sums = torch.zeros(len(names), vectors.shape[1]).index_add_(0, labels, vectors)
     means = unit(sums)
     return ClassTexts(names, means, ((),) * len(names), (means[:0],) * len(names))
-
-
-def local_folder(run: str | Path) -> Path:
-    """The run folder behind a path, or behind hf:org/name, which is fetched."""
-    if not str(run).startswith("hf:"):
-        return Path(run).expanduser()
-    from huggingface_hub import snapshot_download
-
-    repo_id = str(run).removeprefix("hf:")
-    try:
-        kept = ["*.yaml", "*.json", "*.safetensors", "*.jsonl"]
-        return Path(snapshot_download(repo_id, allow_patterns=kept))
-    except (
-        Exception
-    ) as error:  # the hub's errors have no common class; all mean that there is no folder to read
-        raise WordsightError(
-            f"hf:{repo_id} cannot be read from the hub: "
-            f"{(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from error

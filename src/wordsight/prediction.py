@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from wordsight.backbones.hub import run_folder
 from wordsight.config import WordsightError
 from wordsight.data import Picture
 from wordsight.data.account import Account
@@ -22,7 +23,7 @@ from wordsight.data.rows import read_file
 from wordsight.data.sources import read_pictures
 from wordsight.data.tables import is_table
 from wordsight.data.walk import Walker
-from wordsight.estimator import load, local_folder, pictures_of
+from wordsight.estimator import load, pictures_of
 from wordsight.files import csv_lines, writing
 from wordsight.fitted import NO_BACKBONE, Closest, Fitted
 from wordsight.names import class_list
@@ -181,7 +182,7 @@ def predict(
     be read is skipped and named.
 
     Errors: WordsightError for a run or classes that cannot be."""
-    folder = local_folder(run)
+    folder = run_folder(run)
     settings, own = Run.open(folder).settings, Run.open(folder).facts.classes
     names = class_list(classes, own) if classes else list(own)
     names += [name for name in (class_list(add, own) if add else []) if name not in names]

@@ -116,7 +116,7 @@ class Run:
                     f"that folder"
                 )
             there = cls(folder, _moved(there.settings, located(settings)), facts)
-            there._write_config()
+            there.write_config()
             return there
         if folder.is_dir() and {path.name.removesuffix(PART) for path in folder.iterdir()} - STARTED:
             raise WordsightError(
@@ -126,7 +126,7 @@ class Run:
         if account is not None:
             _write_json(folder / "account.json", account)
         run = cls(folder, located(settings), facts)
-        run._write_config()
+        run.write_config()
         return run
 
     @classmethod
@@ -233,7 +233,8 @@ class Run:
 
     # -- writing --
 
-    def _write_config(self) -> None:
+    def write_config(self) -> None:
+        """Write config.yaml, unless it says the same already."""
         content = {"format": FORMAT, "settings": to_dict(self.settings), "facts": to_dict(self.facts)}
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=150)
         path = self.folder / "config.yaml"
@@ -355,7 +356,10 @@ def _resolved(folder: Path, settings: RunSettings) -> RunSettings:
     """Paths that a folder which needs nothing outside it gives from itself on: `./backbone`."""
 
     def inside(name: str | None) -> str | None:
-        return str(folder.absolute() / name) if name is not None and name.startswith("./") else name
+        kind, at, path = (name or "").rpartition(
+            "@"
+        )  # of a class of somebody else's: package:Class@./backbone
+        return f"{kind}{at}{folder.absolute() / path}" if path.startswith("./") else name
 
     found = {name: inside(getattr(settings, name)) for name in LOCATED}
     return replace(settings, **found)

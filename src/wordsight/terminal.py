@@ -178,6 +178,11 @@ def report(answer: Mapping[str, Any]) -> None:
     out(f"report: {answer['html']}")
 
 
+def export(answer: Mapping[str, Any]) -> None:
+    size = f"{answer['bytes'] / 1e6:.1f} MB"
+    out(f"{answer['out']} holds {size} and needs nothing outside it; its model card is README.md")
+
+
 def suite(answer: Mapping[str, Any]) -> None:
     out(answer["markdown"])
     by_text: dict[str, list[str]] = {}

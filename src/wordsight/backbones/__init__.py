@@ -83,6 +83,15 @@ class Backbone(ABC):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `load_backbone` reads back to the same vectors."""
 
+    def save_whole(self, folder: str | Path) -> None:
+        """The same, where it needs nothing outside the folder."""
+        self.save_pretrained(folder)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What it was made of, and where each comes from: a path, a hub name, or nothing. For model cards."""
+        return {"backbone": self.source}
+
 
 def tell_truncated(truncated: Sequence[bool], max_tokens: int, name: str) -> None:
     """Say of how many texts the text tower `name` reads the beginning alone. Whoever uses their vectors says

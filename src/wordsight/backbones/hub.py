@@ -31,6 +31,7 @@ BUNDLED = ("micro_lm",)  # LMs that lie beside this file; `micro` is a whole bac
 # jinja: a chat template; the last are for whoever passes a model on
 TOWER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "LICEN[CS]E*", "NOTICE*"]
 OWN_FILES = [*TOWER_FILES, "*.safetensors"]  # of a folder that Wordsight wrote, at any depth
+RUN_FILES = [*OWN_FILES, "*.yaml", "*.jsonl", "*.npy"]
 LAYOUT = "give a folder in transformers' layout or a hub name"
 WAYS_ON = {
     "backbone": "give a local folder in transformers' layout, the hub name of a cached or reachable model, "
@@ -54,11 +55,8 @@ def find(name: str, what: str) -> Path:
     """The folder behind a folder or hub name; the cache is asked before the network. `what` is a key of
     `WAYS_ON`.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if name in BUNDLED:
-        return Path(__file__).parent / name
+    if (here := _here(name)) is not None:
+        return here
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise WordsightError(f"{what} folder {name!r} does not exist; {WAYS_ON[what]}")
     cached = _cached(name)
@@ -73,6 +71,18 @@ def find(name: str, what: str) -> Path:
             f"{what} {name!r} is not a local folder, not complete in the hub's cache, and the hub did not "
             f"give it ({first_line(error)}){nearest(name, BUNDLED)}; {WAYS_ON[what]}"
         ) from error
+
+
+def local(name: str) -> Path | None:
+    """The folder behind a name, or None where the network would have to be asked."""
+    return _here(name) or _cached(name)
+
+
+def _here(name: str) -> Path | None:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    return Path(__file__).parent / name if name in BUNDLED else None
 
 
 def _cached(name: str) -> Path | None:
@@ -125,6 +135,17 @@ def own(name: str) -> Path | None:
         raise WordsightError(
             f"backbone {name!r} is on the hub, but the hub did not give its files ({first_line(error)})"
         ) from error
+
+
+def run_folder(run: str | Path) -> Path:
+    """The run folder behind a path, or behind hf:org/name, which is fetched."""
+    if not str(run).startswith("hf:"):
+        return Path(run).expanduser()
+    repo_id = str(run).removeprefix("hf:")
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=RUN_FILES))
+    except Exception as error:  # the hub's errors have no common class; all mean that nothing can be read
+        raise WordsightError(f"hf:{repo_id} cannot be read from the hub: {first_line(error)}") from error
 
 
 # -- saving --

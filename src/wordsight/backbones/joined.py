@@ -203,6 +203,11 @@ class Joined(Backbone, TokenReader):
         reading = (tokenizer_facts(self.text.tokenizer), self.text.pooling, self.text.max_tokens)
         return fingerprint(tensors, config_facts(self.text.model.config), reading, self.dtype)
 
+    @property
+    def parts(self) -> dict[str, str]:
+        fitted = self.facts.get("fitted") or {}
+        return {f"{kind} encoder": str(fitted.get(part, "")) for part, kind in PARTS}
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write both encoders in transformers' layout and the map, under a temporary name until all is
         there.

@@ -154,6 +154,13 @@ class LLM(Backbone):
             self.write_into(temporary, copy_base=copy_base, copy_image=copy_image)
             write_tensors(temporary / WEIGHTS_FILE, self.weights())
 
+    def save_whole(self, folder: str | Path) -> None:
+        self.save_pretrained(folder, copy_base=True, copy_image=True)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        return {"language model": self.text.plain.name_or_path, "image tower": self.image.source}
+
     def write_into(
         self, folder: str | Path, *, copy_base: bool | None = None, copy_image: bool | None = None
     ) -> None:
@@ -173,7 +180,7 @@ class LLM(Backbone):
             shutil.rmtree(folder / part, ignore_errors=True)
         self.text.save(folder / TEXT_FOLDER, copy_base=copy_base)
         if copied:
-            self.image.save_pretrained(folder / IMAGE_FOLDER)
+            self.image.save_whole(folder / IMAGE_FOLDER)
         facts = {
             "kind": "llm",
             "format": FORMAT,
@@ -215,7 +222,7 @@ class LLM(Backbone):
 
     def _card(self, image: str | None, lm: str | None) -> str:
         """`image` and `lm` are where the towers are found, None for a copy in this very folder."""
-        settings, named = self.text.settings, [name for name in (lm, image) if name and _on_hub(name)]
+        settings, named = self.text.settings, [name for name in (lm, image) if name and on_hub(name)]
         bases = f"base_model: [{', '.join(named)}]\n" if named else ""
         kept = (
             "with the adapters off, the LM writes as it did before, token for token: "
@@ -241,7 +248,8 @@ class LLM(Backbone):
         )
 
 
-def _on_hub(name: str) -> bool:
+def on_hub(name: str) -> bool:
+    """Whether a name can only be a hub's."""
     return (
         bool(re.fullmatch(r"(hf:)?[\w.-]+/[\w.-]+", name))
         and not name.startswith(".")

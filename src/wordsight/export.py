@@ -1,0 +1,244 @@
+"""Export: a finished run as one folder that needs nothing outside it, and names no folder of the machine that
+it was made on.
+
+backbone/   the backbone of a classifier; a two_tower is one itself, with its LM in text/base/ and its image
+            tower in image/
+licences/   the licence files that lay beside the parts
+README.md   a model card: how to use it, figures, classes, where each part comes from and under what licence
+            the rest is the run's: see runs.py
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone
+from wordsight.backbones.checkpoint import read_mapping
+from wordsight.backbones.llm import LLM, on_hub
+from wordsight.config import RunSettings, WordsightError
+from wordsight.files import new_folder, read_text, write_file
+from wordsight.fitted import is_embedder, open_backbone, open_embedder
+from wordsight.reader import to_dict
+from wordsight.runs import EVENTS, KEPT, NO_BACKBONE, Run
+
+FOLDER, CARD, LICENCES = "backbone", "README.md", "licences"
+LICENCE_FILES = ("LICEN[CS]E*", "NOTICE*", "COPYING*")
+LISTED = 50  # classes that a card names
+SHOWN = ("fit", "eval", "retrieval", "train")  # events that are kept
+
+log = logging.getLogger("wordsight")
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    *,
+    backbone: Backbone | str | None = None,
+    copy_backbone: bool = True,
+    name: str | None = None,
+) -> Path:
+    """Write the finished run `run` (a folder, or hf:org/name) into the new folder `out`, with its backbone:
+    `predict out image.jpg` and `wordsight.load(out)` work on a machine that has nothing else, offline.
+
+    `backbone` names the run's backbone where it has moved. `copy_backbone=False` only names one that the hub
+    has. `name` is what the card calls it: the folder's name, if nothing else is given. The package of a
+    method or backbone that was given as package.module:Class is named in the card, and must be installed
+    there.
+
+    Errors: WordsightError for a run that is not finished, whose backbone is not the one that it was fitted
+    on, or whose backbone does not come back the same from the folder; nothing is left of `out` then."""
+    there = Run.open(hub.run_folder(run))
+    with new_folder(out) as folder:
+        if is_embedder(there):
+            given = backbone if isinstance(backbone, Backbone) else None
+            tower, place = open_embedder(there, given), "./image"
+            assert isinstance(tower, LLM)  # what every embedder becomes
+            tower.write_into(folder, copy_base=True, copy_image=True)
+        elif there.settings.backbone == NO_BACKBONE:
+            tower, place = None, NO_BACKBONE
+        else:
+            tower = open_backbone(there, backbone)
+            place = tower.source if not copy_backbone and on_hub(tower.source) else _inside(there.settings)
+            if place != tower.source:
+                tower.save_whole(folder / FOLDER)
+        parts = dict(tower.parts) if tower is not None else {}
+        card = _card(there, name or Path(out).name, _licences(parts, folder, there.folder), folder)
+        copy = Run(folder, _elsewhere(there.settings, place), there.facts)
+        _copy_run(there, copy)
+        write_file(folder / CARD, card)
+        prints = None if tower is None else (tower.image_fingerprint, tower.text_fingerprint)
+        tower = None  # before another is read: it may fill most of the memory
+        _check(copy, prints)
+    return Path(out).expanduser()
+
+
+def public(name: str) -> str:
+    """A name without the folders of this machine: of a path its last part; a hub name or URL as it is."""
+    if "::" in name:
+        return "::".join(map(public, name.split("::")))
+    kind, at, argument = name.partition("@")
+    if at and ":" in kind:
+        return f"{kind}@{public(argument)}"
+    path = Path(name).expanduser()
+    local = path.is_absolute() or name.startswith(("./", "../", "~", "file:")) or path.exists()
+    return path.name if local else name
+
+
+def _inside(settings: RunSettings) -> str:
+    """A backbone's name within the folder; the class of one that is not ours is still needed."""
+    kind, _, _ = settings.backbone.partition("@")
+    return f"{kind}@./{FOLDER}" if ":" in kind else f"./{FOLDER}"
+
+
+def _elsewhere(settings: RunSettings, backbone: str) -> RunSettings:
+    """The settings as they hold on any machine."""
+    own = settings.settings
+    inner = {name: value for name in ("text", "teacher") if (value := to_dict(own).get(name))}
+    named = {name: value for name in ("data", "sentences", "aliases") if (value := getattr(settings, name))}
+    return replace(
+        settings,
+        **{name: public(value) for name, value in named.items()},
+        backbone=backbone,
+        out=None,
+        device="auto",
+        settings=replace(own, **{name: public(value) for name, value in inner.items()}),
+    )
+
+
+def _copy_run(there: Run, copy: Run) -> None:
+    """The run's own files. What says how its images were called or where they lay stays behind."""
+    for name in KEPT:
+        if (there.folder / name).is_file():
+            shutil.copyfile(there.folder / name, copy.folder / name)
+    copy.write_config()
+    for file in copy.folder.rglob(OWN_FILE):
+        hub.save_json(file, _everywhere(read_mapping(file, "backbone")))
+    events = [event for event in there.events() if event["event"] in SHOWN]
+    lines = (json.dumps(_everywhere(event | {"skipped": []}), ensure_ascii=False) for event in events)
+    write_file(copy.folder / EVENTS, "".join(f"{line}\n" for line in lines))
+    copy.finish()
+
+
+def _everywhere(value: Any) -> Any:
+    """A value of JSON in which no text is a path of this machine."""
+    if isinstance(value, str):
+        return public(value) if value.startswith(("/", "~")) or Path(value).is_absolute() else value
+    if isinstance(value, Mapping):
+        return {key: _everywhere(one) for key, one in value.items()}
+    return [_everywhere(one) for one in value] if isinstance(value, list) else value
+
+
+def _check(copy: Run, prints: tuple[str, str] | None) -> None:
+    """Errors: WordsightError where the folder's backbone is another than the run's."""
+    if prints is None:
+        return
+    run = Run.open(copy.folder)
+    again = (
+        open_embedder(run)
+        if is_embedder(run)
+        else load_backbone(run.settings.backbone, dtype=run.settings.dtype)
+    )
+    if (again.image_fingerprint, again.text_fingerprint) != prints:
+        raise WordsightError(
+            f"backbone {again.name!r} does not give the same vectors once it is saved and read again; its "
+            f"save_pretrained does not keep all that decides them"
+        )
+
+
+# -- the card ------------------------------------------------------------------------------------------------
+
+
+def _licences(parts: Mapping[str, str], folder: Path, run: Path) -> list[tuple[str, str, str]]:
+    """Of each part its name, where it comes from and what is known of its licence, whose files are copied."""
+    if (run / LICENCES).is_dir():  # of what was exported before
+        shutil.copytree(run / LICENCES, folder / LICENCES)
+    rows = []
+    for part, source in parts.items():
+        if source in ("micro", *hub.BUNDLED):
+            rows.append((part, source, "bundled with Wordsight, Apache-2.0"))
+            continue
+        place = hub.local(source)
+        files = [file for kind in LICENCE_FILES for file in sorted(place.glob(kind))] if place else []
+        target = folder / LICENCES / part.replace(" ", "-")
+        for file in filter(Path.is_file, files):
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / file.name)
+        said = _licence_said(place) if place else None
+        kept = ", ".join(f"`{file.relative_to(folder)}`" for file in sorted(target.glob("*")))
+        unknown = "not stated beside the weights; ask whoever published them before you pass them on"
+        rows.append((part, public(source), ", ".join(filter(None, (said, kept))) or unknown))
+    return rows
+
+
+def _licence_said(folder: Path) -> str | None:
+    """What a model card in the folder names as licence."""
+    card = folder / CARD
+    front = read_text(card, "model card").split("\n---", 1)[0] if card.is_file() else ""
+    found = re.search(r"^license: *([\w.+-]+) *$", front, re.MULTILINE)
+    return found[1] if found else None
+
+
+def _card(run: Run, name: str, licences: list[tuple[str, str, str]], folder: Path) -> str:
+    """The model card; that of a two_tower, which is a backbone, stands in the folder already."""
+    tables = _figures(run) + _licence_table(licences)
+    if is_embedder(run):
+        return f"{read_text(folder / CARD, 'model card').rstrip()}\n{tables}"
+    settings, names = run.settings, run.facts.classes
+    images = f"{settings.shots} labelled images a class" if settings.shots else "all labelled images"
+    more = "" if len(names) <= LISTED else f" and {len(names) - LISTED} more"
+    own = [one for one in (settings.method, settings.backbone) if ":" in one.partition("@")[0]]
+    needs = (
+        f"It needs the packages of {' and '.join(f'`{one.partition(chr(64))[0]}`' for one in own)}.\n"
+        if own
+        else ""
+    )
+    bases = [where for _, where, _ in licences if re.fullmatch(r"[\w.-]+/[\w.-]+", where)]
+    base = f"base_model: [{', '.join(bases)}]\n" if bases else ""
+    return (
+        f"---\nlibrary_name: wordsight\npipeline_tag: image-classification\n"
+        f"tags: [wordsight, {json.dumps(settings.method)}, few-shot]\n{base}---\n# {name}\n\n"
+        f"An image classifier taught by words: method `{settings.method}`, fitted to {images} of "
+        f"`{public(settings.data)}`, over a frozen backbone.\n{needs}\n"
+        f"```\npip install wordsight\nwordsight predict {name} image.jpg   # this folder\n```\n\n"
+        f'```python\nimport wordsight\n\nclf = wordsight.load("{name}")\nclf.predict(["image.jpg"])\n```\n\n'
+        f"Classes: {', '.join(names[:LISTED])}{more}.\n{tables}"
+    )
+
+
+def _figures(run: Run) -> str:
+    """What was measured when the run was fitted or evaluated, the last time of each kind."""
+    events = {(one["data"], one.get("classes")): one for one in run.events("eval")}
+    rows = []
+    for event in events.values():
+        low, high = event.get("interval") or (None, None)
+        beside = {kind: found["accuracy"] for kind, found in (event.get("references") or {}).items()}
+        between = "" if low is None else f"{low:.1f} to {high:.1f}"
+        others = "".join(
+            f" {beside[kind]:.1f} |" if kind in beside else " |" for kind in ("zero_shot", "linear_probe")
+        )
+        rows.append(
+            f"| {public(str(event['data']))} | {event.get('classes', 'all')} | {event['images']} | "
+            f"{event['accuracy']:.1f} | {between} |{others}\n"
+        )
+    if not rows:
+        return ""
+    return (
+        "\n| test images of | classes | images | accuracy % | 95% interval | zero-shot | linear probe |\n"
+        f"|---|---|---|---|---|---|---|\n{''.join(rows)}"
+    )
+
+
+def _licence_table(licences: list[tuple[str, str, str]]) -> str:
+    if not licences:
+        return ""
+    rows = "".join(
+        f"| {part} | {where or 'in this folder'} | {licence} |\n" for part, where, licence in licences
+    )
+    return f"\n| part | from | licence |\n|---|---|---|\n{rows}"
