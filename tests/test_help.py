@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import pytest
 
-from wordsight.config import WordsightError
-from wordsight.help import Setting, described, show
+from wordsight.config import METHODS, WordsightError
+from wordsight.help import SETTINGS, Setting, described, listing, show
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Parent:
 
 @dataclass(frozen=True)
 class Child(Parent):
+    above: int = 2
     behind: Literal["a", "b"] = "b"  # of the child
     # above and
     within: float | None = (  # in the first line
@@ -38,7 +39,7 @@ def test_the_meaning_is_read_above_within_and_behind_a_field():
     found = described(Child)
     assert list(found) == [entry.name for entry in dataclasses.fields(Child)]
     assert found["above"] == Setting(
-        1, False, "a whole number", "the first of two lines above and the second"
+        2, False, "a whole number", "the first of two lines above and the second"
     )
     assert found["behind"] == Setting("b", False, "a | b", "of the child")
     assert found["plain"] == Setting(None, False, "", "")
@@ -57,3 +58,17 @@ def test_what_has_no_settings_is_told_with_the_nearest():
         show("joins")
     with pytest.raises(WordsightError, match="method 'xyz' is not known"):
         show("xyz")
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, *METHODS])
+def test_every_setting_says_what_it_means(name):
+    assert [key for key, entry in show(name)["described"].items() if not entry["meaning"]] == []
+
+
+def test_what_installed_packages_add_is_listed(monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    entries = {"wordsight.methods": [EntryPoint("theirs", "their.module:Theirs", "wordsight.methods")]}
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: entries.get(group, []))
+    found = listing()
+    assert "their.module:Theirs" in found["methods"]["theirs"] and "theirs" not in found["backbones"]

@@ -142,21 +142,21 @@ LEAST = dict.fromkeys(
 class TrainSettings:
     """How the one loop of train.py trains. A method's YAML says what its paper says."""
 
-    epochs: int = 40
+    epochs: int = 40  # times that every training image is seen
     min_steps: int = 100  # epochs are added until there are as many steps: a few images make short epochs
     # exactly so many steps, whatever `epochs` and `min_steps` say; needed where nobody knows how long the
     # data is
     max_steps: int | None = None
-    batch_size: int = 32
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.0
+    batch_size: int = 32  # images (or pairs) a step
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # AdamW or SGD of torch
+    lr: float = 1e-3  # the learning rate at its highest
+    weight_decay: float = 0.0  # as the optimizer has it: decoupled for adamw, in the gradient for sgd
     momentum: float = 0.9  # SGD only
     schedule: Literal["epoch", "step"] = "epoch"  # the cosine falls once an epoch (CoOp), or at every step
     warmup_epochs: int = 0  # schedule=epoch: epochs at `warmup_lr` before the cosine begins
-    warmup_lr: float = 1e-5
+    warmup_lr: float = 1e-5  # schedule=epoch: the learning rate of those epochs
     warmup_steps: int = 0  # schedule=step: steps that rise in a line from zero to `lr`
-    clip_norm: float | None = None
+    clip_norm: float | None = None  # gradients are scaled down to this norm; null: never
     log_steps: int | None = None  # how often the losses are logged; null: at the ends of about twenty epochs
     save_seconds: float = 10.0  # how often state/ is written, so that a killed run resumes
 
@@ -177,8 +177,9 @@ class RunSettings:
 
     data: str  # for a two_tower: image-caption pairs or labelled images, several joined by ::
     label: str | None = None  # the column of labels, where data= is a table that has several
+    # a hub name, a folder, `micro` (bundled, for glyphs), or package.module:Class@folder
     backbone: str = "openai/clip-vit-base-patch16"
-    method: str = "aape"
+    method: str = "aape"  # of `wordsight list`, or package.module:Class
     shots: int | None = 16  # labelled images per class; null takes all, as a two_tower always does
     classes: Literal["all", "base", "new"] = "all"  # base: the first half of the classes, rounded up
     # a JSON file {class: [sentences]}, the name of a template set, or self: the backbone's own LM writes them
@@ -186,12 +187,13 @@ class RunSettings:
     aliases: str | None = None  # a JSON file {class name: key in the sentence file}
     # one for every dataset, as AAPE's paper has it; `own` takes the dataset's own where it has one
     template: str = "a photo of a {}."
-    seed: int = 1
+    seed: int = 1  # draws the shots, and what training starts from and sees in which order
     views: int = 1  # image views in the feature cache: the centre crop, and augmented ones after it
     flip: bool = True  # augmented views may be mirrored; false for glyphs
     max_pixels: int | None = None  # the largest image that is decoded, in pixels; null: about 200 million
+    # in which the towers compute; what is trained stays in float32
     dtype: Literal["float32", "bfloat16"] = "float32"
-    device: str = "auto"
+    device: str = "auto"  # auto: CUDA where there is one; or cpu, cuda, cuda:1, mps
     name: str | None = None  # what reports call it; null: the method's name
     # the run folder; by default runs/<data>-<method>-<shots>shot-<classes>-seed<seed>
     out: str | None = None

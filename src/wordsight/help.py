@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from wordsight.config import BACKBONES, METHODS, WordsightError, resolve
+from wordsight.config import BACKBONES, METHODS, WordsightError, plugins, resolve
 from wordsight.reader import nearest
 
 DATA_FORMS = (
@@ -78,8 +78,8 @@ def described(cls: type) -> dict[str, Setting]:
     The meaning is what the comments say that stand in the lines above the field, within it or behind it."""
     hints = typing.get_type_hints(cls)
     meanings: dict[str, str] = {}
-    for part in reversed(cls.__mro__[:-1]):
-        meanings |= _meanings(part)
+    for part in reversed(cls.__mro__[:-1]):  # a field that only has another default keeps its meaning
+        meanings |= {name: text for name, text in _meanings(part).items() if text}
     return {field.name: _setting(field, hints[field.name], meanings) for field in dataclasses.fields(cls)}
 
 
@@ -154,9 +154,11 @@ def settings_of(name: str) -> dict[str, Setting]:
 def listing() -> dict[str, Any]:
     """Methods, backbones and forms of data, each with a line of what it is."""
     tables = {"methods": METHODS, "backbones": BACKBONES}
-    return {
-        title: {name: entry.summary for name, entry in table.items()} for title, table in tables.items()
-    } | {"data": dict(DATA_FORMS)}
+    found = {title: {name: entry.summary for name, entry in table.items()} for title, table in tables.items()}
+    for title, known in found.items():
+        for name, entry in plugins(title.removesuffix("s")).items():
+            known.setdefault(name, f"of an installed package: {entry.value}")
+    return found | {"data": dict(DATA_FORMS)}
 
 
 def show(name: str) -> dict[str, Any]:

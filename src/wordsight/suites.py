@@ -72,21 +72,22 @@ SUITES: dict[str, Suite] = {
 class SuiteSettings:
     """Which suite over what. What is not given here is the method's own, or its YAML's."""
 
-    suite: str
+    suite: str  # few-shot, base-to-new, cross-dataset, domain-shift or cost
     methods: tuple[str, ...] = ()  # names, package.module:Class, or YAML files; none: every classifier
+    # as in `fit`, several by commas; cross-dataset and domain-shift fit on the first
     data: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (1, 2, 3)
-    backbone: str = RunSettings.backbone
+    seeds: tuple[int, ...] = (1, 2, 3)  # of which each is a run
+    backbone: str = RunSettings.backbone  # as in `fit`; the same for every run
     shots: tuple[int, ...] | None = None  # in place of the suite's
     sentences: str | None = None  # for methods whose YAML names none; {data} is the dataset's folder name
     aliases: str | None = None  # the same; with {data}, a dataset without such a file needs none
-    template: str | None = None
-    views: int | None = None
-    flip: bool | None = None
-    dtype: Literal["float32", "bfloat16"] | None = None
+    template: str | None = None  # for all methods, in place of theirs; likewise the next three
+    views: int | None = None  # image views in the feature cache: the centre crop, and augmented ones
+    flip: bool | None = None  # whether augmented views may be mirrored
+    dtype: Literal["float32", "bfloat16"] | None = None  # in which the towers compute
     label: str | None = None  # the column of labels, where data= are tables that have several
     max_pixels: int | None = None  # the largest image that is decoded, in pixels
-    device: str = "auto"
+    device: str = "auto"  # auto: CUDA where there is one; or cpu, cuda, cuda:1, mps
     train: dict[str, Any] = field(default_factory=dict)  # for every method that trains
     out: str | None = None  # by default runs/<suite>
     jobs: int | None = None  # processes; by default one a core

@@ -52,7 +52,7 @@ class JoinSettings:
         "auto"  # auto: as 1_Pooling/config.json of sentence-transformers says, or mean
     )
     preprocessor: str | None = None  # a preprocessor_config.json to use instead of the image encoder's own
-    device: str = "auto"
+    device: str = "auto"  # auto: CUDA where there is one; or cpu, cuda, cuda:1, mps
 
 
 @torch.no_grad()

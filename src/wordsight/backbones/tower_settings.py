@@ -58,14 +58,16 @@ class TowerSettings:
     max_tokens are not given there.
     """
 
+    # a decoder LM, or an encoder (BERT, a sentence embedder), which writes nothing
     kind: Literal["decoder", "encoder"] = "decoder"
     # vicuna, chat (the tokenizer's own template), plain, or a text with {} where the caption stands
     wrapper: str = "vicuna"
     prompts: int = 24  # K read-only vectors after the text; 0 pools the text's own states
     prompts_attend: Literal["both", "causal"] = "both"  # do prompts see the prompts after them
     front: int = 0  # soft tokens before the text (LN-prefix has 12); these the text does see
+    # what makes one vector of the states: attention (of the prompts), their mean, or the last
     pooling: Literal["attention", "mean", "last"] = "attention"
-    heads: int = 8
+    heads: int = 8  # of the attention pooler
     width: int | None = None  # of the attention pooler; by default the LM's
     dim: int = 512  # D, the shared width: the vision tower's
     # linear layers from pooled states to the shared space: 1 is a projection, more are an MLP (SAIL,
@@ -77,10 +79,10 @@ class TowerSettings:
     prompt_only_lora: bool = (
         False  # LoRA acts in the prompts' pass only: text states and cache stay the base LM's
     )
-    rank: int = 16
-    alpha: int = 16
-    dropout: float = 0.1
-    bias: Literal["none", "all", "lora_only"] = "none"
+    rank: int = 16  # of LoRA
+    alpha: int = 16  # LoRA is scaled by alpha / rank
+    dropout: float = 0.1  # of LoRA, in training
+    bias: Literal["none", "all", "lora_only"] = "none"  # which biases are trained too, as peft has it
     targets: tuple[
         str, ...
     ] = ()  # modules that get LoRA; by default the attention projections of the LM's family

@@ -33,14 +33,16 @@ CALIBRATION_IMAGES = 2_000  # more than this many labelled images cannot move th
 class AAPESettings:
     """The settings that act on the residual form alone say so. Choices measured in benchmarks/aape."""
 
+    # how the class weights follow the image; see above
     form: Literal["residual", "as_in_paper", "h_only"] = "residual"
     # r, of the generator and of the projection; the paper's is 32. Prediction costs r numbers a pair beside
     # zero-shot's D
     width: int = 8
+    # what condenses sentences into the prompt h is distilled from
     aggregator: Literal["attention", "mlp", "mean", "random"] = "attention"
     # what the aggregator's slot starts as: the paper's eq. 1, or "input-adapted" as its text says
     query: Literal["mean", "mean+image"] = "mean"
-    heads: int = 4
+    heads: int = 4  # of the attention aggregator; fewer where they do not divide D
     distill: float = 5.0  # weight of the distillation loss; the paper: 3 to 9 work about as well
     # residual: weight of the pull of adapted class weights towards the words they started from
     pull: float = 0.05

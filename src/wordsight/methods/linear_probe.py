@@ -19,7 +19,7 @@ from wordsight.sentences import ClassTexts
 class LinearProbeSettings:
     # lambda of the L2 penalty lambda/2 |W|^2 beside the summed loss; scikit-learn's C is 1/lambda
     strength: float = 0.1
-    max_iter: int = 1000
+    max_iter: int = 1000  # steps of L-BFGS at most
 
     def __post_init__(self) -> None:
         if self.strength <= 0 or self.max_iter < 1:

@@ -47,6 +47,7 @@ class TwoTowerSettings(TowerSettings):
     random: bool = False  # only the LM's shape, with random weights: LiT's text tower, from scratch
     # with random: what of the LM's config.json is to be otherwise
     shape: dict[str, Any] = field(default_factory=dict)
+    # InfoNCE over the batch, as in CLIP, or SigLIP's pairwise sigmoid
     loss: Literal["contrastive", "sigmoid"] = "contrastive"
     teacher: str | None = None  # a backbone whose similarities are distilled; null: no distillation
     # multiplies similarities in distillation, not given in the paper; null: the teacher's own logit scale,

@@ -45,10 +45,10 @@ class WriterSettings:
     questions: str | tuple[str, ...] = "generic"
     # follows the question; a model without chat template never sees it
     instruction: str = "Answer in one plain sentence, without lists or markup."
-    per_question: int = 10
-    temperature: float = 0.99
+    per_question: int = 10  # answers to each question about each class
+    temperature: float = 0.99  # 0: always the likeliest words; above, they are drawn; CuPL took 0.99
     max_tokens: int = 60  # CLIP reads 77 tokens and drops the rest
-    seed: int = 1
+    seed: int = 1  # what is drawn from, where the server or the LM takes one
     workers: int = 4  # requests under way at once
     retries: int = 5  # with growing pauses: rate limits, lost connections, errors of the server
     timeout: float = 60.0  # seconds without a byte; one answer may take twice as long in all
