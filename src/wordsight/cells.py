@@ -14,7 +14,7 @@ from functools import cache
 from typing import NamedTuple
 
 from wordsight.backbones import Backbone, load_backbone
-from wordsight.config import METHODS, RunSettings, WordsightError, resolve
+from wordsight.config import METHODS, RunSettings, WordsightError, is_vectors, resolve
 from wordsight.data import Dataset, Picture, open_dataset
 from wordsight.data.features import image_features
 from wordsight.data.splits import prepare
@@ -126,6 +126,8 @@ def texts_needed(cell: Cell, backbone: Backbone) -> None:
     """Class names and sentences of the data of a run, and of other data's classes."""
     settings = cell.settings
     datasets = [source(data, settings.label) for data in (settings.data, *cell.targets)]
+    if is_vectors(settings.backbone):  # its words are vectors already
+        return
     known = sentences_for(sentence_source(settings), datasets[0].class_names, settings.aliases, backbone)
     template = template_of(settings, datasets[0])
     for dataset in datasets:

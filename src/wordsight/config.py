@@ -19,10 +19,16 @@ __all__ = [
     "RunSettings",
     "TrainSettings",
     "WordsightError",
+    "is_vectors",
     "load_yaml",
     "plugins",
     "resolve",
 ]
+
+
+DEFAULT_BACKBONE = "openai/clip-vit-base-patch16"
+AUTO = "auto"
+VECTORS = (".npz", ".safetensors")  # suffixes of data that is vectors, and brings its own words
 
 
 class Entry(NamedTuple):
@@ -78,6 +84,10 @@ METHODS: dict[str, Entry] = {
     ),
 }
 BACKBONES: dict[str, Entry] = {
+    "vectors": Entry(
+        "wordsight.backbones.vectors:Vectors",
+        "a .npz or .safetensors of vectors that were computed elsewhere, with those of class names",
+    ),
     "clip": Entry(
         "wordsight.backbones.clip:CLIP",
         "a CLIP or SigLIP checkpoint of transformers, hub name or local folder; `micro` is bundled",
@@ -177,8 +187,10 @@ class RunSettings:
 
     data: str  # for a two_tower: image-caption pairs or labelled images, several joined by ::
     label: str | None = None  # the column of labels, where data= is a table that has several
-    # a hub name, a folder, `micro` (bundled, for glyphs), or package.module:Class@folder
-    backbone: str = "openai/clip-vit-base-patch16"
+    # a hub name, a folder, `micro` (bundled, for glyphs), or package.module:Class@folder; auto: CLIP
+    # ViT-B/16,
+    # or the data itself where it is a file of vectors
+    backbone: str = AUTO
     method: str = "aape"  # of `wordsight list`, or package.module:Class
     shots: int | None = 16  # labelled images per class; null takes all, as a two_tower always does
     classes: Literal["all", "base", "new"] = "all"  # base: the first half of the classes, rounded up
@@ -219,9 +231,16 @@ class RunSettings:
             raise WordsightError(
                 f"method {self.method!r} is no method: derive it from wordsight.methods.Classifier"
             )
+        if self.backbone == AUTO:
+            object.__setattr__(self, "backbone", self.data if is_vectors(self.data) else DEFAULT_BACKBONE)
         object.__setattr__(self, "settings", _typed(kind.Settings, self.settings, "settings."))
         object.__setattr__(self, "train", _training(kind, self))
         kind.check(self)
+
+
+def is_vectors(name: str) -> bool:
+    """Whether a name is that of a file of vectors."""
+    return name.endswith(VECTORS)
 
 
 COUNTS = {

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wordsight.backbones import Backbone, load_backbone, pick_device
 from wordsight.batches import FeatureBatches
-from wordsight.config import METHODS, RunSettings, WordsightError, resolve
+from wordsight.config import DEFAULT_BACKBONE, METHODS, RunSettings, WordsightError, is_vectors, resolve
 from wordsight.data import Dataset, Split, open_dataset
 from wordsight.data.features import Features, image_features
 from wordsight.data.glyphs import warn_of_photos
@@ -80,16 +80,16 @@ def _fit_labelled(
     settings: RunSettings, backbone: Backbone | None, references: bool, source: Dataset | None
 ) -> Run:
     drawn = draw(settings, source)
-    for note in drawn.whole.notes:
-        log.info(note)
+    drawn.whole.account.tell()
     folder = Path(settings.out or default_folder(settings)).expanduser()
     settings = replace(settings, sentences=sentence_source(settings))
     own = settings.sentences == SELF
+    late = own or is_vectors(settings.backbone)  # words that only the backbone knows
     names = drawn.whole.class_names
-    sentences = {} if own else read_sentences(settings.sentences, names, settings.aliases)
+    sentences = {} if late else read_sentences(settings.sentences, names, settings.aliases)
     backbone = backbone or load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype)
-    if own:
-        sentences = sentences_for(SELF, names, settings.aliases, backbone)
+    if late:
+        sentences = sentences_for(settings.sentences, names, settings.aliases, backbone)
     facts = facts_of(
         backbone,
         drawn.dataset.class_names,
@@ -129,7 +129,8 @@ def _complete(
     val = validation(backbone, dataset, settings)
     seconds = {"features": round(time.monotonic() - began, 3)}
     began = time.monotonic()
-    texts = encode_classes(backbone, run.facts, dataset.class_names, sentences)
+    words = resolve(METHODS, settings.method, "method").needs_words
+    texts = encode_classes(backbone, run.facts, dataset.class_names, sentences, words=words)
     seconds["texts"] = round(time.monotonic() - began, 3)
     began = time.monotonic()
     data = FitData(features.vectors, labels, texts, settings.seed, val)
@@ -257,7 +258,8 @@ def reference_methods(
     """The methods that a fit is compared with, fitted to the same images."""
     found = {}
     for name in REFERENCES:
-        if name != run.settings.method:
+        words = backbone.has_text or not resolve(METHODS, name, "method").needs_words
+        if name != run.settings.method and words:
             settings = replace(run.settings, method=name, settings={}, train={})
             method = fit_method(settings, run.facts, data._replace(images=data.images[:, :1]), backbone)
             found[name] = Fitted(method, backbone, run.facts, sentences, data.texts)
@@ -329,7 +331,9 @@ def _keep_folds(
 
 
 def template_of(settings: RunSettings, dataset: Dataset) -> str:
-    """The template that class names are put into."""
+    """The template that class names are put into: none, where the backbone is a file of their vectors."""
+    if is_vectors(settings.backbone):
+        return "{}"
     if settings.template != "own":
         return settings.template
     if dataset.template is None:
@@ -344,7 +348,8 @@ def sentence_source(settings: RunSettings) -> str | None:
     """Where a run's sentences come from; a template set stands in where a method wants some and none are
     named.
     """
-    if settings.sentences is not None or not resolve(METHODS, settings.method, "method").needs_sentences:
+    needs = resolve(METHODS, settings.method, "method").needs_sentences
+    if settings.sentences is not None or not needs or is_vectors(settings.backbone):
         return settings.sentences
     log.info(
         "no sentences= given: the template set %r stands in. `wordsight sentences` has an LLM write some",
@@ -361,7 +366,7 @@ def default_folder(settings: RunSettings) -> Path:
     data = plain_name(settings.data)
     shots = "all" if settings.shots is None else settings.shots
     words = f"-{Path(settings.sentences).stem}" if settings.sentences else ""
-    if settings.backbone != RunSettings.backbone:
+    if settings.backbone not in (DEFAULT_BACKBONE, settings.data):
         words += f"-{plain_name(settings.backbone)}"
     method = plain_name(settings.method.replace(":", "-"))
     return Path("runs") / f"{data}-{method}{words}-{shots}shot-{settings.classes}-seed{settings.seed}"

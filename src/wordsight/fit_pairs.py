@@ -178,8 +178,7 @@ def _opened(settings: RunSettings, rank: int, world: int, sizes: Path | None = N
 def _pairs(settings: RunSettings) -> Pairs:
     words = {name: getattr(settings, name) for name in ("template", "sentences", "aliases", "label")}
     pairs = open_pairs(settings.data, **words)
-    for note in pairs.notes:
-        log.info(note)
+    pairs.account.tell()
     if len(pairs) < 2:
         raise WordsightError(
             f"data={settings.data!r} has one image-text pair only; at least 2 are needed, to tell them apart"

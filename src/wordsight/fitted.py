@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wordsight.backbones import Backbone, device_or_cpu, load_backbone
-from wordsight.config import METHODS, WordsightError, resolve
+from wordsight.backbones.vectors import Vectors
+from wordsight.config import METHODS, WordsightError, is_vectors, resolve
 from wordsight.data.features import text_features
 from wordsight.methods import Classifier, Embedder, NoSettings
 from wordsight.methods.zero_shot import ZeroShot
@@ -66,8 +67,9 @@ class Fitted:
             texts = ClassTexts(facts.classes, vectors, none, (vectors[:0],) * len(vectors))
             return cls(run.method(), None, facts, sentences, texts)
         backbone = open_backbone(run, backbone)
-        texts = encode_classes(backbone, facts, facts.classes, sentences)
-        return cls(run.method(backbone), backbone, facts, sentences, texts)
+        method = run.method(backbone)
+        texts = encode_classes(backbone, facts, facts.classes, sentences, words=method.needs_words)
+        return cls(method, backbone, facts, sentences, texts)
 
     @classmethod
     def by_names(cls, backbone: Backbone, names: Sequence[str], template: str) -> Fitted:
@@ -75,6 +77,14 @@ class Fitted:
         facts, sentences = facts_of(backbone, names, template), dict.fromkeys(names, ())
         method = ZeroShot(facts.classes, backbone, NoSettings())
         return cls(method, backbone, facts, sentences, encode_classes(backbone, facts, names, sentences))
+
+    def knowing(self, data: str) -> Fitted:
+        """The same method, which also knows the words of a file of vectors where it came from such a file."""
+        if not (is_vectors(data) and isinstance(self.backbone, Vectors)):
+            return self
+        other = load_backbone(data)
+        assert isinstance(other, Vectors)  # what such a file is read as
+        return replace(self, backbone=self.backbone.knowing(other), method=copy.deepcopy(self.method))
 
     @property
     def device(self) -> torch.device:
@@ -93,8 +103,10 @@ class Fitted:
             raise WordsightError(
                 f"{list(names)} cannot be chosen among; give at least 2 class names, each once"
             )
-        known = {name: tuple((sentences or {}).get(name, self.sentences.get(name, ()))) for name in names}
-        texts = encode_classes(self.backbone, self.facts, names, known)
+        told = {**(self.backbone.sentences or {}), **self.sentences, **(sentences or {})}
+        known = {name: tuple(told.get(name, ())) for name in names}
+        words = self.method.needs_words
+        texts = encode_classes(self.backbone, self.facts, names, known, words=words)
         return replace(
             self, method=copy.deepcopy(self.method), sentences={**self.sentences, **known}, texts=texts
         )
@@ -169,11 +181,19 @@ def is_embedder(run: Run) -> bool:
 
 
 def encode_classes(
-    backbone: Backbone, facts: RunFacts, names: Sequence[str], sentences: Mapping[str, Sequence[str]]
+    backbone: Backbone,
+    facts: RunFacts,
+    names: Sequence[str],
+    sentences: Mapping[str, Sequence[str]],
+    *,
+    words: bool = True,
 ) -> ClassTexts:
-    """Text vectors of classes, from the cache where they are in it. A class that `sentences` lacks has
-    none.
+    """Text vectors of classes, from the cache where they are in it. A class that `sentences` lacks has none.
+    Without `words`, for a method that needs none, they are zero where the backbone has no text vectors.
     """
+    if not words and not backbone.has_text:
+        zeros, none = torch.zeros(len(names), backbone.dim), ((),) * len(names)
+        return ClassTexts(tuple(names), zeros, none, (zeros[:0],) * len(names))
     known = {name: sentences.get(name, ()) for name in names}
     return class_texts(functools.partial(text_features, backbone), names, facts.template, known)
 

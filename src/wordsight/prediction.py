@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from wordsight.backbones.hub import run_folder
-from wordsight.config import WordsightError
+from wordsight.config import WordsightError, is_vectors
 from wordsight.data import Picture
 from wordsight.data.account import Account
 from wordsight.data.features import Features, NoneReadable, image_features
@@ -115,8 +115,7 @@ class Predictions:
                 yield from self._batch(batch, features)
                 kept += len(features.kept)
                 advance(len(batch))
-        for note in self.account.notes():
-            log.info(note)
+        self.account.tell()
         if self.skipped and not kept:
             raise NoneReadable([(entry["image"], entry["reason"]) for entry in self.skipped])
         if not kept:
@@ -213,7 +212,7 @@ def _pictures(images: Sequence[Any], account: Account) -> Iterator[Picture]:
         path = Path(image).expanduser() if isinstance(image, (str, Path)) else None
         if path is not None and path.is_dir():
             yield from _below(path, account)
-        elif path is not None and is_table(path):
+        elif path is not None and (is_table(path) or is_vectors(str(path))):
             yield from read_pictures(path, account)
         else:
             account.seen, account.kept = account.seen + 1, account.kept + 1

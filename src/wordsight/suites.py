@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from wordsight.backbones import Backbone
 from wordsight.cells import Cell, Outcome, featurise_all, outcomes, run_cell, source, tower
-from wordsight.config import METHODS, RunSettings, WordsightError, resolve
+from wordsight.config import AUTO, DEFAULT_BACKBONE, METHODS, RunSettings, WordsightError, resolve
 from wordsight.data import Dataset
 from wordsight.data.splits import Which
 from wordsight.files import nfc, plain_name
@@ -77,7 +77,7 @@ class SuiteSettings:
     # as in `fit`, several by commas; cross-dataset and domain-shift fit on the first
     data: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (1, 2, 3)  # of which each is a run
-    backbone: str = RunSettings.backbone  # as in `fit`; the same for every run
+    backbone: str = AUTO  # as in `fit`; the same for every run
     shots: tuple[int, ...] | None = None  # in place of the suite's
     sentences: str | None = None  # for methods whose YAML names none; {data} is the dataset's folder name
     aliases: str | None = None  # the same; with {data}, a dataset without such a file needs none
@@ -143,7 +143,8 @@ def measured(settings: SuiteSettings, backbone: Backbone | None) -> dict[str, An
         label: read(RunSettings, {"data": "none", "shots": cost.SHOTS}, entry)
         for label, entry in method_entries(settings).items()
     }
-    backbone = backbone or tower(settings.backbone, settings.device, settings.dtype or "float32")
+    name = DEFAULT_BACKBONE if settings.backbone == AUTO else settings.backbone
+    backbone = backbone or tower(name, settings.device, settings.dtype or "float32")
     return cost.measure(entries, backbone, settings.sizes, settings.folder)
 
 

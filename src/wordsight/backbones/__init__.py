@@ -8,7 +8,7 @@ import hashlib
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -44,6 +44,9 @@ class Backbone(ABC):
     logit_scale: float  # zero-shot logits are logit_scale * cosine
     # changes with everything that decides an image vector: weights, preprocessing, dtype
     image_fingerprint: str
+    has_text: bool = True  # false where it can encode no text at all
+    # of classes, where it brings some: a file of vectors does, which can encode no others
+    sentences: Mapping[str, tuple[str, ...]] | None = None
     text_fingerprint: str  # the same for text vectors
 
     @abstractmethod
@@ -169,10 +172,13 @@ def source_of(name: str | Path) -> str:
 def _find(name: str, text: bool) -> tuple[str, str]:
     """What kind of backbone a name is, and where it lies."""
     from wordsight.backbones import checkpoint, hub
+    from wordsight.backbones.arrays import is_arrays
 
     if name == "micro":
         return "clip", str(MICRO)
     path = Path(name).expanduser()
+    if is_arrays(path):
+        return "vectors", str(path)
     if path.is_file() and path.suffix == ".safetensors":
         return "vision", str(path)
     if not path.is_dir() and "/" not in name and nearest(name, ("micro",)):

@@ -44,6 +44,12 @@ class Picture:
         return value, digest
 
 
+class Encoded(Picture):
+    """An image that is only known by its vector, which a backbone made elsewhere: `load` gives [D], or [V, D]
+    where it was seen in several views. It is not of length one yet.
+    """
+
+
 @dataclass(frozen=True)
 class Split:
     pictures: Sequence[Picture]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+log = logging.getLogger("wordsight")
 
 KEPT_NAMES = 1000  # names that are kept of each reason; all are counted
 UNLABELLED = "without a label"  # the reason of images that are kept in Dataset.unlabelled
@@ -68,6 +71,11 @@ class Account:
             for reason, entry in self.left_out.items()
         ]
         return (*out, *self.remarks)
+
+    def tell(self) -> None:
+        """Say it to the user."""
+        for note in self.notes():
+            log.info(note)
 
     def to_dict(self) -> dict[str, Any]:
         """The account as JSON holds it."""

@@ -25,8 +25,7 @@ def decoded_images(path: str | Path) -> Iterator[Image.Image]:
 def decoded_pairs(spec: str) -> Iterator[tuple[Image.Image, tuple[str, ...]]]:
     """Images with their captions, of a source's training part; what is left out is told."""
     pairs = open_pairs(spec)
-    for note in pairs.notes:
-        log.info(note)
+    pairs.account.tell()
     return _readable(zip(pairs.pictures, pairs.captions))
 
 

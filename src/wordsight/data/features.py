@@ -18,9 +18,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from wordsight.backbones import Backbone, tell_truncated
+from wordsight.backbones import Backbone, tell_truncated, unit
 from wordsight.config import WordsightError
-from wordsight.data import ImageValue, Picture
+from wordsight.data import Encoded, ImageValue, Picture
 from wordsight.data.images import MAX_PIXELS, Unreadable, check_size, hash_of, read_image, size_of, view_box
 from wordsight.data.store import SHARD_ROWS, Store, is_unit
 from wordsight.workers import each, progress
@@ -75,6 +75,8 @@ def image_features(
         raise WordsightError(
             f"views={views} is not possible; view 1 is the centre crop, more are augmented ones"
         )
+    if any(isinstance(picture, Encoded) for picture in pictures):
+        return _encoded(backbone, pictures, views)
     recipe = (VIEW_RECIPE, seed, flip) if views > 1 else "centre"
     tower = backbone.image_tower
     store = Store(folder, (views, tower.dim), "image", tower.image_fingerprint, recipe, PIXEL_RECIPE)
@@ -88,6 +90,26 @@ def image_features(
     rows = [store.rows[job.digests[index]] for index in kept]
     vectors = np.stack(rows) if rows else np.empty((0, views, tower.dim), np.float32)
     return Features(backbone.image_vectors(torch.from_numpy(vectors)), kept, skipped)
+
+
+def _encoded(backbone: Backbone, pictures: Sequence[Picture], views: int) -> Features:
+    """Vectors that came with the data."""
+    if not all(isinstance(picture, Encoded) for picture in pictures):
+        raise WordsightError("images and vectors stand side by side; give one or the other")
+    tower = backbone.image_tower
+    rows = [np.asarray(picture.load(), np.float32) for picture in pictures]
+    rows = np.stack([row[None] if row.ndim == 1 else row for row in rows])
+    if rows.shape[2] != tower.dim:
+        raise WordsightError(
+            f"vectors of width {rows.shape[2]} do not fit backbone {backbone.name!r}, whose vectors have "
+            f"{tower.dim}"
+        )
+    if rows.shape[1] < views:
+        raise WordsightError(
+            f"views={views}, but the file holds {rows.shape[1]} of each image; give views={rows.shape[1]}"
+        )
+    vectors = unit(torch.from_numpy(rows[:, :views]))
+    return Features(backbone.image_vectors(vectors), list(range(len(pictures))), [])
 
 
 def text_features(

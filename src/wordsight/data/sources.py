@@ -4,6 +4,7 @@ form; no image is decoded before features.py asks for it.
 | spec | read by |
 |---|---|
 | `digits` | digits.py |
+| a .npz or .safetensors of vectors | arrays.py |
 | a folder in the field's layout (catalog.json), or with one split_*.json | catalogue.py |
 | a folder of class folders; `train/`, `val/` and `test/` may stand above them | folders.py |
 | a .csv, .tsv or .parquet; a folder with manifest.csv or captions.csv | tables.py |
@@ -21,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wordsight.config import WordsightError
-from wordsight.data import Dataset, Picture, Split, catalogue, digits, hub, walk
+from wordsight.config import WordsightError, is_vectors
+from wordsight.data import Dataset, Picture, Split, arrays, catalogue, digits, hub, walk
 from wordsight.data.account import UNLABELLED, Account, counted, few
 from wordsight.data.folders import read_class_folders
 from wordsight.data.labels import check_distinct
@@ -34,7 +35,8 @@ from wordsight.reader import nearest
 FORMS = (
     "a folder of class folders (photos/<class>/*.jpg), a dataset in the field's layout (docs/protocol.md), "
     "a .csv or .parquet of path and label (or caption, for a two_tower), "
-    "a folder or pattern of .tar files, a Hugging Face name (org/name or hf:name), or digits"
+    "a .npz or .safetensors of vectors, a folder or pattern of .tar files, a Hugging Face name (org/name or "
+    "hf:name), or digits"
 )
 
 
@@ -65,6 +67,8 @@ def read(spec: str, want: Want, label: str | None = None) -> Table:
         return _tars(path, spec, want, label)
     if is_table(path):
         return read_table(path, spec, want, label)
+    if path.is_file() and is_vectors(spec):
+        return arrays.read(path)
     if path.exists():
         raise _not_read(path, spec)
     if (

@@ -84,6 +84,7 @@ class Classifier(Method, ABC):
     what `set_classes` derives from words is not."""
 
     needs_sentences: ClassVar[bool] = False  # whether sentences change what it does
+    needs_words: ClassVar[bool] = True  # false: it is fitted and predicts without any text vector
     needs_tower: ClassVar[bool] = (
         False  # whether it learns the tokens of a text tower, and so needs a backbone
     )

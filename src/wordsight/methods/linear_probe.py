@@ -36,6 +36,7 @@ class LinearProbe(Classifier):
     sets have none to spare. It can score only classes that had labels."""
 
     Settings = LinearProbeSettings
+    needs_words = False
     weight: Tensor
     bias: Tensor
     rows: Tensor

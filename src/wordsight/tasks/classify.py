@@ -53,8 +53,10 @@ def evaluate(
     whatever way they are named. `source` is the data, where it is open already. `references` are other
     methods that are measured on the same images, for a paired comparison."""
     settings = run.settings
-    fitted = fitted or Fitted.open(run, backbone)
+    fitted = (fitted or Fitted.open(run, backbone)).knowing(data or settings.data)
     whole = source if source is not None else open_dataset(data or settings.data, label or settings.label)
+    if source is None:
+        whole.account.tell()
     same = same_images(whole, run)
     own = data is None or same
     if not same and own:

@@ -60,6 +60,7 @@ def evaluate(
         else:
             whole = _own_test(source) if data is None else open_dataset(source, label)
             if whole is not None:
+                whole.account.tell()
                 whole = unseen(whole, seen, run)
                 results.append(_zero_shot(backbone, whole, source, run, classes))
     for result in results:
@@ -108,6 +109,7 @@ def _test_pairs(source: str, own: bool, seen: set[bytes], run: Run) -> Pairs:
     pairs = open_pairs(source, "test")
     if not len(pairs) and not own:
         pairs = open_pairs(source)
+    pairs.account.tell()
     kept = [row for row, digest in enumerate(digests(pairs.pictures)) if digest not in seen]
     left = len(pairs) - len(kept)
     if not left:

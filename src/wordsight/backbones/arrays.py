@@ -1,0 +1,354 @@
+"""Arrays: a file of vectors that were computed elsewhere, read into its parts: image vectors with labels,
+class
+names, and perhaps the text vectors of names and of sentences.
+
+.npz (texts as NumPy's text arrays; nothing pickled) or .safetensors (texts as JSON lists in the metadata).
+Each
+thing has one name here and is found under those that the field gives it: `train_features` is `train`.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from wordsight.files import WordsightError, nfc, parse_json, read_tensors
+from wordsight.reader import nearest
+
+SUFFIXES = (".npz", ".safetensors")
+PARTS = ("train", "val", "test", "unlabelled")
+PART_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+    "unlabelled": ("unlabelled", "unlabeled", "pool"),
+}
+VECTORS = ("vectors", "features", "image_features", "image_vectors", "embeddings", "images", "x")
+LABELS = ("label", "labels", "targets", "target", "y")
+NAMES = ("path", "paths", "names", "files", "image")
+KEYS = {
+    "classes": ("classes", "class_names", "classnames"),
+    "text": (
+        "text",
+        "text_features",
+        "text_vectors",
+        "class_vectors",
+        "text_weights",
+        "clip_weights",
+        "classifier",
+    ),
+    "sentences": ("sentences",),
+    "sentence_label": ("sentence_label", "sentence_labels", "sentence_class"),
+    "sentence_vectors": ("sentence_vectors", "sentence_features", "sentence_embeddings"),
+    "logit_scale": ("logit_scale", "scale"),
+    "part": ("part", "parts", "split", "splits"),
+}
+LOGIT_SCALE = 100.0  # CLIP's, where a file gives none
+LOG_SCALES = (3.0, 5.0)  # where a logit scale is CLIP's raw parameter, the logarithm: ln 100 is 4.6
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images of one part. A label of -1, or the empty text, is none."""
+
+    vectors: Float[np.ndarray, "n *V D"]
+    labels: Sequence[int | str] | None
+    names: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """All of a file that is read here. Vectors are as they stand there, of any length."""
+
+    classes: tuple[str, ...]
+    parts: Mapping[str, Part]
+    text: Float[Tensor, "C D"] | None = None  # of each class's name
+    sentences: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of each class
+    sentence_vectors: Mapping[str, Float[Tensor, "n D"]] = field(default_factory=dict)
+    logit_scale: float = LOGIT_SCALE
+    unread: tuple[str, ...] = ()  # keys that mean nothing here
+
+    @property
+    def dim(self) -> int:
+        """D of all vectors."""
+        return int(
+            next(iter(self.parts.values())).vectors.shape[-1] if self.text is None else self.text.shape[-1]
+        )
+
+
+def is_arrays(path: str | Path) -> bool:
+    """Whether a name is a file of vectors: every .npz, and a .safetensors that has its classes."""
+    path = Path(path).expanduser()
+    if path.suffix not in SUFFIXES or not path.is_file():
+        return False
+    if path.suffix == ".npz":
+        return True
+    try:
+        with safe_open(path, framework="pt") as file:
+            return bool(set(KEYS["classes"]) & (file.metadata() or {}).keys())
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
+def read_arrays(path: str | Path) -> Arrays:
+    """Errors: WordsightError for a file that cannot be read or holds pickles, lacks vectors or class names,
+    or
+    whose widths, counts or labels do not fit one another."""
+    path = Path(path).expanduser()
+    found = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+    known = {key.lower(): key for key in found}
+    used: set[str] = set()
+
+    def take(names: Sequence[str]) -> Any:
+        for name in names:
+            if name in known:
+                used.add(known[name])
+                return found[known[name]]
+        return None
+
+    classes = take(KEYS["classes"])
+    parts = _parts(path, take, known)
+    names = _class_names(path, classes, parts, known)
+    parts = {part: _checked(path, part, one, names) for part, one in parts.items()}
+    widths = {part: one.vectors.shape[-1] for part, one in parts.items()}
+    text = _class_vectors(path, take(KEYS["text"]), names, widths)
+    sentences, vectors = _sentences(
+        path, [take(KEYS[key]) for key in ("sentences", "sentence_label", "sentence_vectors")], names
+    )
+    widths |= {"text": text.shape[-1]} if text is not None else {}
+    widths |= {"sentence_vectors": next(iter(vectors.values())).shape[-1]} if vectors else {}
+    if len(set(widths.values())) > 1:
+        listed = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise WordsightError(
+            f"{path} holds vectors of several widths ({listed}); all must come from one backbone"
+        )
+    scale = _scale(path, take(KEYS["logit_scale"]))
+    return Arrays(names, parts, text, sentences, vectors, scale, tuple(sorted(set(found) - used)))
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with open(path, "rb") as opened, zipfile.ZipFile(opened), np.load(opened, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+        pickled = "allow_pickle" in str(error) or "Object arrays" in str(error)
+        why = (
+            "it holds a pickled array, which is not opened; save texts as np.array(names), of type str"
+            if pickled
+            else error
+        )
+        raise WordsightError(f"{path} cannot be read as a file of vectors: {why}") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    tensors, metadata = read_tensors(path, "file of vectors", finite=False)
+    found = {name: _numbers(tensor) for name, tensor in tensors.items()}
+    for name, text in metadata.items():
+        if text[:1] == "[":
+            found.setdefault(name, np.array(parse_json(text, f"{name} in the metadata of {path}")))
+    return found
+
+
+def _numbers(tensor: Tensor) -> np.ndarray:
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _parts(path: Path, take: Any, known: Mapping[str, str]) -> dict[str, Part]:
+    """The parts as they stand under names of their own, or as rows of one table."""
+    parts = {}
+    for part, aliases in PART_NAMES.items():
+        vectors = take([name for alias in aliases for name in _of_part(alias, ("", *VECTORS))])
+        if vectors is not None:
+            labels = take([name for alias in aliases for name in _of_part(alias, LABELS)])
+            names = take([name for alias in aliases for name in _of_part(alias, NAMES)])
+            parts[part] = _part(path, part, vectors, labels, names)
+    vectors = take(VECTORS)
+    if parts and vectors is None:
+        return parts
+    if parts or vectors is None:
+        raise WordsightError(
+            f"{path} holds {_listed(known)}; image vectors stand under train, val, test and unlabelled, "
+            "or under "
+            f"vectors with label and part ({'both' if parts else 'neither'} here)"
+        )
+    whole = _part(path, "vectors", vectors, take(LABELS), take(NAMES))
+    of = take(KEYS["part"])
+    if of is None:
+        return {"train": whole} if whole.labels is not None else {"unlabelled": whole}
+    of = [str(one).strip().lower() for one in np.asarray(of).tolist()]
+    meant = {alias: part for part, aliases in PART_NAMES.items() for alias in aliases}
+    if len(of) != len(whole.vectors) or (wrong := sorted(set(of) - meant.keys())):
+        raise WordsightError(
+            f"{path} holds {len(whole.vectors)} vectors and {len(of)} parts"
+            + (
+                f", of which {wrong[0]!r} is none of {', '.join(meant)}"
+                if len(of) == len(whole.vectors)
+                else ""
+            )
+        )
+    rows = {part: [row for row, one in enumerate(of) if meant[one] == part] for part in PARTS}
+    return {part: _rows(whole, chosen) for part, chosen in rows.items() if chosen}
+
+
+def _of_part(part: str, kinds: Sequence[str]) -> list[str]:
+    return [
+        name for kind in kinds for name in ((part,) if not kind else (f"{part}_{kind}", f"{kind}_{part}"))
+    ]
+
+
+def _rows(part: Part, rows: Sequence[int]) -> Part:
+    labels = None if part.labels is None else [part.labels[row] for row in rows]
+    return Part(part.vectors[list(rows)], labels, [part.names[row] for row in rows])
+
+
+def _part(path: Path, name: str, vectors: Any, labels: Any, names: Any) -> Part:
+    vectors = np.asarray(vectors)
+    if vectors.ndim not in (2, 3) or vectors.dtype.kind not in "fiu" or not vectors.shape[-1]:
+        raise WordsightError(
+            f"{name} of {path} is {vectors.dtype} of shape {list(vectors.shape)}; image vectors are "
+            "numbers of shape "
+            f"[images, width], or [images, views, width]"
+        )
+    for what, values in (("labels", labels), ("names", names)):
+        if values is not None and np.asarray(values).shape != (len(vectors),):
+            raise WordsightError(
+                f"{name} of {path} holds {len(vectors)} vectors, but {what} of shape "
+                f"{list(np.asarray(values).shape)}"
+            )
+    given = [f"{name}/{row}" for row in range(len(vectors))] if names is None else [str(one) for one in names]
+    return Part(vectors, None if labels is None else np.asarray(labels).tolist(), given)
+
+
+def _class_names(
+    path: Path, classes: Any, parts: Mapping[str, Part], known: Mapping[str, str]
+) -> tuple[str, ...]:
+    labels = [label for part in parts.values() for label in part.labels or ()]
+    texts = all(isinstance(label, str) for label in labels)
+    if classes is not None:
+        names = tuple(nfc(str(name).strip()) for name in np.asarray(classes).ravel().tolist())
+        if texts and labels and len(set(names)) < len(names):
+            raise WordsightError(
+                f"classes of {path} hold a name twice, so labels that are names do not say which is meant; "
+                f"give labels that are places in classes"
+            )
+        seen: Counter[str] = Counter()
+        apart = []
+        for name in names:  # ImageNet has two cranes and two missiles
+            seen[name] += 1
+            apart.append(f"{name} ({seen[name]})" if seen[name] > 1 else name)
+        return tuple(apart)
+    if not texts:
+        raise WordsightError(
+            f"{path} holds {_listed(known)}, but no class names; add classes, the list of names in the "
+            f"order of the labels' numbers (or give labels that are names)"
+        )
+    return tuple(sorted({nfc(label.strip()) for label in labels if label.strip()}))
+
+
+def _checked(path: Path, name: str, part: Part, classes: tuple[str, ...]) -> Part:
+    """Labels as places in `classes`, -1 where there is none."""
+    if part.labels is None:
+        if name in ("train", "val", "test"):
+            raise WordsightError(
+                f"{name} of {path} has no labels; name them {name}_label, or the part unlabelled"
+            )
+        return part
+    place = {label: row for row, label in enumerate(classes)}
+    labels = [nfc(label.strip()) if isinstance(label, str) else label for label in part.labels]
+    for label in set(labels):
+        if isinstance(label, str) and label and label not in place:
+            raise WordsightError(
+                f"{name} of {path} has the label {label!r}, which is none of its classes"
+                f"{nearest(label, classes)}"
+            )
+        if not isinstance(label, str) and (label != int(label) or not -1 <= label < len(classes)):
+            raise WordsightError(
+                f"{name} of {path} has the label {label}, but there are {len(classes)} classes: labels "
+                "are 0 to "
+                f"{len(classes) - 1}, and -1 for none"
+            )
+    found = [place.get(label, -1) if isinstance(label, str) else int(label) for label in labels]
+    return Part(part.vectors, found, part.names)
+
+
+def _class_vectors(
+    path: Path, text: Any, classes: tuple[str, ...], widths: Mapping[str, int]
+) -> Tensor | None:
+    """[C, D]; a file may hold it as [D, C], as Tip-Adapter's does."""
+    if text is None:
+        return None
+    text = np.asarray(text, np.float32)
+    width = next(iter(widths.values()), 0)
+    if text.ndim == 2 and text.shape == (width, len(classes)) and text.shape != (len(classes), width):
+        text = text.T
+    if text.ndim != 2 or len(text) != len(classes):
+        raise WordsightError(
+            f"the class vectors of {path} have shape {list(text.shape)}; one of each of the "
+            f"{len(classes)} classes is needed"
+        )
+    return _usable(path, "the class vectors", text)
+
+
+def _sentences(
+    path: Path, found: Sequence[Any], classes: tuple[str, ...]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, Tensor]]:
+    """Each class's sentences, and their vectors."""
+    texts, labels, vectors = found
+    if vectors is None and texts is None:
+        return {}, {}
+    if texts is None or vectors is None or labels is None:
+        raise WordsightError(
+            f"{path} holds only a part of its sentences; sentences (texts), sentence_label and "
+            "sentence_vectors belong together"
+        )
+    vectors = np.asarray(vectors, np.float32)
+    part = _checked(path, "sentence_label", _part(path, "sentence_vectors", vectors, labels, texts), classes)
+    of: dict[str, list[int]] = {name: [] for name in classes}
+    for row, label in enumerate(part.labels or ()):
+        if label != -1:
+            of[classes[int(label)]].append(row)
+    usable = _usable(path, "sentence_vectors", vectors)
+    return (
+        {name: tuple(part.names[row] for row in rows) for name, rows in of.items()},
+        {name: usable[rows] for name, rows in of.items() if rows},
+    )
+
+
+def _usable(path: Path, what: str, vectors: np.ndarray) -> Tensor:
+    wrong = np.flatnonzero(~(np.isfinite(vectors).all(1) & vectors.any(1)))
+    if len(wrong):
+        raise WordsightError(
+            f"{what} of {path} are not finite, or zero, in {len(wrong)} rows; the first is {wrong[0]}"
+        )
+    return torch.from_numpy(np.ascontiguousarray(vectors))
+
+
+def _scale(path: Path, scale: Any) -> float:
+    if scale is None:
+        return LOGIT_SCALE
+    scale = np.asarray(scale, np.float64).ravel()
+    if scale.shape != (1,) or not 0 < scale[0] <= 1e6:
+        raise WordsightError(
+            f"logit_scale of {path} is {scale.tolist()}; it is one number above 0, CLIP's is 100"
+        )
+    if LOG_SCALES[0] < scale[0] < LOG_SCALES[1]:
+        raise WordsightError(
+            f"logit_scale of {path} is {scale[0]:.4g}, which looks like CLIP's parameter, the logarithm; "
+            "store its "
+            f"exponential, {np.exp(scale[0]):.4g}"
+        )
+    return float(scale[0])
+
+
+def _listed(known: Mapping[str, str]) -> str:
+    return ", ".join(known.values()) if known else "nothing"

@@ -1,0 +1,44 @@
+"""Arrays: a file of image vectors as a source. Each row is an image that needs no reading and no tower."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from wordsight.backbones.arrays import Part, read_arrays
+from wordsight.data import Encoded
+from wordsight.data.account import Account, few
+from wordsight.data.rows import Row, Table
+
+NOT_USABLE = "whose vector is zero or not finite"
+
+
+def read(path: Path) -> Table:
+    """All rows of a file of vectors."""
+    arrays = read_arrays(path)
+    account, rows = Account("vector"), []
+    for name, part in arrays.parts.items():
+        rows += _rows(name, part, account)
+    if arrays.unread:
+        account.remark(f"not read of {path.name}: {few(arrays.unread)}")
+    return Table(rows, account, dict(enumerate(arrays.classes)), "{}")
+
+
+def _rows(name: str, part: Part, account: Account) -> list[Row]:
+    vectors = part.vectors.astype(np.float32)
+    flat = vectors.reshape(len(vectors), -1, vectors.shape[-1])
+    usable = (np.isfinite(flat).all(2) & flat.any(2)).all(1)
+    rows = []
+    for row, (image, good) in enumerate(zip(part.names, usable.tolist())):
+        account.seen += 1
+        label = -1 if part.labels is None else part.labels[row]
+        if not good:
+            account.leave(NOT_USABLE, image)
+            continue
+        picture = Encoded(image, partial(vectors.__getitem__, row))
+        rows.append(
+            Row(picture, None if label == -1 else label, part="train" if name == "unlabelled" else name)
+        )
+    return rows
