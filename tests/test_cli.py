@@ -571,3 +571,27 @@ def test_help_and_list_answer_at_once_and_without_torch(word):
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert min(seconds) < 0.3, seconds
+
+
+def test_an_out_that_is_a_file_is_told(photos, tiny_clip, tmp_path, capsys):
+    (tmp_path / "taken").write_text("mine")
+    words = [
+        f"data={photos}",
+        f"backbone={tiny_clip}",
+        "method=zero_shot",
+        "shots=1",
+        f"out={tmp_path}/taken",
+    ]
+    assert main(["fit", *words]) == 2
+    assert "cannot be a folder: File exists" in capsys.readouterr().err
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_eval_tells_what_its_data_left_out(photos, tiny_clip, tmp_path, capsys):
+    words = [f"data={photos}", f"backbone={tiny_clip}", "method=zero_shot", "shots=1", f"out={tmp_path}/run"]
+    assert main(["fit", *words]) == 0
+    fill_folder(tmp_path / "other")
+    (tmp_path / "other" / "red" / ".hidden.png").write_bytes(b"x")
+    capsys.readouterr()
+    assert main(["eval", f"{tmp_path}/run", f"data={tmp_path}/other"]) == 0
+    assert "left out 1 of 19 files" in capsys.readouterr().err

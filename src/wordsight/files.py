@@ -114,9 +114,12 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 def in_use(folder: str | Path) -> Iterator[None]:
     """Hold a folder: another process that asks for it meanwhile is told so. The hold ends with its process.
 
-    Errors: WordsightError where another process holds it.
+    Errors: WordsightError where another process holds it, or where it cannot be a folder.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WordsightError(f"{str(folder)!r} cannot be a folder: {error.strerror or error}") from error
     with held(folder) as ours:
         if ours is False:
             raise WordsightError(

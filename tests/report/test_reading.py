@@ -58,6 +58,8 @@ def test_what_is_left_out_is_told(folder, caplog):
     add(folder, "[1]")
     assert len(Measured(Run.open(folder)).evaluations) == 1
     assert "1 of 2 evaluations could not be read" in caplog.text and "1 of 4 lines could not" in caplog.text
+    add(folder, '{"event": "fit"}')
+    assert Measured(Run.open(folder)).seconds is None and "the seconds of its fit are left out" in caplog.text
 
 
 ODD_PARTS = [

@@ -117,6 +117,11 @@ KINDS = {
 }
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """The client has gone, as it does from an answer without end: no word of ours."""
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     kind = "plain"
@@ -150,7 +155,7 @@ class Handler(BaseHTTPRequestHandler):
 def serve(kind: str, pause: float = 0.0) -> str:
     """A server in a thread of this process; its address."""
     handler = type("Kind", (Handler,), {"kind": kind, "pause": pause})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = Server(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return f"http://127.0.0.1:{server.server_address[1]}/v1"
@@ -173,16 +178,6 @@ def inputs() -> Iterator[Input]:
         yield Input(f"server: {kind}", nothing, words, (), judge="same", must=must, server=kind)
 
 
-def time_limits() -> list[str]:
-    """The writer's time limits, cut to seconds: what they are called is the package's."""
-    import dataclasses
-
-    from wordsight.sentences import generated
-
-    names = [field.name for field in dataclasses.fields(generated.WriterSettings)]
-    return [f"{name}=3" for name in names if "timeout" in name or "seconds" in name]
-
-
 def serve_answers(pause: float, log: Path) -> str:
     """A server in a process of its own, whose answer is the question's and seed's own; its address. Each
     request adds a byte to `log`.
@@ -202,7 +197,7 @@ def serve_answers(pause: float, log: Path) -> str:
             self.end_headers()
             self.wfile.write(content)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server = Server(("127.0.0.1", 0), Answers)
     pid = os.fork()
     if not pid:
         server.serve_forever()

@@ -117,7 +117,12 @@ class Measured:
     @cached_property
     def seconds(self) -> float | None:
         """Of the fit alone."""
-        return number(mapping(self._fit.get("seconds")).get("fit"))
+        known = number(mapping(self._fit.get("seconds")).get("fit"))
+        if self._fit and known is None:
+            log.warning(
+                "%s: the seconds of its fit are left out: metrics.jsonl does not say them", self.folder
+            )
+        return known
 
     @cached_property
     def parameters(self) -> int | None:
