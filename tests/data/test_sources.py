@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from conftest import paint
 from PIL import Image
 
 from wordsight.config import WordsightError
@@ -304,3 +305,19 @@ def test_webdataset_of_clip_benchmark_and_text_labels(tmp_path):
     assert open_dataset(mixed).class_names == ("bee", "ant")
     fails(tar(tmp_path / "u/u.tar", {"a.png": png()}), "no image of", "key.cls")
     fails(tar(tmp_path / "v/v.tar", {"a.cls": b"0"}), "hold no images")
+
+
+def test_names_that_may_be_several_labels_or_steer_a_terminal_are_told(tmp_path):
+    rows = [
+        "path,label",
+        *(f"{row}.png,{name}" for row, name in enumerate(("cat|dog", "owl; ox", "b\x07ee", "ant"))),
+    ]
+    for row in range(4):
+        paint((9, 9, 9), row).save(tmp_path / f"{row}.png")
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    notes = "\n".join(open_dataset(str(tmp_path / "t.csv")).notes)
+    assert (
+        "2 class names with | or ; in it, which is read as one label and not as several: cat|dog, owl; ox"
+        in notes
+    )
+    assert r"1 class name with control characters: 'b\x07ee'" in notes

@@ -30,6 +30,7 @@ from wordsight.data.labels import check_distinct
 from wordsight.data.rows import CAPTIONS, MANIFEST, Table, Want, why_not
 from wordsight.data.tables import has_captions, is_table, read_table
 from wordsight.data.tars import is_shards, read_tars, shards_of, tars_in
+from wordsight.files import moves
 from wordsight.reader import nearest
 
 FORMS = (
@@ -199,6 +200,7 @@ def _dataset(spec: str, table: Table) -> Dataset:
         if chosen or part == "train":
             parts[part] = Split([row.picture for row in chosen], labels)
     _tell_absent(parts, names, account)
+    _tell_odd(names, account)
     return Dataset(
         name=spec,
         class_names=tuple(names),
@@ -207,6 +209,21 @@ def _dataset(spec: str, table: Table) -> Dataset:
         unlabelled=unlabelled,
         **parts,
     )
+
+
+def _tell_odd(names: Sequence[str], account: Account) -> None:
+    """A remark on names that are perhaps several labels, or hold what no name holds."""
+    joined = [name for name in names if re.search(r"\S *[|;] *\S", name)]
+    if joined:
+        account.remark(
+            f"{counted(len(joined), 'class name')} with | or ; in it, which is read as one label and not as "
+            f"several: {few(joined)}"
+        )
+    steered = [name for name in names if any(moves(sign) for sign in name)]
+    if steered:
+        account.remark(
+            f"{counted(len(steered), 'class name')} with control characters: {few(map(repr, steered))}"
+        )
 
 
 def _tell_absent(parts: dict[str, Split], names: Sequence[str], account: Account) -> None:
