@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSIFIERS
 from safetensors.torch import load_file
+from standins import CLASSIFIERS
 
 from wordsight.backbones import unit
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve

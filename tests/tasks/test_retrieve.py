@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from conftest import COLOURS, paint
 from safetensors.torch import load_file, save_file
+from standins import COLOURS, paint
 
 from wordsight.backbones import load_backbone
 from wordsight.backbones.verify import verify

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import COLOURS, in_processes, paint
 from safetensors.torch import load_file, save_file
+from standins import COLOURS, in_processes, paint
 from torch import nn
 
 from wordsight import train as loop
