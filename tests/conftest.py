@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# Towers and matrices this small lose more to threads than they win, torch's and NumPy's alike. Read when these
+# are imported, here and in every process that tests start.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # What waits or computes for seconds: begun first, so that no processor idles beside it at the end.
 LONG = (
     "test_one_two_and_three_processes_train_the_same_and_resume",
@@ -32,14 +35,6 @@ def pytest_collection():
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.name not in LONG)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Towers and matrices this small lose more to threads than they win."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -66,7 +66,6 @@ def _command(words, errors):
         os.dup2(file.fileno(), 2)
     # what runs in the background, as these tests may, ignores Ctrl-C, and so would what it starts
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    torch.set_num_threads(1)
     from wordsight.cli import main
 
     sys.exit(main(words))
