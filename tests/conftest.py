@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-# Towers and matrices this small lose more to threads than they win, torch's and NumPy's alike. Read when those
-# are imported, here and in every process that tests start.
+# Towers and matrices this small lose more to threads than they win, torch's and NumPy's alike. Read when
+# these are imported, here and in every process that tests start.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # What waits or computes for seconds: begun first, so that no processor idles beside it at the end.
 LONG = (
