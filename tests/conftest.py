@@ -13,28 +13,36 @@ import pytest
 # Towers and matrices this small lose more to threads than they win, torch's and NumPy's alike. Read when
 # these are imported, here and in every process that tests start.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-# What waits or computes for seconds: begun first, so that no processor idles beside it at the end.
+# What waits or computes for seconds: begun first, so that no processor idles beside it at the end and what its
+# tests share is made in one process.
 LONG = (
     "test_one_two_and_three_processes_train_the_same_and_resume",
     "test_ctrl_c_stops_all_workers_and_the_same_command_ends_in_the_same_bits",
     "test_ctrl_c_and_the_same_command_end_in_the_same_bits",
     "test_processes_together_give_one_process_loss_and_gradients",
+    "test_zero_shot_on_real_images",
+    "test_demo.py",
+    "test_readme.py",
+    "test_export.py",
 )
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """Nothing of what imports make is garbage: it need not be searched for any, now or while tests run."""
+    """Nothing of what imports make is garbage: it need not be searched for any, now or while tests run, and
+    seldom what tests make.
+    """
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(10_000)
         gc.enable()
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.name not in LONG)
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
 
 
 @pytest.fixture(autouse=True, scope="session")
