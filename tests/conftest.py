@@ -2,44 +2,47 @@
 photographs.
 """
 
-import hashlib
+import gc
 import importlib.util
-import io
-import json
 import logging
-import multiprocessing
 import os
-import threading
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-import torch.multiprocessing
-from PIL import Image
 
-from wordsight.backbones import Backbone, TokenReader, unit
-from wordsight.config import METHODS, resolve
-from wordsight.data import Picture
-from wordsight.methods import Classifier
-
-COLOURS = {
-    "red": (220, 30, 30),
-    "green": (30, 200, 40),
-    "blue": (30, 40, 220),
-    "yellow": (225, 215, 30),
-    "purple": (150, 30, 170),
-}
-CLASSIFIERS = [name for name in METHODS if issubclass(resolve(METHODS, name, "method"), Classifier)]
-TOWER_LEARNERS = [name for name in CLASSIFIERS if resolve(METHODS, name, "method").needs_tower]
-LETTERS = "abcdefghijklmnopqrstuvwxyz."
+# Towers and matrices this small lose more to threads than they win, torch's and NumPy's alike. Read when
+# these are imported, here and in every process that tests start.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+# What waits or computes for seconds: begun first, so that no processor idles beside it at the end and what its
+# tests share is made in one process.
+LONG = (
+    "test_one_two_and_three_processes_train_the_same_and_resume",
+    "test_ctrl_c_stops_all_workers_and_the_same_command_ends_in_the_same_bits",
+    "test_ctrl_c_and_the_same_command_end_in_the_same_bits",
+    "test_processes_together_give_one_process_loss_and_gradients",
+    "test_zero_shot_on_real_images",
+    "test_demo.py",
+    "test_readme.py",
+    "test_export.py",
+)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Towers and matrices this small lose more to threads than they win."""
-    torch.set_num_threads(1)
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Nothing of what imports make is garbage: it need not be searched for any, now or while tests run, and
+    seldom what tests make.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(10_000)
+        gc.enable()
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -72,144 +75,18 @@ def shared() -> Path:
     return folder
 
 
-def in_processes(work, count: int, *arguments) -> None:
-    """`work(rank, *arguments)` in so many processes at once, for which its module is imported once."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload([work.__module__])
-    torch.multiprocessing.start_processes(work, arguments, nprocs=count, start_method="forkserver")
-
-
-class ColourBackbone(Backbone, TokenReader):
-    """Images are known by their mean colour, texts by the sum of their words' vectors, of which colour words
-    mean that colour.
-    """
-
-    name, dim, device, logit_scale = "colours", 12, torch.device("cpu"), 20.0
-    image_fingerprint, text_fingerprint = "colour-image", "colour-text"
-
-    def __init__(self):
-        self.ids = {"": 0}  # of every word that was ever read; 0 fills what is left of a row
-        self.token_embedding = torch.nn.Embedding(
-            5_000, self.dim, _weight=torch.zeros(5_000, self.dim)
-        ).requires_grad_(False)
-
-    def preprocess(self, image, box=None):
-        return torch.from_numpy(np.array(image.resize((4, 4), box=box))).permute(2, 0, 1).contiguous()
-
-    def encode_image(self, pixels):
-        means = pixels.float().mean((2, 3)) / 255 - 0.4
-        corners = pixels[:, :, ::3, ::3].float().flatten(1)[:, :9] / 255 - 0.5
-        return unit(torch.cat([means, 0.3 * corners], 1))
-
-    def encode_text(self, texts):
-        return self.encode_tokens(self.tokenize(texts))
-
-    def tokenize(self, texts):
-        words = [text.lower().strip(".").split() for text in texts]
-        for word in {word for row in words for word in row} - self.ids.keys():
-            self.ids[word] = len(self.ids)
-            self.token_embedding.weight[self.ids[word]] = self._word(word)
-        longest = max(map(len, words), default=0)
-        return {
-            "input_ids": torch.tensor(
-                [[self.ids[word] for word in row] + [0] * (longest - len(row)) for row in words]
-            )
-        }
-
-    def encode_tokens(self, tokens, ends=None):
-        return unit(self.token_embedding(tokens["input_ids"]).sum(1))
-
-    def save_pretrained(self, folder):
-        raise NotImplementedError
-
-    def _word(self, word):
-        seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=6).digest())
-        vector = 0.15 * torch.randn(self.dim, generator=torch.Generator().manual_seed(seed))
-        if word in COLOURS:
-            vector[:3] += torch.tensor(COLOURS[word]) / 255 - 0.4
-        return vector
-
-
 @pytest.fixture(scope="session")
-def backbone() -> ColourBackbone:
+def backbone():
+    from standins import ColourBackbone
+
     return ColourBackbone()
-
-
-class Stub(Backbone):
-    """A small tower that counts what goes through it."""
-
-    name, dim, logit_scale, image_fingerprint, text_fingerprint = "stub", 12, 100.0, "stub-1", "stub-t"
-    device = torch.device("cpu")
-
-    def __init__(self):
-        self.weight = torch.randn(12, 3 * 8 * 8, generator=torch.Generator().manual_seed(0))
-        self.images, self.texts, self.calls, self.fail_after = 0, 0, 0, None
-        self.lock = threading.Lock()
-
-    def preprocess(self, image, box=None):
-        return (
-            torch.from_numpy(np.array(image.resize((8, 8), Image.Resampling.BICUBIC, box=box)))
-            .permute(2, 0, 1)
-            .contiguous()
-        )
-
-    def encode_image(self, pixels):
-        with self.lock:
-            if self.fail_after is not None and self.calls >= self.fail_after:
-                raise KeyboardInterrupt
-            self.calls += 1
-            self.images += len(pixels)
-        return unit(pixels.flatten(1).float() / 255 @ self.weight.T)
-
-    def encode_text(self, texts):
-        self.texts += len(texts)
-        return unit(
-            torch.stack(
-                [
-                    torch.randn(12, generator=torch.Generator().manual_seed(sum(text.encode())))
-                    for text in texts
-                ]
-            )
-        )
-
-    def save_pretrained(self, folder):
-        raise NotImplementedError
-
-
-def encoded(number: int = 0, size=(12, 9), form: str = "PNG") -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, form)
-    return buffer.getvalue()
-
-
-def pictures(*contents) -> list[Picture]:
-    return [
-        Picture(f"picture {row}", partial(lambda content: content, content))
-        for row, content in enumerate(contents)
-    ]
-
-
-def shards(folder) -> list:
-    return sorted(folder.glob("features/*/*.safetensors"))
-
-
-def paint(colour, seed: int, size: int = 8) -> Image.Image:
-    """A noisy patch of one colour."""
-    noise = np.random.default_rng(seed).normal(0, 45, (size, size, 3))
-    return Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
-
-
-def fill_folder(root: Path, names=("red", "green", "blue"), count: int = 6) -> Path:
-    for number, name in enumerate(names):
-        (root / name).mkdir(parents=True)
-        for index in range(count):
-            paint(COLOURS[name], 100 * number + index).save(root / name / f"{index}.png")
-    return root
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
     """Class folders of six tiny images each. Tests read it and do not write to it."""
+    from standins import fill_folder
+
     return fill_folder(tmp_path_factory.mktemp("data") / "photos")
 
 
@@ -218,6 +95,8 @@ def tiny_clip(tmp_path_factory) -> Path:
     """A random CLIP with a few thousand numbers, in transformers' layout: for the command line, which knows
     backbones by folder.
     """
+    import torch
+    from standins import LETTERS
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.utils import logging
@@ -239,29 +118,11 @@ def tiny_clip(tmp_path_factory) -> Path:
     return folder
 
 
-def letters():
-    """A tokenizer of single letters."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(
-        models.WordLevel(
-            {word: row for row, word in enumerate(["<unk>", "<s>", "</s>", *" abcdefghijklmnopqrstuvwxyz."])},
-            unk_token="<unk>",
-        )
-    )
-    tokenizer.normalizer, tokenizer.pre_tokenizer = (
-        normalizers.Lowercase(),
-        pre_tokenizers.Split("", "isolated"),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
-
-
 @pytest.fixture(scope="session")
 def lm(tmp_path_factory) -> Path:
     """A random Llama in transformers' layout."""
+    import torch
+    from standins import letters
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -283,6 +144,7 @@ def lm(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def vit(tmp_path_factory) -> Path:
     """A random image encoder alone in transformers' layout, as wide as the tiny CLIP's vectors."""
+    import torch
     from transformers import ViTConfig, ViTModel
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -298,17 +160,6 @@ def vit(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("vit") / "vit"
     ViTModel(ViTConfig(**sizes), add_pooling_layer=False).save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=8).save_pretrained(folder)
-    return folder
-
-
-def without_digests(folder: Path) -> Path:
-    """A folder as an earlier version wrote it: nobody knows what its files held."""
-    for name in ("wordsight_backbone.json", "tower.json"):
-        if (folder / name).is_file():
-            facts = json.loads((folder / name).read_text())
-            facts.pop("files", None)
-            facts.get("base", {}).pop("files", None)
-            (folder / name).write_text(json.dumps(facts))
     return folder
 
 

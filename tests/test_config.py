@@ -128,6 +128,9 @@ def test_data_is_demanded():
         (b"", "holds no settings"),
         (b"just text", "holds no settings"),
         (b"a: !!python/object/apply:os.getcwd []", "not readable as YAML"),
+        (b"a: 1\nb: &x 1\nc: *x", "line 2 has an anchor, which is not read here"),
+        (b"b: *x", "line 1 has an anchor, which is not read here"),
+        (b"[" * 200_000, "is nested too deeply to be settings"),  # at which libyaml alone ends the process
     ],
 )
 def test_a_yaml_that_cannot_be_read_is_named(tmp_path, content, message):

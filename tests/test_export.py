@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import COLOURS, fill_folder, paint
+from standins import COLOURS, fill_folder, paint
 
 import wordsight
 from wordsight.backbones import load_backbone
@@ -21,6 +21,14 @@ from wordsight.runs import Run
 
 KINDS = ("clip", "joined", "llm", "two_tower")
 SMALL = {"wrapper": "a {}.", "prompts": 2, "rank": 2, "heads": 2, "max_tokens": 40}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fresh_cache(tmp_path_factory):
+    """Bits are compared here, and other tests may have kept the same words' vectors from other batches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORDSIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Hints: what people type in place of what would be right, and that they are told."""
 
 import pytest
-from conftest import fill_folder
+from standins import fill_folder
 
 from wordsight.cli import VERBS, main
 

@@ -8,7 +8,7 @@ import os
 import shutil
 
 import pytest
-from conftest import COLOURS, paint
+from standins import COLOURS, paint
 
 import wordsight
 from wordsight import prediction

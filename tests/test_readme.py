@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import COLOURS, fill_folder, paint
+from standins import COLOURS, fill_folder, paint
 
 from wordsight.backbones import hub
 from wordsight.cli import main

@@ -8,13 +8,11 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import CLASSIFIERS, fill_folder
+from standins import CLASSIFIERS, command, fill_folder
 
 from wordsight import cells, suites
 from wordsight.cells import Outcome
@@ -370,32 +368,21 @@ def test_ctrl_c_stops_all_workers_and_the_same_command_ends_in_the_same_bits(
 ):
     slow = ("methods=aape", "train.epochs=1", "train.min_steps=80", "train.save_seconds=0.02")
     words = words_for(data, tiny_clip, tmp_path / "out", *slow)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    # what runs in the background, as these tests may, ignores Ctrl-C, and so would what it starts
-    hears = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from wordsight.cli "
-        "import main; sys.exit(main())"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", hears, *words, "jobs=2"],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = command([*words, "jobs=2"], tmp_path / "errors")
     try:
         limit = time.monotonic() + 120
         while (
             not list((tmp_path / "out").rglob("state.safetensors"))
-            and process.poll() is None
+            and process.is_alive()
             and time.monotonic() < limit
         ):
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all at once
-        _, err = process.communicate(timeout=120)
+        process.join(120)
     finally:
         process.kill()
-    assert process.returncode == 130 and "Traceback" not in err, err
+    err = (tmp_path / "errors").read_text()
+    assert process.exitcode == 130 and "Traceback" not in err, err
     assert re.search(
         r"stopped with [01] of 2 runs of the suite done; the same command goes on from here", err
     ), err

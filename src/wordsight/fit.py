@@ -25,7 +25,6 @@ from wordsight.data.features import Features, image_features
 from wordsight.data.glyphs import warn_of_photos
 from wordsight.data.splits import conflict_note, digests, few_shot, fingerprint, held_out, select_classes
 from wordsight.files import in_use, plain_name
-from wordsight.fit_pairs import fit_pairs
 from wordsight.fitted import Fitted, encode_classes, facts_of
 from wordsight.methods import Classifier, Embedder, FitData, Labelled, Learner
 from wordsight.reader import read
@@ -72,6 +71,8 @@ def fit(
     settings = run if run is not None and not values else read(RunSettings, given, values)
     check_device(settings.device)
     if issubclass(resolve(METHODS, settings.method, "method"), Embedder):
+        from wordsight.fit_pairs import fit_pairs  # and the half of transformers that LMs need
+
         return fit_pairs(settings, backbone)
     return _fit_labelled(settings, backbone, references, source)
 

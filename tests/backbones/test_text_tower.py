@@ -11,8 +11,8 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import without_digests
 from safetensors.torch import load_file, save_file
+from standins import without_digests
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from wordsight import losses

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import without_digests
 from huggingface_hub import HfApi
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from standins import without_digests
 from transformers import (
     AutoModel,
     CLIPVisionConfig,

@@ -1,19 +1,21 @@
 """What every method of the table keeps to. A new method is tested by standing in METHODS."""
 
+import copy
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSIFIERS
 from safetensors.torch import load_file
+from standins import CLASSIFIERS
 
 from wordsight.backbones import unit
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.files import write_tensors
 from wordsight.fit import fit_method
 from wordsight.fitted import predict_logits
-from wordsight.methods import FitData, Learner
+from wordsight.methods import Classifier, FitData, Learner
 from wordsight.reader import read_yaml
 from wordsight.runs import Run, RunFacts, build_method
 from wordsight.sentences import ClassTexts, class_texts
@@ -29,6 +31,7 @@ SENTENCES = {
 }
 SETTINGS = {"cocoop": {"reduction": 2}}  # a bottleneck of 12/16 is one unit, which may be dead
 QUICK = {"epochs": 3, "min_steps": 15, "batch_size": 6}
+known: dict[str, Classifier] = {}  # what was fitted, by the method's name
 
 
 @pytest.fixture(params=CLASSIFIERS)
@@ -66,8 +69,20 @@ def attached(name, backbone):
 
 
 def fitted(name, data, texts, backbone):
+    """A copy, which a test may change, of the one that was fitted first."""
+    if name not in known:
+        known[name] = fit_anew(name, data, texts, backbone)
+    return copy.deepcopy(known[name])
+
+
+def fit_anew(name, data, texts, backbone):
     images, labels = data
     return fit_method(settings_of(name), facts(), FitData(images[:, None], labels, texts, 1), backbone)
+
+
+@cache
+def configured(folder):
+    return {read_yaml(path)["method"] for path in folder.glob("*.yaml")}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -83,11 +98,9 @@ def test_a_method_is_written_down(name):
     assert any(name in re.findall(r"\w+", title) for title in titles), (
         f"no page in docs/methods/ has {name} in its title"
     )
-    assert [
-        path
-        for path in (root / "src" / "wordsight" / "configs").glob("*.yaml")
-        if read_yaml(path)["method"] == name
-    ], f"a YAML in configs/ has method: {name}"
+    assert name in configured(root / "src" / "wordsight" / "configs"), (
+        f"a YAML in configs/ has method: {name}"
+    )
 
 
 def test_scores_one_finite_row_an_image(name, data, texts, backbone):
@@ -190,7 +203,7 @@ def test_features_rounded_to_bfloat16_give_nearly_the_same(name, data, texts, ba
 
 
 def test_fitting_twice_gives_the_same_bits(name, data, texts, backbone):
-    first, second = (fitted(name, data, texts, backbone).weights() for _ in range(2))
+    first, second = (fit_anew(name, data, texts, backbone).weights() for _ in range(2))
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -225,6 +238,6 @@ def test_an_ensemble_of_one_sentence_is_zero_shot(data, backbone):
     texts = class_texts(
         backbone.encode_text, NAMES, sentences={name: (f"a photo of a {name}.",) for name in NAMES}
     )
-    mean, single = (fitted(name, data, texts, backbone) for name in ("sentence_mean", "zero_shot"))
+    mean, single = (fit_anew(name, data, texts, backbone) for name in ("sentence_mean", "zero_shot"))
     assert torch.allclose(predict_logits(mean, data[0]), predict_logits(single, data[0]), atol=1e-5)
     assert torch.equal(predict_logits(mean, data[0]).argmax(1), predict_logits(single, data[0]).argmax(1))

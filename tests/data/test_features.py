@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import Stub, encoded, pictures
 from PIL import Image
+from standins import Stub, encoded, pictures
 
 import wordsight.data.features as features
 from wordsight.config import WordsightError

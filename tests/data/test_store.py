@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import Stub, encoded, pictures, shards
 from safetensors.torch import save
+from standins import Stub, encoded, pictures, shards
 
 import wordsight.data.features as features
 import wordsight.data.store as store

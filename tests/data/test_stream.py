@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import COLOURS, fill_folder, paint
+from standins import COLOURS, fill_folder, paint
 
 from wordsight.backbones.text_tower import TextBatch
 from wordsight.config import WordsightError

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from conftest import TOWER_LEARNERS
+from standins import TOWER_LEARNERS
 from torch.nn.functional import cross_entropy, normalize, relu
 from transformers import BertConfig, BertModel, CLIPModel, SiglipConfig, SiglipModel
 

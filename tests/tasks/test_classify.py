@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CLASSIFIERS, ColourBackbone, fill_folder
+from standins import CLASSIFIERS, ColourBackbone, fill_folder
 
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.fit import default_folder, fit

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import COLOURS, fill_folder, letters, paint
+from standins import COLOURS, fill_folder, letters, paint
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
 import wordsight

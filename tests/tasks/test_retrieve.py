@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from conftest import COLOURS, paint
 from safetensors.torch import load_file, save_file
+from standins import COLOURS, paint
 
 from wordsight.backbones import load_backbone
 from wordsight.backbones.verify import verify
@@ -58,6 +58,12 @@ def settings(data, eyes, lm, out, loop=None, **own):
         given,
         {"settings": {"text": str(lm), **LITTLE, **own}, "train": {**QUICK, **(loop or {})}},
     )
+
+
+@pytest.fixture(scope="module")
+def trained(table, tiny_clip, lm, tmp_path_factory):
+    """A finished run for tests that only read it or measure it once more."""
+    return fit(settings(table, tiny_clip, lm, tmp_path_factory.mktemp("trained") / "run"))
 
 
 def tensors_of(folder):
@@ -115,9 +121,9 @@ def test_classes_without_sentences_of_their_own_go_by_name_and_are_counted(photo
     ids=["clamp", "no-lora", "causal-sigmoid", "ln-prefix", "lit", "prompt-only", "frozen-mlp"],
 )
 def test_a_fitted_run_is_a_backbone_that_passes_its_checks(table, tiny_clip, lm, tmp_path, own):
-    run = fit(settings(table, tiny_clip, lm, tmp_path / "run", {"epochs": 40}, **own))
+    run = fit(settings(table, tiny_clip, lm, tmp_path / "run", {"epochs": 24, "lr": 3e-3}, **own))
     found = run.events("train")
-    assert found[-1]["step"] == 40 and run.events("fit")[0]["captions"] == 10
+    assert found[-1]["step"] == 24 and run.events("fit")[0]["captions"] == 10
     loss = "sigmoid" if own.get("loss") else "contrastive"
     assert found[-1][loss] < found[0][loss]
     figures = run.events("retrieval")[0]
@@ -176,20 +182,19 @@ def test_a_killed_run_goes_on_to_the_same_bits(table, tiny_clip, lm, tmp_path, m
     assert fit(settings(table, tiny_clip, lm, tmp_path / "two", loop={"save_seconds": 0})).finished
 
 
-def test_zero_shot_on_labelled_images_and_adapting_on_top(table, photos, tiny_clip, lm, tmp_path):
-    run = fit(settings(table, tiny_clip, lm, tmp_path / "run"))
-    (result,) = evaluate(run, data=str(photos))
+def test_zero_shot_on_labelled_images_and_adapting_on_top(trained, photos, tmp_path):
+    (result,) = evaluate(trained, data=str(photos))
     # six of 18 are in the table too, and were trained on
     assert result["event"] == "eval" and result["images"] == 12 and result["chance"] == pytest.approx(100 / 3)
     adapted = fit(
         read(
             RunSettings,
-            {"data": str(photos), "backbone": str(run.folder), "shots": 2, "out": str(tmp_path / "aape")},
+            {"data": str(photos), "backbone": str(trained.folder), "shots": 2, "out": str(tmp_path / "aape")},
         )
     )
     assert adapted.events("eval")[0]["images"] == 12
     with pytest.raises(WordsightError, match="it is a backbone"):
-        Run.open(run.folder).method()
+        Run.open(trained.folder).method()
 
 
 def test_classes_of_one_name_can_be_trained_on_and_are_not_measured(photos, tiny_clip, lm, tmp_path, said):
@@ -256,21 +261,19 @@ def test_recall_counts_queries_with_something_right_among_the_first():
     )
 
 
-def test_captions_that_images_share_are_right_for_each_of_them(table, tiny_clip, lm, tmp_path):
-    run = fit(settings(table, tiny_clip, lm, tmp_path / "run"))
-    figures = run.events("retrieval")[0]
+def test_captions_that_images_share_are_right_for_each_of_them(trained):
+    figures = trained.events("retrieval")[0]
     assert figures["captions"] == 10 and figures["distinct_captions"] == 10
     assert figures["text_to_image"]["recall@5"] == 100  # there are five images
 
 
-def test_a_run_classifies_by_names_and_says_what_it_lacks(table, photos, tiny_clip, lm, tmp_path):
+def test_a_run_classifies_by_names_and_says_what_it_lacks(trained, photos):
     import wordsight
 
-    run = fit(settings(table, tiny_clip, lm, tmp_path / "run"))
-    classifier = wordsight.load(run.folder, class_names=["red", "blue"])
+    classifier = wordsight.load(trained.folder, class_names=["red", "blue"])
     assert set(classifier.predict([str(photos / "red" / "0.png")])) <= {"red", "blue"}
     with pytest.raises(WordsightError, match="a backbone without classes of its own; name at least 2"):
-        wordsight.load(run.folder)
+        wordsight.load(trained.folder)
 
 
 def test_nothing_marked_as_test_is_said(table, tiny_clip, lm, tmp_path, said):
@@ -290,12 +293,11 @@ def test_a_tower_that_is_not_there_is_named_by_its_setting_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_report_shows_zero_shot_and_retrieval_of_runs(table, photos, tiny_clip, lm, tmp_path):
+def test_a_report_shows_zero_shot_and_retrieval_of_runs(trained, photos, tmp_path):
     from wordsight.report import report
 
-    run = fit(settings(table, tiny_clip, lm, tmp_path / "run"))
-    evaluate(run, data=str(photos))
-    written = report([run.folder], tmp_path / "r.html")
+    evaluate(trained, data=str(photos))
+    written = report([trained.folder], tmp_path / "r.html")
     assert (
         "**Retrieval**" in written["markdown"]
         and "i→t @1" in written["markdown"]

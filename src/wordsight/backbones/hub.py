@@ -12,17 +12,17 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
-from transformers import PreTrainedModel
-from transformers.safetensors_conversion import get_conversion_pr_reference
-from transformers.utils import logging as transformers_logging
 
 from wordsight.backbones import OWN_FILE
 from wordsight.config import WordsightError
 from wordsight.files import write_file
 from wordsight.reader import nearest
+
+if TYPE_CHECKING:  # transformers takes seconds to import; whoever only looks for a folder needs none of it
+    from transformers import PreTrainedModel
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 TOKENIZER_FILES += ("tokenizer.model",)
@@ -107,6 +107,8 @@ def _download(name: str) -> Path:
     files = [file.rfilename for file in info.siblings or ()]
     revision = None
     if files and not any(re.fullmatch(r"model[^/]*\.safetensors", file) for file in files):
+        from transformers.safetensors_conversion import get_conversion_pr_reference
+
         with contextlib.suppress(Exception):
             revision = get_conversion_pr_reference(HfApi(), name)
     return Path(snapshot_download(name, allow_patterns=TOWER_FILES, revision=revision))
@@ -187,6 +189,8 @@ def save_part(folder: Path, model: PreTrainedModel | None = None, tokenizer: Any
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """transformers without progress bars and loading reports; what matters of these is an error here."""
+    from transformers.utils import logging as transformers_logging
+
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
