@@ -8,8 +8,9 @@ import hashlib
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -45,6 +46,8 @@ class Backbone(ABC):
     # changes with everything that decides an image vector: weights, preprocessing, dtype
     image_fingerprint: str
     text_fingerprint: str  # the same for text vectors
+    # a class method: from_pretrained(path, *, name, device, dtype)
+    from_pretrained: ClassVar[Callable[..., Backbone]]
 
     @abstractmethod
     def preprocess(
@@ -273,7 +276,7 @@ def fingerprint(tensors: dict[str, Tensor], *facts: object) -> str:
     for key in sorted(tensors):
         tensor = tensors[key].detach().cpu().contiguous()
         digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b"")
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
 
 

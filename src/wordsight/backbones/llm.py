@@ -205,7 +205,7 @@ class LLM(Backbone):
             folder = Path(temporary) / "backbone"
             self.save_pretrained(
                 folder,
-                copy_base=True if Path(self.text.plain.name_or_path).is_dir() else None,
+                copy_base=True if Path(self.text.plain.name_or_path or "").is_dir() else None,
                 copy_image=True if here else None,
             )
             api.create_repo(repo_id, private=private, exist_ok=True)
