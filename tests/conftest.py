@@ -13,8 +13,8 @@ import pytest
 # Towers and matrices this small lose more to threads than they win, torch's and NumPy's alike. Read when
 # these are imported, here and in every process that tests start.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-# What waits or computes for seconds: begun first, so that no processor idles beside it at the end and what its
-# tests share is made in one process.
+# What waits or computes for seconds: begun first, so that no processor idles beside it at the end and what
+# its tests share is made in one process.
 LONG = (
     "test_one_two_and_three_processes_train_the_same_and_resume",
     "test_ctrl_c_stops_all_workers_and_the_same_command_ends_in_the_same_bits",

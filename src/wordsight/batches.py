@@ -73,7 +73,7 @@ class PairBatches(FeatureBatches):
         self,
         images: Float[Tensor, "n V D"],
         captions: Sequence[Sequence[int]],  # of each image, as rows of `tokens`
-        tokens: Sequence[Sequence[int]],
+        tokens: Sequence[Sequence[int] | Int[Tensor, " _"]],
         batch_size: int,
         seed: int,
         per_image: Mapping[str, Float[Tensor, "n V _"]] | None = None,

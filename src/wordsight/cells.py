@@ -8,10 +8,10 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from wordsight.backbones import Backbone, load_backbone
 from wordsight.config import METHODS, RunSettings, WordsightError, is_vectors, resolve
@@ -184,7 +184,10 @@ def lacking(run: Run, backbone: Backbone, whole: Dataset) -> tuple[str, ...]:
     return ()
 
 
-def outcomes(cells: Sequence[Cell], jobs: int | None, backbone: Backbone | None) -> Iterator[Outcome]:
+Outcomes: TypeAlias = Generator[Outcome, None, None]
+
+
+def outcomes(cells: Sequence[Cell], jobs: int | None, backbone: Backbone | None) -> Outcomes:
     """Outcomes as they come: in this process where a backbone is given or one job is enough; by default in as
     many processes as there are cores.
     """
@@ -194,7 +197,7 @@ def outcomes(cells: Sequence[Cell], jobs: int | None, backbone: Backbone | None)
     return in_processes(cells, jobs)
 
 
-def in_processes(cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
+def in_processes(cells: Sequence[Cell], jobs: int) -> Outcomes:
     """Outcomes as they come. When this ends early its processes are killed: each run goes on from what its
     training last saved.
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import reduce
 from typing import TypeVar
 
 import torch
@@ -90,7 +91,7 @@ def tiled_pairwise_sigmoid(
         logits = clamped_scale(log_scale) * image @ text.T + bias
         return -logsigmoid(torch.where(place[:, None] == places, logits, -logits)).sum()
 
-    return sum(_tiles(tile, (image, places), (text, log_scale, bias), rows)) / len(image)
+    return reduce(torch.add, _tiles(tile, (image, places), (text, log_scale, bias), rows)) / len(image)
 
 
 def tiled_similarity_distillation(

@@ -204,29 +204,30 @@ def warm_up(settings: Iterable[RunSettings], backbone: Backbone) -> None:
 
 def cost_of(settings: RunSettings, problem: Problem, backbone: Backbone) -> dict[str, Any]:
     """All figures of one method at one size. A method that trains nothing has none of a step."""
-    method = begun = examples = None
+    made: list[Classifier] = []
+    begun: list[tuple[tuple[Tensor, Tensor], float]] = []  # what is learned from, and the seconds it took
     row: dict[str, Any] = {"fit_how": "measured"}
 
     def begin() -> None:
-        nonlocal method, begun, examples
-        method = fresh(settings, problem, backbone)
+        made.append(fresh(settings, problem, backbone))
         began = clock()
         with limited(LIMIT):
-            examples = method.setup(data_of(problem, settings))
-            begun = clock() - began
+            examples = made[0].setup(data_of(problem, settings))
+            begun.append((examples, clock() - began))
 
     with contextlib.suppress(TooLong):
         row["fit_mib"] = peak_mib(begin)
+    method = made.pop()
     row["parameters"] = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
-    if begun is None:
+    if not begun:
         row |= {"fit_seconds": LIMIT, "fit_how": "given up"}
-    if begun is None and isinstance(method, Learner):
+    if not begun and isinstance(method, Learner):
         return row
     method.set_classes(problem.texts)
     method.to(backbone.device)
     if isinstance(method, Learner):
-        row |= step_costs(method, settings, examples, begun, row["fit_mib"], backbone)
-    if begun is not None and row.get("fit_seconds", 0) <= WHOLE:
+        row |= step_costs(method, settings, *begun[0], row["fit_mib"], backbone)
+    if begun and row.get("fit_seconds", 0) <= WHOLE:
         began = clock()
         method = fit_method(settings, problem.facts, data_of(problem, settings), backbone)
         row |= {"fit_seconds": clock() - began, "fit_how": "measured"}

@@ -87,7 +87,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if y is None:
             raise WordsightError("Classifier requires y to be passed, but the target y is None")
         if self.backbone is None or is_matrix(X):
-            X, y = validate_data(self, X, y, dtype=np.float32)
+            # scikit-learn has no types, and its default for y is a text
+            X, y = validate_data(self, X, y, dtype=np.float32)  # pyright: ignore[reportArgumentType]
         else:
             X = pictures_of(X)
         self.classes_, labels = encoded_labels(y, len(X))
@@ -165,7 +166,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         first.
         """
         images = self._images(X)
-        return [list(map(tuple, row)) for row in self.fitted_.closest(images, top)]
+        return [
+            [(near.name, near.sentence, near.cosine) for near in row]
+            for row in self.fitted_.closest(images, top)
+        ]
 
     def save(self, folder: str | Path) -> Path:
         """Write a run folder, which `wordsight.load` and every verb of the command line read."""

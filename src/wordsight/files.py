@@ -149,7 +149,7 @@ def held(folder: str | Path, *, shared: bool = False) -> Iterator[bool | None]:
     finally:
         os.close(handle)
         with contextlib.suppress(OSError):
-            folder.rmdir()  # still empty: nothing came of it
+            os.rmdir(folder)  # still empty: nothing came of it
 
 
 def read_bytes(path: str | Path, what: str) -> bytes:
@@ -268,7 +268,7 @@ def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b"")
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
 
 

@@ -170,8 +170,8 @@ def draw(settings: RunSettings, source: Dataset | None = None) -> Drawn:
     dataset = select_classes(replace(whole, train=train_part, val=val, test=test), settings.classes)
     if len(dataset.class_names) < 2:
         raise WordsightError(
-            f"{settings.data} has one class only, {dataset.class_names[0]!r}; at least 2 are needed to "
-            f"choose among"
+            f"{settings.data} has one class only, {', '.join(map(repr, dataset.class_names))}; at least 2 "
+            f"are needed to choose among"
         )
     return Drawn(whole, dataset, everything)
 
@@ -189,8 +189,14 @@ def seen_images(settings: RunSettings, dataset: Dataset) -> set[bytes]:
     """Digests of the images that were drawn to learn from, or to choose by. Of methods that need no labels
     too: all methods are tested on the same images."""
     kind = resolve(METHODS, settings.method, "method")
-    parts = [dataset.train] + [dataset.val] * (kind.needs_val and dataset.val is not None)
-    return {digest for part in parts for digest in digests(part.pictures) if digest is not None}
+    parts = [dataset.train, dataset.val if kind.needs_val else None]
+    return {
+        digest
+        for part in parts
+        if part is not None
+        for digest in digests(part.pictures)
+        if digest is not None
+    }
 
 
 def featurise(backbone: Backbone, split: Split, settings: RunSettings, views: int | None = None) -> Features:

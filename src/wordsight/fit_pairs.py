@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def fit_pairs(settings: RunSettings, backbone: Backbone | None = None) -> Run:
         folder = Path(settings.out or default_pairs_folder(settings)).expanduser()
         with in_use(folder) if rank == 0 else contextlib.nullcontext():
             with rank_0_first():
-                run = Run.start(folder, settings, _facts(parts), {}, pairs and pairs.account.to_dict())
+                account = pairs.account.to_dict() if pairs is not None else None
+                run = Run.start(folder, settings, _facts(parts), {}, account)
             if run.finished:
                 run.check_content()
                 log.info("%s is finished already; nothing to fit", run.folder)
@@ -105,13 +107,13 @@ def _parts(
     settings: RunSettings, backbone: Backbone | None, pairs: Pairs | None, rank: int, world: int
 ) -> Parts:
     own: TwoTowerSettings = settings.settings
-    place = {"device": settings.device, "dtype": settings.dtype}
-    backbone = backbone or load_backbone(settings.backbone, **place, text=False)
+    load = partial(load_backbone, device=settings.device, dtype=settings.dtype)
+    backbone = backbone or load(settings.backbone, text=False)
     torch.manual_seed(settings.seed)
     with _named("settings.text", own.text):
         tower = _tower(settings, backbone)
     with _named("settings.teacher", own.teacher):
-        teacher = load_backbone(own.teacher, **place) if own.teacher is not None else None
+        teacher = load(own.teacher) if own.teacher is not None else None
     if teacher is not None and own.tau_d is None:
         own = replace(own, tau_d=teacher.logit_scale)
     return Parts(settings, own, backbone, tower, teacher, pairs, rank, world)
@@ -202,23 +204,26 @@ def _complete(run: Run, parts: Parts) -> None:
             batches.close()  # until training asks for the first batch
         else:
             with rank_0_first():  # the others find its features in the cache
-                batches, captions, mean = _batches(parts)
+                batches, captions, mean = _batches(parts, parts.pairs)
         truncated = tower.truncated_texts  # before anything is tokenised twice; a stream has not begun
         seconds = {"features": round(time.monotonic() - began, 3)}
         began = time.monotonic()
         torch.manual_seed(settings.seed)
         method = TwoTower(tower, own, mean)
         if own.start == "ridge" and not resumed:  # a resumed run has left the start behind
+            assert isinstance(batches, PairBatches)  # a stream was refused
             method.start_at_ridge(*_start(tower, batches, captions))
         if method.learns_head_alone:
-            streams = parts.pairs is None
-            batches.per_caption["pooled"] = tower.features if streams else tower.features(captions).cpu()
+            if isinstance(batches, StreamBatches):
+                batches.per_caption["pooled"] = tower.features
+            else:
+                batches.per_caption["pooled"] = tower.features(captions).cpu()
         if own.shard and parts.world > 1:
             method.share_out()
         train(method, batches, settings.train, seed=settings.seed, device=parts.backbone.device, run=run)
         method.finish()
         seconds["fit"] = round(time.monotonic() - began, 3)
-        if parts.pairs is None:
+        if isinstance(batches, StreamBatches):
             truncated = tower.truncated_texts
             for note in batches.notes():
                 log.info(note)
@@ -228,15 +233,21 @@ def _complete(run: Run, parts: Parts) -> None:
             _keep(run, parts, method, batches, facts | {"truncated_captions": truncated})
 
 
-def _size(parts: Parts, batches: Any, captions: list[str]) -> dict[str, int]:
-    if parts.pairs is not None:
+def _size(parts: Parts, batches: StreamBatches | PairBatches, captions: list[str]) -> dict[str, int]:
+    if isinstance(batches, PairBatches):
         return {"images": len(batches.images), "captions": len(captions)}
     training = parts.settings.train
     seen = total_steps(training, len(batches)) * training.batch_size  # of a stream: how often, not how many
     return {"images": seen, "captions": seen}
 
 
-def _keep(run: Run, parts: Parts, method: TwoTower, batches: Any, event: dict[str, Any]) -> None:
+def _keep(
+    run: Run,
+    parts: Parts,
+    method: TwoTower,
+    batches: StreamBatches | PairBatches,
+    event: dict[str, Any],
+) -> None:
     """Write what was learned, measure it, and finish the run."""
     if method.shared_out:  # the others have left, so a whole LM takes the trained tensors
         torch.manual_seed(parts.settings.seed)
@@ -252,8 +263,7 @@ def _keep(run: Run, parts: Parts, method: TwoTower, batches: Any, event: dict[st
     )
     learned.write_into(run.folder)
     run.keep_weights(learned)
-    seen = batches.seen if parts.pairs is None else set(digests(parts.pairs.pictures)) - {None}
-    run.keep_seen(seen)
+    run.keep_seen(_seen(parts, batches))
     trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
     run.log({"event": "fit", **event, "parameters": trained})
     truncated = event["truncated_captions"]
@@ -265,6 +275,14 @@ def _keep(run: Run, parts: Parts, method: TwoTower, batches: Any, event: dict[st
         )
     retrieve.evaluate(run, backbone=learned)
     run.finish()
+
+
+def _seen(parts: Parts, batches: StreamBatches | PairBatches) -> set[bytes]:
+    """Digests of the images that were trained on."""
+    if isinstance(batches, StreamBatches):
+        return batches.seen
+    pictures = parts.pairs.pictures if parts.pairs is not None else ()
+    return {digest for digest in digests(pictures) if digest is not None}
 
 
 def _stream(run: Run, parts: Parts) -> StreamBatches:
@@ -286,10 +304,10 @@ def _stream(run: Run, parts: Parts) -> StreamBatches:
     return batches
 
 
-def _batches(parts: Parts) -> tuple[PairBatches, list[str], Float[Tensor, " D"] | None]:
+def _batches(parts: Parts, pairs: Pairs) -> tuple[PairBatches, list[str], Float[Tensor, " D"] | None]:
     """Image vectors, captions as tokens and the teacher's vectors of both; the distinct captions; the mean
     image vector if it is wanted."""
-    settings, pairs, tower = parts.settings, parts.pairs, parts.tower
+    settings, tower = parts.settings, parts.tower
     recipe = {"views": settings.views, "flip": settings.flip, "max_pixels": settings.max_pixels}
     features = image_features(parts.backbone, pairs.pictures, **recipe)
     tell_skipped(features, len(pairs))

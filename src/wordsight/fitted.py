@@ -56,7 +56,7 @@ class Fitted:
             self.method.double()
 
     @classmethod
-    def open(cls, run: Run, backbone: Backbone | None = None) -> Fitted:
+    def open(cls, run: Run, backbone: Backbone | str | None = None) -> Fitted:
         """The classifier in a run folder. Errors: WordsightError where the backbone is not the one it was
         fitted on.
         """
@@ -133,7 +133,7 @@ class Fitted:
             prompts = self.method.prompt(some.to(self.device))
             values, places = (prompts @ known.to(prompts).T).topk(min(top, len(lines)))
             found += [
-                [Closest(*lines[place], value) for value, place in zip(*row)]
+                [Closest(*lines[int(place)], value) for value, place in zip(*row)]
                 for row in zip(values.tolist(), places.tolist())
             ]
         return found

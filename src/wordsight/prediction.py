@@ -125,6 +125,7 @@ class Predictions:
 
     def _features(self, batch: list[Picture]) -> Features:
         backbone = self._fitted.backbone
+        assert backbone is not None  # `predict` refuses runs without one
         try:
             return image_features(backbone, batch, max_pixels=self._max_pixels)
         except NoneReadable as error:

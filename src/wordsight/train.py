@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,7 +40,9 @@ SMALL = 3_000_000
 class Keeper(Protocol):
     """Where training keeps what it has reached; a run folder does."""
 
-    state: Path | None  # the folder that an interrupted training goes on from; None: it does not
+    @property
+    def state(self) -> Path | None:
+        """The folder that an interrupted training goes on from; None: it does not."""
 
     def log(self, event: dict[str, Any]) -> None:
         """Keep an event."""
@@ -95,7 +98,7 @@ def train(
                 group["lr"] = learning_rate(settings, step, per_epoch, total) * group["lr_scale"]
             batch = {name: tensor.to(device) for name, tensor in batches.batch(epoch, index).items()}
             terms = learner.loss(batch)
-            loss = sum(terms.values())
+            loss = reduce(torch.add, terms.values())
             value = loss.item()
             if not math.isfinite(value):
                 raise WordsightError(
@@ -337,7 +340,9 @@ def interrupts_held() -> Iterator[Callable[[], bool]]:
         asked.append(number)
         signal.signal(number, previous[number])
 
-    previous = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous: dict[int, Any] = {
+        number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield lambda: bool(asked)
     finally:

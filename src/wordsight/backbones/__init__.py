@@ -8,8 +8,9 @@ import hashlib
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -44,10 +45,12 @@ class Backbone(ABC):
     logit_scale: float  # zero-shot logits are logit_scale * cosine
     # changes with everything that decides an image vector: weights, preprocessing, dtype
     image_fingerprint: str
+    text_fingerprint: str  # the same for text vectors
     has_text: bool = True  # false where it can encode no text at all
     # of classes, where it brings some: a file of vectors does, which can encode no others
     sentences: Mapping[str, tuple[str, ...]] | None = None
-    text_fingerprint: str  # the same for text vectors
+    # a class method: from_pretrained(path, *, name, device, dtype)
+    from_pretrained: ClassVar[Callable[..., Backbone]]
 
     @abstractmethod
     def preprocess(
@@ -288,7 +291,7 @@ def fingerprint(tensors: dict[str, Tensor], *facts: object) -> str:
     for key in sorted(tensors):
         tensor = tensors[key].detach().cpu().contiguous()
         digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b"")
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
 
 

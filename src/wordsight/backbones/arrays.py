@@ -252,7 +252,7 @@ def _class_names(
             f"{path} holds {_listed(known)}, but no class names; add classes, the list of names in the "
             f"order of the labels' numbers (or give labels that are names)"
         )
-    return tuple(sorted({nfc(label.strip()) for label in labels if label.strip()}))
+    return tuple(sorted({nfc(label.strip()) for label in map(str, labels) if label.strip()}))
 
 
 def _checked(path: Path, name: str, part: Part, classes: tuple[str, ...]) -> Part:

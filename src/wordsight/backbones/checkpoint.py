@@ -262,6 +262,11 @@ def read_model(
     return model.eval()
 
 
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """How many tokens the model has an embedding of."""
+    return len(model.get_input_embeddings().get_parameter("weight"))
+
+
 def _check_size(kind: Any, place: Place, config: Any, header: Mapping[str, Any], settings: Any) -> None:
     """A config.json far larger than its checkpoint would fill the memory before anything is compared."""
     held, numbers = sum(count for count, _ in header.values()), dict(_whole_numbers(config.to_dict()))

@@ -4,10 +4,10 @@ backbone. The bundled micro CLIP is one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -46,10 +46,21 @@ MODELS: dict[str, type[PreTrainedModel]] = {
 TOKENS_PER_BATCH = 8192  # padding counted: bounds the memory of a text batch whatever its length
 
 
+if TYPE_CHECKING:
+
+    class DualEncoder(PreTrainedModel):
+        """What those have and transformers' class of all models does not declare."""
+
+        get_image_features: Callable[..., Any]
+        get_text_features: Callable[..., Any]
+        text_model: PreTrainedModel
+        text_projection: nn.Linear  # of CLIP's text towers
+
+
 class Parts(NamedTuple):
     """What a folder in transformers' layout holds."""
 
-    model: PreTrainedModel
+    model: DualEncoder
     tokenizer: Any
     preprocess: Preprocess
 
@@ -226,11 +237,12 @@ class CLIP(Backbone, TokenReader):
 
 def _read(place: Place) -> Parts:
     kind = read_settings(place).get("model_type")
-    if str(kind) not in MODELS:
+    if not isinstance(kind, str) or kind not in MODELS:
         raise WordsightError(f"{place} is of model_type {kind!r}: {_what_it_is(str(kind))}")
     config = read_config(place)
     tokenizer, preprocess = read_tokenizer(place), read_preprocess(place, kind)
-    return Parts(read_model(MODELS[kind], place, config), tokenizer, preprocess)
+    model = cast("DualEncoder", read_model(MODELS[kind], place, config))
+    return Parts(model, tokenizer, preprocess)
 
 
 def _check(parts: Parts, name: str) -> None:

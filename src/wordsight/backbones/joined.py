@@ -25,6 +25,7 @@ from wordsight.backbones.checkpoint import (
     read_tokenizer,
     reading,
     tokenizer_facts,
+    vocabulary_size,
 )
 from wordsight.backbones.hub import check_digests, digests, save_json, save_part
 from wordsight.backbones.pixels import FILE as PREPROCESSOR_FILE
@@ -78,7 +79,7 @@ class TextEncoder(NamedTuple):
     def lengths(self, texts: list[str]) -> list[int]:
         ids = self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
         known, highest = (
-            self.model.get_input_embeddings().num_embeddings,
+            vocabulary_size(self.model),
             max((max(row, default=0) for row in ids), default=0),
         )
         if highest >= known:

@@ -159,7 +159,7 @@ class LLM(Backbone):
 
     @property
     def parts(self) -> dict[str, str]:
-        return {"language model": self.text.plain.name_or_path, "image tower": self.image.source}
+        return {"language model": self.text.plain.name_or_path or "", "image tower": self.image.source}
 
     def write_into(
         self, folder: str | Path, *, copy_base: bool | None = None, copy_image: bool | None = None
@@ -212,7 +212,7 @@ class LLM(Backbone):
             folder = Path(temporary) / "backbone"
             self.save_pretrained(
                 folder,
-                copy_base=True if Path(self.text.plain.name_or_path).is_dir() else None,
+                copy_base=True if Path(self.text.plain.name_or_path or "").is_dir() else None,
                 copy_image=True if here else None,
             )
             api.create_repo(repo_id, private=private, exist_ok=True)

@@ -35,6 +35,7 @@ from wordsight.backbones.checkpoint import (
     read_model,
     read_tokenizer,
     reading,
+    vocabulary_size,
 )
 from wordsight.backbones.tower_settings import TowerSettings
 from wordsight.config import WordsightError
@@ -148,7 +149,7 @@ def drop_dropout(lm: PreTrainedModel) -> None:
 
 def check_vocabulary(tokenizer: Any, lm: PreTrainedModel) -> None:
     """The tokenizer gives no token that the LM does not know, and was not made for a far larger one."""
-    known, vocabulary = lm.get_input_embeddings().num_embeddings, tokenizer.get_vocab()
+    known, vocabulary = vocabulary_size(lm), tokenizer.get_vocab()
     highest = max(vocabulary.values())
     far = known - highest > 1024 and highest < 0.9 * known  # a few are padding to a round number
     if highest >= known or far:
@@ -156,6 +157,12 @@ def check_vocabulary(tokenizer: Any, lm: PreTrainedModel) -> None:
             f"the tokenizer's highest token is {highest}, but the LM ({lm.config.model_type}) knows "
             f"{known}: their vocabularies differ, so they do not belong together"
         )
+
+
+def write_on(lm: nn.Module, **settings: Any) -> Int[Tensor, "B T"]:
+    """`generate` of an LM, with what it was given before what it wrote."""
+    # neither transformers' nor peft's class of all models declares it
+    return lm.generate(**settings)  # pyright: ignore[reportCallIssue]
 
 
 # -- with adapters --
@@ -194,12 +201,16 @@ class AdaptedLM(nn.Module):
     @property
     def plain(self) -> PreTrainedModel:
         """The LM in transformers' class. Where there is LoRA, it sits in its layers."""
-        return self.lm.get_base_model() if self.adapted else self.lm
+        lm = self.lm.get_base_model() if isinstance(self.lm, PeftModel) else self.lm
+        assert isinstance(lm, PreTrainedModel)
+        return lm
 
     @property
     def trunk(self) -> PreTrainedModel:
         """The LM without its word head."""
-        return self.plain.base_model
+        trunk = self.plain.base_model
+        assert isinstance(trunk, PreTrainedModel)
+        return trunk
 
     @property
     def device(self) -> torch.device:
@@ -217,7 +228,7 @@ class AdaptedLM(nn.Module):
     @contextlib.contextmanager
     def adapters(self, on: bool) -> Iterator[None]:
         """With `on` false, the LM inside is the untouched one, bit for bit."""
-        if on or not self.adapted:
+        if on or not isinstance(self.lm, PeftModel):
             yield
             return
         trained = {parameter: parameter.requires_grad for parameter in self.lm.parameters()}
@@ -245,10 +256,13 @@ class AdaptedLM(nn.Module):
         ):
             yield
             return
-        kept = [(module.get_base_layer().weight, module.get_base_layer().weight.data) for module in layers]
+        weights = [module.get_base_layer().get_parameter("weight") for module in layers]
+        kept = [(weight, weight.data) for weight in weights]
         try:
             for module, (weight, data) in zip(layers, kept):
-                weight.data = data + module.get_delta_weight("default")
+                # peft's common class of these layers does not declare it
+                added = module.get_delta_weight("default")  # pyright: ignore[reportCallIssue]
+                weight.data = data + added
             with self.adapters(False):
                 yield
         finally:
@@ -297,12 +311,11 @@ class AdaptedLM(nn.Module):
         )
         given = {"input_ids": ids, "attention_mask": mask, "pad_token_id": pad, "do_sample": False} | settings
         if len(set(rows)) > 1 and self.adapted:
-            written = self.lm.generate(
-                **given, adapter_names=["default" if row == "on" else "__base__" for row in rows]
-            )
+            names = ["default" if row == "on" else "__base__" for row in rows]
+            written = write_on(self.lm, **given, adapter_names=names)
         else:
             with self.adapters(rows[0] == "on"):
-                written = self.plain.generate(**given)
+                written = write_on(self.plain, **given)
         return written[:, width:]
 
     def _check_generation(self, prompts: list[list[int]], rows: list[str]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from transformers.models.auto.image_processing_auto import (
-    IMAGE_PROCESSOR_MAPPING_NAMES,
+    IMAGE_PROCESSOR_MAPPING_NAMES,  # pyright: ignore[reportPrivateImportUsage] - its own table
     get_image_processor_class_from_name,
 )
 
@@ -190,5 +190,5 @@ def _settings_of(place: Place) -> dict[str, Any]:
     )
 
 
-def _per_channel(value: float | list[float]) -> Float[Tensor, "3 1 1"]:
+def _per_channel(value: float | Sequence[float]) -> Float[Tensor, "3 1 1"]:
     return torch.tensor(value, dtype=torch.float32).expand(3).reshape(3, 1, 1)

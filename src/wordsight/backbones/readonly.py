@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 
 from wordsight.config import WordsightError
 
@@ -229,7 +230,7 @@ def prompt_pass(
             "use way='one', or turn checkpointing off"
         )
     width = cache.get_seq_length()
-    dtype = cache.layers[0].keys.dtype
+    dtype = keys_and_values(cache)[0][0].dtype
     return model(
         inputs_embeds=prompts.to(dtype).expand(len(lengths), -1, -1),
         attention_mask=additive_mask(lengths, width, len(prompts), past=width, both=both, dtype=dtype),
@@ -243,7 +244,17 @@ def run_prefix(model: PreTrainedModel, text: dict[str, Tensor]) -> Prefix:
     """The cache of what all texts begin with."""
     columns = next(iter(text.values())).shape[1]
     states, cache = text_pass(model, text, torch.tensor([columns], device=model.device))
-    return Prefix([(layer.keys, layer.values) for layer in cache.layers], states)
+    assert cache is not None
+    return Prefix(keys_and_values(cache), states)
+
+
+def keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """Of each layer, in a cache that has been filled."""
+    found = []
+    for layer in cache.layers:
+        assert isinstance(layer, CacheLayerMixin) and layer.keys is not None and layer.values is not None
+        found.append((layer.keys, layer.values))
+    return found
 
 
 # What would be wrong in silence

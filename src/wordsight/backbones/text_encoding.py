@@ -79,6 +79,13 @@ class TextEncoding(AdaptedLM):
         """D, the shared width."""
         return self.settings.dim
 
+    @property
+    def _first(self) -> nn.Linear:
+        """The layer that pooled states enter."""
+        first = self.head[0]
+        assert isinstance(first, nn.Linear)
+        return first
+
     @alone
     def features(
         self, texts: Sequence[str], way: Way = "auto", *, tokens_per_batch: int | None = None
@@ -90,7 +97,7 @@ class TextEncoding(AdaptedLM):
         _check_texts(texts)
         distinct = list(dict.fromkeys(texts))
         tokens = self._tokens(distinct)
-        vectors = torch.empty(len(distinct), self.head[0].in_features, device=self.device)
+        vectors = torch.empty(len(distinct), self._first.in_features, device=self.device)
         tokens_per_batch = tokens_per_batch or TOKENS_PER_BATCH.get(
             self.device.type, TOKENS_PER_BATCH["cuda"]
         )
@@ -137,7 +144,7 @@ class TextEncoding(AdaptedLM):
             if prefix:
                 states = torch.cat([prefix.states.expand(len(states), -1, -1), states], 1)
             columns = torch.arange(states.shape[1], device=states.device)
-            return states.to(self.head[0].weight.dtype), (columns >= self.settings.front) & (
+            return states.to(self._first.weight.dtype), (columns >= self.settings.front) & (
                 columns < lengths[:, None]
             )
         way = self._way(way, ahead + batch.ids.shape[1], len(batch.ids)) if mask is None else "one"
@@ -159,7 +166,7 @@ class TextEncoding(AdaptedLM):
             ):
                 cache = readonly.fill_cache(self.trunk, self._text(batch.ids, prefix), lengths, prefix=prefix)
             states = readonly.prompt_pass(self.trunk, self.prompts, lengths, cache, both=both)
-        return states.to(self.head[0].weight.dtype), torch.ones(
+        return states.to(self._first.weight.dtype), torch.ones(
             states.shape[:2], dtype=torch.bool, device=states.device
         )
 

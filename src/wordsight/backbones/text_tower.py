@@ -60,7 +60,7 @@ class TextTower(TextEncoding):
         tokenizer.padding_side = "right"  # left padding would break the arithmetic of positions
         check_vocabulary(tokenizer, lm)
         if self.settings.kind == "encoder" and getattr(lm, "pooler", None) is not None:
-            lm.pooler = None  # often untrained, and never read here
+            lm.register_module("pooler", None)  # often untrained, and never read here
         self.tokenizer = tokenizer
         self.wrapper, self._special = wrapper or resolve_wrapper(self.settings.wrapper, tokenizer)
         self.can_generate = lm.get_output_embeddings() is not None and self.settings.kind == "decoder"
@@ -71,7 +71,7 @@ class TextTower(TextEncoding):
         lm.requires_grad_(False)
         # of the LM as it came: a saved tower asks for the same one
         self.sketch, self.origin = sketch(lm), sketch(lm, rounded=True)
-        tokens = lm.get_input_embeddings().weight
+        tokens = lm.get_input_embeddings().get_parameter("weight")
         inner = getattr(config, "word_embed_proj_dim", None) or config.hidden_size
         spread = float(tokens.float().std())
         self.prompts = _vectors(self.settings.prompts, tokens, spread)
@@ -130,7 +130,7 @@ class TextTower(TextEncoding):
 
         `copy_base`: write the LM too, or only its name and a sketch of its weights. By default it is copied
         where it has no name or was itself trained."""
-        name = self.plain.name_or_path
+        name = self.plain.name_or_path or ""
         must = self.settings.train == "all" or not name
         if must and copy_base is False:
             raise WordsightError(
@@ -163,7 +163,7 @@ class TextTower(TextEncoding):
         """LoRA in peft's layout, which peft reads too. `base`: where the LM lies, None for base/."""
         config = copy.copy(self.lm.peft_config["default"])
         config.base_model_name_or_path, config.inference_mode = base, True
-        config.save_pretrained(folder)
+        config.save_pretrained(str(folder))
         write_tensors(folder / ADAPTER_FILE, self._adapter())
 
     def _adapter(self) -> dict[str, Tensor]:
@@ -208,7 +208,9 @@ class TextTower(TextEncoding):
         """What tower.safetensors holds: all that is the tower's and not the LM's, and the LM's LayerNorms
         where those were trained.
         """
-        own = {key: value for key, value in self.named_parameters() if not key.startswith("lm.")}
+        own: dict[str, Tensor] = {
+            key: value for key, value in self.named_parameters() if not key.startswith("lm.")
+        }
         if self.settings.train == "layernorms":
             own |= {f"lm.{key}": value for key, value in self.plain.named_parameters() if value.requires_grad}
         return own

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from wordsight.backbones import readonly
-from wordsight.backbones.lm import alone, sketch, untouched
+from wordsight.backbones.checkpoint import vocabulary_size
+from wordsight.backbones.lm import alone, sketch, untouched, write_on
 from wordsight.backbones.text_tower import TextTower
 
 TOLERANCE = {
@@ -58,7 +59,7 @@ def verify(tower: TextTower) -> dict[str, Check]:
     other = torch.where(
         columns < batch.lengths[:, None],
         batch.ids,
-        (batch.ids + 1) % tower.trunk.get_input_embeddings().num_embeddings,
+        (batch.ids + 1) % vocabulary_size(tower.trunk),
     )
     other = batch._replace(ids=other)
     note("padding", apart(tower(batch), tower(other)), 0, "what stands in the padding changes nothing")
@@ -72,7 +73,7 @@ def verify(tower: TextTower) -> dict[str, Check]:
         return found
 
     lengths, text = batch.lengths, {"input_ids": batch.ids}
-    ends, known = lengths[:, None] - 1, tower.trunk.get_input_embeddings().num_embeddings
+    ends, known = lengths[:, None] - 1, vocabulary_size(tower.trunk)
     last = batch.ids.scatter(1, ends, (batch.ids.gather(1, ends) + 1) % known)
     with tower.adapters(False):
         states, _ = readonly.text_pass(tower.trunk, text, lengths)
@@ -108,7 +109,7 @@ def verify(tower: TextTower) -> dict[str, Check]:
                 "max_new_tokens": 8,
             }
             start["pad_token_id"] = tower.tokenizer.pad_token_id or 0
-            written = [model.generate(**start)[0].tolist() for model in (tower.plain, bare)]
+            written = [write_on(model, **start)[0].tolist() for model in (tower.plain, bare)]
             note(
                 "adapters_off_tokens",
                 written[0] != written[1],

@@ -184,7 +184,9 @@ def _from_file(
     with reading(name, "the weights"):
         model, head = vit_from_timm(read_tensors(file, "image encoder")[0], name)
     with reading(name, "preprocessor"):
-        pixels = given or _timm_pixels(model.config.image_size)
+        size = model.config.image_size
+        assert isinstance(size, int)  # as vit_from_timm made it
+        pixels = given or _timm_pixels(size)
         transform = Preprocess.from_pretrained(pixels, name=name)
     tower = ImageTower(model.eval(), transform, "cls" if pooling == "auto" else pooling)
     if tower.pooling == "pooler":
@@ -210,8 +212,8 @@ def image_tower(
     model = read_encoder(place, config, pooler=pooler, whole=whole, dtype=dtype)
     transform = read_preprocess(place, config.model_type, preprocessor)
     if pooling == "auto":
-        tried = plain_vit or _output(ImageTower(model, transform, "pooler"), place.name)
-        pooling = "cls" if plain_vit or tried.get("pooler_output") is None else "pooler"
+        tried = None if plain_vit else _output(ImageTower(model, transform, "pooler"), place.name)
+        pooling = "cls" if tried is None or tried.get("pooler_output") is None else "pooler"
     tower = ImageTower(model, transform, pooling)
     tower.width(place.name)
     return tower

@@ -29,9 +29,9 @@ def read(path: Path) -> Table:
 def _rows(name: str, part: Part, account: Account) -> list[Row]:
     vectors = part.vectors.astype(np.float32)
     flat = vectors.reshape(len(vectors), -1, vectors.shape[-1])
-    usable = (np.isfinite(flat).all(2) & flat.any(2)).all(1)
+    usable = [bool(np.isfinite(views).all() and views.any(-1).all()) for views in flat]
     rows = []
-    for row, (image, good) in enumerate(zip(part.names, usable.tolist())):
+    for row, (image, good) in enumerate(zip(part.names, usable)):
         account.seen += 1
         label = -1 if part.labels is None else part.labels[row]
         if not good:

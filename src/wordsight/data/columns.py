@@ -208,7 +208,8 @@ def _class_names(
         return _spoken(columns, spoken, labels, order)
     if not order:
         return {}
-    if not all(isinstance(label, int) for label in order):
+    numbers = [label for label in order if isinstance(label, int)]
+    if len(numbers) < len(order):
         return {label: str(label) for label in order}
     listed = columns.class_names.get(column) or (described.classes if described else None)
     if listed is None:
@@ -217,7 +218,7 @@ def _class_names(
             f"{columns.spoken}, put {CLASSES_JSON} beside a table, or cast the column to "
             f"ClassLabel(names=[...])"
         )
-    return numbered(order, listed, columns.where)
+    return numbered(numbers, listed, columns.where)
 
 
 def _spoken(

@@ -162,7 +162,7 @@ class _ImageJob:
     ):
         self.tower, self.pictures, self.store = tower, pictures, store
         self.views, self.seed, self.flip, self.max_pixels = views, seed, flip, max_pixels
-        self.digests: list[bytes | None] = [None] * len(pictures)
+        self.digests: dict[int, bytes] = {}  # by index, of what could be loaded
         # reasons, by index where nothing could be loaded, by digest where no vector could be made
         self.unread: dict[int | bytes, str] = {}
         self.claimed: set[bytes] = set()
@@ -179,7 +179,7 @@ class _ImageJob:
 
     def reason(self, index: int) -> str | None:
         """Why a picture has no vector."""
-        return self.unread.get(index, self.unread.get(self.digests[index]))
+        return self.unread.get(self.digests.get(index, index))
 
     def run(self) -> None:
         count = len(self.pictures)

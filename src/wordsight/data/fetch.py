@@ -88,7 +88,8 @@ def _remote(url: str) -> bytes:
 
     try:
         with fsspec.open(url, "rb") as file:
-            return file.read()
+            # one address gives one file, never the list that fsspec's stub allows for
+            return file.read()  # pyright: ignore[reportAttributeAccessIssue]
     except (FileNotFoundError, PermissionError) as error:
         raise Gone(str(error) or type(error).__name__) from error
     except (ImportError, ValueError) as error:

@@ -24,6 +24,7 @@ def read_hub(name: str, spec: str, want: Want, label: str | None = None) -> Tabl
     read.
     """
     import datasets
+    import datasets.config
     from huggingface_hub import HfApi
 
     name, _, config = name.partition("@")

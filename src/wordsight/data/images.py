@@ -123,16 +123,17 @@ def _opened(value: bytes | np.ndarray | Image.Image) -> Image.Image:
 def _decoded(image: Image.Image) -> Image.Image:
     layout = str([tile[3] for tile in getattr(image, "tile", ())])  # gone once it is loaded
     image.load()
-    turn = UPRIGHT.get(_orientation(image))
+    turn = _turn(image)
     rgb = _rgb(image)
     if ";16" in layout and image.mode not in ("F", "I") and not image.mode.startswith("I;"):
         _check_high_bytes(rgb)
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> int | None:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes it stand upright; None where it does."""
     try:
-        return image.getexif().get(ORIENTATION)
+        return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # damaged EXIF beside pixels that are whole
         return None
 
@@ -145,7 +146,9 @@ def _rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(_eight_bits(image)).convert("RGB")
     if image.mode == "LAB":  # which PIL's `convert` does not know
         srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None  # as it is not done in place
+        return converted
     if image.mode in ("La", "RGBa"):  # colours that were multiplied by their opacity
         image = image.convert(image.mode.upper())
     if image.mode == "P" and "transparency" in image.info:  # a warning otherwise
@@ -163,12 +166,14 @@ def _grey_values(image: Image.Image) -> Shaped[np.ndarray, "H W"]:
 def _tag(image: Image.Image, number: int) -> int | None:
     """The first value of a TIFF's tag; None for any other file."""
     value = getattr(image, "tag_v2", {}).get(number)
-    return value[0] if isinstance(value, tuple) and value else value
+    first = value[0] if isinstance(value, tuple) and value else value
+    return first if isinstance(first, int) else None
 
 
 def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "H W"]:
-    values, signed = _grey_values(image), _tag(image, SAMPLE_FORMAT) == 2
-    top = grey_range(values, 2.0 ** (_tag(image, BITS_TAG) - 1) - 1 if signed else math.inf)
+    values, bits = _grey_values(image), _tag(image, BITS_TAG)
+    signed = _tag(image, SAMPLE_FORMAT) == 2
+    top = grey_range(values, 2.0 ** (bits - 1) - 1 if signed and bits is not None else math.inf)
     scaled = np.rint(values.astype(np.float32).clip(0, top) * np.float32(255 / top)).astype(np.uint8)
     # PIL turns those round whose white is 0 where they have 8 bits, and only there
     return 255 - scaled if _tag(image, PHOTOMETRIC) == 0 else scaled
@@ -199,8 +204,7 @@ def _check_high_bytes(rgb: Image.Image) -> None:
     """PIL reads the high bytes alone of colours of 16 bits: of 12 bits it leaves an image that is nearly
     black.
     """
-    lightest = max(high for _, high in rgb.getextrema())
-    if lightest < 16:
+    if np.asarray(rgb).max() < 16:
         raise Unreadable("its colours of 16 bits use the lowest 12 at most. Scale it to 8 bits")
 
 

@@ -80,7 +80,9 @@ def captioned_rows(
     table = read(source.strip(), "captions", label)
     names = list(table.names.values())
     texts = dict(zip(table.names, words.captions_of(names, source, table.account))) if names else {}
-    rows = [(row, row.captions or texts.get(row.label, ())) for row in table.rows]
+    rows = [
+        (row, row.captions or (() if row.label is None else texts.get(row.label, ()))) for row in table.rows
+    ]
     for row, captions in rows:
         if captions:
             table.account.kept += 1

@@ -118,7 +118,9 @@ def _take_member(member: tarfile.TarInfo, tar: tarfile.TarFile, size: int, conte
     elif extension[1:] in FIELDS:
         if key + extension in content.fields:
             content.leave(AGAIN, name)
-        content.fields[key + extension] = tar.extractfile(member).read()
+        file = tar.extractfile(member)
+        assert file is not None  # it is a regular file
+        content.fields[key + extension] = file.read()
     else:
         content.leave(why_not(name) or NO_FILE, name)
 

@@ -63,6 +63,8 @@ class Rows(Source):
     A resumed run is told where names or captions have changed. Other pixels under a name are not noticed: to
     know them, all images would have to be read first."""
 
+    total: int
+
     def __init__(
         self,
         name: str,

@@ -196,7 +196,7 @@ def _dataset(spec: str, table: Table) -> Dataset:
     parts = {}
     for part in ("train", "val", "test"):
         chosen = [row for row in labelled if row.part == part]
-        labels = np.array([index[row.label] for row in chosen], dtype=np.int64)
+        labels = np.array([index[row.label] for row in chosen if row.label is not None], dtype=np.int64)
         if chosen or part == "train":
             parts[part] = Split([row.picture for row in chosen], labels)
     _tell_absent(parts, names, account)

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from wordsight.config import WordsightError
 from wordsight.data import Picture
@@ -151,7 +151,7 @@ def _class_labels(metadata: Mapping[bytes, bytes], path: Path) -> dict[str, list
     return {column: listed for column, listed in names.items() if _are_names(listed)}
 
 
-def _are_names(listed: Any) -> bool:
+def _are_names(listed: Any) -> TypeGuard[list[str]]:
     return isinstance(listed, list) and bool(listed) and all(isinstance(name, str) for name in listed)
 
 

@@ -170,7 +170,8 @@ def _part_loader(path: str, start: int, size: int) -> Callable[[], bytes]:
 
 def _class_names(labels: Sequence[Label | None], folder: Path, spec: str) -> dict[Label, str]:
     order = in_label_order(labels)
-    if not any(isinstance(label, int) for label in order):
+    numbers = [label for label in order if isinstance(label, int)]
+    if not numbers:
         return {label: str(label) for label in order}
     listed = next(
         (path for path in (folder / CLASSNAMES, folder.parent / CLASSNAMES) if path.is_file()), None
@@ -180,7 +181,7 @@ def _class_names(labels: Sequence[Label | None], folder: Path, spec: str) -> dic
             f"the labels of {spec!r} are numbers, and words are needed: put {CLASSNAMES}, one name a "
             f"line, into {str(folder)!r}"
         )
-    return numbered(order, class_lines(read_text(listed, "class list")), repr(spec))
+    return numbered(numbers, class_lines(read_text(listed, "class list")), repr(spec))
 
 
 def _template(folder: Path) -> str | None:

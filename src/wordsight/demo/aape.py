@@ -53,7 +53,7 @@ def demo_aape(
     plan = list(runs_of(Path(out), methods, shots, seeds))
     fitted = sum(fit_one(settings, backbone) for settings in watched(plan))
     seconds = time.monotonic() - began
-    folders = [settings.out for settings in plan]
+    folders = [settings.out for settings in plan if settings.out is not None]
     rows = read_rows(folders)
     written = report(folders, Path(out) / "report.html")
     image = write_image(Path(out) / "digit.png")
@@ -118,7 +118,9 @@ def by_labels(settings: RunSettings) -> tuple[int, int]:
 
 def write_image(path: Path) -> Path:
     """A test image as a file, so that the command recommended can be typed as it stands."""
-    image, out = read_image(open_dataset("digits").test.pictures[0].load()), io.BytesIO()
+    test = open_dataset("digits").test
+    assert test is not None  # the digits have one
+    image, out = read_image(test.pictures[0].load()), io.BytesIO()
     image.save(out, "PNG")
     write_file(path, out.getvalue())
     return path

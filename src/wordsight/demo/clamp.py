@@ -80,12 +80,13 @@ def demo_clamp(
     began, out = time.monotonic(), Path(out)
     backbone = load_backbone(BACKBONE, device="cpu", text=False)
     pairs = write_letters(out / "letters.parquet")
+    folders = [out / tower for tower in towers]
     plan = [tower_settings(pairs, out / tower, TOWERS[tower][1], train) for tower in towers]
     fitted = sum(fit_tower(settings, backbone) for settings in watched(plan))
-    runs = [Run.open(settings.out) for settings in plan]
+    runs = [Run.open(folder) for folder in folders]
     events = [run.events("eval")[-1] for run in runs]
     rows = [tower_row(run, TOWERS[name][0], event) for name, run, event in zip(towers, runs, events)]
-    tower = open_tower(plan[0].out, device="cpu")
+    tower = open_tower(str(folders[0]), device="cpu")
     written, checks = [writing(tower, text) for text in ABOUT], verify(tower)
     seconds, page = time.monotonic() - began, out / "report.html"
     write_file(page.with_suffix(".csv"), csv_text(list(rows[0]), [list(row.values()) for row in rows]))
@@ -178,12 +179,13 @@ def tower_row(run: Run, title: str, event: dict[str, Any]) -> dict[str, Any]:
 def writing(tower: TextTower, text: str) -> dict[str, str]:
     """What the LM goes on with: before it was a text tower, and as one with its adapters off and on."""
     from wordsight.backbones.checkpoint import Place
-    from wordsight.backbones.lm import load_lm
+    from wordsight.backbones.lm import load_lm, write_on
 
     lm, tokenizer = load_lm(Place(MICRO_LM, "LM", "micro_lm"), "decoder")
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        whole = lm.generate(ids, max_new_tokens=16, do_sample=False, pad_token_id=tokenizer.pad_token_id)[0]
+        padding = tokenizer.pad_token_id
+        whole = write_on(lm, inputs=ids, max_new_tokens=16, do_sample=False, pad_token_id=padding)[0]
     begin = tokenizer.decode(ids[0], skip_special_tokens=True)
     before = tokenizer.decode(whole, skip_special_tokens=True).removeprefix(begin)
     return {"text": text, "before": before, **generate(tower, text, "both", max_new_tokens=16)}

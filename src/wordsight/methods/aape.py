@@ -102,7 +102,8 @@ class AAPE(Classifier, Learner):
             self.project = nn.Linear(width, dim)
         if self.residual:
             for last in (cast(nn.Linear, self.generator[-1]), self.project):
-                nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
         learns = self.residual and settings.class_residual
         self.class_residual = nn.Parameter(torch.zeros(len(class_names), dim)) if learns else None
         # share of the sentences in w_c; the paper's w_c is the name alone
@@ -115,7 +116,9 @@ class AAPE(Classifier, Learner):
     def setup(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
         if self.residual and self.settings.calibrate:
             mix, centre, scale = calibrate(data.centre, data.labels, data.texts)
-            self.mix.fill_(mix), self.centre.copy_(centre), self.scale.fill_(scale)
+            self.mix.fill_(mix)
+            self.centre.copy_(centre)
+            self.scale.fill_(scale)
         groups = [
             vectors if len(vectors) else name[None]
             for vectors, name in zip(data.texts.sentence_vectors, data.texts.name_vectors)
@@ -151,6 +154,7 @@ class AAPE(Classifier, Learner):
         if prompt.requires_grad:
             terms["reward"] = -losses.clip_reward(images, prompt)
         if self.residual and self.settings.pull:
+            assert kept is not None  # as the pull asked for it
             terms["pull"] = self.settings.pull * losses.pull(kept)
         return terms
 

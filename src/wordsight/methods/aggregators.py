@@ -81,7 +81,8 @@ class AttentionAggregator(nn.Module):
         self.key, self.value = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.feed_forward = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
         for last in (self.output, cast(nn.Linear, self.feed_forward[-1])):
-            nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(
         self,

@@ -175,7 +175,7 @@ class Splice:
             shared
             and position == "end"
             and len(names) > 1
-            and self.tower.row_tokens
+            and self.tower.row_tokens > 0
             and "attention_mask" in prompts.tokens
         )
         return share_beginnings(prompts, self.tower.row_tokens) if shared else prompts

@@ -109,7 +109,8 @@ class TipAdapter(Classifier):
                 scores.transpose(1, 2), labels.expand(len(ALPHAS), -1), reduction="none"
             ).mean(1)
             best = max(best, *zip(right.tolist(), likely.tolist(), ALPHAS.tolist(), [beta] * len(ALPHAS)))
-        self.alpha.fill_(best[2]), self.beta.fill_(best[3])
+        self.alpha.fill_(best[2])
+        self.beta.fill_(best[3])
 
 
 class TipAdapterF(TipAdapter, Learner):
@@ -157,7 +158,8 @@ class TipAdapterF(TipAdapter, Learner):
             .mean()
         )
         if accuracy > self.best_accuracy:
-            self.best_accuracy.copy_(accuracy), self.best_keys.copy_(self.keys)
+            self.best_accuracy.copy_(accuracy)
+            self.best_keys.copy_(self.keys)
 
     def finish(self) -> None:
         if self.val is not None:

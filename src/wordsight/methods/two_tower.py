@@ -234,6 +234,7 @@ class TwoTower(Embedder, Learner):
         In float64, with lambda in units of the states' mean square, as `wordsight join` has it for unit
         vectors."""
         inputs, projection = self.text.head[:-1](states).double(), self.text.head[-1]
+        assert isinstance(projection, nn.Linear)
         penalty = (
             RIDGE
             * inputs.square().sum(1).mean()
@@ -263,10 +264,9 @@ class TwoTower(Embedder, Learner):
         else:
             terms = {"contrastive": (tiled_info_nce if tiled else info_nce)(images, texts, self.log_scale)}
         if taught:
-            teacher, tau_d = (
-                (gather(batch["teacher_images"]), gather(batch["teacher_texts"][text_of])),
-                self.settings.tau_d,
-            )
+            teacher = (gather(batch["teacher_images"]), gather(batch["teacher_texts"][text_of]))
+            tau_d = self.settings.tau_d
+            assert tau_d is not None  # the teacher's own scale where nothing else was asked for
             if tiled:
                 terms["distillation"] = tiled_similarity_distillation(images, texts, *teacher, tau_d)
             else:
@@ -300,6 +300,5 @@ def tower_settings(settings: TwoTowerSettings, dim: int) -> TowerSettings:
         raise WordsightError(
             f"settings.dim={settings.dim}, but the image tower's vectors are {dim} wide; leave it out"
         )
-    return TowerSettings(
-        **{f.name: getattr(settings, f.name) for f in dataclasses.fields(TowerSettings)} | {"dim": dim}
-    )
+    shared: dict[str, Any] = {f.name: getattr(settings, f.name) for f in dataclasses.fields(TowerSettings)}
+    return TowerSettings(**{**shared, "dim": dim})

@@ -88,7 +88,8 @@ def comparisons(rows: Sequence[Row], reference: str | None = None) -> list[Compa
             methods = scores_by_method(beside(mine, shots), shots)
             if len(methods) > 1:
                 first = next(iter(methods))
-                chosen = next((name for name in (reference, REFERENCE) if name in methods), first)
+                wanted = (REFERENCE,) if reference is None else (reference, REFERENCE)
+                chosen = next((name for name in wanted if name in methods), first)
                 made.append(Comparison(backbone, shots, elsewhere, chosen, tuple(compare(methods, chosen))))
     if reference is not None and all(one.reference != reference for one in made):
         labels = list(dict.fromkeys(row.label for row in rows))
@@ -105,7 +106,7 @@ def beside(rows: Sequence[Row], shots: int) -> list[Row]:
     return [row for row in rows if row.shots == shots or (row.shots == NO_LABELS and row.data in data)]
 
 
-def scores_by_method(rows: Sequence[Row], shots: int) -> dict[str, Scores]:
+def scores_by_method(rows: Sequence[Row], shots: int) -> Mapping[str, Scores]:
     """{method: {(data, seed): figures}}, in the order of `wordsight list`."""
     found: dict[str, dict[tuple[str, int | None], dict[str, float]]] = {}
     for row in sorted(rows, key=by_place):
@@ -222,7 +223,8 @@ def mean_ranks(methods: Mapping[str, Scores], part: str) -> dict[str, float]:
         ]
         for label, scores in methods.items()
     }
-    whole = {label: values for label, values in tables.items() if values and None not in values}
+    known = {label: [value for value in values if value is not None] for label, values in tables.items()}
+    whole = {label: values for label, values in known.items() if values and len(values) == len(datasets)}
     by_data = [
         ranks({label: values[place] for label, values in whole.items()}) for place in range(len(datasets))
     ]

@@ -262,7 +262,7 @@ def references(event: Mapping[str, Any], events: list[dict[str, Any]]) -> dict[s
         accuracy = number(mapping(entry).get("accuracy"), 100)
         gap = numbers(mapping(entry).get("difference"), 3, 100, -100)
         if accuracy is not None:
-            found[name] = Reference(accuracy, gap and (gap[0], gap[1], gap[2]))
+            found[name] = Reference(accuracy, None if gap is None else (gap[0], gap[1], gap[2]))
     return found
 
 

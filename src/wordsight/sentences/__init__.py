@@ -38,7 +38,7 @@ class ClassTexts:
     names: tuple[str, ...]
     name_vectors: Float[Tensor, "C D"]  # the class name in the template
     sentences: tuple[tuple[str, ...], ...]  # per class; may be empty
-    sentence_vectors: tuple[Float[Tensor, "n D"], ...]
+    sentence_vectors: tuple[Float[Tensor, "_ D"], ...]
 
     def means(self) -> Float[Tensor, "C D"]:
         """The unit mean of each class's sentences; the name's vector where it has none (CuPL)."""

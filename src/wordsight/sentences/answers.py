@@ -166,7 +166,8 @@ def _plain(text: str) -> str:
     """Without code fences, markup, an opening such as "Sure! Here is a sentence:", and quotes around it."""
     text = EMPHASIS.sub(_emphasized, FENCE.sub(" ", text))
     text = LINE_START.sub("", text)
-    text = (text[MANNERS.match(text).end() :] or text).strip()
+    manners = MANNERS.match(text)
+    text = (text[manners.end() if manners else 0 :] or text).strip()
     while len(text) > 2 and QUOTES.get(text[0]) == text[-1] and not {text[0], text[-1]} & set(text[1:-1]):
         text = text[1:-1].strip()
     return text

@@ -44,6 +44,8 @@ def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from wordsight.backbones.lm import write_on
+
     device, name = pick_device(settings.device), str(Path(settings.model).expanduser())
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -53,7 +55,9 @@ def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
             f"model {settings.model!r} cannot be loaded: {' '.join(str(error).split())[:300]}"
         ) from error
     # a weight that wants a gradient is multiplied in another order, which moves the last bits
-    model = model.to(device).eval().requires_grad_(False)
+    # transformers' stub wraps `to` and loses `self`
+    model = model.to(device)  # pyright: ignore[reportArgumentType]
+    model = model.eval().requires_grad_(False)
     ends = (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None)
     padding = next(ends, 0)
 
@@ -62,7 +66,7 @@ def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
         ids = torch.tensor([[padding] * (width - len(row)) + row for row in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=device)
         with torch.inference_mode():
-            written = model.generate(ids, attention_mask=mask, pad_token_id=padding, **sampling)
+            written = write_on(model, inputs=ids, attention_mask=mask, pad_token_id=padding, **sampling)
         return written[:, width:]
 
     return tokenizer, generate

@@ -56,7 +56,7 @@ def article(name: str) -> str:
     nearly all names.
     """
     first = re.split(r"[\s_/-]", name.strip(" _"))[0] if name.strip(" _") else ""
-    letters = re.match(r"[A-Z]*", first)[0]
+    letters = re.split(r"[^A-Z]", first, maxsplit=1)[0]
     spelled = (
         len(first) == 1
         or (letters and first[len(letters) :].isdigit())

@@ -200,11 +200,10 @@ class Record:
 
 def _entry(line: bytes) -> tuple[Job, str] | None:
     """The answer in a line of NAME.answers; None where it holds none."""
-    entry = _object(line)
-    job = Job(entry.get("name"), entry.get("question"), entry.get("seed"))
-    text = entry.get("text")
-    kinds = (str, str, int, str)
-    return (job, text) if all(type(part) is kind for part, kind in zip((*job, text), kinds)) else None
+    match _object(line):
+        case {"name": str(name), "question": str(question), "seed": int(seed), "text": str(text)}:
+            return None if isinstance(seed, bool) else (Job(name, question, seed), text)
+    return None
 
 
 def _object(line: bytes) -> dict[str, Any]:

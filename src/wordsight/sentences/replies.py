@@ -70,7 +70,9 @@ def read_reply(loaded: Any) -> Reply | None:
     message, text = choice.get("message"), choice.get("text")
     if message is None and isinstance(text, str):  # the older form, of completions
         message = {"content": text}
-    content = message.get("content") if isinstance(message, dict) else 0
+    if not isinstance(message, dict):
+        return None
+    content = message.get("content")
     content = [content] if isinstance(content, dict) and "text" in content else content
     if not isinstance(content, (str, list, type(None))):
         return None
@@ -112,8 +114,8 @@ def status_in(loaded: dict[str, Any]) -> int:
     inner = loaded.get("error")
     for said in (inner, loaded):
         code = said.get("code", said.get("status")) if isinstance(said, dict) else None
-        if re.fullmatch(r"[45]\d\d", str(code)[:9]):
-            return int(code)
+        if re.fullmatch(r"[45]\d\d", digits := str(code)[:9]):
+            return int(digits)
     return 200
 
 

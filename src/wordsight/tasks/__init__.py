@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wordsight.backbones import Backbone
+from wordsight.data.splits import Which
 from wordsight.fitted import is_embedder
 from wordsight.runs import Run
 
@@ -17,7 +18,7 @@ def evaluate(
     run: Run | str | Path,
     *,
     data: str | None = None,
-    classes: str | None = None,
+    classes: Which | None = None,
     label: str | None = None,
     backbone: Backbone | str | None = None,
 ) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from wordsight.backbones import Backbone
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Dataset, Split, open_dataset
 from wordsight.data.features import Features, image_features
-from wordsight.data.splits import digests, fingerprint, select_classes
+from wordsight.data.splits import Which, digests, fingerprint, select_classes
 from wordsight.files import csv_text, write_file
 from wordsight.fitted import Closest, Fitted
 from wordsight.runs import Run
@@ -38,7 +38,7 @@ def evaluate(
     run: Run,
     *,
     data: str | None = None,
-    classes: str | None = None,
+    classes: Which | None = None,
     label: str | None = None,
     backbone: Backbone | str | None = None,
     references: Mapping[str, Fitted] | None = None,
@@ -68,7 +68,8 @@ def evaluate(
         )
     drawn = data is None and whole.test is None  # what the draw left is the test: nothing to tell
     whole = unseen(whole, run.seen(), run, told=not drawn)
-    parts = [classes] if classes else ["all"] if settings.classes == "all" or not own else ["base", "new"]
+    halves = not classes and settings.classes != "all" and own
+    parts: list[Which] = ["base", "new"] if halves else [classes or "all"]
     results = []
     for part in parts:
         dataset = select_classes(whole, part)
@@ -79,12 +80,14 @@ def evaluate(
                 raise
             log.info("classes=%s: %s", part, error)
             continue
+        assert dataset.test is not None  # `unseen` gave it one
         if not len(dataset.test):
             raise WordsightError(
                 f"{whole.name} has no test images for classes={part}; name other data=..., or add images "
                 f"to its "
                 "test part"
             )
+        assert chosen.backbone is not None  # or other classes would have been refused
         tested = featurise(chosen.backbone, dataset.test, settings)
         result = {"event": "eval", "data": settings.data if own else data, "classes": part}
         logits = chosen.logits(tested.vectors)
@@ -188,7 +191,7 @@ def write_predictions(
     """predictions-<part>.csv: image, label, predicted, probability; the closest sentence where there are
     some.
     """
-    chances, predicted = logits.softmax(1).max(1)
+    chances, predicted = (column.tolist() for column in logits.softmax(1).max(1))
     split = tested.split
     rows = []
     for row, index in enumerate(tested.features.kept):

@@ -15,7 +15,7 @@ from wordsight.data import Dataset, Pairs, open_dataset
 from wordsight.data.features import image_features, text_features
 from wordsight.data.pairs import open_pairs, sources_of
 from wordsight.data.sources import is_captioned
-from wordsight.data.splits import digests, select_classes
+from wordsight.data.splits import Which, digests, select_classes
 from wordsight.data.tars import is_shards
 from wordsight.fitted import Fitted, open_embedder
 from wordsight.runs import Run
@@ -30,7 +30,7 @@ def evaluate(
     run: Run,
     *,
     data: str | None = None,
-    classes: str | None = None,
+    classes: Which | None = None,
     label: str | None = None,
     backbone: Backbone | str | None = None,
 ) -> list[dict[str, Any]]:
@@ -123,11 +123,12 @@ def _test_pairs(source: str, own: bool, seen: set[bytes], run: Run) -> Pairs:
 
 
 def _zero_shot(
-    backbone: Backbone, whole: Dataset, source: str, run: Run, classes: str | None
+    backbone: Backbone, whole: Dataset, source: str, run: Run, classes: Which | None
 ) -> dict[str, Any]:
     """Accuracy on labelled images by class names alone."""
     dataset = select_classes(whole, classes or "all")
     fitted = Fitted.by_names(backbone, dataset.class_names, run.settings.template)
+    assert dataset.test is not None  # `unseen` gave it one
     tested = featurise(backbone, dataset.test, run.settings)
     result = {"event": "eval", "data": source, "classes": classes or "all"}
     result |= figures(fitted.logits(tested.vectors), tested.labels, dataset.class_names)
