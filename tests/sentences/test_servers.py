@@ -250,8 +250,8 @@ def silent(handler):
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (dripping, "took longer than 1.0 s for one answer"),
-        (dripping_headers, "took longer than 1.0 s for one answer"),
+        (dripping, "took longer than 1 s for one answer"),
+        (dripping_headers, "took longer than 1 s for one answer"),
         (silent, "sent nothing for 0.5 s; fewer workers"),
     ],
 )
