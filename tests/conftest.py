@@ -22,6 +22,7 @@ LONG = (
     "test_ctrl_c_stops_all_workers_and_the_same_command_ends_in_the_same_bits",
     "test_ctrl_c_and_the_same_command_end_in_the_same_bits",
     "test_processes_together_give_one_process_loss_and_gradients",
+    "test_a_killed_command_goes_on_and_a_second_one_is_told",
     "test_zero_shot_on_real_images",
     "test_readme.py",
 )
