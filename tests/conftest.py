@@ -13,17 +13,18 @@ import pytest
 # Towers and matrices this small lose more to threads than they win, torch's and NumPy's alike. Read when
 # these are imported, here and in every process that tests start.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-# What waits or computes for seconds: begun first, so that no processor idles beside it at the end and what
-# its tests share is made in one process.
+# What waits or computes for seconds, begun first, so that no processor idles beside it at the end; in
+# front, what shares something that takes seconds to make, so that one process makes it.
 LONG = (
+    "test_demo.py",
+    "test_export.py",
     "test_one_two_and_three_processes_train_the_same_and_resume",
     "test_ctrl_c_stops_all_workers_and_the_same_command_ends_in_the_same_bits",
     "test_ctrl_c_and_the_same_command_end_in_the_same_bits",
     "test_processes_together_give_one_process_loss_and_gradients",
+    "test_a_killed_command_goes_on_and_a_second_one_is_told",
     "test_zero_shot_on_real_images",
-    "test_demo.py",
     "test_readme.py",
-    "test_export.py",
 )
 
 
@@ -42,7 +43,10 @@ def pytest_collection():
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(
+        key=lambda item: min((places[name] for name in LONG if name in item.nodeid), default=len(LONG))
+    )
 
 
 @pytest.fixture(autouse=True, scope="session")

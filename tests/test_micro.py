@@ -95,10 +95,11 @@ def runs_of_six(text):
     return {tuple(words[i : i + 6]) for i in range(len(words) - 5)}
 
 
-def test_training_twice_gives_the_same_weights(few_fonts, tmp_path):
-    from train import train
+def test_training_twice_gives_the_same_weights(few_fonts, tmp_path, monkeypatch):
+    import train
 
+    monkeypatch.setattr(train, "GLYPHS", train.GLYPHS[:12])  # the digits, and two more
     for name in ("first", "again"):
-        train(tmp_path / name, steps=2, batch=8)
+        train.train(tmp_path / name, steps=2, batch=8)
     first, again = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "again"))
     assert first.keys() == again.keys() and all(torch.equal(first[key], again[key]) for key in first)

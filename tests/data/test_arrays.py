@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSIFIERS, TOWER_LEARNERS
 from safetensors.numpy import save_file
+from standins import CLASSIFIERS, TOWER_LEARNERS
 
 import wordsight
 from wordsight.backbones import load_backbone

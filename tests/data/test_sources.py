@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import paint
 from PIL import Image
+from standins import paint
 
 from wordsight.config import WordsightError
 from wordsight.data import open_dataset

@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_server import Sent, chat, serving
+from standins import command
 
 from wordsight.files import WordsightError
 from wordsight.reader import build, to_dict
@@ -243,12 +242,12 @@ def test_a_full_disk_is_told_and_costs_one_answer(server, tmp_path, whole, monke
     assert len(seen) == 18 + 1 and path.read_bytes() == whole
 
 
-def start(url: str, path: Path) -> subprocess.Popen:
+def start(url: str, path: Path):
     """The command, in a process of its own."""
     words = f"classes={','.join(NAMES)} model=m base_url={url} out={path} per_question=3 retries=0 workers=2"
-    words = [*words.split(), f"questions={','.join(QUESTIONS)}"]
-    command = [sys.executable, "-m", "wordsight", "sentences", *words]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return command(
+        ["sentences", *words.split(), f"questions={','.join(QUESTIONS)}"], path.with_name("errors")
+    )
 
 
 def test_a_killed_command_goes_on_and_a_second_one_is_told(tmp_path):
@@ -261,11 +260,15 @@ def test_a_killed_command_goes_on_and_a_second_one_is_told(tmp_path):
         return text_of(asked)
 
     with serving(slow) as (url, seen):
-        with start(url, path) as first:
+        first = start(url, path)
+        try:
             assert held.wait(60)
             with pytest.raises(WordsightError, match=r"s.json' is in use: another process is writing it"):
                 write_sentences(NAMES, to(url), path)
+        finally:
             first.kill()
+            first.join()
+        (tmp_path / "errors").unlink()
         going.set()
         kept, asked = len((tmp_path / "s.json.answers").read_text().splitlines()) - 1, len(seen)
         assert kept >= asked - 2  # of two workers
