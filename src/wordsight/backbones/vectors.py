@@ -87,7 +87,10 @@ class Vectors(Backbone):
                 f"different backbones"
             )
         both = Vectors([], None, {}, {}, dim=self.dim, logit_scale=self.logit_scale, name=self.name)
-        both.known, both.sentences = self.known | other.known, {**(self.sentences or {}), **(other.sentences or {})}
+        both.known, both.sentences = (
+            self.known | other.known,
+            {**(self.sentences or {}), **(other.sentences or {})},
+        )
         return both
 
     @property
