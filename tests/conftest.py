@@ -9,7 +9,9 @@ import os
 from pathlib import Path
 
 import pytest
+from shapes import check_shapes
 
+check_shapes("wordsight")  # in what is imported from here on, which is all of it
 # Towers and matrices this small lose more to threads than they win, torch's and NumPy's alike. Read when
 # these are imported, here and in every process that tests start.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -36,7 +36,7 @@ def clip_reward(
     return scale * cosine_similarity(image, prompt, dim=-1).clamp_min(0).mean()
 
 
-def pull(cosines: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
+def pull(cosines: Float[Tensor, "*R"]) -> Float[Tensor, ""]:
     """1 - cos between adapted and original class weights, mean over all: KgCoOp's way to keep what the text
     tower knew (Yao et al. 2023, eq. 6).
 

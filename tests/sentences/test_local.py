@@ -93,7 +93,8 @@ def test_each_answer_draws_from_its_own_seed_whatever_runs_beside_it(tiny, tmp_p
 
 def test_tokens_are_drawn_as_often_as_their_probability_says():
     scores, rows = torch.tensor([[2.0, 1.0, 0.0, -1.0]]), 20_000
-    chosen = Draws(0.5, range(rows))(None, scores.expand(rows, -1)).argmax(1)
+    ids = torch.zeros(rows, 1, dtype=torch.long)
+    chosen = Draws(0.5, range(rows))(ids, scores.expand(rows, -1)).argmax(1)
     found, wanted = chosen.bincount(minlength=4) / rows, (scores[0] / 0.5).softmax(0)
     assert torch.all((found - wanted).abs() < 4 * (wanted * (1 - wanted) / rows).sqrt())
     assert "logits_processor" not in drawn(0.0, [1])

@@ -86,8 +86,8 @@ class Preprocess:
         return self._pixels(image)
 
     def normalise(
-        self, pixels: UInt8[Tensor, "B 3 H W"], dtype: torch.dtype = torch.float32
-    ) -> Float[Tensor, "B 3 H W"]:
+        self, pixels: UInt8[Tensor, "*B 3 H W"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "*B 3 H W"]:
         """Pixels as the tower takes them, on the device they are on. Computed in float32, then cast."""
         return ((pixels.float() - self.mean.to(pixels.device)) / self.std.to(pixels.device)).to(dtype)
 
@@ -106,7 +106,8 @@ class Preprocess:
             if key == "image_processor_type" or hasattr(type(self.processor), key)
         }
 
-    def _pixels(self, image: Image.Image) -> UInt8[Tensor, "3 H W"]:
+    def _pixels(self, image: Image.Image) -> Tensor:
+        """UInt8 [3, H, W] of every processor that `_probe` let pass."""
         return self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")[
             "pixel_values"
         ][0]

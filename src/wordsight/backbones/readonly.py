@@ -11,7 +11,7 @@ import contextlib
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedModel
@@ -94,7 +94,7 @@ class AttentionPool(nn.Module):
             (nn.init.eye_ if layer.in_features == layer.out_features else nn.init.orthogonal_)(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, states: Float[Tensor, "B S W"], keep: Float[Tensor, "B S"]) -> Float[Tensor, "B V"]:
+    def forward(self, states: Float[Tensor, "B S W"], keep: Bool[Tensor, "B S"]) -> Float[Tensor, "B V"]:
         rows, count, _ = states.shape
         keys, values = (
             part(states).view(rows, count, self.heads, -1).transpose(1, 2) for part in (self.key, self.value)
@@ -113,7 +113,7 @@ def additive_mask(
     past: int = 0,
     both: bool = True,
     dtype: torch.dtype = torch.float32,
-) -> Float[Tensor, "B 1 Q T+K"]:
+) -> Float[Tensor, "B 1 Q S"]:
     """What each row may see, as numbers to add to the scores: 0, or the least number of `dtype`.
 
     Text sees text before it; prompts see the whole text, and one another (`both`) or only the ones before.
@@ -139,14 +139,14 @@ def positions(lengths: Int[Tensor, " B"], width: int, prompts: int, *, past: int
 
 def one_pass(
     model: PreTrainedModel,
-    text: Float[Tensor, "B T-past W"],
+    text: Float[Tensor, "B Q W"],
     prompts: Float[Tensor, "K W"],
     lengths: Int[Tensor, " B"],
     *,
     prefix: Prefix | None = None,
     both: bool = True,
     mask: Tensor | None = None,
-) -> tuple[Float[Tensor, "B T-past W"], Float[Tensor, "B K W"]]:
+) -> tuple[Float[Tensor, "B Q W"], Float[Tensor, "B K W"]]:
     """Text and prompts through the LM together, under an explicit mask. Gives the states of both. For
     training: works with gradient checkpointing.
     """
@@ -176,7 +176,7 @@ def text_pass(
     *,
     prefix: Prefix | None = None,
     cache: bool = True,
-) -> tuple[Float[Tensor, "B T-past W"], DynamicCache | None]:
+) -> tuple[Float[Tensor, "B Q W"], DynamicCache | None]:
     """The LM's own pass over the text (`input_ids` or `inputs_embeds`), as without any prompts: its states,
     and the key/value cache if wanted.
     """

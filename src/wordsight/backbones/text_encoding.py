@@ -203,7 +203,7 @@ class TextEncoding(AdaptedLM):
             {"input_ids": ids} if self.front is None or prefix else {"inputs_embeds": self._embed(ids, None)}
         )
 
-    def _embed(self, ids: Int[Tensor, "B T"], prefix: readonly.Prefix | None) -> Float[Tensor, "B F+T W"]:
+    def _embed(self, ids: Int[Tensor, "B T"], prefix: readonly.Prefix | None) -> Float[Tensor, "B Q W"]:
         """Token vectors, after the soft tokens at the front, which a prefix already has."""
         vectors = self.trunk.get_input_embeddings()(ids)
         if self.front is None or prefix:
