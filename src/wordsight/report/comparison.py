@@ -185,11 +185,11 @@ def paired_difference(ours: Scores, theirs: Scores, part: str) -> Difference | N
     return Difference(mean, *interval(figures, gap), len(pairs))
 
 
-def gap(means: Float[np.ndarray, "*R 2 P"]) -> Float[np.ndarray, "*R"] | np.floating:
+def gap(means: Float[np.ndarray, "*R 2 P"]) -> Float[np.ndarray, "*R"]:
     """Ours minus theirs: of one figure, or of the harmonic mean of two."""
     total = means.sum(-1)
     value = total if means.shape[-1] == 1 else 2 * means.prod(-1) / np.where(total > 0, total, 1)
-    return value[..., 0] - value[..., 1]
+    return np.asarray(value[..., 0] - value[..., 1])  # an array without axes, too
 
 
 def common(ours: Scores, theirs: Scores) -> list[tuple[Mapping[str, float], Mapping[str, float]]]:
