@@ -13,11 +13,16 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPModel, PreTrainedModel, SiglipModel, VisionTextDualEncoderModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+from transformers.models.clip.modeling_clip import CLIPModel
+from transformers.models.siglip.modeling_siglip import SiglipModel
+from transformers.models.vision_text_dual_encoder.modeling_vision_text_dual_encoder import (
+    VisionTextDualEncoderModel,
 )
 
 from wordsight.backbones import Backbone, TokenReader, batches, fingerprint, pick_dtype, tell_truncated, unit

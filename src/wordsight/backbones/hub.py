@@ -22,7 +22,7 @@ from wordsight.files import write_file
 from wordsight.reader import nearest
 
 if TYPE_CHECKING:  # transformers takes seconds to import; whoever only looks for a folder needs none of it
-    from transformers import PreTrainedModel
+    from transformers.modeling_utils import PreTrainedModel
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 TOKENIZER_FILES += ("tokenizer.model",)

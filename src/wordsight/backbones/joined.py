@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 
 from wordsight.backbones import OWN_FILE, Backbone, TokenReader, batches, fingerprint, pick_dtype, unit
 from wordsight.backbones.checkpoint import (

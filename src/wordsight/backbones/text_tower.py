@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 
 from wordsight.backbones import fingerprint, readonly, source_of
 from wordsight.backbones.checkpoint import Place, config_facts, exactly, read_mapping, tokenizer_facts

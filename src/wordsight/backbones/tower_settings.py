@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from peft import LoraConfig
-from transformers import PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 
 from wordsight.config import WordsightError
 from wordsight.reader import nearest

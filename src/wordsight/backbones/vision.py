@@ -16,8 +16,10 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel, ViTConfig, ViTModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.models.vit.configuration_vit import ViTConfig
+from transformers.models.vit.modeling_vit import ViTModel
 
 from wordsight.backbones import GIVES_TEXT, OWN_FILE, Backbone, fingerprint, pick_dtype, unit
 from wordsight.backbones.checkpoint import (

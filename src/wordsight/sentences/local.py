@@ -42,7 +42,8 @@ def local_ask(settings: WriterSettings, tower: TextTower | None) -> Ask:
 def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
     """A causal LM of transformers: its tokenizer, and what writes on from rows of tokens."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     from wordsight.backbones.lm import write_on
 
@@ -128,7 +129,7 @@ def drawn(temperature: float, seeds: Sequence[int]) -> dict[str, Any]:
     """The settings of transformers' `generate` for one seed a row; at temperature 0 the likeliest token
     always follows.
     """
-    from transformers import LogitsProcessorList
+    from transformers.generation.logits_process import LogitsProcessorList
 
     if not 0 <= temperature < math.inf or min(seeds) < 0:
         raise WordsightError(
