@@ -120,13 +120,17 @@ def in_use(folder: str | Path) -> Iterator[None]:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WordsightError(f"{str(folder)!r} cannot be a folder: {error.strerror or error}") from error
-    with held(folder) as ours:
-        if ours is False:
-            raise WordsightError(
-                f"{str(folder)!r} is in use: another process is working on it. Wait until it has ended, or "
-                f"give another out=..."
-            )
-        yield
+    try:
+        with held(folder) as ours:
+            if ours is False:
+                raise WordsightError(
+                    f"{str(folder)!r} is in use: another process is working on it. Wait until it has ended, "
+                    f"or give another out=..."
+                )
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)  # still empty: nothing came of it
 
 
 @contextlib.contextmanager
@@ -148,8 +152,6 @@ def held(folder: str | Path, *, shared: bool = False) -> Iterator[bool | None]:
         yield ours
     finally:
         os.close(handle)
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)  # still empty: nothing came of it
 
 
 def read_bytes(path: str | Path, what: str) -> bytes:

@@ -202,3 +202,12 @@ def test_the_default_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("WORDSIGHT_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "wordsight"
+
+
+def test_a_cache_that_holds_nothing_but_a_killed_write_goes_on(tmp_path):
+    made = image_features(Stub(), pictures(encoded(1)), folder=tmp_path)
+    (shard,) = shards(tmp_path)
+    shard.rename(shard.with_name(shard.name + ".part"))
+    again = image_features(Stub(), pictures(encoded(1)), folder=tmp_path)
+    assert torch.equal(again.vectors, made.vectors) and len(shards(tmp_path)) == 1
+    assert not list(tmp_path.rglob("*.part"))
