@@ -92,7 +92,8 @@ def test_a_table_of_all_probabilities(run, images, tmp_path, answered):
         best = max(chances, key=chances.get)
         assert sum(chances.values()) == pytest.approx(1, abs=1e-4)
         assert row[4] == best == entry["classes"][0]["class"]
-        assert entry["classes"][0]["probability"] == round(chances[best], 4)
+        # to four digits; the table has more, and rounding twice may go another way
+        assert entry["classes"][0]["probability"] == pytest.approx(chances[best], abs=6e-5)
     assert code == 2 and [entry["image"] for entry in out["skipped"]] == [images[-1]]
     assert f"skipped {images[-1]}: " in err and "1 of what was given could not be done" in err
     assert not list(file.parent.glob("*.part"))
