@@ -43,7 +43,6 @@ ORDER = [
     "cost",
     "cells",
     "suites",
-    "serve",
     "prediction",
     "help",
     "hints",

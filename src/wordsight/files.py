@@ -32,10 +32,8 @@ BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C} 
 
 
 class WordsightError(ValueError):
-    """Something the user can mend: the message says what was wrong, which value, and what would be right.
-
-    The command line exits with 2.
-    """
+    """Something the user can mend: the message says what was wrong, which value, and what would be right. The
+    command line exits with 2."""
 
 
 def write_file(path: str | Path, content: bytes | str) -> None:
@@ -113,9 +111,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def in_use(folder: str | Path) -> Iterator[None]:
     """Hold a folder: another process that asks for it meanwhile is told so. The hold ends with its process.
-
-    Errors: WordsightError where another process holds it, or where it cannot be a folder.
-    """
+    Errors: WordsightError where another process holds it, or where it cannot be a folder."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
