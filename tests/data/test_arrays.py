@@ -171,6 +171,18 @@ def test_a_run_is_tested_on_the_classes_of_another_file(file, tmp_path):
         wordsight.evaluate(run.folder, data=narrow)
 
 
+def test_words_of_another_file_are_the_run_s_own_when_it_is_tested(file, tmp_path):
+    held = content()
+    turned = saved(tmp_path, text=held["text"][::-1])
+    run = wordsight.fit(
+        data=str(file), backbone=turned, method="zero_shot", shots=2, out=str(tmp_path / "run")
+    )
+    unit = {key: held[key] / np.linalg.norm(held[key], axis=1, keepdims=True) for key in ("test", "text")}
+    right = (unit["test"] @ unit["text"][::-1].T).argmax(1) == held["test_label"]
+    assert run.events("eval")[0]["accuracy"] == pytest.approx(100 * right.mean())
+    assert wordsight.evaluate(run.folder)[0]["confusion"] == run.events("eval")[0]["confusion"]
+
+
 def test_a_suite_takes_several_files_and_a_report_shows_them(file, tmp_path, capsys):
     other = saved(tmp_path, **content(seed=4))
     asked = SuiteSettings(

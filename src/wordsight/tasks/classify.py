@@ -53,7 +53,9 @@ def evaluate(
     whatever way they are named. `source` is the data, where it is open already. `references` are other
     methods that are measured on the same images, for a paired comparison."""
     settings = run.settings
-    fitted = (fitted or Fitted.open(run, backbone)).knowing(data or settings.data)
+    fitted = fitted or Fitted.open(run, backbone)
+    if data is not None:
+        fitted = fitted.knowing(data)
     whole = source if source is not None else open_dataset(data or settings.data, label or settings.label)
     if source is None:
         whole.account.tell()
