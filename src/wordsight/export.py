@@ -11,7 +11,6 @@ README.md   a model card: how to use it, figures, classes, where each part comes
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -25,15 +24,12 @@ from wordsight.backbones.llm import LLM, on_hub
 from wordsight.config import RunSettings, WordsightError
 from wordsight.files import new_folder, read_text, write_file
 from wordsight.fitted import is_embedder, open_backbone, open_embedder
-from wordsight.reader import to_dict
-from wordsight.runs import EVENTS, KEPT, NO_BACKBONE, Run
+from wordsight.runs import EVENTS, KEPT, NO_BACKBONE, Run, relocated
 
 FOLDER, CARD, LICENCES = "backbone", "README.md", "licences"
 LICENCE_FILES = ("LICEN[CS]E*", "NOTICE*", "COPYING*")
 LISTED = 50  # classes that a card names
 SHOWN = ("fit", "eval", "retrieval", "train")  # events that are kept
-
-log = logging.getLogger("wordsight")
 
 
 def export(
@@ -70,7 +66,8 @@ def export(
                 tower.save_whole(folder / FOLDER)
         parts = dict(tower.parts) if tower is not None else {}
         card = _card(there, name or Path(out).name, _licences(parts, folder, there.folder), folder)
-        copy = Run(folder, _elsewhere(there.settings, place), there.facts)
+        settings = replace(relocated(there.settings, public), backbone=place, out=None, device="auto")
+        copy = Run(folder, settings, there.facts)
         _copy_run(there, copy)
         write_file(folder / CARD, card)
         prints = None if tower is None else (tower.image_fingerprint, tower.text_fingerprint)
@@ -79,13 +76,17 @@ def export(
     return Path(out).expanduser()
 
 
-def public(name: str) -> str:
+def public(name: str | None) -> str | None:
     """A name without the folders of this machine: of a path its last part; a hub name or URL as it is."""
+    return None if name is None else _last(name)
+
+
+def _last(name: str) -> str:
     if "::" in name:
-        return "::".join(map(public, name.split("::")))
+        return "::".join(map(_last, name.split("::")))
     kind, at, argument = name.partition("@")
     if at and ":" in kind:
-        return f"{kind}@{public(argument)}"
+        return f"{kind}@{_last(argument)}"
     path = Path(name).expanduser()
     local = path.is_absolute() or name.startswith(("./", "../", "~", "file:")) or path.exists()
     return path.name if local else name
@@ -95,21 +96,6 @@ def _inside(settings: RunSettings) -> str:
     """A backbone's name within the folder; the class of one that is not ours is still needed."""
     kind, _, _ = settings.backbone.partition("@")
     return f"{kind}@./{FOLDER}" if ":" in kind else f"./{FOLDER}"
-
-
-def _elsewhere(settings: RunSettings, backbone: str) -> RunSettings:
-    """The settings as they hold on any machine."""
-    own = settings.settings
-    inner = {name: value for name in ("text", "teacher") if (value := to_dict(own).get(name))}
-    named = {name: value for name in ("data", "sentences", "aliases") if (value := getattr(settings, name))}
-    return replace(
-        settings,
-        **{name: public(value) for name, value in named.items()},
-        backbone=backbone,
-        out=None,
-        device="auto",
-        settings=replace(own, **{name: public(value) for name, value in inner.items()}),
-    )
 
 
 def _copy_run(there: Run, copy: Run) -> None:
@@ -129,7 +115,7 @@ def _copy_run(there: Run, copy: Run) -> None:
 def _everywhere(value: Any) -> Any:
     """A value of JSON in which no text is a path of this machine."""
     if isinstance(value, str):
-        return public(value) if value.startswith(("/", "~")) or Path(value).is_absolute() else value
+        return _last(value) if value.startswith(("/", "~")) or Path(value).is_absolute() else value
     if isinstance(value, Mapping):
         return {key: _everywhere(one) for key, one in value.items()}
     return [_everywhere(one) for one in value] if isinstance(value, list) else value
@@ -173,7 +159,7 @@ def _licences(parts: Mapping[str, str], folder: Path, run: Path) -> list[tuple[s
         said = _licence_said(place) if place else None
         kept = ", ".join(f"`{file.relative_to(folder)}`" for file in sorted(target.glob("*")))
         unknown = "not stated beside the weights; ask whoever published them before you pass them on"
-        rows.append((part, public(source), ", ".join(filter(None, (said, kept))) or unknown))
+        rows.append((part, _last(source), ", ".join(filter(None, (said, kept))) or unknown))
     return rows
 
 
@@ -193,19 +179,16 @@ def _card(run: Run, name: str, licences: list[tuple[str, str, str]], folder: Pat
     settings, names = run.settings, run.facts.classes
     images = f"{settings.shots} labelled images a class" if settings.shots else "all labelled images"
     more = "" if len(names) <= LISTED else f" and {len(names) - LISTED} more"
-    own = [one for one in (settings.method, settings.backbone) if ":" in one.partition("@")[0]]
-    needs = (
-        f"It needs the packages of {' and '.join(f'`{one.partition(chr(64))[0]}`' for one in own)}.\n"
-        if own
-        else ""
-    )
+    kinds = [one.partition("@")[0] for one in (settings.method, settings.backbone)]
+    own = " and ".join(f"`{kind}`" for kind in kinds if ":" in kind)
+    needs = f"It needs the packages of {own}.\n" if own else ""
     bases = [where for _, where, _ in licences if re.fullmatch(r"[\w.-]+/[\w.-]+", where)]
     base = f"base_model: [{', '.join(bases)}]\n" if bases else ""
     return (
         f"---\nlibrary_name: wordsight\npipeline_tag: image-classification\n"
         f"tags: [wordsight, {json.dumps(settings.method)}, few-shot]\n{base}---\n# {name}\n\n"
         f"An image classifier taught by words: method `{settings.method}`, fitted to {images} of "
-        f"`{public(settings.data)}`, over a frozen backbone.\n{needs}\n"
+        f"`{_last(settings.data)}`, over a frozen backbone.\n{needs}\n"
         f"```\npip install wordsight\nwordsight predict {name} image.jpg   # this folder\n```\n\n"
         f'```python\nimport wordsight\n\nclf = wordsight.load("{name}")\nclf.predict(["image.jpg"])\n```\n\n'
         f"Classes: {', '.join(names[:LISTED])}{more}.\n{tables}"
@@ -224,7 +207,7 @@ def _figures(run: Run) -> str:
             f" {beside[kind]:.1f} |" if kind in beside else " |" for kind in ("zero_shot", "linear_probe")
         )
         rows.append(
-            f"| {public(str(event['data']))} | {event.get('classes', 'all')} | {event['images']} | "
+            f"| {_last(str(event['data']))} | {event.get('classes', 'all')} | {event['images']} | "
             f"{event['accuracy']:.1f} | {between} |{others}\n"
         )
     if not rows:

@@ -18,7 +18,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,12 +46,8 @@ NO_BACKBONE = "none"  # what config.yaml names as backbone where a run was fitte
 FORMAT = 2  # of the folder; a loader refuses any other
 FINISHED, EVENTS, SEEN = "finished.json", "metrics.jsonl", "seen.npy"
 STARTED = {"sentences.json", "config.yaml", "account.json"}  # what a start that was killed may leave
-KEPT = (
-    "weights.safetensors",
-    "extra.safetensors",
-    "sentences.json",
-    SEEN,
-)  # whose content finished.json keeps
+# whose content finished.json keeps
+KEPT = ("weights.safetensors", "extra.safetensors", "sentences.json", SEEN)
 # what does not decide a result: where things lie and how that was written, what it runs on and is called.
 # What data, backbone and sentences hold is compared instead, by fingerprints and by content.
 NOT_COMPARED = ("out", "device", "name", "data", "backbone", "sentences", "aliases")
@@ -330,9 +326,14 @@ def located(settings: RunSettings) -> RunSettings:
 
     What names no file or folder here (a hub name, a URL, a template set) stays as it is.
     """
-    found = {name: absolute(getattr(settings, name)) for name in LOCATED}
+    return relocated(settings, absolute)
+
+
+def relocated(settings: RunSettings, change: Callable[[str | None], str | None]) -> RunSettings:
+    """The same settings with every name changed that may be a path, those of the method's own included."""
+    found = {name: change(getattr(settings, name)) for name in LOCATED}
     own = settings.settings
-    inner = {name: absolute(getattr(own, name)) for name in ("text", "teacher") if name in to_dict(own)}
+    inner = {name: change(getattr(own, name)) for name in ("text", "teacher") if name in to_dict(own)}
     return replace(settings, **found, settings=replace(own, **inner))
 
 
@@ -361,8 +362,7 @@ def _resolved(folder: Path, settings: RunSettings) -> RunSettings:
         )  # of a class of somebody else's: package:Class@./backbone
         return f"{kind}{at}{folder.absolute() / path}" if path.startswith("./") else name
 
-    found = {name: inside(getattr(settings, name)) for name in LOCATED}
-    return replace(settings, **found)
+    return relocated(settings, inside)
 
 
 def _write_json(path: Path, content: Any) -> None:

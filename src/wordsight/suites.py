@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wordsight.backbones import Backbone
-from wordsight.cells import Cell, Outcome, featurise_all, outcomes, run_cell, source, tower
-from wordsight.config import AUTO, DEFAULT_BACKBONE, METHODS, RunSettings, WordsightError, resolve
+from wordsight.cells import Cell, Outcome, featurise_all, outcomes, run_cell, source, tower_of
+from wordsight.config import AUTO, METHODS, RunSettings, WordsightError, resolve
 from wordsight.data import Dataset
 from wordsight.data.splits import Which
 from wordsight.files import nfc, plain_name
@@ -143,8 +143,9 @@ def measured(settings: SuiteSettings, backbone: Backbone | None) -> dict[str, An
         label: read(RunSettings, {"data": "none", "shots": cost.SHOTS}, entry)
         for label, entry in method_entries(settings).items()
     }
-    name = DEFAULT_BACKBONE if settings.backbone == AUTO else settings.backbone
-    backbone = backbone or tower(name, settings.device, settings.dtype or "float32")
+    dtype = settings.dtype or "float32"
+    whose = RunSettings("none", backbone=settings.backbone, device=settings.device, dtype=dtype)
+    backbone = backbone or tower_of(whose)
     return cost.measure(entries, backbone, settings.sizes, settings.folder)
 
 

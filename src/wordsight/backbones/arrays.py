@@ -1,10 +1,8 @@
 """Arrays: a file of vectors that were computed elsewhere, read into its parts: image vectors with labels,
-class
-names, and perhaps the text vectors of names and of sentences.
+class names, and perhaps the text vectors of names and of sentences.
 
 .npz (texts as NumPy's text arrays; nothing pickled) or .safetensors (texts as JSON lists in the metadata).
-Each
-thing has one name here and is found under those that the field gives it: `train_features` is `train`.
+Each thing has one name here and is found under those that the field gives it: `train_features` is `train`.
 """
 
 from __future__ import annotations
@@ -22,10 +20,10 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from wordsight.config import is_vectors
 from wordsight.files import WordsightError, nfc, parse_json, read_tensors
 from wordsight.reader import nearest
 
-SUFFIXES = (".npz", ".safetensors")
 PARTS = ("train", "val", "test", "unlabelled")
 PART_NAMES = {
     "train": ("train", "training"),
@@ -89,7 +87,7 @@ class Arrays:
 def is_arrays(path: str | Path) -> bool:
     """Whether a name is a file of vectors: every .npz, and a .safetensors that has its classes."""
     path = Path(path).expanduser()
-    if path.suffix not in SUFFIXES or not path.is_file():
+    if not is_vectors(path.name) or not path.is_file():
         return False
     if path.suffix == ".npz":
         return True
@@ -102,8 +100,7 @@ def is_arrays(path: str | Path) -> bool:
 
 def read_arrays(path: str | Path) -> Arrays:
     """Errors: WordsightError for a file that cannot be read or holds pickles, lacks vectors or class names,
-    or
-    whose widths, counts or labels do not fit one another."""
+    or whose widths, counts or labels do not fit one another."""
     path = Path(path).expanduser()
     found = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
     known = {key.lower(): key for key in found}
@@ -178,8 +175,7 @@ def _parts(path: Path, take: Any, known: Mapping[str, str]) -> dict[str, Part]:
     if parts or vectors is None:
         raise WordsightError(
             f"{path} holds {_listed(known)}; image vectors stand under train, val, test and unlabelled, "
-            "or under "
-            f"vectors with label and part ({'both' if parts else 'neither'} here)"
+            f"or under vectors with label and part ({'both' if parts else 'neither'} here)"
         )
     whole = _part(path, "vectors", vectors, take(LABELS), take(NAMES))
     of = take(KEYS["part"])
@@ -274,8 +270,7 @@ def _checked(path: Path, name: str, part: Part, classes: tuple[str, ...]) -> Par
         if not isinstance(label, str) and (label != int(label) or not -1 <= label < len(classes)):
             raise WordsightError(
                 f"{name} of {path} has the label {label}, but there are {len(classes)} classes: labels "
-                "are 0 to "
-                f"{len(classes) - 1}, and -1 for none"
+                f"are 0 to {len(classes) - 1}, and -1 for none"
             )
     found = [place.get(label, -1) if isinstance(label, str) else int(label) for label in labels]
     return Part(part.vectors, found, part.names)
@@ -344,8 +339,7 @@ def _scale(path: Path, scale: Any) -> float:
     if LOG_SCALES[0] < scale[0] < LOG_SCALES[1]:
         raise WordsightError(
             f"logit_scale of {path} is {scale[0]:.4g}, which looks like CLIP's parameter, the logarithm; "
-            "store its "
-            f"exponential, {np.exp(scale[0]):.4g}"
+            f"store its exponential, {np.exp(scale[0]):.4g}"
         )
     return float(scale[0])
 

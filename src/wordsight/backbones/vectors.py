@@ -5,7 +5,7 @@ sentences whose vectors it was given, and no other text.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,32 +26,25 @@ FILE = "texts.safetensors"
 
 class Vectors(Backbone):
     """What a file of vectors says about words. A class's text is its bare name: what template it stood in is
-    the
-    file's affair.
+    the file's affair.
 
     Image vectors come with the data (data/arrays.py); there is no image tower."""
 
+    sentences: Mapping[str, tuple[str, ...]]
+
     def __init__(
         self,
-        names: Sequence[str],
-        text: Float[Tensor, "C D"] | None,
-        sentences: dict[str, tuple[str, ...]],
-        sentence_vectors: dict[str, Float[Tensor, "n D"]],
+        known: Mapping[str, Float[Tensor, " D"]],
+        sentences: Mapping[str, tuple[str, ...]],
         *,
         dim: int,
         logit_scale: float,
         name: str,
     ):
+        """`known` has the unit vector of each text, `sentences` those of each class."""
         self.name, self.dim, self.logit_scale = name, dim, logit_scale
         self.device = torch.device("cpu")
-        self.sentences = sentences
-        self.known: dict[str, Tensor] = {}
-        for about, rows in sentence_vectors.items():
-            self.known |= dict(zip(sentences[about], unit(rows.float())))
-        if text is not None:
-            self.known |= dict(
-                zip([name.replace("_", " ") for name in names], unit(text.float()))
-            )  # as in `fill`
+        self.known, self.sentences = known, sentences
 
     @classmethod
     def from_pretrained(
@@ -64,20 +57,24 @@ class Vectors(Backbone):
         facts = _read_facts(path / OWN_FILE)
         tensors, metadata = read_tensors(path / FILE, "text vectors", sealed=True)
         texts = parse_json(metadata.get("texts", "[]"), f"texts of {path / FILE}")
-        made = cls([], None, {}, {}, dim=facts["dim"], logit_scale=facts["logit_scale"], name=name)
         if not isinstance(texts, list) or tensors["vectors"].shape != (len(texts), facts["dim"]):
             raise WordsightError(
                 f"{path / FILE} does not hold a vector of width {facts['dim']} for each text"
             )
-        made.known = dict(zip(texts, tensors["vectors"]))
-        made.sentences = {about: tuple(own) for about, own in facts["sentences"].items()}
-        return made
+        sentences = {about: tuple(own) for about, own in facts["sentences"].items()}
+        known = dict(zip(texts, tensors["vectors"]))
+        return cls(known, sentences, dim=facts["dim"], logit_scale=facts["logit_scale"], name=name)
 
     @classmethod
     def of(cls, arrays: Arrays, name: str) -> Vectors:
         """The text side of a file that is read already."""
-        given = (arrays.classes, arrays.text, dict(arrays.sentences), dict(arrays.sentence_vectors))
-        return cls(*given, dim=arrays.dim, logit_scale=arrays.logit_scale, name=name)
+        known: dict[str, Tensor] = {}
+        for about, rows in arrays.sentence_vectors.items():
+            known |= zip(arrays.sentences[about], unit(rows.float()))
+        if arrays.text is not None:
+            texts = [about.replace("_", " ") for about in arrays.classes]  # as in `fill`
+            known |= zip(texts, unit(arrays.text.float()))
+        return cls(known, arrays.sentences, dim=arrays.dim, logit_scale=arrays.logit_scale, name=name)
 
     def knowing(self, other: Vectors) -> Vectors:
         """The same, which also knows the other's texts; the other's vectors stand where both know one."""
@@ -86,10 +83,8 @@ class Vectors(Backbone):
                 f"{other.name!r} has vectors of width {other.dim}, {self.name!r} of {self.dim}: they are of "
                 f"different backbones"
             )
-        both = Vectors([], None, {}, {}, dim=self.dim, logit_scale=self.logit_scale, name=self.name)
-        both.known = self.known | other.known
-        both.sentences = {**(self.sentences or {}), **(other.sentences or {})}
-        return both
+        known, sentences = {**self.known, **other.known}, {**self.sentences, **other.sentences}
+        return Vectors(known, sentences, dim=self.dim, logit_scale=self.logit_scale, name=self.name)
 
     @property
     def has_text(self) -> bool:
@@ -99,8 +94,7 @@ class Vectors(Backbone):
         """Errors: WordsightError, always."""
         raise WordsightError(
             f"{self.name!r} holds vectors and no image tower, so it cannot encode images; give a file of "
-            "their "
-            f"vectors, or as backbone=... the one that made these"
+            f"their vectors, or as backbone=... the one that made these"
         )
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -158,7 +152,6 @@ def _read_facts(file: Path) -> dict[str, Any]:
     if facts["kind"] != "vectors" or facts["format"] != FORMAT:
         raise WordsightError(
             f"{file} is of kind {facts['kind']!r} and format {facts['format']}; this version reads kind "
-            "'vectors', "
-            f"format {FORMAT}"
+            f"'vectors', format {FORMAT}"
         )
     return facts

@@ -25,9 +25,8 @@ def sentences_for(
     backbone: Backbone,
 ) -> dict[str, tuple[str, ...]]:
     """Each class's sentences: from `source` (read_sentences), those that the backbone brings where there is
-    no
-    source, or with `self` written by the backbone's LM with its adapters off. Another process that has the
-    same LM write is waited for.
+    no source, or with `self` written by the backbone's LM with its adapters off. Another process that has
+    the same LM write is waited for.
     """
     if source is None and backbone.sentences is not None:
         return {name: backbone.sentences.get(name, ()) for name in class_names}
