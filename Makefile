@@ -8,12 +8,16 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: demo test check format
+.PHONY: demo test slow check format
 demo: .venv/installed
 	$(BIN)/wordsight demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# What takes seconds of processes, kills or compiling each: before a commit that touches these, and in CI.
+slow: .venv/installed
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -502,6 +502,7 @@ def environment(**more):
     return {**os.environ, "HF_HUB_OFFLINE": "1", **more}
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_the_same_command_end_in_the_same_bits(photos, tiny_clip, tmp_path, run_cli):
     words = [
         "fit",

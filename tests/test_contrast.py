@@ -277,5 +277,6 @@ def process(rank, most, folder):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_together_give_one_process_loss_and_gradients(tmp_path):
     in_processes(process, 3, 3, str(tmp_path))

@@ -91,6 +91,7 @@ def clamp(tmp_path_factory):
     return folder, demo("clamp", folder, show=False, **SHORT)
 
 
+@pytest.mark.slow
 def test_clamp_learns_from_letters_alone_and_is_tested_on_digits(clamp):
     folder, result = clamp
     pairs = open_pairs(str(folder / "letters.parquet"))
@@ -99,6 +100,7 @@ def test_clamp_learns_from_letters_alone_and_is_tested_on_digits(clamp):
     assert result["rows"][0]["accuracy"] > 15, "even the start, before any training, is above chance"
 
 
+@pytest.mark.slow
 def test_clamp_keeps_what_the_lm_writes(clamp):
     folder, result = clamp
     assert result["passed"] and len(result["checks"]) > 5 and all(result["checks"].values())
@@ -111,6 +113,7 @@ def test_clamp_keeps_what_the_lm_writes(clamp):
     )
 
 
+@pytest.mark.slow
 def test_a_second_call_of_clamp_fits_nothing_and_shows_the_same(clamp, capsys):
     folder, result = clamp
     again = demo("clamp", folder, **SHORT)

@@ -53,8 +53,13 @@ def fitted(backbone, images, labels):
 
 
 @pytest.mark.parametrize(
-    "method", [name for name in CLASSIFIERS if name not in TOWER_LEARNERS]
-)  # the checks have no backbone, only matrices
+    "method",  # of which the checks have no backbone, only matrices; two of them stand for the others
+    [
+        pytest.param(name, marks=() if name in ("aape", "linear_probe") else pytest.mark.slow)
+        for name in CLASSIFIERS
+        if name not in TOWER_LEARNERS
+    ],
+)
 def test_scikit_learn_s_own_checks_pass(method):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SkipTestWarning)

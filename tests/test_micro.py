@@ -95,6 +95,7 @@ def runs_of_six(text):
     return {tuple(words[i : i + 6]) for i in range(len(words) - 5)}
 
 
+@pytest.mark.slow
 def test_training_twice_gives_the_same_weights(few_fonts, tmp_path, monkeypatch):
     import train
 

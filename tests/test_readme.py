@@ -61,6 +61,7 @@ def newcomer(tmp_path_factory, tiny_clip, lm):
         yield folder
 
 
+@pytest.mark.slow
 def test_every_command_runs_in_its_order(newcomer, tiny_clip, capsys):
     count = itertools.count()
     with serving(lambda asked: f"It is wall {next(count)}.") as (url, _):

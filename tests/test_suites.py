@@ -363,6 +363,7 @@ def test_the_command_line_says_what_was_done_and_what_could_not_be(data, tiny_cl
     assert "seeds='one' is not a whole number" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_workers_and_the_same_command_ends_in_the_same_bits(
     data, tiny_clip, tmp_path, capsys
 ):

@@ -99,7 +99,10 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGTERM, signal.SIGKILL))],
+)
 def test_no_process_outlives_a_signal(tmp_path, number):
     script = tmp_path / "script.py"
     script.write_text(INTERRUPTED)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone
-from wordsight.backbones.checkpoint import read_mapping
 from wordsight.backbones.llm import LLM, on_hub
 from wordsight.config import RunSettings, WordsightError
 from wordsight.files import new_folder, read_text, write_file
@@ -105,7 +104,7 @@ def _copy_run(there: Run, copy: Run) -> None:
             shutil.copyfile(there.folder / name, copy.folder / name)
     copy.write_config()
     for file in copy.folder.rglob(OWN_FILE):
-        hub.save_json(file, _everywhere(read_mapping(file, "backbone")))
+        hub.save_json(file, _everywhere(hub.read_mapping(file, "backbone")))
     events = [event for event in there.events() if event["event"] in SHOWN]
     lines = (json.dumps(_everywhere(event | {"skipped": []}), ensure_ascii=False) for event in events)
     write_file(copy.folder / EVENTS, "".join(f"{line}\n" for line in lines))

@@ -290,7 +290,7 @@ def more(word):
             lambda f: rewrite(f / "wordsight_backbone.json", format=9),
             r"format 9; this version reads kind 'llm'",
         ),
-        (lambda f: rewrite(f / "wordsight_backbone.json", image=3), r"no proper 'image'"),
+        (lambda f: rewrite(f / "wordsight_backbone.json", image=3), r"has image=3; it was not written"),
         (
             lambda f: rewrite(f / "wordsight_backbone.json", image=None),
             r"the image tower of backbone .*image', cannot be loaded",

@@ -208,7 +208,7 @@ def test_a_hub_name_out_of_reach(monkeypatch):
             lambda folder: (folder / "wordsight_backbone.json").write_text("[]"),
             "holds a list; expected a JSON object",
         ),
-        (lambda folder: spoil_facts(folder, format=9), "format=9"),
+        (lambda folder: spoil_facts(folder, format=9), "format 9"),
         (lambda folder: spoil_facts(folder, pooling="max"), "pooling='max'"),
         (
             lambda folder: spoil_tensors(folder, lambda tensors: tensors | {"more": torch.zeros(1)}),

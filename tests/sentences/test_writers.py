@@ -250,6 +250,7 @@ def start(url: str, path: Path):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_and_a_second_one_is_told(tmp_path):
     held, going, path = threading.Event(), threading.Event(), tmp_path / "s.json"
 

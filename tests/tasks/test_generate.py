@@ -216,6 +216,7 @@ def self_fit(data, backbone, out):
     return fit(read(RunSettings, words, {"train": {"epochs": 2, "min_steps": 10}}))
 
 
+@pytest.mark.slow
 def test_one_lm_writes_the_sentences_embeds_them_and_classifies(
     short, clamp, photos, stories, tmp_path, monkeypatch
 ):

@@ -104,8 +104,8 @@ def test_classes_without_sentences_of_their_own_go_by_name_and_are_counted(photo
     "own",
     [
         {},
-        {"train": "prompts"},
-        {"prompts_attend": "causal", "loss": "sigmoid"},
+        pytest.param({"train": "prompts"}, marks=pytest.mark.slow),
+        pytest.param({"prompts_attend": "causal", "loss": "sigmoid"}, marks=pytest.mark.slow),
         {"prompts": 0, "front": 2, "pooling": "last", "train": "layernorms", "keep_generation": False},
         {
             "random": True,
@@ -115,8 +115,8 @@ def test_classes_without_sentences_of_their_own_go_by_name_and_are_counted(photo
             "train": "all",
             "keep_generation": False,
         },
-        {"prompt_only_lora": True, "chunk": 2},
-        {"prompts": 0, "pooling": "mean", "train": "head", "depth": 2},
+        pytest.param({"prompt_only_lora": True, "chunk": 2}, marks=pytest.mark.slow),
+        pytest.param({"prompts": 0, "pooling": "mean", "train": "head", "depth": 2}, marks=pytest.mark.slow),
     ],
     ids=["clamp", "no-lora", "causal-sigmoid", "ln-prefix", "lit", "prompt-only", "frozen-mlp"],
 )

@@ -174,6 +174,7 @@ def test_what_only_training_needs_is_off_at_its_end(lm):
     assert not checkpoints(method.text.trunk)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # dynamo's own
 def test_compiling_does_not_change_loss_and_gradients(lm, monkeypatch):
     """By dynamo alone, in a second or two: inductor takes half a minute here; with it, too, this held
@@ -308,6 +309,7 @@ def process(rank, folder, data, eyes, lm):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_one_two_and_three_processes_train_the_same_and_resume(tmp_path, table, tiny_clip, lm):
     in_processes(process, 3, *map(str, (tmp_path, table, tiny_clip, lm)))
     for loss in ("contrastive", "sigmoid"):
@@ -428,7 +430,10 @@ def tars(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "own",
-    [{"chunk": 2}, {"prompts": 0, "pooling": "mean", "train": "head", "features": "store"}],
+    [
+        pytest.param({"chunk": 2}, marks=pytest.mark.slow),
+        {"prompts": 0, "pooling": "mean", "train": "head", "features": "store"},
+    ],
     ids=["clamp", "head-store"],
 )
 def test_a_stream_trains_and_resumes_to_the_same_bits(tars, table, tiny_clip, lm, tmp_path, monkeypatch, own):

@@ -174,7 +174,7 @@ def source_of(name: str | Path) -> str:
 
 def _find(name: str, text: bool) -> tuple[str, str]:
     """What kind of backbone a name is, and where it lies."""
-    from wordsight.backbones import checkpoint, hub
+    from wordsight.backbones import hub
     from wordsight.backbones.arrays import is_arrays
 
     if name == "micro":
@@ -190,7 +190,7 @@ def _find(name: str, text: bool) -> tuple[str, str]:
         )
     folder = path if path.is_dir() else hub.own(name)
     if folder is not None and (folder / OWN_FILE).exists():
-        facts = checkpoint.read_mapping(folder / OWN_FILE, "backbone")
+        facts = hub.read_mapping(folder / OWN_FILE, "backbone")
         return str(facts.get("kind")), str(folder)
     if folder is not None and not (folder / "config.json").exists():
         raise WordsightError(
@@ -200,7 +200,7 @@ def _find(name: str, text: bool) -> tuple[str, str]:
     if text:
         return "clip", name
     folder = folder or hub.find(name, "image encoder")
-    dual = "text_config" in checkpoint.read_mapping(folder / "config.json", "image encoder")
+    dual = "text_config" in hub.read_mapping(folder / "config.json", "image encoder")
     return "clip" if dual else "vision", str(folder)
 
 

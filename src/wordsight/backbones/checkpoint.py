@@ -22,9 +22,17 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-from wordsight.backbones.hub import PIXEL_FILES, TOKENIZER_FILES, WAYS_ON, first_line, listed, quiet
+from wordsight.backbones.hub import (
+    PIXEL_FILES,
+    TOKENIZER_FILES,
+    WAYS_ON,
+    first_line,
+    listed,
+    quiet,
+    read_mapping,
+)
 from wordsight.config import WordsightError
-from wordsight.files import read_json, read_tensors
+from wordsight.files import read_tensors
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 # what transformers reads of a folder and what we therefore read first; large vocabularies are left to it
@@ -62,14 +70,6 @@ def reading(name: str, what: str) -> Iterator[None]:
         raise WordsightError(
             f"backbone {name!r}: {what} cannot be read ({first_line(error)}){mend}"
         ) from error
-
-
-def read_mapping(file: Path, what: str) -> dict[str, Any]:
-    """The JSON object in a file. Errors: WordsightError as `files.read_json`, and for another form."""
-    found = read_json(file, what)
-    if not isinstance(found, dict):
-        raise WordsightError(f"{what} {str(file)!r} holds a {type(found).__name__}; expected a JSON object")
-    return found
 
 
 def read_settings(place: Place) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """hub: the folder behind a name, and saving into one. A local folder is itself; a hub name is looked for in
 the cache before the network is asked.
 
-Reading what lies in a folder is checkpoint.py's.
+Reading what lies in a folder, but for our own facts, is checkpoint.py's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
 from wordsight.backbones import OWN_FILE
 from wordsight.config import WordsightError
-from wordsight.files import write_file
+from wordsight.files import read_json, write_file
 from wordsight.reader import nearest
 
 if TYPE_CHECKING:  # transformers takes seconds to import; whoever only looks for a folder needs none of it
@@ -155,6 +155,35 @@ def run_folder(run: str | Path) -> Path:
 
 def save_json(file: Path, facts: Mapping[str, Any]) -> None:
     write_file(file, json.dumps(facts, indent=2) + "\n")
+
+
+def read_mapping(file: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file. Errors: WordsightError as `files.read_json`, and for another form."""
+    found = read_json(file, what)
+    if not isinstance(found, dict):
+        raise WordsightError(f"{what} {str(file)!r} holds a {type(found).__name__}; expected a JSON object")
+    return found
+
+
+def read_facts(file: Path, what: str, kind: str, version: int, **types: Any) -> dict[str, Any]:
+    """What one of our own files of facts says: of this kind and format, and with values of these types.
+
+    Errors: WordsightError for another kind, format or type, and as `read_mapping`.
+    """
+    facts = read_mapping(file, what)
+    if facts.get("kind") != kind or facts.get("format") != version:
+        raise WordsightError(
+            f"{file} is of kind {facts.get('kind')!r} and format {facts.get('format')!r}; this version reads "
+            f"kind {kind!r}, format {version}"
+        )
+    for key, wanted in types.items():
+        value = facts.get(key)
+        truth = isinstance(value, bool)  # which Python takes for a whole number
+        if key not in facts or not isinstance(value, wanted) or (truth and wanted is not bool):
+            raise WordsightError(
+                f"{file} has {key}={str(value)[:80]}; it was not written by Wordsight, or was edited"
+            )
+    return facts
 
 
 def digests(folder: Path, parts: Iterable[str]) -> dict[str, str]:

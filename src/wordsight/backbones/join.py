@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from wordsight.backbones import pick_device, tell_truncated, unit
-from wordsight.backbones.checkpoint import Place, read_mapping
-from wordsight.backbones.hub import find
+from wordsight.backbones.checkpoint import Place
+from wordsight.backbones.hub import find, read_mapping
 from wordsight.backbones.joined import FORMAT, Joined, TextEncoder, encode_texts, text_encoder
 from wordsight.backbones.vision import ImageTower, image_source
 from wordsight.config import WordsightError

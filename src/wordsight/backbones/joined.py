@@ -21,13 +21,12 @@ from wordsight.backbones.checkpoint import (
     Place,
     config_facts,
     exactly,
-    read_mapping,
     read_tokenizer,
     reading,
     tokenizer_facts,
     vocabulary_size,
 )
-from wordsight.backbones.hub import check_digests, digests, save_json, save_part
+from wordsight.backbones.hub import check_digests, digests, read_facts, save_json, save_part
 from wordsight.backbones.pixels import FILE as PREPROCESSOR_FILE
 from wordsight.backbones.vision import (
     POOLINGS,
@@ -267,26 +266,8 @@ def text_encoder(
 
 
 def _read_facts(file: Path) -> dict[str, Any]:
-    facts = read_mapping(file, "joined backbone")
-    kinds = {
-        "kind": str,
-        "format": int,
-        "logit_scale": (int, float),
-        "pooling": str,
-        "text_pooling": str,
-        "max_tokens": int,
-    }
-    for key, kind in kinds.items():
-        if not isinstance(facts.get(key), kind) or isinstance(facts[key], bool):
-            raise WordsightError(
-                f"{file} has {key}={facts.get(key)!r}; it is not a folder that `wordsight join` wrote, or "
-                f"was edited"
-            )
-    if facts["kind"] != "joined" or facts["format"] != FORMAT:
-        raise WordsightError(
-            f"{file} is of kind {facts['kind']!r} and format {facts['format']}; this version reads kind "
-            f"'joined', format {FORMAT}"
-        )
+    kinds = {"pooling": str, "text_pooling": str, "logit_scale": (int, float), "max_tokens": int}
+    facts = read_facts(file, "joined backbone", "joined", FORMAT, **kinds)
     if facts["pooling"] not in POOLINGS or facts["text_pooling"] not in TEXT_POOLINGS:
         raise WordsightError(
             f"{file} has pooling={facts['pooling']!r}, text_pooling={facts['text_pooling']!r}; the choices "

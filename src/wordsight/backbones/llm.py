@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from wordsight.backbones import OWN_FILE, Backbone, fingerprint, load_backbone, unit
-from wordsight.backbones.checkpoint import exactly, read_mapping
-from wordsight.backbones.hub import first_line, save_json
+from wordsight.backbones.checkpoint import exactly
+from wordsight.backbones.hub import first_line, read_facts, save_json
 from wordsight.backbones.text_tower import BASE_FOLDER, TextTower
 from wordsight.config import WordsightError
 from wordsight.files import new_folder, write_file, write_tensors
@@ -83,7 +83,8 @@ class LLM(Backbone):
         Errors: WordsightError for whatever is absent or does not fit, and for an image tower or LM that has
         changed since."""
         path = Path(path)
-        facts = _read_facts(path / OWN_FILE)
+        kinds = {"image": (str, type(None)), "image_fingerprint": str, "image_dtype": str}
+        facts = read_facts(path / OWN_FILE, "backbone", "llm", FORMAT, **kinds)
         is_run = (path / "config.yaml").is_file()
         if not (path / WEIGHTS_FILE).is_file() or (is_run and not (path / FINISHED).is_file()):
             raise WordsightError(
@@ -285,19 +286,3 @@ def _load_image(path: Path, facts: dict[str, Any], name: str, device: torch.devi
         # so that whoever saves this again saves it too
         image.name, image.source = f"the image tower of {name}", ""
     return image
-
-
-def _read_facts(file: Path) -> dict[str, Any]:
-    facts = read_mapping(file, "backbone")
-    if facts.get("kind") != "llm" or facts.get("format") != FORMAT:
-        raise WordsightError(
-            f"{file} is of kind {facts.get('kind')!r} and format {facts.get('format')}; this version reads "
-            f"kind 'llm', format {FORMAT}"
-        )
-    kinds = {"image": (str, type(None)), "image_fingerprint": str, "image_dtype": str}
-    for key, kind in kinds.items():
-        if key not in facts or not isinstance(facts[key], kind):
-            raise WordsightError(
-                f"{file} has no proper {key!r}; it was not written by save_pretrained or a run, or was edited"
-            )
-    return facts

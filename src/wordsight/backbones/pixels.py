@@ -19,8 +19,8 @@ from transformers.models.auto.image_processing_auto import (
     get_image_processor_class_from_name,
 )
 
-from wordsight.backbones.checkpoint import Place, read_mapping, reading
-from wordsight.backbones.hub import PIXEL_FILES
+from wordsight.backbones.checkpoint import Place, reading
+from wordsight.backbones.hub import PIXEL_FILES, read_mapping
 from wordsight.config import WordsightError
 
 FILE = "preprocessor_config.json"

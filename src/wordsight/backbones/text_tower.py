@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from wordsight.backbones import fingerprint, readonly, source_of
-from wordsight.backbones.checkpoint import Place, config_facts, exactly, read_mapping, tokenizer_facts
-from wordsight.backbones.hub import check_digests, digests, find, save_json, save_part
+from wordsight.backbones.checkpoint import Place, config_facts, exactly, tokenizer_facts
+from wordsight.backbones.hub import check_digests, digests, find, read_facts, save_json, save_part
 from wordsight.backbones.lm import check_kind, check_vocabulary, drop_dropout, load_lm, sketch, untouched
 from wordsight.backbones.text_encoding import TextBatch, TextEncoding
 from wordsight.backbones.tower_settings import TowerSettings, check_settings, lora_config, resolve_wrapper
@@ -247,26 +247,11 @@ def _vectors(count: int, tokens: Tensor, spread: float) -> nn.Parameter | None:
 def _read_facts(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise WordsightError(f"{str(file.parent)!r} holds no {TOWER_FILE}; it is not a text tower's folder")
-    facts = read_mapping(file, "text tower")
-    kinds = {
-        "kind": str,
-        "format": int,
-        "base": dict,
-        "wrapper": str,
-        "special_tokens": bool,
-        "settings": dict,
-    }
-    for key, wanted in kinds.items():
-        if not isinstance(facts.get(key), wanted):
-            raise WordsightError(f"{file} has no proper {key!r}; it was not written by save, or was edited")
+    kinds = {"base": dict, "wrapper": str, "special_tokens": bool, "settings": dict}
+    facts = read_facts(file, "text tower", "text_tower", FORMAT, **kinds)
     base = facts["base"]
     if not isinstance(base.get("sketch"), str) or not isinstance(base.get("name"), (str, type(None))):
         raise WordsightError(f"{file} has no proper 'base'; it was not written by save, or was edited")
     if "{}" not in facts["wrapper"]:
         raise WordsightError(f"{file} has wrapper={facts['wrapper']!r} without {{}}; it was edited")
-    if facts["kind"] != "text_tower" or facts["format"] != FORMAT:
-        raise WordsightError(
-            f"{file} is of kind {facts['kind']!r}, format {facts['format']}; this version reads "
-            f"text_tower, format {FORMAT}"
-        )
     return facts

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from wordsight.backbones import OWN_FILE, Backbone, fingerprint, unit
 from wordsight.backbones.arrays import Arrays, read_arrays
-from wordsight.backbones.checkpoint import read_mapping
-from wordsight.backbones.hub import save_json
+from wordsight.backbones.hub import read_facts, save_json
 from wordsight.files import WordsightError, new_folder, parse_json, read_tensors, write_tensors
 
 FORMAT = 1
@@ -54,7 +53,8 @@ class Vectors(Backbone):
         path = Path(path).expanduser()
         if path.is_file():
             return cls.of(read_arrays(path), name)
-        facts = _read_facts(path / OWN_FILE)
+        kinds = {"dim": int, "logit_scale": (int, float), "sentences": dict}
+        facts = read_facts(path / OWN_FILE, "backbone", "vectors", FORMAT, **kinds)
         tensors, metadata = read_tensors(path / FILE, "text vectors", sealed=True)
         texts = parse_json(metadata.get("texts", "[]"), f"texts of {path / FILE}")
         if not isinstance(texts, list) or tensors["vectors"].shape != (len(texts), facts["dim"]):
@@ -139,19 +139,3 @@ class Vectors(Backbone):
 def _some(texts: Sequence[str]) -> str:
     more = f" and of {len(texts) - 1} more" if len(texts) > 1 else ""
     return f"the text {texts[0]!r}{more}"
-
-
-def _read_facts(file: Path) -> dict[str, Any]:
-    facts = read_mapping(file, "backbone")
-    kinds = {"kind": str, "format": int, "dim": int, "logit_scale": (int, float), "sentences": dict}
-    for key, kind in kinds.items():
-        if not isinstance(facts.get(key), kind) or isinstance(facts[key], bool):
-            raise WordsightError(
-                f"{file} has no proper {key!r}; it was not written by save_pretrained, or was edited"
-            )
-    if facts["kind"] != "vectors" or facts["format"] != FORMAT:
-        raise WordsightError(
-            f"{file} is of kind {facts['kind']!r} and format {facts['format']}; this version reads kind "
-            f"'vectors', format {FORMAT}"
-        )
-    return facts

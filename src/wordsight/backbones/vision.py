@@ -29,11 +29,19 @@ from wordsight.backbones.checkpoint import (
     head_rows,
     of_a_head,
     read_config,
-    read_mapping,
     read_model,
     reading,
 )
-from wordsight.backbones.hub import check_digests, digests, find, first_line, save_json, save_part
+from wordsight.backbones.hub import (
+    check_digests,
+    digests,
+    find,
+    first_line,
+    read_facts,
+    read_mapping,
+    save_json,
+    save_part,
+)
 from wordsight.backbones.pixels import FILE as PREPROCESSOR_FILE
 from wordsight.backbones.pixels import Preprocess, read_preprocess
 from wordsight.config import WordsightError
@@ -148,15 +156,13 @@ class Vision(Backbone):
 
 
 def _read_pooling(file: Path, name: str) -> str:
-    facts = read_mapping(file, "image encoder")
-    found = [facts.get(key) for key in ("kind", "format", "pooling")]
-    if found[:2] != ["vision", FORMAT] or found[2] not in POOLINGS:
+    facts = read_facts(file, "image encoder", "vision", FORMAT, pooling=str)
+    if facts["pooling"] not in POOLINGS:
         raise WordsightError(
-            f"{file} has kind={found[0]!r}, format={found[1]!r}, pooling={found[2]!r}; this version reads "
-            f"kind 'vision', format {FORMAT}, pooling {', '.join(POOLINGS)}"
+            f"{file} has pooling={facts['pooling']!r}; the choices are {', '.join(POOLINGS)}"
         )
     check_digests(file.parent, facts.get("files"), f"image encoder {name!r}")
-    return found[2]
+    return facts["pooling"]
 
 
 # Reading
