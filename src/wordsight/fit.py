@@ -28,7 +28,7 @@ from wordsight.files import in_use, plain_name
 from wordsight.fitted import Fitted, encode_classes, facts_of
 from wordsight.methods import Classifier, Embedder, FitData, Labelled, Learner
 from wordsight.reader import read
-from wordsight.runs import Run, RunFacts, build_method
+from wordsight.runs import Run, RunFacts, build_method, predictions_file
 from wordsight.sentences import read_sentences
 from wordsight.sentences.self_written import SELF, keep_record, sentences_for
 from wordsight.tasks import classify
@@ -324,7 +324,7 @@ def _keep_folds(
         }
     features = Features(data.images, list(range(len(split))), [])
     tested = classify.Tested(data.centre, data.labels, features, split)
-    classify.write_predictions(run, settings.classes, tested, logits[own], classes, None)
+    classify.write_predictions(run, predictions_file(settings.classes), tested, logits[own], classes, None)
     run.log(result | {"skipped": []})
     log.info(
         "every labelled image was fitted to; figures are of %d-fold cross-validation, each image scored by "

@@ -32,6 +32,7 @@ from wordsight.config import METHODS, RunSettings, WordsightError, load_yaml, re
 from wordsight.files import (
     PART,
     parse_json,
+    plain_name,
     read_bytes,
     read_json,
     read_tensors,
@@ -265,12 +266,11 @@ class Run:
 
     def check_content(self) -> None:
         """Errors: WordsightError where a file is not what was written when the run was finished."""
-        known = read_json(self.folder / FINISHED, "list of a run's files")
+        path = self.folder / FINISHED
+        known = read_json(path, "list of a run's files")
         files = known.get("files") if isinstance(known, dict) else None
         if not isinstance(files, dict):
-            raise WordsightError(
-                f"{self.folder / FINISHED} is no list of a run's files; fit again into another out="
-            )
+            raise WordsightError(f"{path} is no list of a run's files; fit again into another out=")
         here = self._content()
         for name, digest in files.items():
             if here.get(name) != digest:
@@ -281,19 +281,17 @@ class Run:
 
     def log(self, event: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl, below any half line that a kill has left."""
-        line = (
-            json.dumps(event, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
-        )
+        path = self.folder / EVENTS
+        text = json.dumps(event, ensure_ascii=False, allow_nan=False)
+        line = text.encode(errors="backslashreplace") + b"\n"
         try:
-            with open(self.folder / EVENTS, "a+b") as file:
+            with open(path, "a+b") as file:
                 if file.seek(0, 2):
                     file.seek(-1, 2)
                     line = line if file.read() == b"\n" else b"\n" + line
                 file.write(line)
         except OSError as error:
-            raise WordsightError(
-                f"{self.folder / EVENTS} cannot be written: {error.strerror or error}"
-            ) from error
+            raise WordsightError(f"{path} cannot be written: {error.strerror or error}") from error
 
     def rewind(self, step: float) -> None:
         """Forget every event but those of training up to `step`: what comes after is done again."""
@@ -378,6 +376,11 @@ def _event(line: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and isinstance(found.get("event"), str) else None
 
 
+def predictions_file(part: str, data: str | None = None) -> str:
+    """The table of what was said of each test image of these classes; other data is in its name."""
+    return f"predictions-{part}{'' if data is None else f'-{plain_name(data)}'}.csv"
+
+
 def _differences(there: Any, asked: Any) -> list[str]:
     old, new = _flat(to_dict(there)), _flat(to_dict(asked))
     return [
@@ -392,9 +395,6 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Of a mapping within, each name by itself: `train.lr`."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= (
-            {f"{key}.{name}": one for name, one in value.items()}
-            if isinstance(value, Mapping)
-            else {key: value}
-        )
+        within = value if isinstance(value, Mapping) else None
+        found |= {key: value} if within is None else {f"{key}.{name}": one for name, one in within.items()}
     return found

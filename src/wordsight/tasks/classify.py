@@ -20,7 +20,7 @@ from wordsight.data.features import Features, image_features
 from wordsight.data.splits import Which, digests, fingerprint, select_classes
 from wordsight.files import csv_text, write_file
 from wordsight.fitted import Closest, Fitted
-from wordsight.runs import Run
+from wordsight.runs import Run, predictions_file
 
 log = logging.getLogger("wordsight")
 
@@ -97,7 +97,9 @@ def evaluate(
         result |= compared(logits, references or {}, dataset.class_names, tested)
         result["skipped"] = [list(pair) for pair in tested.features.skipped]
         reasons = chosen.closest(tested.vectors) if any(chosen.texts.sentences) else None
-        write_predictions(run, part if own else "other", tested, logits, dataset.class_names, reasons)
+        write_predictions(
+            run, predictions_file(part, None if own else data), tested, logits, dataset.class_names, reasons
+        )
         run.log(result)
         results.append(result)
     return results
@@ -184,15 +186,13 @@ def compared(
 
 def write_predictions(
     run: Run,
-    part: str,
+    file: str,
     tested: Tested,
     logits: Float[Tensor, "B C"],
     names: Sequence[str],
     reasons: Sequence[Sequence[Closest]] | None,
 ) -> None:
-    """predictions-<part>.csv: image, label, predicted, probability; the closest sentence where there are
-    some.
-    """
+    """A table of image, label, predicted, probability; the closest sentence where there are some."""
     chances, predicted = (column.tolist() for column in logits.softmax(1).max(1))
     split = tested.split
     rows = []
@@ -201,4 +201,4 @@ def write_predictions(
         why = [reasons[row][0].sentence, f"{reasons[row][0].cosine:.4f}"] if reasons else []
         rows.append([*cells, f"{chances[row]:.4f}", *why])
     header = ["image", "label", "predicted", "probability", *(["sentence", "cosine"] if reasons else [])]
-    write_file(run.folder / f"predictions-{part}.csv", csv_text(header, rows))
+    write_file(run.folder / file, csv_text(header, rows))
