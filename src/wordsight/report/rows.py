@@ -139,17 +139,22 @@ def read_rows(folders: Sequence[str | Path]) -> list[Row]:
 
 
 def make_rows(runs: Sequence[Measured]) -> list[Row]:
-    """By data, backbone and shots, then as `wordsight list` has them. Errors: WordsightError without runs."""
+    """By data, backbone and shots, then as `wordsight list` has them. Runs of equal settings and seed are
+    one: the first counts, and the others are told. Errors: WordsightError without runs.
+    """
     if not runs:
         raise WordsightError("a report needs at least one run folder")
-    groups: dict[tuple[Any, ...], list[tuple[Measured, dict[str, float]]]] = {}
+    groups: dict[tuple[Any, ...], dict[tuple[Any, ...], tuple[Measured, dict[str, float]]]] = {}
     for run, differs in zip(runs, differences([run.settings for run in runs])):
         settings = run.settings
         name = settings.name or settings.method
         for data, accuracies in accuracies_of(run).items():
             key = (data, settings.backbone, settings.method, name, differs, run.shots)
-            groups.setdefault(key, []).append((run, accuracies))
-    rows = [make_row(key, members) for key, members in groups.items()]
+            once = (settings.seed, settings.classes, settings.shots)
+            first, _ = groups.setdefault(key, {}).setdefault(once, (run, accuracies))
+            if first.folder != run.folder:
+                log.warning("%s is not counted: %s has the same settings and seed", run.folder, first.folder)
+    rows = [make_row(key, list(members.values())) for key, members in groups.items()]
     return sorted(rows, key=in_order)
 
 
