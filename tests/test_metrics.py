@@ -67,20 +67,24 @@ def test_calibration_error_by_hand():
 # -- intervals and ranks
 
 
-def test_the_interval_of_a_mean_holds_it_and_shrinks_with_the_root_of_the_count():
-    right = np.tile([100.0, 100.0, 0.0, 100.0], 25)
-    low, high = metrics.interval(right)
-    error = right.std() / len(right) ** 0.5
-    assert (75 - low, high - 75) == (pytest.approx(1.96 * error, rel=0.1),) * 2
-    assert metrics.interval(right) == (low, high)
-    assert metrics.interval(np.full(5, 2.0)) == (2, 2)
+def test_the_margin_of_a_mean_is_student_s_and_of_a_sum_welch_s():
+    from scipy.stats import ttest_1samp, ttest_ind
+
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(3, 1, 4), rng.normal(0, 5, 9)
+    low, high = ttest_1samp(one, 0).confidence_interval()
+    assert metrics.margin([one]) == pytest.approx((high - low) / 2)
+    low, high = ttest_ind(one, two, equal_var=False).confidence_interval()
+    assert metrics.margin([one, two]) == pytest.approx((high - low) / 2)
+    assert metrics.margin([np.full(5, 0.1 + 0.2), one[:1]]) == 0 == metrics.margin([])
 
 
-def test_large_sets_of_images_are_drawn_in_pieces_of_memory(monkeypatch):
-    right = np.tile([100.0, 0.0], 20)
-    whole = metrics.interval(right)
-    monkeypatch.setattr(metrics, "AT_ONCE", 100)
-    assert metrics.interval(right) == pytest.approx(whole, abs=2)
+def test_a_difference_on_the_same_images_is_paired_and_one_image_says_nothing():
+    ours, theirs = np.array([True, True, False, True] * 25), np.array([True, False, False, True] * 25)
+    mean, low, high = metrics.paired_difference(ours, theirs)
+    assert mean == 25 and (high - low) / 2 == pytest.approx(1.984 * 43.52 / 10, rel=1e-3)
+    assert metrics.paired_difference(ours[:1], theirs[:1]) == [0, -100, 100]
+    assert metrics.paired_difference(~theirs[1:2], theirs[1:2]) == [100, -100, 100]
 
 
 def test_equal_figures_share_the_mean_of_their_places():

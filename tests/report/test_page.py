@@ -130,17 +130,17 @@ def test_references_and_the_account_are_shown(tmp_path):
     account = {"seen": 12, "kept": 9, "left_out": {"are <hidden>": {"count": 3, "names": ["a\x1b", "b"]}}}
     (folder / "account.json").write_text(json.dumps(account))
     page = as_html(read_rows([folder]))
-    assert "+5.0 [+1.5, +8.0]" in page and ">71.0<" in page and "cross-validation of 5 folds" in page
+    assert "+5.0 [+1.5, +8.0] higher" in page and ">71.0<" in page and "cross-validation of 5 folds" in page
     assert "12 seen, 9 kept, 3 left out" in page and "3 are &lt;hidden&gt;" in page and "a\\x1b, b" in page
 
 
-def test_differences_of_several_seeds_are_a_mean_with_its_spread(tmp_path):
+def test_differences_of_several_seeds_are_over_images_and_seeds(tmp_path):
     made = []
     for seed, gap in ((1, 4.0), (2, 6.0)):
         beside = {"zero_shot": {"accuracy": 70.0, "difference": [gap, 1.0, 9.0]}}
         event = {"references": beside}
         made.append(fabricate(tmp_path / str(seed), seed=seed, accuracies={"all": 75.0}, event=event))
-    assert "+5.0 ± 1.0" in as_html(read_rows(made))
+    assert "+5.0 [-8.3, +18.3] open" in as_html(read_rows(made))  # 12.7 of two seeds, 4 of the images
 
 
 # -- folders that are no finished run

@@ -108,12 +108,17 @@ def test_methods_are_compared_pair_by_pair_with_the_reference(folders, tmp_path)
     )
     assert (
         "**Against aape** (4 shots, backbone tiny)" in written["markdown"]
-        and " +3.0 |" in written["markdown"]
+        and " +3.0 [-22.4, +28.4] |" in written["markdown"]  # Student's t of two seeds
     )
     lines = list(csv.DictReader((tmp_path / "table-comparison.csv").read_text().splitlines()))
     assert [float(line["mean"]) for line in lines if line["method"] == "aape"] == pytest.approx(
         [82, 75, 45, 56.25]
     )
+    (gap,) = [line for line in lines if line["difference"] and line["part"] == "all"]
+    assert (gap["verdict"], gap["level"], gap["images"], gap["pairs"]) == ("open", "", "0", "2")
+    words = "all: linear_probe is not shown to differ from aape. Intervals over 2 seeds alone, too few"
+    for text in (written["markdown"].replace("\\", ""), (tmp_path / "r.html").read_text()):
+        assert words in text
     assert (
         "Against one another" in (tmp_path / "r.html").read_text()
         and r"82.0 $\pm$ 2.0" in (tmp_path / "r.tex").read_text()

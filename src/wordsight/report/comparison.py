@@ -7,37 +7,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
-
-import numpy as np
-from jaxtyping import Float
 
 from wordsight.config import WordsightError
-from wordsight.metrics import harmonic_mean, interval, ranks
+from wordsight.metrics import harmonic_mean, ranks
 from wordsight.reader import nearest
+from wordsight.report.differences import ANY_SEED, Difference, Figure, Scores, in_words, paired_difference
 from wordsight.report.reading import ALL_LABELS, NO_LABELS
 from wordsight.report.rows import FIGURES, Row, accuracies_of
 
-LEAST_PAIRS = 3  # of which an interval is drawn: two say nothing of a spread
-ANY_SEED = None  # of a figure that no seed decides
 REFERENCE = "aape"  # whom others are compared with where nobody is named and it is there
-
-# {(dataset, seed): {all, base, new: accuracy}} of one method
-Scores = Mapping[tuple[str, int | None], Mapping[str, float]]
-
-
-class Difference(NamedTuple):
-    """A method minus the reference, with the bootstrap's percentile interval; without one where there are
-    fewer than LEAST_PAIRS.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    pairs: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.1f}" + (f" [{self.low:+.1f}, {self.high:+.1f}]" if self.low is not None else "")
 
 
 @dataclass(frozen=True)
@@ -74,6 +52,15 @@ class Comparison:
         measured = {part for standing in self.standings for part in standing.means}
         return [part for part in ("all", "H") if part in measured] or ["base"]
 
+    @property
+    def words(self) -> list[str]:
+        """Which differences hold: sentences, of each part that is compared."""
+        said = []
+        for part in self.parts:
+            found = {one.label: one.differences[part] for one in self.standings if part in one.differences}
+            said += [f"{part}: {sentence}" for sentence in in_words(found, self.reference)]
+        return said
+
 
 def comparisons(rows: Sequence[Row], reference: str | None = None) -> list[Comparison]:
     """One for each backbone, shots and kind of data where there are two methods or more; what takes no labels
@@ -85,8 +72,9 @@ def comparisons(rows: Sequence[Row], reference: str | None = None) -> list[Compa
         mine = [row for row in rows if row.figures and row.backbone == backbone]
         mine = [row for row in mine if (row.trained != row.tested) == elsewhere]
         for shots in sorted({row.shots for row in mine} - {NO_LABELS}) or [NO_LABELS]:
-            methods = scores_by_method(beside(mine, shots), shots)
-            if len(methods) > 1:
+            compared = beside(mine, shots)
+            if len({row.label for row in compared}) > 1:
+                methods = scores_by_method(compared, shots)
                 first = next(iter(methods))
                 wanted = (REFERENCE,) if reference is None else (reference, REFERENCE)
                 chosen = next((name for name in wanted if name in methods), first)
@@ -108,14 +96,18 @@ def beside(rows: Sequence[Row], shots: int) -> list[Row]:
 
 def scores_by_method(rows: Sequence[Row], shots: int) -> Mapping[str, Scores]:
     """{method: {(data, seed): figures}}, in the order of `wordsight list`."""
-    found: dict[str, dict[tuple[str, int | None], dict[str, float]]] = {}
+    found: dict[str, dict[tuple[str, int | None], dict[str, Figure]]] = {}
     for row in sorted(rows, key=by_place):
         # of label-free runs that were made for several shots, those of these shots
         exact = [run for run in row.runs if (run.settings.shots or ALL_LABELS) == shots] or row.runs
         seedless = row.shots == NO_LABELS and row.seeds == 1
         for run in exact:
             key = (row.data, ANY_SEED if seedless else run.settings.seed)
-            found.setdefault(row.label, {}).setdefault(key, {}).update(accuracies_of(run)[row.data])
+            figures = {
+                part: Figure(accuracy, run.right(row.tested, part, accuracy))
+                for part, accuracy in accuracies_of(run)[row.data].items()
+            }
+            found.setdefault(row.label, {}).setdefault(key, {}).update(figures)
     return found
 
 
@@ -160,53 +152,8 @@ def mean_over(scores: Scores, part: str) -> float | None:
     by_data: dict[str, list[float]] = {}
     for (data, _), figures in scores.items():
         if part in figures:
-            by_data.setdefault(data, []).append(figures[part])
+            by_data.setdefault(data, []).append(figures[part].accuracy)
     return fmean(map(fmean, by_data.values())) if by_data else None
-
-
-def paired_difference(ours: Scores, theirs: Scores, part: str) -> Difference | None:
-    """Ours minus theirs over the (dataset, seed) pairs that both have, which the bootstrap draws again. A
-    figure that no seed decides stands beside each seed of its dataset. H is taken of each draw's mean base
-    and mean new. None without a common pair."""
-    halves = ("base", "new") if part == "H" else (part,)
-    pairs = [
-        (mine, other)
-        for mine, other in common(ours, theirs)
-        if all(half in mine and half in other for half in halves)
-    ]
-    if not pairs:
-        return None
-    figures = np.array(
-        [[[side[half] for half in halves] for side in pair] for pair in pairs]
-    )  # [pairs, 2, halves]
-    mean = float(gap(figures.mean(0)))
-    if len(pairs) < LEAST_PAIRS:
-        return Difference(mean, None, None, len(pairs))
-    return Difference(mean, *interval(figures, gap), len(pairs))
-
-
-def gap(means: Float[np.ndarray, "*R 2 P"]) -> Float[np.ndarray, "*R"]:
-    """Ours minus theirs: of one figure, or of the harmonic mean of two."""
-    total = means.sum(-1)
-    value = total if means.shape[-1] == 1 else 2 * means.prod(-1) / np.where(total > 0, total, 1)
-    return np.asarray(value[..., 0] - value[..., 1])  # an array without axes, too
-
-
-def common(ours: Scores, theirs: Scores) -> list[tuple[Mapping[str, float], Mapping[str, float]]]:
-    """What both measured, pair by pair."""
-    keys = sorted(ours.keys() | theirs.keys(), key=repr)
-    seeded = {
-        data
-        for data, seed in keys
-        if seed is not ANY_SEED and all(find(side, (data, seed)) for side in (ours, theirs))
-    }
-    asked = [key for key in keys if key[1] is not ANY_SEED or key[0] not in seeded]
-    found = [(find(ours, key), find(theirs, key)) for key in asked]
-    return [(mine, other) for mine, other in found if mine is not None and other is not None]
-
-
-def find(scores: Scores, key: tuple[str, int | None]) -> Mapping[str, float] | None:
-    return scores.get(key, scores.get((key[0], ANY_SEED)))
 
 
 def mean_ranks(methods: Mapping[str, Scores], part: str) -> dict[str, float]:

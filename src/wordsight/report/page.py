@@ -137,7 +137,7 @@ def same_place(row: Row) -> tuple[str, str]:
 
 def comparison_sections(compared: Sequence[Comparison]) -> list[Section]:
     """How methods stand against one another, each comparison a panel."""
-    panels = tuple(Panel(one.title, table=standings_table(one)) for one in compared)
+    panels = tuple(Panel(one.title, table=standings_table(one), after=tuple(one.words)) for one in compared)
     return [Section("Against one another", panels, lead=COMPARED)] if panels else []
 
 

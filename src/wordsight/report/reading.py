@@ -6,7 +6,9 @@ left out and told; it never ends the report."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +16,13 @@ from typing import Any, NamedTuple
 
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.files import csv_rows, read_bytes, read_json, read_tensors, read_text
-from wordsight.runs import Run
+from wordsight.runs import Run, predictions_file
 
 ROLES = ("zero_shot", "linear_probe")  # what every fit is measured beside
 PARTS = ("all", "base", "new")  # of the classes
 COLUMNS = ("image", "label", "predicted", "probability")
 WAYS = {"image_to_text": "i→t", "text_to_image": "t→i"}  # of retrieval
+ROUNDED = 1e-3  # percent by which an accuracy, once float32, may differ from its table's
 LARGEST = 2.0**53  # of a count: beyond it a float is no longer exact
 NO_LABELS = 0  # the shots of a method that takes none
 ALL_LABELS = 10**9  # shots=null, sorted after every number
@@ -77,6 +80,7 @@ class Measured:
 
     def __init__(self, run: Run):
         self.run = run
+        self._right: dict[tuple[str, str], dict[str, bool]] = {}  # read once, by data and part
 
     @property
     def settings(self) -> RunSettings:
@@ -160,10 +164,7 @@ class Measured:
 
     def predictions(self) -> list[Prediction]:
         """Of the run's own test images. Errors: WordsightError where there is no such table."""
-        path = self.folder / f"predictions-{'all' if self.settings.classes == 'all' else 'base'}.csv"
-        if not path.is_file():
-            raise WordsightError(f"{path} is not there; `wordsight eval {self.folder}` writes it")
-        rows = csv_rows(read_text(path, "predictions"))
+        path, rows = self._predicted(predictions_file("all" if self.settings.classes == "all" else "base"))
         absent = [name for name in COLUMNS if rows and not any(name in row for row in rows)]
         if absent:
             raise WordsightError(
@@ -172,6 +173,28 @@ class Measured:
         read = [prediction(row) for row in rows]
         self._tell(read.count(None), len(read), "prediction")
         return [one for one in read if one is not None]
+
+    def right(self, data: str, part: str, accuracy: float) -> Mapping[str, bool] | None:
+        """Whether each test image, by its name, was classified rightly, where the folder keeps the table that
+        this accuracy is of; None where it does not.
+        """
+        if (data, part) not in self._right:
+            try:
+                _, rows = self._predicted(
+                    predictions_file(part, None if data == self.settings.data else data)
+                )
+            except WordsightError:
+                rows = []
+            self._right[data, part] = right_by_image(rows)
+        found = self._right[data, part]
+        fits = found and abs(100 * sum(found.values()) / len(found) - accuracy) < ROUNDED
+        return found if fits else None
+
+    def _predicted(self, file: str) -> tuple[Path, list[dict[str, str]]]:
+        path = self.folder / file
+        if not path.is_file():
+            raise WordsightError(f"{path} is not there; `wordsight eval {self.folder}` writes it")
+        return path, csv_rows(read_text(path, "predictions"))
 
     @cached_property
     def _fit(self) -> dict[str, Any]:
@@ -297,6 +320,21 @@ def prediction(row: Mapping[str, str]) -> Prediction | None:
     cosine = number(parsed(row.get("cosine", "")), 1.01, -1.01)  # rounded
     image, label, predicted = (row[name] for name in COLUMNS[:3])
     return Prediction(image, label, predicted, chance, row.get("sentence", ""), cosine)
+
+
+def right_by_image(rows: Sequence[Mapping[str, str]]) -> dict[str, bool]:
+    """Whether each was classified rightly; of one name, the second image is another. Nothing where a row
+    lacks a cell. Equal names are one text in memory, whatever the number of runs."""
+    if not all(name in row for row in rows for name in COLUMNS):
+        return {}
+    times: Counter[str] = Counter()
+    found: dict[str, bool] = {}
+    for row in rows:
+        name = row["image"]
+        times[name] += 1
+        place = name if times[name] == 1 else f"{name}\0{times[name]}"  # no file has such a name
+        found[sys.intern(place)] = row["label"] == row["predicted"]
+    return found
 
 
 def parsed(text: str) -> float | None:

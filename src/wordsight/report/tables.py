@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wordsight.metrics import LEVEL, RESAMPLES
+import numpy as np
+
+from wordsight.metrics import LEVEL, margin
 from wordsight.report.comparison import Comparison
+from wordsight.report.differences import Difference
 from wordsight.report.published import orientation
 from wordsight.report.reading import ALL_LABELS, NO_LABELS, ROLES, Evaluation
 from wordsight.report.rows import ABSENT, FIGURES, Row, Value, short_data, short_names
@@ -24,13 +27,16 @@ LEGEND = (
 )
 COMPARED = (
     "Means over the datasets that a method was measured on, to be compared where their number is equal; H is "
-    "of these means. rank: mean over the datasets, 1 is best. Differences are paired by dataset and seed; in "
-    f"brackets the {LEVEL} % interval of a bootstrap over the pairs ({RESAMPLES:,} resamples)."
+    "of these means. rank: mean over the datasets, 1 is best. Differences are paired by dataset, seed and "
+    "test image, and averaged over the datasets, which are taken as they are; in brackets their interval. A "
+    f"difference holds where it leaves out 0. Each is tested by itself: at {LEVEL} %, one in twenty that are "
+    "nothing seems to hold."
 )
 BESIDE = (
     "Zero-shot and a linear probe of the same labels on the same test images. −: the accuracy minus theirs; "
-    f"in brackets the {LEVEL} % interval, paired over the test images. Where it holds 0, these images do not "
-    "tell the two apart. Over several seeds: mean ± standard deviation."
+    f"in brackets its interval: of one seed over these test images alone, at {LEVEL} %; of several over "
+    f"images and seeds together, to be called {LEVEL} % from five seeds on. higher, lower: it leaves out 0, "
+    "and the difference holds; open: it does not."
 )
 UNCOMPARED = (
     "Published figures are for orientation: other towers, other images, so not to be compared with ours. "
@@ -176,7 +182,8 @@ def beside_cells(measured: Sequence[Evaluation]) -> dict[str, str]:
         found = [one.references[name] for one in measured if name in one.references]
         gaps = [reference.difference for reference in found if reference.difference]
         line[name] = str(Value.of([reference.accuracy for reference in found])) if found else ABSENT
-        line[f"− {name}"] = difference_text(gaps) if gaps and len(gaps) == len(measured) else ABSENT
+        whole = bool(gaps) and len(gaps) == len(measured)
+        line[f"− {name}"] = beside_text(over_seeds(gaps)) if whole else ABSENT
     return line
 
 
@@ -185,13 +192,18 @@ def last_of(evaluations: Sequence[Evaluation], data: str, part: str) -> Evaluati
     return mine[-1] if mine else None
 
 
-def difference_text(gaps: Sequence[tuple[float, float, float]]) -> str:
-    """Of one run with its interval, of several with their spread."""
-    mean, low, high = gaps[0]
-    if len(gaps) == 1:
-        return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-    value = Value.of([gap[0] for gap in gaps])
-    return f"{value.mean:+.1f} ± {value.spread:.1f}"
+def over_seeds(gaps: Sequence[tuple[float, float, float]]) -> Difference:
+    """One of those of several seeds, each with its interval over images. They are taken to be as wide
+    together as one by one, as where the same images are right and wrong at every seed: never too narrow.
+    """
+    mean, low, high = np.array(gaps).mean(0)
+    seeds = margin([np.array(gaps)[:, 0]])
+    low, high = mean - np.hypot(seeds, mean - low), mean + np.hypot(seeds, high - mean)
+    return Difference(float(mean), max(-100.0, low), min(100.0, high), (len(gaps),), images=0)
+
+
+def beside_text(difference: Difference) -> str:
+    return f"{difference} {difference.verdict}"
 
 
 def facts(rows: Sequence[Row]) -> str:
@@ -263,7 +275,7 @@ def standings_records(compared: Sequence[Comparison]) -> Table:
     for one in compared:
         for standing in one.standings:
             for part, mean in standing.means.items():
-                gap = standing.differences.get(part, (None,) * 4)
+                gap = standing.differences.get(part)
                 lines.append(
                     {
                         "backbone": one.backbone,
@@ -275,7 +287,13 @@ def standings_records(compared: Sequence[Comparison]) -> Table:
                         "mean": mean,
                         "rank": standing.ranks.get(part),
                         "reference": one.reference,
-                        **dict(zip(("difference", "low", "high", "pairs"), gap)),
+                        **gap_record(gap),
                     }
                 )
     return Table.of(lines)
+
+
+def gap_record(gap: Difference | None) -> dict[str, float | str | None]:
+    names = ("mean", "low", "high", "level", "verdict", "images", "pairs")
+    values = {name: None if gap is None else getattr(gap, name) for name in names}
+    return {"difference": values.pop("mean")} | values

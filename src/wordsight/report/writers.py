@@ -45,6 +45,7 @@ def as_markdown(rows: Sequence[Row], compared: Sequence[Comparison] = ()) -> str
     for one in compared:
         parts.append(f"**Against {markdown(one.reference)}** ({markdown(one.title)})")
         parts.append(markdown_table(standings_table(one)))
+        parts.append("\n".join(f"- {markdown(sentence)}" for sentence in one.words))
     return "\n\n".join(filter(None, [*parts, COMPARED if compared else ""]))
 
 
@@ -53,7 +54,8 @@ def as_latex(rows: Sequence[Row], compared: Sequence[Comparison] = ()) -> str:
     caption = f"{LEGEND} {sources(rows)}".strip()
     parts = [latex_table(figures_table(rows, varying(rows)), caption)]
     for one in compared:
-        parts.append(latex_table(standings_table(one), f"Against {one.reference} ({one.title}). {COMPARED}"))
+        words = " ".join([COMPARED, *one.words])
+        parts.append(latex_table(standings_table(one), f"Against {one.reference} ({one.title}). {words}"))
     return "% \\usepackage{booktabs}\n" + "\n".join(parts)
 
 
