@@ -142,7 +142,7 @@ def test_three_seeds_are_not_called_95_percent_five_are_and_one_is_said():
     def over(*seeds):
         return Difference.around(1.0, 0.5, seeds, 300).over
 
-    assert over(3) == "Intervals over 300 test images and 3 seeds together, too few seeds to call them 95 %."
+    assert over(3) == "Intervals over 300 test images and 3 seeds together, too few seeds to name a level."
     assert over(5) == "95 % intervals over 300 test images and 5 seeds together."
     assert over(3, 3) == "95 % intervals over 300 test images and 3 seeds together."
     assert "one seed" in over(1) and "alone" in over(1) and "no seed decides" in over(0)

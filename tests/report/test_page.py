@@ -10,7 +10,7 @@ from fabricated import both_methods, fabricate
 from wordsight.config import RunSettings, WordsightError
 from wordsight.files import csv_text
 from wordsight.fit import fit
-from wordsight.report import read_rows, report
+from wordsight.report import as_markdown, read_rows, report
 from wordsight.report.page import as_html
 from wordsight.runs import Run
 
@@ -130,6 +130,7 @@ def test_references_and_the_account_are_shown(tmp_path):
     account = {"seen": 12, "kept": 9, "left_out": {"are <hidden>": {"count": 3, "names": ["a\x1b", "b"]}}}
     (folder / "account.json").write_text(json.dumps(account))
     page = as_html(read_rows([folder]))
+    assert "of one seed over these test images alone" in as_markdown(read_rows([folder]))
     assert "+5.0 [+1.5, +8.0] higher" in page and ">71.0<" in page and "cross-validation of 5 folds" in page
     assert "12 seen, 9 kept, 3 left out" in page and "3 are &lt;hidden&gt;" in page and "a\\x1b, b" in page
 

@@ -76,7 +76,7 @@ class Difference:
         fewest, most = min(known, default=0), max(known, default=0)
         seeds = f"{fewest} to {most} seeds" if fewest < most else f"{most} seeds"
         name = f"{LEVEL} % intervals" if self.level else "Intervals"
-        few = "" if self.level else f", too few seeds to call them {LEVEL} %"
+        few = "" if self.level else ", too few seeds to name a level"
         if not self.images:
             return f"{name} over {seeds} alone{few}: what was predicted of each image is not kept."
         images = f"{self.images:,} test images"

@@ -29,8 +29,8 @@ COMPARED = (
     "Means over the datasets that a method was measured on, to be compared where their number is equal; H is "
     "of these means. rank: mean over the datasets, 1 is best. Differences are paired by dataset, seed and "
     "test image, and averaged over the datasets, which are taken as they are; in brackets their interval. A "
-    f"difference holds where it leaves out 0. Each is tested by itself: at {LEVEL} %, one in twenty that are "
-    "nothing seems to hold."
+    "difference holds where it leaves out 0. Each is tested by itself: of twenty that are nothing, one may "
+    "seem to hold."
 )
 BESIDE = (
     "Zero-shot and a linear probe of the same labels on the same test images. −: the accuracy minus theirs; "

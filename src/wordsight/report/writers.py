@@ -9,6 +9,7 @@ from wordsight.files import csv_text, printable
 from wordsight.report.comparison import Comparison
 from wordsight.report.rows import Row
 from wordsight.report.tables import (
+    BESIDE,
     COMPARED,
     LEGEND,
     Table,
@@ -37,11 +38,11 @@ def as_markdown(rows: Sequence[Row], compared: Sequence[Comparison] = ()) -> str
     """
     varied = varying(rows)
     parts = [markdown_table(figures_table(rows, varied)), line_of(sources(rows))]
-    for title, table in (
-        ("**Beside zero-shot and a linear probe**, on the same test images", references_table(rows, varied)),
-        ("**Retrieval**, recall@k", retrieval_table(rows)),
+    for title, table, legend in (
+        ("**Beside zero-shot and a linear probe**", references_table(rows, varied), BESIDE),
+        ("**Retrieval**, recall@k", retrieval_table(rows), ""),
     ):
-        parts += [title, markdown_table(table)] if table else []
+        parts += [title, markdown_table(table), legend] if table else []
     for one in compared:
         parts.append(f"**Against {markdown(one.reference)}** ({markdown(one.title)})")
         parts.append(markdown_table(standings_table(one)))
