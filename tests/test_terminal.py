@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from wordsight.terminal import json_text, out, out_json, speaking
+from wordsight.terminal import evaluate, json_text, out, out_json, speaking
 
 STEERS = "al\x1b]0;owned\x07pha \x9b31m \u202egnp.exe"
 NOT_UTF8 = os.fsdecode(b"a\xe9.jpg")
@@ -67,3 +67,19 @@ def test_the_handler_goes_with_the_command():
     with speaking():
         assert log.isEnabledFor(logging.INFO) and len(log.handlers) == len(before[0]) + 1
     assert (log.handlers, log.level) == before
+
+
+@pytest.mark.parametrize(
+    ("difference", "says"),
+    [
+        ([2.0, 1.0, 3.0], "yes"),
+        ([-2.0, -3.0, -1.0], "no, they cost accuracy"),
+        ([1.0, -1.0, 3.0], "not shown"),
+    ],
+)
+def test_an_evaluation_says_whether_labels_helped_by_which_images_and_seed(capsys, difference, says):
+    figures = {"accuracy": 80.0, "mean_class_recall": 80.0, "top5": None, "images": 50, "chance": 10.0}
+    beside = {"zero_shot": {"accuracy": 78.0, "difference": difference}}
+    evaluate([{"classes": "all", "references": beside} | figures])
+    told = f"labels helped over names alone: {says} (95 % intervals over these images alone: one seed)"
+    assert told in capsys.readouterr().out
