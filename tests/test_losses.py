@@ -52,18 +52,18 @@ def unit_rows(count, width=6, seed=0):
     )
 
 
-def test_info_nce_of_vectors_that_say_nothing_is_log_b_and_it_is_cross_entropy_both_ways():
+def test_info_nce_of_vectors_that_say_nothing_is_twice_log_b_and_it_is_the_sum_of_both_cross_entropies():
     zero, log_scale = (
         torch.zeros(8, 4, dtype=torch.float64),
         torch.tensor(math.log(10.0), dtype=torch.float64),
     )
-    assert losses.info_nce(zero, zero, log_scale).item() == pytest.approx(math.log(8))
+    assert losses.info_nce(zero, zero, log_scale).item() == pytest.approx(2 * math.log(8))
     image, text = unit_rows(5), unit_rows(5, seed=1)
     chance = (
         (10 * image @ text.T).softmax(1).diagonal().log(),
         (10 * image @ text.T).softmax(0).diagonal().log(),
     )
-    assert losses.info_nce(image, text, log_scale).item() == pytest.approx(-(sum(chance) / 2).mean().item())
+    assert losses.info_nce(image, text, log_scale).item() == pytest.approx(-sum(chance).mean().item())
     assert losses.info_nce(image, image, torch.tensor(9.0)).item() == pytest.approx(
         losses.info_nce(image, image, torch.tensor(math.log(100.0))).item()
     )
@@ -76,7 +76,7 @@ def test_equal_texts_need_no_care_their_loss_is_that_of_a_shared_choice():
     expected, chance = 0, math.exp(1.5) * image @ text.T
     for logs in (chance.log_softmax(1), chance.log_softmax(0).T):
         expected -= sum(logs[row, same == same[row]].mean() for row in range(5)) / 5
-    assert losses.info_nce(image, text, log_scale).item() == pytest.approx(expected.item() / 2)
+    assert losses.info_nce(image, text, log_scale).item() == pytest.approx(expected.item())
 
 
 def test_the_scale_never_passes_a_hundred_but_may_fall_from_there():

@@ -1,10 +1,11 @@
 """How much image-text data a CLAMP tower needs against LiT, and what each of its parts is worth.
 
-OMP_NUM_THREADS=1 python benchmarks/clamp/scaling.py ../shared/data JOINED [OUT] [--seeds 1,2,3] The LM is the
-tiny real Llama of stories_study.py, so that all of it fits a CPU; LiT has its shape, random weights, and
-trains all of them. JOINED is the teacher that benchmarks/joined/build.py writes. Subsets are of images, drawn
-by seed, each inside the next; every cell of a study trains for the same number of steps. Results go to OUT
-(default runs/scaling), a file a cell, and are not repeated."""
+OMP_NUM_THREADS=1 python benchmarks/clamp/scaling.py ../shared/data JOINED [OUT] [--seeds 1,2,3] [--ablations]
+The LM is the tiny real Llama of stories_study.py, so that all of it fits a CPU; LiT has its shape, random
+weights, and trains all of them. JOINED is the teacher that benchmarks/joined/build.py writes. Subsets are of
+images, drawn by seed, each inside the next; every cell of a study trains for the same number of steps.
+Results go to OUT (default runs/scaling), a file a cell, and are not repeated. With --ablations the curves
+over sizes are left out."""
 
 from __future__ import annotations
 
@@ -198,13 +199,15 @@ if __name__ == "__main__":
     parser.add_argument("joined")
     parser.add_argument("out", type=Path, nargs="?", default=Path("runs/scaling"))
     parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--ablations", action="store_true", help="these alone, without the curves")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     made = Scaling(
         World(options.data, options.out), options.joined, [int(seed) for seed in options.seeds.split(",")]
     )
-    found = {part: made.curves(part) for part in FIGURES}
+    found = {} if options.ablations else {part: made.curves(part) for part in FIGURES}
     for part in FIGURES:
         made.ablations(part)
-    plot(found, Path(__file__).parent / "scaling.png")
+    if found:
+        plot(found, Path(__file__).parent / "scaling.png")

@@ -73,7 +73,7 @@ def tiled_info_nce(
 
     by_row, by_column = zip(*_tiles(tile, (image,), (text, log_scale), rows), strict=True)
     both = torch.cat(by_row).mean() + torch.stack(by_column).logsumexp(0).mean()
-    return both / 2 - clamped_scale(log_scale) * (image * text).sum(1).mean()
+    return both - 2 * clamped_scale(log_scale) * (image * text).sum(1).mean()
 
 
 def tiled_pairwise_sigmoid(

@@ -48,14 +48,14 @@ def pull(cosines: Float[Tensor, "*R"]) -> Float[Tensor, ""]:
 def info_nce(
     image: Float[Tensor, "B D"], text: Float[Tensor, "B D"], log_scale: Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
-    """Each image picks its text among the batch's, and each text its image: the mean of both cross entropies.
+    """Each image picks its text among the batch's, and each text its image: the sum of both cross entropies.
 
-    CLAMP, eqs. 6-8. As in CLIP, whose 1/2 CLAMP's sum of the two directions does not state. The scale is
-    exp(log_scale), at most 100. Texts of the batch that are equal need no care: where their vectors are
-    equal, counting each as right for the other (UniCL) is the same loss."""
+    CLAMP, eqs. 6-8. As in the paper; CLIP takes their mean. The scale is exp(log_scale), at most 100. Texts
+    of the batch that are equal need no care: where their vectors are equal, counting each as right for the
+    other (UniCL) is the same loss."""
     logits = clamped_scale(log_scale) * image @ text.T
     pairs = torch.arange(len(logits), device=logits.device)
-    return (cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs)) / 2
+    return cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs)
 
 
 def pairwise_sigmoid(
@@ -81,9 +81,8 @@ def similarity_distillation(
     row by row and column by column.
 
     CLAMP, eq. 9, after DIME-FM: KL(teacher || student) of the softmax over each row, mean over rows, plus the
-    same over columns, of cosines times tau_d. The paper gives neither tau_d's value nor KL's direction: 100
-    is CLIP's scale, a guess; the direction is distillation's usual one. `teacher` is a constant. Its vectors
-    may have another width: only similarities meet."""
+    same over columns, of cosines times tau_d. As in the paper; it does not give tau_d's value: 100 is CLIP's
+    scale, a guess. `teacher` is a constant. Its vectors may have another width: only similarities meet."""
     if student.shape != teacher.shape:
         raise WordsightError(
             f"the student compares {tuple(student.shape)} images and texts, the teacher "

@@ -112,12 +112,12 @@ class TwoTower(Embedder, Learner):
     """A language model learns to say in vectors what a frozen image tower sees: images and texts meet in one
     space, and the LM still writes.
 
-    CLAMP (Teterwak et al. 2023), eqs. 6-10: the contrastive loss with a learned scale, plus distillation of a
-    stronger model's similarities. As in the paper, image vectors are the frozen tower's. Differs from the
-    paper: the temperature of distillation is the teacher's own scale, a guess (tau_d); with `centre` image
-    vectors lose their mean; with `start=ridge` the projection starts at a closed-form map, where a few
-    hundred steps get nowhere from a random one. LiT, LN-prefix, LoRA alone, a frozen LM with an MLP on top
-    and full tuning are settings of it (configs/)."""
+    CLAMP (Teterwak et al. 2023), eqs. 6-10: the contrastive loss with a learned scale, both directions
+    summed, plus distillation of a stronger model's similarities. As in the paper, image vectors are the
+    frozen tower's. Differs from the paper: the temperature of distillation is the teacher's own scale, a
+    guess (tau_d); with `centre` image vectors lose their mean; with `start=ridge` the projection starts at a
+    closed-form map, where a few hundred steps get nowhere from a random one. LiT, LN-prefix, LoRA alone, a
+    frozen LM with an MLP on top and full tuning are settings of it (configs/)."""
 
     Settings: ClassVar[type] = TwoTowerSettings
     image_mean: Tensor
