@@ -16,7 +16,7 @@ from standins import without_digests
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from wordsight import losses
-from wordsight.backbones import batches, readonly, text_encoding, text_tower, tower_settings, unit
+from wordsight.backbones import DTYPES, batches, readonly, text_encoding, text_tower, tower_settings, unit
 from wordsight.backbones.text_tower import TextTower, TowerSettings
 from wordsight.backbones.verify import verify
 from wordsight.config import WordsightError
@@ -421,6 +421,36 @@ def test_soft_tokens_at_the_front_and_layernorms_are_trained_instead_of_lora(tok
     with pytest.raises(WordsightError, match="changed the LM itself"):
         made.generate("dog")
     assert isinstance(made.generate("dog", "on", max_new_tokens=2), str)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_layernorms_of_an_lm_in_bfloat16_are_moved_by_steps_that_bfloat16_would_round_away(
+    tokenizer, tmp_path, family
+):
+    settings = {"train": "layernorms", "front": 3, "keep_generation": False, "pooling": "mean"}
+    full, half = (tower(tokenizer, make(family, dtype=dtype), **settings) for dtype in DTYPES.values())
+    assert (half.encode(TEXTS) * full.encode(TEXTS)).sum(1).min() > 0.99
+    before = {name: value.detach().clone() for name, value in half.named_parameters() if value.requires_grad}
+    assert {value.dtype for value in before.values()} == {torch.float32}
+    assert half.trunk.get_input_embeddings().weight.dtype == torch.bfloat16
+    half.train()(TEXTS)[:, 0].sum().backward()
+    torch.optim.AdamW(half.parameters(), lr=1e-5, weight_decay=0).step()
+    norms = [name for name in before if name.startswith("lm.")]
+    assert norms and all(not torch.equal(half.get_parameter(name), before[name]) for name in norms)
+    rounded = half.get_parameter(norms[0]).bfloat16() == before[norms[0]].bfloat16()
+    assert rounded.float().mean() > 0.8
+    assert isinstance(half.eval().generate("dog", "on", max_new_tokens=2), str)
+    half.save(tmp_path / "tower")
+    again = TextTower.load(tmp_path / "tower", dtype="bfloat16")
+    assert all(torch.equal(value, again.own_tensors()[name]) for name, value in half.own_tensors().items())
+
+
+@pytest.mark.parametrize("settings", [{"train": "all"}, {"bias": "all"}, {"bias": "lora_only"}], ids=str)
+def test_what_bfloat16_would_round_away_is_not_trained_in_it(tmp_path, settings):
+    ((name, value),) = settings.items()
+    asked = TowerSettings(**LITTLE, **settings, keep_generation=False)
+    with pytest.raises(WordsightError, match=f"{name}={value} trains the LM's own .* set dtype=float32"):
+        TextTower.from_base(tmp_path, asked, dtype="bfloat16")
 
 
 def test_a_frozen_lm_under_an_mlp_can_be_trained_from_cached_features(tokenizer):

@@ -234,6 +234,10 @@ def test_a_long_caption_is_counted(table, tiny_clip, lm, tmp_path, said):
     [
         ({"settings": {"chunk": 0}}, "settings.chunk=0 is not possible"),
         ({"settings": {"tau_d": 0}}, "settings.tau_d=0.0 is not possible"),
+        (
+            {"settings": {"train": "all", "keep_generation": False}, "dtype": "bfloat16"},
+            "train=all trains the LM's own weights, and bfloat16 rounds small steps of them away; set dtype=f",
+        ),
         ({"settings": {"dim": 7}}, "settings.dim=7, but the image tower's vectors are 12 wide"),
         ({"settings": {"teachr": "micro"}}, "did you mean 'teacher'"),
         ({"settings": {"shape": {"n_embd": 8}}}, "settings.random=true"),

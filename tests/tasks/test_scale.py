@@ -196,12 +196,21 @@ def test_compiling_does_not_change_loss_and_gradients(lm, monkeypatch):
     assert method.text.trunk._compiled_call_impl is None
 
 
-def test_in_bfloat16_what_is_trained_and_the_loss_stay_float32(lm):
-    method = learner(lm, dtype="bfloat16", chunk=2, dropout=0.1)
+@pytest.mark.parametrize(
+    ("own", "named"),
+    [
+        ({"dropout": 0.1}, "lora"),
+        ({"train": "prompts"}, "prompts"),
+        ({"train": "layernorms", "front": 2, "keep_generation": False}, "norm"),
+    ],
+    ids=["lora", "prompts", "layernorms"],
+)
+def test_in_bfloat16_what_is_trained_and_the_loss_stay_float32(lm, own, named):
+    method = learner(lm, dtype="bfloat16", chunk=2, **own)
     found = measured(method, batch_for(method, torch.float32))
     assert method.text.trunk.embed_tokens.weight.dtype == torch.bfloat16
     assert {tensor.dtype for tensor in found.values()} == {torch.float32} and any(
-        "lora" in name for name in found
+        named in name and gradient.abs().max() > 0 for name, gradient in found.items()
     )
     assert method.encode_text(batch_for(method)).dtype == torch.float32
 

@@ -9,7 +9,7 @@ import copy
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Literal
 
 import torch
@@ -147,6 +147,25 @@ def drop_dropout(lm: PreTrainedModel) -> None:
         for name in DROPOUTS:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
+
+
+def in_float32(module: nn.Module) -> None:
+    """Keep the numbers of a module of the LM in float32 while it takes and gives the LM's dtype: for what is
+    trained, in steps so small that bfloat16 would round them away.
+    """
+    dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
+    if dtype.itemsize < torch.float32.itemsize:
+        module.float()
+        module.register_forward_pre_hook(_raised)
+        module.register_forward_hook(partial(_rounded, dtype))
+
+
+def _raised(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.float() for tensor in inputs)
+
+
+def _rounded(dtype: torch.dtype, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output.to(dtype)
 
 
 def check_vocabulary(tokenizer: Any, lm: PreTrainedModel) -> None:

@@ -19,9 +19,23 @@ from transformers.modeling_utils import PreTrainedModel
 from wordsight.backbones import fingerprint, readonly, source_of
 from wordsight.backbones.checkpoint import Place, config_facts, exactly, tokenizer_facts
 from wordsight.backbones.hub import check_digests, digests, find, read_facts, save_json, save_part
-from wordsight.backbones.lm import check_kind, check_vocabulary, drop_dropout, load_lm, sketch, untouched
+from wordsight.backbones.lm import (
+    check_kind,
+    check_vocabulary,
+    drop_dropout,
+    in_float32,
+    load_lm,
+    sketch,
+    untouched,
+)
 from wordsight.backbones.text_encoding import TextBatch, TextEncoding
-from wordsight.backbones.tower_settings import TowerSettings, check_settings, lora_config, resolve_wrapper
+from wordsight.backbones.tower_settings import (
+    TowerSettings,
+    check_dtype,
+    check_settings,
+    lora_config,
+    resolve_wrapper,
+)
 from wordsight.config import WordsightError
 from wordsight.files import new_folder, write_tensors
 from wordsight.reader import build, to_dict
@@ -48,8 +62,8 @@ class TextTower(TextEncoding):
         *,
         wrapper: tuple[str, bool] | None = None,
     ):
-        """`lm` is taken over: frozen, and LoRA put into it. `wrapper` is what a saved tower resolved it to.
-        Errors: WordsightError for what cannot be right.
+        """`lm` is taken over: frozen, and LoRA put into it; what is trained is in float32, but for `train=all`.
+        `wrapper` is what a saved tower resolved it to. Errors: WordsightError for what cannot be right.
         """
         super().__init__()
         self.settings = settings or TowerSettings()
@@ -116,8 +130,11 @@ class TextTower(TextEncoding):
         random: Mapping[str, Any] | None = None,
     ) -> TextTower:
         """A new tower on the LM of a folder or hub name. `random`: its shape only, with random weights (LiT
-        trains a text tower from scratch), and with these values of its config.json changed."""
-        settings, place = settings or TowerSettings(), Place(find(str(base), "LM"), "LM", str(base))
+        trains a text tower from scratch), and with these values of its config.json changed. Errors:
+        WordsightError for what cannot be right, or cannot be trained in this dtype."""
+        settings = settings or TowerSettings()
+        check_dtype(settings, dtype)
+        place = Place(find(str(base), "LM"), "LM", str(base))
         lm, tokenizer = load_lm(place, settings.kind, dtype=dtype, random=random)
         if random is None:  # by what was said, not by where the hub's cache has it on this machine
             lm.name_or_path = source_of(base)
@@ -234,6 +251,7 @@ class TextTower(TextEncoding):
             for module in self.lm.modules():
                 if type(module).__name__.endswith("Norm"):  # every family has its own class of RMSNorm
                     module.requires_grad_(True)
+                    in_float32(module)
         for part in (self.prompts, self.front):
             if part is not None:
                 part.requires_grad_(train != "head")

@@ -125,6 +125,20 @@ def check_settings(settings: TowerSettings, config: Any) -> None:
             )
 
 
+def check_dtype(settings: TowerSettings, dtype: str) -> None:
+    """Errors: WordsightError where training in this dtype would round away small steps of the LM's own
+    weights. What else is trained, LayerNorms among it, is in float32 whatever the LM is in.
+    """
+    if dtype == "float32":
+        return
+    for name, value in (("train", settings.train), ("bias", settings.bias)):
+        if value in ("all", "lora_only"):
+            raise WordsightError(
+                f"{name}={value} trains the LM's own weights, and {dtype} rounds small steps of them away; "
+                "set dtype=float32"
+            )
+
+
 def lora_config(settings: TowerSettings, lm: PreTrainedModel) -> LoraConfig:
     """peft's settings, at the attention's projections of this LM's family."""
     targets = settings.targets or TARGETS.get(lm.config.model_type)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from wordsight.backbones import readonly, unit
 from wordsight.backbones.text_tower import TextBatch, TextTower, TowerSettings
-from wordsight.config import TrainSettings, WordsightError
+from wordsight.backbones.tower_settings import check_dtype
+from wordsight.config import RunSettings, TrainSettings, WordsightError
 from wordsight.contrast import (
     cached,
     gather,
@@ -133,6 +134,11 @@ class TwoTower(Embedder, Learner):
     )  # for thousands of pairs; the paper's, for millions, are in clamp-vicuna13b
 
     shared_out = False  # whether the LM's frozen weights are
+
+    @classmethod
+    def check(cls, settings: RunSettings) -> None:
+        super().check(settings)
+        check_dtype(settings.settings, settings.dtype)
 
     def __init__(
         self, text: TextTower, settings: TwoTowerSettings, image_mean: Float[Tensor, " D"] | None = None
