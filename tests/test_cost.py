@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+import torch
 
 from wordsight import cost, meter
 from wordsight.config import WordsightError
@@ -68,6 +69,25 @@ def test_cost_lists_what_cannot_be_and_says_what_was_given_up(backbone, tmp_path
     )
     with pytest.raises(WordsightError, match="sizes=1 leaves nothing to choose among"):
         run_suite(SuiteSettings("cost", ("zero_shot",), sizes=(1,), out=str(tmp_path)), backbone=backbone)
+
+
+def test_what_is_measured_is_the_device_in_use(backbone, tmp_path, quickly, monkeypatch):
+    """On the CPU of a machine with CUDA nothing is asked of CUDA; on its second card all is asked of that."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("reset_peak_memory_stats", "memory_allocated", "max_memory_allocated", "synchronize"):
+        monkeypatch.delattr(torch.cuda, name)
+    result = run_suite(SuiteSettings("cost", ("taskres",), sizes=(3,), out=str(tmp_path)), backbone=backbone)
+    assert result["facts"]["device"] == "cpu" and result["rows"][0]["fit_mib"] is not None
+    asked, card = [], torch.device("cuda:1")
+    monkeypatch.setattr(torch.accelerator, "synchronize", asked.append)
+    for name, value in {"reset_peak_memory_stats": None, "memory_allocated": 2**20}.items():
+        monkeypatch.setattr(
+            torch.cuda, name, lambda device, value=value: asked.append(device) or value, raising=False
+        )
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**22, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    assert meter.clock(card) > 0 and meter.peak_mib(lambda: None, card) == 3 and asked == [card] * 3
+    assert meter.device_name(card) == "cuda:1, a card"
 
 
 def test_the_names_made_up_are_distinct_and_always_the_same():

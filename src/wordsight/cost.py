@@ -32,7 +32,7 @@ from wordsight.config import RunSettings, TrainSettings, WordsightError
 from wordsight.files import write_file
 from wordsight.fit import fit_method
 from wordsight.fitted import predict_logits
-from wordsight.meter import TooLong, clock, limited, one_thread, peak_mib, processor
+from wordsight.meter import TooLong, clock, device_name, limited, one_thread, peak_mib, processor
 from wordsight.methods import Classifier, FitData, Learner
 from wordsight.runs import RunFacts, build_method
 from wordsight.sentences import ClassTexts
@@ -58,13 +58,12 @@ COLUMNS = {
 }
 LEGEND = (
     f"{SHOTS} images and {SENTENCES} sentences a class, vectors made up. Medians of processor time on one "
-    f"thread (on an accelerator of the clock), from cached features: no image goes through a tower here. "
+    "thread (on an accelerator of the clock), from cached features: no image goes through a tower here. "
     "A step is the method's own batch, forward, backward and update. s to fit: closed forms and all steps; "
-    "≈ closed forms measured and the "
-    f"median step multiplied by their number; > given up. MiB: peak resident memory above the start, of "
-    f"fitting (closed form, one step) and of predicting "
-    "one image. FLOPs: counted as executed, matrix products and attention; scikit-learn's are not seen. –: "
-    "there is none."
+    "≈ closed forms measured and the median step multiplied by their number; > given up. MiB: peak resident "
+    "memory above the start (on CUDA the device's), of fitting (closed form, one step) and of predicting one "
+    "image. FLOPs: counted as executed, matrix products and attention; scikit-learn's are not seen. –: there "
+    "is none."
 )
 
 
@@ -76,11 +75,12 @@ class Ends:
 
     state = None  # nothing is resumed
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.clocks: list[float] = []
 
     def log(self, event: dict[str, Any]) -> None:
-        self.clocks.append(clock())
+        self.clocks.append(clock(self.device))
 
     def rewind(self, step: float) -> None:
         """There is nothing to forget."""
@@ -126,7 +126,7 @@ def measure(
     machine = {
         "processor": processor(),
         "torch": torch.__version__,
-        "device": str(backbone.device),
+        "device": device_name(backbone.device),
         "threads": 1,
     }
     facts = {
@@ -207,16 +207,17 @@ def cost_of(settings: RunSettings, problem: Problem, backbone: Backbone) -> dict
     made: list[Classifier] = []
     begun: list[tuple[tuple[Tensor, Tensor], float]] = []  # what is learned from, and the seconds it took
     row: dict[str, Any] = {"fit_how": "measured"}
+    device = backbone.device
 
     def begin() -> None:
         made.append(fresh(settings, problem, backbone))
-        began = clock()
+        began = clock(device)
         with limited(LIMIT):
             examples = made[0].setup(data_of(problem, settings))
-            begun.append((examples, clock() - began))
+            begun.append((examples, clock(device) - began))
 
     with contextlib.suppress(TooLong):
-        row["fit_mib"] = peak_mib(begin)
+        row["fit_mib"] = peak_mib(begin, device)
     method = made.pop()
     row["parameters"] = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
     if not begun:
@@ -224,13 +225,13 @@ def cost_of(settings: RunSettings, problem: Problem, backbone: Backbone) -> dict
     if not begun and isinstance(method, Learner):
         return row
     method.set_classes(problem.texts)
-    method.to(backbone.device)
+    method.to(device)
     if isinstance(method, Learner):
         row |= step_costs(method, settings, *begun[0], row["fit_mib"], backbone)
     if begun and row.get("fit_seconds", 0) <= WHOLE:
-        began = clock()
+        began = clock(device)
         method = fit_method(settings, problem.facts, data_of(problem, settings), backbone)
-        row |= {"fit_seconds": clock() - began, "fit_how": "measured"}
+        row |= {"fit_seconds": clock(device) - began, "fit_how": "measured"}
     method.eval()
     return row | predict_costs(method, problem, backbone)
 
@@ -266,13 +267,13 @@ def step_costs(
         )
 
     def timed(steps: int) -> list[float]:
-        ends = Ends()
+        ends = Ends(backbone.device)
         run(steps, ends)
         return [later - sooner for sooner, later in itertools.pairwise(ends.clocks)]
 
     first = timed(3)  # of three steps two have a beginning and an end
     taken = median(timed(most(first[-1])) if first[-1] * 3 < BUDGET else first)
-    mib = [value for value in (begun_mib, peak_mib(lambda: run(1))) if value is not None]
+    mib = [value for value in (begun_mib, peak_mib(lambda: run(1), backbone.device)) if value is not None]
     total = total_steps(training, len(batches))
     figures = {
         "step_ms": 1000 * taken,
@@ -288,9 +289,9 @@ def predict_costs(method: Classifier, problem: Problem, backbone: Backbone) -> d
     images = images.repeat(math.ceil(BATCH / len(images)), 1)[:BATCH]
 
     def seconds(count: int) -> float:
-        began = clock()
+        began = clock(backbone.device)
         predict_logits(method, images[:count])
-        return clock() - began
+        return clock(backbone.device) - began
 
     one = min(seconds(1), seconds(1))
     count = max(1, min(BATCH, int(BUDGET / 10 / max(one, 1e-9))))
@@ -298,7 +299,7 @@ def predict_costs(method: Classifier, problem: Problem, backbone: Backbone) -> d
     figures = {
         "images_per_second": count / max(taken, 1e-9),
         "batch": count,
-        "predict_mib": peak_mib(lambda: predict_logits(method, images[:1])),
+        "predict_mib": peak_mib(lambda: predict_logits(method, images[:1]), backbone.device),
     }
     return figures | {"image_mflops": mflops(lambda: method.logits(images[:1]))}
 

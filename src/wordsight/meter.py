@@ -1,4 +1,4 @@
-"""Meter: processor time and memory of this process, for what measures cost."""
+"""Meter: time and memory of this process on the device in use, for what measures cost."""
 
 from __future__ import annotations
 
@@ -51,16 +51,19 @@ def limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def peak_mib(work: Callable[[], Any]) -> float | None:
-    """How far memory rises above where it stood: the accelerator's, or the resident memory of this process.
-    None where nothing tells.
+def peak_mib(work: Callable[[], Any], device: torch.device) -> float | None:
+    """How far memory rises above where it stood: the device's on CUDA, on the CPU the resident memory of this
+    process. None where nothing tells.
     """
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         work()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    if device.type != "cpu":
+        work()
+        return None
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(
             0
@@ -89,8 +92,16 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def clock() -> float:
+def device_name(device: torch.device) -> str:
+    """The device in use: "cpu", or "cuda:1, NVIDIA A100"."""
+    return f"{device}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
+
+
+def clock(device: torch.device) -> float:
     """Seconds: of this process's processor time, which other processes on the machine hardly change; on an
-    accelerator, where it waits, of the wall.
+    accelerator of the wall, once it has done what it was given.
     """
-    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
+    if device.type == "cpu":
+        return time.process_time()
+    torch.accelerator.synchronize(device)
+    return time.perf_counter()
