@@ -103,6 +103,19 @@ def test_another_tower_has_another_folder(tmp_path):
     assert stub.images == 2 and len(list((tmp_path / "features").iterdir())) == 2
 
 
+def test_vectors_of_cuda_lie_apart_where_tf32_could_matter(tmp_path, monkeypatch):
+    image_features(tower := Stub(), pictures(encoded()), folder=tmp_path)
+    text_features(tower, ["a dog"], tmp_path)
+    monkeypatch.setattr(tower, "device", torch.device("cuda:1"))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    for _ in range(2):
+        image_features(tower, pictures(encoded()), folder=tmp_path)
+        text_features(tower, ["a dog"], tmp_path)
+    monkeypatch.setattr(tower, "device", torch.device("cuda:0"))
+    image_features(tower, pictures(encoded()), folder=tmp_path)
+    assert tower.images == 2 and tower.texts == 2
+
+
 def test_an_interrupted_call_goes_on_where_it_was(tmp_path):
     chosen = pictures(*map(encoded, range(64)))
     stub = Stub()

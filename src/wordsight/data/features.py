@@ -28,6 +28,8 @@ from wordsight.workers import each, progress
 # change them when views or pixel values change: they are part of the key
 VIEW_RECIPE = "centre, then random resized crop (0.08, 1) x (3/4, 4/3), flip 1/2; 1"
 PIXEL_RECIPE = "grey values of more than 8 bits by what they hold"
+# where torch may round factors of float32 to the 10 bits of TF32, as it does in convolutions unasked
+TF32 = ("cuda",)
 MAX_WORKERS = 16
 
 
@@ -67,7 +69,8 @@ def image_features(
     View 0 is the centre crop; each further view is a random resized crop, mirrored half the time, decided by
     (image content, view, seed) alone. Set `flip=False` for glyphs, where a mirror changes the class. A
     picture that cannot be read is skipped with its reason. An interrupted call keeps what it finished.
-    Vectors do not depend on the batch they were computed in beyond 1e-6.
+    Vectors do not depend on the batch they were computed in beyond 1e-6, or what TF32 leaves of it on CUDA,
+    whose vectors lie apart.
 
     Errors: NoneReadable when no picture can be read, WordsightError when the cache cannot be written.
     """
@@ -79,7 +82,9 @@ def image_features(
         return _encoded(backbone, pictures, views)
     recipe = (VIEW_RECIPE, seed, flip) if views > 1 else "centre"
     tower = backbone.image_tower
-    store = Store(folder, (views, tower.dim), "image", tower.image_fingerprint, recipe, PIXEL_RECIPE)
+    store = Store(
+        folder, (views, tower.dim), "image", tower.image_fingerprint, recipe, PIXEL_RECIPE, *_rounding(tower)
+    )
     job = _ImageJob(tower, pictures, views, seed, flip, max_pixels or MAX_PIXELS, batch_size, store)
     job.run()
     reasons = {index: reason for index in range(len(pictures)) if (reason := job.reason(index))}
@@ -122,7 +127,7 @@ def text_features(
     digest_of = {text: hash_of(text.encode("utf-8", "surrogatepass")) for text in texts}
     if not digest_of:
         return torch.empty(0, backbone.dim)
-    store = Store(folder, (backbone.dim,), "text", backbone.text_fingerprint)
+    store = Store(folder, (backbone.dim,), "text", backbone.text_fingerprint, *_rounding(backbone))
     store.find(digest_of.values())
     missing = [text for text, digest in digest_of.items() if digest not in store.rows]
     for start in range(0, len(missing), SHARD_ROWS):
@@ -134,6 +139,11 @@ def text_features(
         store.flush()
     tell_truncated(backbone.truncated(list(digest_of)), backbone.max_tokens, backbone.name)
     return torch.from_numpy(np.stack([store.rows[digest_of[text]] for text in texts]))
+
+
+def _rounding(tower: Backbone) -> tuple[str, ...]:
+    """What of the device belongs to the key: nothing, where float32 is float32."""
+    return (tower.device.type,) if tower.device.type in TF32 else ()
 
 
 def _bad_vector(row: Float[np.ndarray, "*shape"]) -> str:
