@@ -16,13 +16,13 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from wordsight.backbones import Backbone, load_backbone, unit
+from wordsight.backbones import Backbone, load_backbone, pick_device, unit
 from wordsight.backbones.hub import run_folder
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data.features import image_features
 from wordsight.data.given import encoded_labels, is_matrix, names_in, pictures_of
 from wordsight.data.splits import digests
-from wordsight.fit import DEFAULT_SENTENCES, check_device, fit_method
+from wordsight.fit import DEFAULT_SENTENCES, fit_method
 from wordsight.fitted import Fitted, encode_classes, facts_of, is_embedder, open_embedder
 from wordsight.methods import Classifier as Method
 from wordsight.methods import FitData
@@ -228,7 +228,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         run = RunSettings(
             data=FROM_PYTHON, backbone=backbone, shots=None, settings=settings, train=train, **given
         )
-        check_device(run.device)
+        pick_device(run.device)
         return run
 
     def _names(self) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def fit(
         values, backbone = {**values, "backbone": backbone}, None
     given = {} if run is None else {name: getattr(run, name) for name in RunSettings.__dataclass_fields__}
     settings = run if run is not None and not values else read(RunSettings, given, values)
-    check_device(settings.device)
+    pick_device(settings.device)  # one that is not here is told before any work
     if issubclass(resolve(METHODS, settings.method, "method"), Embedder):
         from wordsight.fit_pairs import fit_pairs  # and the half of transformers that LMs need
 
@@ -377,13 +377,3 @@ def default_folder(settings: RunSettings) -> Path:
         words += f"-{plain_name(settings.backbone)}"
     method = plain_name(settings.method.replace(":", "-"))
     return Path("runs") / f"{data}-{method}{words}-{shots}shot-{settings.classes}-seed{settings.seed}"
-
-
-def check_device(device: str) -> None:
-    """Errors: WordsightError for a device that is not here."""
-    try:
-        torch.empty(0, device=pick_device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise WordsightError(
-            f"device={device!r} is not there: {str(error).splitlines()[0]}; give device=cpu, cuda or auto"
-        ) from error

@@ -66,6 +66,11 @@ def fit_pairs(settings: RunSettings, backbone: Backbone | None = None) -> Run:
     """
     own: TwoTowerSettings = settings.settings
     rank, world = join_processes(pick_device(settings.device))
+    if world > 1 and ":" in settings.device:
+        raise WordsightError(
+            f"device={settings.device} is the same for all of {world} processes; give "
+            f"device={settings.device.split(':')[0]}, and each takes its own"
+        )
     speaks = contextlib.nullcontext() if rank == 0 else _silent()
     with speaks:
         streams = _streams(settings)

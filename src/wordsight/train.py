@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from wordsight.backbones import pick_device
 from wordsight.batches import Batches, FeatureBatches
 from wordsight.config import TrainSettings, WordsightError
 from wordsight.contrast import average_gradients, join_processes, place
@@ -65,8 +66,8 @@ def train(
 
     Errors: WordsightError when the loss is no longer finite, when training gets worse (`_Watch`), or when the
     state is not one of this training; state/ stays what the last save wrote."""
-    device = torch.device(device)
     rank, world = join_processes(device)
+    device = pick_device(device)
     if world > 1 and isinstance(batches, FeatureBatches) and batches.labels is not None:
         raise WordsightError(
             f"labelled images are trained on in one process, not in {world}; start this without accelerate "
@@ -234,10 +235,14 @@ def _anywhere(here: bool, device: torch.device) -> bool:
 
 
 def _seed(value: int, device: torch.device) -> None:
-    """torch.manual_seed for the devices in use: the whole of it takes a tenth of a small step."""
+    """torch.manual_seed for the CPU and the device in use, which need not be the current one: the whole of it
+    takes a tenth of a small step.
+    """
     torch.default_generator.manual_seed(value)
     if device.type == "cuda":
-        torch.cuda.manual_seed(value)
+        torch.cuda.default_generators[device.index].manual_seed(value)
+    elif device.type != "cpu":
+        torch.get_device_module(device).manual_seed(value)
 
 
 def _optimizer(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.optim.Optimizer:

@@ -236,7 +236,7 @@ def test_a_long_caption_is_counted(table, tiny_clip, lm, tmp_path, said):
         ({"settings": {"tau_d": 0}}, "settings.tau_d=0.0 is not possible"),
         (
             {"settings": {"train": "all", "keep_generation": False}, "dtype": "bfloat16"},
-            "train=all trains the LM's own weights, and bfloat16 rounds small steps of them away; set dtype=f",
+            "train=all trains the LM's own weights, and bfloat16 rounds small steps of them away; set",
         ),
         ({"settings": {"dim": 7}}, "settings.dim=7, but the image tower's vectors are 12 wide"),
         ({"settings": {"teachr": "micro"}}, "did you mean 'teacher'"),

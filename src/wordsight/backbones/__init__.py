@@ -239,28 +239,34 @@ def _load_outside(kind: str, argument: str, name: str, device: torch.device, dty
     return backbone
 
 
-def pick_device(device: str) -> torch.device:
-    """The device behind a name, `auto` being CUDA where there is one. Errors: WordsightError for what is no
-    device, or is not on this machine.
-    """
+def pick_device(device: str | torch.device) -> torch.device:
+    """The device behind a name, `auto` being CUDA where there is one, and with its index: of several cards
+    the one that is current. Each thread has a current card of its own, the first until it is told otherwise,
+    so the main thread asks, after `join_processes`, and all others use what it was given.
+
+    Errors: WordsightError for what is no device, or is not on this machine."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise WordsightError(
-            f"device={device!r} is not known; give auto, cpu, cuda, cuda:1 or mps"
+            f"device={str(device)!r} is not known; give auto, cpu, cuda, cuda:1 or mps"
         ) from error
     if not _is_here(found):
         raise WordsightError(
-            f"device={device!r} is not on this machine; give auto, which takes what there is, or cpu"
+            f"device={str(device)!r} is not on this machine; give auto, which takes what there is, or cpu"
         )
-    return found
+    if found.type == "cpu" or found.index is not None:
+        return found
+    return torch.device(found.type, torch.accelerator.current_device_index())
 
 
 def _is_here(device: torch.device) -> bool:
     if device.type == "meta":  # holds no numbers
         return False
+    if device.type == "cuda":  # counted: trying it would take memory of the first card in every process
+        return (device.index or 0) < torch.cuda.device_count()
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, ImportError, NotImplementedError):

@@ -62,7 +62,7 @@ class TextTower(TextEncoding):
         *,
         wrapper: tuple[str, bool] | None = None,
     ):
-        """`lm` is taken over: frozen, and LoRA put into it; what is trained is in float32, but for `train=all`.
+        """`lm` is taken over: frozen, and LoRA put into it; what is trained is float32, but for `train=all`.
         `wrapper` is what a saved tower resolved it to. Errors: WordsightError for what cannot be right.
         """
         super().__init__()

@@ -237,19 +237,14 @@ class TwoTower(Embedder, Learner):
     @torch.no_grad()
     def start_at_ridge(self, states: Float[Tensor, "N V"], images: Float[Tensor, "N D"]) -> None:
         """Set the projection to the ridge map from pooled states of captions to the vectors of their images.
-        In float64, with lambda in units of the states' mean square, as `wordsight join` has it for unit
-        vectors."""
-        inputs, projection = self.text.head[:-1](states).double(), self.text.head[-1]
+        In float64 and on the CPU, since not every device has it, with lambda in units of the states' mean
+        square, as `wordsight join` has it for unit vectors."""
+        inputs, projection = self.text.head[:-1](states).cpu().double(), self.text.head[-1]
+        targets = unit(images - self.image_mean).cpu().double()
         assert isinstance(projection, nn.Linear)
-        penalty = (
-            RIDGE
-            * inputs.square().sum(1).mean()
-            * torch.eye(inputs.shape[1], dtype=torch.float64, device=inputs.device)
-        )
-        solved = torch.linalg.solve(
-            inputs.T @ inputs + penalty, inputs.T @ unit(images - self.image_mean).double()
-        )
-        projection.weight.copy_(solved.T)
+        penalty = RIDGE * inputs.square().sum(1).mean() * torch.eye(inputs.shape[1], dtype=torch.float64)
+        solved = torch.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ targets)
+        projection.weight.copy_(solved.T.to(projection.weight))
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """For a batch of `PairBatches`: contrastive or sigmoid, and distillation where there is a teacher. Of
