@@ -82,6 +82,16 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def card() -> str:
+    """A CUDA device, for tests marked gpu; the test is skipped where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device is at hand")
+    return "cuda"
+
+
+@pytest.fixture(scope="session")
 def backbone():
     from standins import ColourBackbone
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from wordsight import cost, meter
+from wordsight.backbones import load_backbone
 from wordsight.config import WordsightError
 from wordsight.suites import SuiteSettings, run_suite
 
@@ -88,6 +89,15 @@ def test_what_is_measured_is_the_device_in_use(backbone, tmp_path, quickly, monk
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     assert meter.clock(card) > 0 and meter.peak_mib(lambda: None, card) == 3 and asked == [card] * 3
     assert meter.device_name(card) == "cuda:1, a card"
+
+
+@pytest.mark.gpu
+def test_cost_on_a_card_is_measured_there(card, tiny_clip, tmp_path, quickly):
+    backbone = load_backbone(tiny_clip, device=card)
+    asked = SuiteSettings("cost", ("zero_shot", "taskres", "coop"), sizes=(3,), out=str(tmp_path))
+    result = run_suite(asked, backbone=backbone)
+    assert not result["failed"] and result["facts"]["device"].startswith(f"{backbone.device}, ")
+    assert all(row["images_per_second"] > 0 and row["predict_mib"] > 0 for row in result["rows"])
 
 
 def test_the_names_made_up_are_distinct_and_always_the_same():

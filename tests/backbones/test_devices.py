@@ -106,6 +106,17 @@ def test_the_generator_of_the_device_in_use_is_seeded(monkeypatch):
     assert [generator.initial_seed() for generator in cards] == [0, 7]
 
 
+@pytest.mark.gpu
+def test_on_a_card_dropout_depends_on_the_seed_alone(card):
+    cards = [torch.device(card, index) for index in range(torch.cuda.device_count())]
+    for device in cards:  # the last of several is not the current one
+        drawn = []
+        for _ in range(2):
+            train._seed(7, device)
+            drawn.append(torch.rand(5, device=device))
+        assert torch.equal(*drawn)
+
+
 class NoFloat64(TorchFunctionMode):
     """Some tensors, and what is made of them, lie on a device without float64, as Apple's, until they go to
     the CPU.

@@ -13,6 +13,7 @@ from PIL import Image
 from standins import Stub, encoded, pictures
 
 import wordsight.data.features as features
+from wordsight.backbones import load_backbone
 from wordsight.config import WordsightError
 from wordsight.data import Picture
 from wordsight.data.features import image_features, text_features
@@ -114,6 +115,25 @@ def test_vectors_of_cuda_lie_apart_where_tf32_could_matter(tmp_path, monkeypatch
     monkeypatch.setattr(tower, "device", torch.device("cuda:0"))
     image_features(tower, pictures(encoded()), folder=tmp_path)
     assert tower.images == 2 and tower.texts == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("tf32", "tolerance"), [(False, 1e-5), (True, 5e-3)])
+def test_vectors_of_a_card_are_those_of_the_cpu(card, tiny_clip, tmp_path, monkeypatch, tf32, tolerance):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    generator = np.random.default_rng(0)
+    images = [Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)) for _ in range(9)]
+    texts = ["a dog", "two cats", "nobody"]
+    for name in (tiny_clip, "micro"):
+        here, there = (load_backbone(name, device=device) for device in ("cpu", card))
+        found = [
+            (image_features(one, pictures(*images), views=2, folder=tmp_path).vectors, one.encode_text(texts))
+            for one in (here, there)
+        ]
+        for ours, theirs in zip(*found):
+            torch.testing.assert_close(theirs.cpu(), ours, rtol=0, atol=tolerance)
+    folders = list((tmp_path / "features").iterdir())
+    assert len(folders) == 4  # of two towers on two devices
 
 
 def test_an_interrupted_call_goes_on_where_it_was(tmp_path):

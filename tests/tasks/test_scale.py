@@ -4,7 +4,10 @@ stream.
 
 import csv
 import io
+import os
+import socket
 import tarfile
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from standins import COLOURS, in_processes, paint
 from torch import nn
 
 from wordsight import train as loop
+from wordsight.backbones import pick_device
 from wordsight.backbones.text_tower import TextTower
 from wordsight.batches import FeatureBatches, PairBatches
 from wordsight.config import RunSettings, TrainSettings, WordsightError
@@ -413,6 +417,82 @@ def test_a_run_whose_pairs_have_changed_is_not_resumed(table, tiny_clip, lm, tmp
             fit(settings(tmp_path, tiny_clip, lm, run.folder))
     (tmp_path / "captions.csv").write_text("\n".join(lines))
     assert fit(settings(tmp_path, tiny_clip, lm, run.folder)).finished
+
+
+# -- on a CUDA device ----------------------------------------------------------------------------------------
+
+
+def fit_on(device, *asked, dtype="float32", **own):
+    return fit(replace(settings(*asked, **own), device=device, dtype=dtype))
+
+
+@pytest.mark.gpu
+def test_on_a_card_training_is_that_of_the_cpu_and_resumes(card, table, tiny_clip, lm, tmp_path, monkeypatch):
+    own = {"chunk": 2, "teacher": str(tiny_clip), "start": "ridge"}
+    here, there = (
+        fit_on(device, table, tiny_clip, lm, tmp_path / device, {"optimizer": "sgd"}, dropout=0.0, **own)
+        for device in ("cpu", card)
+    )
+    near(tensors_of(there.folder), tensors_of(here.folder), 1e-2)
+    for step, terms in losses(there).items():
+        assert terms == pytest.approx(losses(here)[step], abs=1e-2)
+    unbroken = fit_on(card, table, tiny_clip, lm, tmp_path / "one", dropout=0.5, **own)
+    with monkeypatch.context() as patch:
+        killed_at(patch, 4)
+        with pytest.raises(MemoryError):
+            fit_on(card, table, tiny_clip, lm, tmp_path / "two", dropout=0.5, **own)
+        resumed = fit_on(card, table, tiny_clip, lm, tmp_path / "two", dropout=0.5, **own)
+    assert losses(resumed).keys() == losses(unbroken).keys() == {1, 2, 3, 4, 5}
+    for step, terms in losses(resumed).items():
+        assert terms == pytest.approx(losses(unbroken)[step], abs=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "own",
+    [{"chunk": 2}, {"train": "layernorms", "front": 2, "prompts": 0, "pooling": "last", "chunk": 2}],
+    ids=["clamp", "ln-prefix"],
+)
+def test_on_a_card_bfloat16_trains_nearly_as_float32(card, table, tiny_clip, lm, tmp_path, own):
+    own = {"dropout": 0.0, "keep_generation": "train" not in own} | own
+    changed = {"optimizer": "sgd", "lr": 1e-2}
+    full, half = (
+        fit_on(card, table, tiny_clip, lm, tmp_path / dtype, changed, dtype=dtype, **own)
+        for dtype in ("float32", "bfloat16")
+    )
+    assert {tensor.dtype for tensor in tensors_of(half.folder / "text").values()} == {torch.float32}
+    for step, terms in losses(half).items():
+        assert terms == pytest.approx(losses(full)[step], abs=0.1)
+
+
+def process_on_a_card(rank, card, folder, data, eyes, lm, own_cards, port):
+    """One of two: each on its card, by NCCL, as a launcher starts them; or both on one card, by gloo."""
+    torch.set_num_threads(1)
+    if own_cards:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    else:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    own = {"dropout": 0.0, "chunk": 2, "teacher": eyes}
+    assert fit_on(card, data, eyes, lm, f"{folder}/two", {"optimizer": "sgd"}, **own).finished
+    assert not own_cards or pick_device(card).index == rank
+    dist.destroy_process_group()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("own_cards", [False, True], ids=["one-card", "two-cards"])
+def test_two_processes_on_cards_train_as_one(card, table, tiny_clip, lm, tmp_path, own_cards):
+    if own_cards and torch.cuda.device_count() < 2:
+        pytest.skip("there is one CUDA device only")
+    places = [str(place) for place in (table, tiny_clip, lm)]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    own = {"dropout": 0.0, "chunk": 2, "teacher": places[1]}
+    one = fit_on(card, *places, tmp_path / "one", {"optimizer": "sgd"}, **own)
+    in_processes(process_on_a_card, 2, card, str(tmp_path), *places, own_cards, port)
+    near(tensors_of(tmp_path / "two"), tensors_of(one.folder), 1e-3)
+    assert Run.open(tmp_path / "two").events("fit")[0]["processes"] == 2
 
 
 # -- from a stream -------------------------------------------------------------------------------------------
