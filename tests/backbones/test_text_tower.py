@@ -439,7 +439,8 @@ def test_layernorms_of_an_lm_in_bfloat16_are_moved_by_steps_that_bfloat16_would_
     assert norms and all(not torch.equal(half.get_parameter(name), before[name]) for name in norms)
     rounded = half.get_parameter(norms[0]).bfloat16() == before[norms[0]].bfloat16()
     assert rounded.float().mean() > 0.8
-    assert isinstance(half.eval().generate("dog", "on", max_new_tokens=2), str)
+    assert_passed(verify(half.eval()))
+    assert isinstance(half.generate("dog", "on", max_new_tokens=2), str)
     half.save(tmp_path / "tower")
     again = TextTower.load(tmp_path / "tower", dtype="bfloat16")
     assert all(torch.equal(value, again.own_tensors()[name]) for name, value in half.own_tensors().items())
