@@ -254,15 +254,13 @@ def _optimizer(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.o
 
 
 def changing(learner: nn.Module) -> dict[str, Tensor]:
-    """What training changes: trained parameters and buffers, without the frozen weights of a language
-    model.
+    """What training changes: trained parameters and buffers, without the frozen weights of a language model.
+    A parameter of two names, as tied word embeddings are, stands under its first.
     """
-    frozen = {
-        name
-        for name, parameter in learner.named_parameters(remove_duplicate=False)
-        if not parameter.requires_grad
-    }
-    return {name: tensor for name, tensor in learner.state_dict().items() if name not in frozen}
+    trained = {name for name, parameter in learner.named_parameters() if parameter.requires_grad}
+    parameters = {name for name, _ in learner.named_parameters(remove_duplicate=False)}
+    kept = learner.state_dict().items()
+    return {name: tensor for name, tensor in kept if name in trained or name not in parameters}
 
 
 def _save(learner: nn.Module, optimizer: Any, watch: _Watch, state: Path, step: int) -> None:

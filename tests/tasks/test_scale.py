@@ -383,10 +383,14 @@ def test_the_parts_of_a_batch_are_the_batch(lm):
 # -- killed and resumed --------------------------------------------------------------------------------------
 
 
+TIED = {"random": True, "shape": {"tie_word_embeddings": True}, "train": "all", "keep_generation": False}
+
+
+@pytest.mark.parametrize("own", [{"dropout": 0.5}, TIED], ids=["clamp", "lit-tied"])
 def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_with_the_same_losses(
-    table, tiny_clip, lm, tmp_path, monkeypatch
+    table, tiny_clip, lm, tmp_path, monkeypatch, own
 ):
-    own = {"chunk": 2, "dropout": 0.5, "teacher": str(tiny_clip)}
+    own = {"chunk": 2, "teacher": str(tiny_clip), **own}
     unbroken = fit(settings(table, tiny_clip, lm, tmp_path / "one", **own))
     with monkeypatch.context() as patch:
         calls = killed_at(patch, 4)
