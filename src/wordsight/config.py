@@ -199,6 +199,9 @@ class RunSettings:
     aliases: str | None = None  # a JSON file {class name: key in the sentence file}
     # one for every dataset, as AAPE's paper has it; `own` takes the dataset's own where it has one
     template: str = "a photo of a {}."
+    # the class vectors that a method is given: of names, the mean of sentences, or calibrated on the labelled
+    # images: a mix of both, with the images' centre and the scale; auto: the method's own
+    words: Literal["auto", "names", "sentences", "calibrated"] = "auto"
     seed: int = 1  # draws the shots, and what training starts from and sees in which order
     views: int = 1  # image views in the feature cache: the centre crop, and augmented ones after it
     flip: bool = True  # augmented views may be mirrored; false for glyphs
@@ -235,7 +238,23 @@ class RunSettings:
             object.__setattr__(self, "backbone", self.data if is_vectors(self.data) else DEFAULT_BACKBONE)
         object.__setattr__(self, "settings", _typed(kind.Settings, self.settings, "settings."))
         object.__setattr__(self, "train", _training(kind, self))
+        if self.words == "auto":
+            own = getattr(kind, "own_words", None)  # an embedder has none
+            object.__setattr__(self, "words", own(self.settings) if own else "names")
         kind.check(self)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether labelled images change what is fitted."""
+        return resolve(METHODS, self.method, "method").needs_labels or self.words == "calibrated"
+
+    @property
+    def needs_sentences(self) -> bool:
+        """Whether sentences change what is fitted."""
+        return resolve(METHODS, self.method, "method").needs_sentences or self.words in (
+            "sentences",
+            "calibrated",
+        )
 
 
 def is_vectors(name: str) -> bool:
@@ -261,7 +280,7 @@ def _typed(cls: type[Settings], given: Any, prefix: str) -> Settings:
 def _training(kind: Any, settings: RunSettings) -> TrainSettings | None:
     """The method's training settings with what the run changes; None for a method that trains nothing."""
     given = settings.train
-    defaults = kind.training(settings.shots)
+    defaults = kind.training(settings.shots, settings.settings)
     if defaults is None:
         if given:
             raise WordsightError(

@@ -178,9 +178,8 @@ def draw(settings: RunSettings, source: Dataset | None = None) -> Drawn:
 
 def fingerprints(settings: RunSettings, drawn: Drawn) -> dict[str, str]:
     """What a resumed run must find again: the labelled images it learns from, and those it is tested on."""
-    needs = resolve(METHODS, settings.method, "method").needs_labels
     return {
-        "images": fingerprint(drawn.dataset.train) if needs else "",
+        "images": fingerprint(drawn.dataset.train) if settings.needs_labels else "",
         "test": fingerprint(classify.test_part(drawn.whole)),
     }
 
@@ -237,7 +236,7 @@ def fit_method(
     those of `data`. With `run`, training logs there and can be resumed."""
     torch.manual_seed(settings.seed)
     method = build_method(settings, facts, backbone)
-    if method.needs_labels:
+    if settings.needs_labels:
         counts = data.labels.bincount(minlength=len(method.class_names))
         without = [name for name, count in zip(method.class_names, counts) if not count]
         if without:
@@ -247,14 +246,14 @@ def fit_method(
                 "class out"
             )
     device = backbone.device if backbone is not None else torch.device("cpu")
-    images, labels = method.setup(data)
-    method.set_classes(data.texts)
+    images, labels = method.begin(data)
+    method.choose(data.texts)
     method.to(device)
-    if isinstance(method, Learner):
+    if isinstance(method, Learner) and settings.train is not None:
         batches = FeatureBatches(images, labels, settings.train.batch_size, settings.seed)
         train(method, batches, settings.train, seed=settings.seed, device=device, run=run)
         method.finish()
-        method.set_classes(data.texts)  # what is derived from words may depend on what was trained
+        method.choose(data.texts)  # what is derived from words may depend on what was trained
         method.to(device)
     return method.eval()
 
@@ -355,8 +354,7 @@ def sentence_source(settings: RunSettings) -> str | None:
     """Where a run's sentences come from; a template set stands in where a method wants some and none are
     named.
     """
-    needs = resolve(METHODS, settings.method, "method").needs_sentences
-    if settings.sentences is not None or not needs or is_vectors(settings.backbone):
+    if settings.sentences is not None or not settings.needs_sentences or is_vectors(settings.backbone):
         return settings.sentences
     log.info(
         "no sentences= given: the template set %r stands in. `wordsight sentences` has an LLM write some",

@@ -50,7 +50,7 @@ class Fitted:
     texts: ClassTexts
 
     def __post_init__(self) -> None:
-        self.method.set_classes(self.texts)
+        self.method.choose(self.texts)
         self.method.to(self.device).eval()
         if self.backbone is None:  # matrices of a few columns leave float32 too little room
             self.method.double()
@@ -130,7 +130,7 @@ class Fitted:
         known = torch.cat(vectors).to(self.device)
         found: list[list[Closest]] = []
         for some in images.split(IMAGES_AT_ONCE):
-            prompts = self.method.prompt(some.to(self.device))
+            prompts = self.method.explain(some.to(self.device))
             values, places = (prompts @ known.to(prompts).T).topk(min(top, len(lines)))
             found += [
                 [Closest(*lines[int(place)], value) for value, place in zip(*row)]
@@ -142,7 +142,7 @@ class Fitted:
 @torch.inference_mode()
 def predict_logits(method: Classifier, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
     """Scores on the CPU, in float32."""
-    return method.logits(images).float().cpu()
+    return method.score(images).float().cpu()
 
 
 def open_backbone(run: Run, backbone: Backbone | str | None = None) -> Backbone:

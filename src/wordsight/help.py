@@ -177,7 +177,7 @@ def show(name: str) -> dict[str, Any]:
 
 def _show_method(name: str) -> dict[str, Any]:
     kind = resolve(METHODS, name, "method")
-    training = getattr(kind, "training_defaults", None)
+    training = getattr(kind, "training_defaults", getattr(kind, "paper_training", None))
     own, shared = described(kind.Settings), described(type(training)) if training else {}
     shared = {key: entry._replace(default=getattr(training, key)) for key, entry in shared.items()}
     groups = _plain(own, "settings.") | _plain(shared, "train.")

@@ -204,8 +204,7 @@ class Run:
     def method(self, backbone: Backbone | None = None) -> Classifier:
         """The fitted method, with exactly the tensors it has saved; its classes are not yet set.
 
-        Errors: WordsightError for a two_tower: it is a backbone.
-        """
+        Errors: WordsightError for a two_tower: it is a backbone."""
         if issubclass(resolve(METHODS, self.settings.method, "method"), Embedder):
             raise WordsightError(
                 f"{self.folder} is a {self.settings.method} and has no classes of its own; it is a backbone: "
@@ -315,8 +314,9 @@ def is_finished(folder: str | Path) -> bool:
 
 def build_method(settings: RunSettings, facts: RunFacts, backbone: Backbone | None = None) -> Classifier:
     """A fresh method of the kind, shape and settings that a run names; `backbone` where there is one."""
-    kind = resolve(METHODS, settings.method, "method")
-    return kind(facts.classes, backbone or Space(facts.dim, facts.logit_scale), settings.settings)
+    kind = resolve(METHODS, settings.method, "method").formed(settings.settings)
+    space = backbone or Space(facts.dim, facts.logit_scale)
+    return kind(facts.classes, space, settings.settings).give(settings.words)
 
 
 def located(settings: RunSettings) -> RunSettings:

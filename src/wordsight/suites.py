@@ -19,8 +19,8 @@ from wordsight.config import AUTO, METHODS, RunSettings, WordsightError, resolve
 from wordsight.data import Dataset
 from wordsight.data.splits import Which
 from wordsight.files import nfc, plain_name
-from wordsight.methods import Classifier, Learner
-from wordsight.reader import nearest, read, read_yaml
+from wordsight.methods import Classifier
+from wordsight.reader import build, nearest, read, read_yaml
 from wordsight.runs import absolute
 from wordsight.workers import progress
 
@@ -244,7 +244,7 @@ def plan(settings: SuiteSettings, suite: Suite, opened: Mapping[str, Dataset]) -
             kind = method_of(entry)
             shots, seeds = numbers, settings.seeds
             if not kind.needs_labels and opened[data].test is not None:
-                shots, seeds = numbers[:1], seeds if issubclass(kind, Learner) else seeds[:1]
+                shots, seeds = numbers[:1], seeds if trains(entry) else seeds[:1]
             for number, seed in itertools.product(shots, seeds):
                 try:
                     one = settings_of(settings, suite, label, entry, data, number, seed)
@@ -275,6 +275,12 @@ def method_of(entry: Mapping[str, Any]) -> Any:
     return resolve(METHODS, entry.get("method", RunSettings.method), "method")
 
 
+def trains(entry: Mapping[str, Any]) -> bool:
+    """Whether what a user gave for a method is trained."""
+    kind = method_of(entry)
+    return kind.training(None, build(kind.Settings, entry.get("settings") or {}, "settings.")) is not None
+
+
 def classifiers() -> list[str]:
     return [name for name in METHODS if issubclass(resolve(METHODS, name, "method"), Classifier)]
 
@@ -297,12 +303,12 @@ def settings_of(
     a YAML that names none.
     """
     given = {name: value for name in GENERAL if (value := getattr(settings, name)) is not None}
-    trains = {"train": settings.train} if issubclass(method_of(entry), Learner) else {}
+    trained = {"train": settings.train} if trains(entry) else {}
     texts = {"sentences": sentence_file(settings, data), "aliases": alias_file(settings, data)}
     folder = settings.folder / plain_name(data) / f"{run_name(label)}-{shots}shot-seed{seed}"
     decided = {"data": data, "backbone": settings.backbone, "device": settings.device, "seed": seed}
     decided |= {"shots": shots, "classes": suite.classes, "name": label, "out": str(folder)}
-    return read(RunSettings, entry, given, trains, {} if "sentences" in entry else texts, decided)
+    return read(RunSettings, entry, given, trained, {} if "sentences" in entry else texts, decided)
 
 
 def own_name(data: str) -> str:

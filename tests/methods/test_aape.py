@@ -1,335 +1,180 @@
-"""AAPE's algebra equals its plain form, and each setting does what the paper or its docstring says."""
-
-import dataclasses
+"""AAPE's closed form: leave-one-out figures are those of refitting, what does not help is not used, and what
+a
+class without labels gets is its words and its prompt.
+"""
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from wordsight.backbones import unit
 from wordsight.config import WordsightError
-from wordsight.methods import FitData, Space, aape
-from wordsight.methods.aape import AAPE, AAPESettings, calibrate
-from wordsight.methods.aggregators import AttentionAggregator, MeanAggregator, MLPAggregator, mean_of
+from wordsight.methods import FitData, Learner, Space
+from wordsight.methods.aape import AAPE, AAPESettings, ClosedAAPE, Words
+from wordsight.methods.evidence import Scored, Spectrum, ridge, weigh
 from wordsight.sentences import ClassTexts
 
 DIM, SCALE = 12, 20.0
-NAMES = tuple("abcde")
 
 
 def draw(*shape, seed=0, dtype=torch.float32):
-    return unit(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def texts_of(names=NAMES, counts=(3, 0, 1, 2, 4), dtype=torch.float32):
-    vectors = tuple(draw(count, DIM, seed=10 + row, dtype=dtype) for row, count in enumerate(counts))
-    return ClassTexts(
-        tuple(names),
-        draw(len(names), DIM, seed=5, dtype=dtype),
-        tuple(("s",) * count for count in counts),
-        vectors,
-    )
+def texts_of(names, sentences=None):
+    count = len(names)
+    own = names if sentences is None else sentences
+    return ClassTexts(tuple(map(str, range(count))), names, (("s",),) * count, tuple(own[:, None]))
 
 
-def make(texts=None, known=NAMES[:3], shake=True, begin=True, **settings):
-    """An AAPE bound to five classes of which three have labels; `shake` moves every parameter away from its
-    start.
-    """
-    torch.manual_seed(0)
-    texts = texts or texts_of()
-    method = AAPE(tuple(known), Space(DIM, SCALE), AAPESettings(**{"calibrate": False, **settings}))
-    if begin:
-        counts = [texts.names.index(name) for name in known]
-        own = ClassTexts(
-            tuple(known),
-            texts.name_vectors[counts],
-            *(tuple(part[i] for i in counts) for part in (texts.sentences, texts.sentence_vectors)),
-        )
-        method.setup(FitData(draw(9, DIM)[:, None], torch.arange(9) % len(known), own, 3))
-    if shake:
-        with torch.no_grad():
-            for parameter in method.parameters():
-                parameter.add_(0.3 * torch.randn(parameter.shape))
-    method.set_classes(texts)
+def problem(classes=10, shots=5, noise=0.5, words=None, sentences=None, seed=0):
+    """Classes around directions; `words` are what their names say, the truth if nothing else is given."""
+    truth = unit(draw(classes, DIM, seed=seed))
+    labels = torch.arange(classes).repeat_interleave(shots)
+    images = unit(truth[labels] + noise * draw(len(labels), DIM, seed=seed + 1))
+    test = torch.arange(classes).repeat_interleave(30)
+    tested = unit(truth[test] + noise * draw(len(test), DIM, seed=seed + 2)), test
+    texts = texts_of(truth if words is None else words, sentences)
+    return FitData(images[:, None], labels, texts, 1), tested
+
+
+def fitted(data, **settings):
+    method = AAPE(data.texts.names, Space(DIM, SCALE), AAPESettings(**settings))
+    method.setup(data)
+    method.set_classes(data.texts)
     return method
 
 
-# -- the fast form -------------------------------------------------------------------------------------------
+def accuracy(method, tested):
+    return (method.logits(tested[0]).argmax(1) == tested[1]).float().mean().item()
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"class_residual": False}, {"form": "as_in_paper"}, {"new_strength": 1.0}, {"pull": 0.5}],
-    ids=str,
-)
-def test_cosines_equal_the_plain_form(settings):
-    method = make(texts_of(dtype=torch.float64), begin=False, **settings).double()
-    images = method.centred(draw(7, DIM, seed=2, dtype=torch.float64))
-    if settings.get("form") != "as_in_paper" and "new_strength" not in settings:
-        assert method.strength.unique().numel() == 2
-    plain = method.class_weights(images)
-    cosines, kept = method.cosines(images, method.generate(images))
-    torch.testing.assert_close(
-        cosines, F.cosine_similarity(images[:, None], plain, dim=-1), atol=1e-12, rtol=0
-    )
-    if settings.get("pull"):
-        torch.testing.assert_close(
-            kept, F.cosine_similarity(method.words[None], plain, dim=-1), atol=1e-12, rtol=0
-        )
-
-
-def test_the_fast_form_has_the_plain_form_s_gradients():
-    method, images = (
-        make(texts_of(dtype=torch.float64), begin=False, pull=1.0).double(),
-        draw(7, DIM, dtype=torch.float64),
-    )
-    fast, kept = method.cosines(images, method.generate(images))
-    plain = method.class_weights(images)
-    pairs = (
-        fast + kept,
-        F.cosine_similarity(images[:, None], plain, dim=-1)
-        + F.cosine_similarity(method.words[None], plain, dim=-1),
-    )
-    weights = torch.randn(fast.shape, dtype=torch.float64)
-    first, second = (
-        torch.autograd.grad((value * weights).sum(), list(method.parameters())) for value in pairs
-    )
-    for one, other in zip(first, second):
-        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
-
-
-def test_blocks_change_nothing_and_the_large_tensor_is_never_built(monkeypatch):
-    method, images = make(), draw(23, DIM)
-    with torch.inference_mode():
-        whole = method.logits(images)
-        monkeypatch.setattr(aape, "PAIRS_IN_CACHE", 20)
-        monkeypatch.setattr(AAPE, "class_weights", lambda *_: pytest.fail("built the B x C x D tensor"))
-        torch.testing.assert_close(method.logits(images), whole, atol=1e-5, rtol=0)
-        method.loss({"images": images, "labels": torch.arange(23) % 3})
-
-
-def test_no_tensor_of_a_block_is_as_large_as_images_by_classes_by_width():
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, arguments=(), others=None):
-            nonlocal largest
-            result = function(*arguments, **(others or {}))
-            largest = max(
-                [
-                    largest,
-                    *(
-                        part.numel()
-                        for part in (result if isinstance(result, (tuple, list)) else [result])
-                        if isinstance(part, torch.Tensor)
-                    ),
-                ]
-            )
-            return result
-
-    method, images = make(width=4), draw(50, DIM)
-    with torch.inference_mode(), Watch():
-        method.logits(images)
-    assert 50 * len(NAMES) * 4 <= largest < 50 * len(NAMES) * DIM
-
-
-# -- the forms -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("class_residual", [True, False])
-def test_the_residual_form_starts_at_zero_shot(class_residual):
-    texts, images = texts_of(), draw(7, DIM)
-    method = make(texts, shake=False, class_residual=class_residual)
-    words = unit(0.5 * texts.name_vectors + 0.5 * texts.means())
-    torch.testing.assert_close(method.words, words, atol=0, rtol=0)
-    torch.testing.assert_close(method.logits(images), SCALE * images @ words.T, atol=2e-5, rtol=0)
-
-
-def test_h_only_scores_by_what_the_generator_says():
-    texts, images = texts_of(), draw(7, DIM)
-    method = make(texts, form="h_only")
-    expected = SCALE * F.cosine_similarity(
-        method.generator(images)[:, None], texts.name_vectors[None], dim=-1
-    )
-    torch.testing.assert_close(method.logits(images), expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(method.prompt(images), unit(method.generator(images)))
-    assert not any(name.startswith(("from_", "project")) for name in method.weights())
-
-
-def test_the_papers_form_has_no_residual_machinery():
-    texts = texts_of()
-    method = make(texts, form="as_in_paper", calibrate=True, new_strength=0.0, pull=1.0)
-    assert method.class_residual is None
-    assert (method.mix.item(), method.scale.item(), method.centre.abs().sum().item()) == (0, SCALE, 0)
-    assert torch.equal(method.strength, torch.ones(5)) and torch.equal(method.start(), torch.zeros(5, DIM))
-    torch.testing.assert_close(method.words, texts.name_vectors)  # the paper's w_c is the class name's vector
-    images = draw(7, DIM)
-    joined = torch.cat(
-        [texts.name_vectors.expand(7, -1, -1), method.generator(images)[:, None].expand(-1, 5, -1)], -1
-    )
-    inner = torch.cat([method.from_class.weight, method.from_prompt.weight], 1)
-    written_out = (
-        F.relu(joined @ inner.T + method.from_class.bias) @ method.project.weight.T + method.project.bias
-    )  # g([w ; h(x)])
-    torch.testing.assert_close(method.class_weights(images), written_out, atol=1e-5, rtol=0)
-    assert method.loss({"images": images, "labels": torch.arange(7) % 3}).keys() == {
-        "cross_entropy",
-        "distill",
-        "reward",
-    }
-
-
-def test_new_classes_get_a_part_of_what_was_learned():
-    method = make(new_strength=0.3)
-    assert torch.equal(method.strength, torch.tensor([1, 1, 1, 0.3, 0.3]))
-    assert torch.equal(method.start()[3:], method.words[3:]) and not torch.equal(
-        method.start()[:3], method.words[:3]
-    )
-    still = make(new_strength=0.0)
-    images = draw(7, DIM)
-    torch.testing.assert_close(
-        still.logits(images)[:, 3:], SCALE * images @ unit(still.words[3:]).T, atol=2e-5, rtol=0
+def subset(texts, rows):
+    parts = vars(texts).values()
+    return ClassTexts(
+        *(tuple(part[i] for i in rows) if isinstance(part, tuple) else part[rows] for part in parts)
     )
 
 
-def test_offsets_follow_names_and_not_places():
-    method, texts = make(), texts_of()
-    order = [4, 2, 0, 3, 1]
-    before = method.start()
-    method.set_classes(
-        ClassTexts(
-            *(
-                tuple(part[i] for i in order) if isinstance(part, tuple) else part[order]
-                for part in vars(texts).values()
-            )
-        )
-    )
-    torch.testing.assert_close(method.start(), before[order])
+# -- evidence ------------------------------------------------------------------------------------------------
 
 
-# -- aggregators ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("count", [6, 30])
+def test_left_out_answers_are_those_of_fitting_again(count):
+    X, T = draw(count, DIM, dtype=torch.float64), draw(count, 3, seed=1, dtype=torch.float64)
+    spectrum = Spectrum.of(X)
+    found = ridge(spectrum, T, 0.3)
+    for row in range(count):
+        others = [i for i in range(count) if i != row]
+        # written out: an intercept that is not punished, and the same penalty
+        A = torch.cat([X[others], torch.ones(count - 1, 1, dtype=X.dtype)], 1)
+        punish = torch.diag(torch.tensor([*[0.3 * spectrum.size] * DIM, 0.0], dtype=X.dtype))
+        solved = torch.linalg.solve(A.T @ A + punish, A.T @ T[others])
+        expected = torch.cat([X[row], torch.ones(1, dtype=X.dtype)]) @ solved
+        torch.testing.assert_close(found.left_out[row], expected, atol=1e-8, rtol=0)
+    A = torch.cat([X, torch.ones(count, 1, dtype=X.dtype)], 1)
+    torch.testing.assert_close(found(X), A @ torch.linalg.solve(A.T @ A + punish, A.T @ T), atol=1e-8, rtol=0)
 
 
-def shaken(kind, heads=4):
-    torch.manual_seed(1)
-    aggregator = kind(DIM, heads).double()
-    with torch.no_grad():
-        for parameter in aggregator.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape))
-    return aggregator
+def test_weights_maximise_the_likelihood_and_never_turn_a_part_round():
+    labels = torch.arange(60) % 4
+    right = F.one_hot(labels, 4).float() + 0.8 * draw(60, 4)
+    parts = torch.stack([right, -right, draw(60, 4, seed=3)])
+    weights, fit = weigh([Scored(parts, labels)], [1.0, 0.0, 0.0], 60)
+    assert weights[0] > 0.5 and weights[1] == 0
+
+    def likelihood(a):
+        return -F.cross_entropy(torch.einsum("j,jnc->nc", torch.tensor(a), parts), labels).item()
+
+    for moved in (0.8, 1.2):
+        assert likelihood(weights) > likelihood([moved * weights[0], *weights[1:]])
+    assert fit <= likelihood(weights)
+    assert weigh([Scored(parts, labels)], [1.0, 0.0, 0.0], 60, [True, False, False])[0][2] == 0
+    timid, _ = weigh([Scored(parts, labels)], [1.0, 0.0, 0.0], 1e-6)
+    assert timid == pytest.approx([1.0, 0.0, 0.0], abs=1e-3)  # no evidence, no move
 
 
-@pytest.mark.parametrize("with_images", [False, True])
-@pytest.mark.parametrize("kind", [AttentionAggregator, MLPAggregator, MeanAggregator])
-def test_aggregators_ignore_order_and_padding(kind, with_images):
-    aggregator, sentences = shaken(kind), draw(3, 5, DIM, dtype=torch.float64)
-    images = draw(3, DIM, seed=4, dtype=torch.float64) if with_images else None
-    present = torch.arange(5) < torch.tensor([5, 2, 1])[:, None]
-    prompts = aggregator(sentences, present, images)
-    torch.testing.assert_close(prompts.norm(dim=1), torch.ones(3, dtype=torch.float64))
-    torch.testing.assert_close(aggregator(sentences.flip(1), present.flip(1), images), prompts)
-    alone = aggregator(sentences[1:2, :2], present[1:2, :2], images[1:2] if with_images else None)
-    torch.testing.assert_close(prompts[1:2], alone)
-    torch.testing.assert_close(
-        aggregator(sentences + 9 * ~present[..., None] * (kind is AttentionAggregator), present, images),
-        prompts,
-    )
+# -- the method ----------------------------------------------------------------------------------------------
 
 
-def test_attention_starts_at_the_mean():
-    sentences, present = draw(3, 5, DIM), torch.ones(3, 5, dtype=torch.bool)
-    mean = unit(sentences.sum(1))
-    torch.testing.assert_close(AttentionAggregator(DIM, 4)(sentences, present, None), mean)
-    images = draw(3, DIM, seed=4)
-    torch.testing.assert_close(AttentionAggregator(DIM, 4)(sentences, present, images), unit(mean + images))
+def test_the_form_names_the_class_and_only_the_trained_ones_learn():
+    data, _ = problem()
+    assert type(fitted(data)) is ClosedAAPE and not isinstance(fitted(data), Learner)
+    assert isinstance(AAPE(data.texts.names, Space(DIM, SCALE), AAPESettings(form="skip")), Learner)
 
 
-def test_attention_equals_torch_s_with_full_keys_and_values():
-    own, sentences = shaken(AttentionAggregator, heads=3), draw(4, 5, DIM, dtype=torch.float64)
-    present = torch.arange(5) < torch.tensor([5, 3, 1, 4])[:, None]
-    plain = nn.MultiheadAttention(DIM, 3, batch_first=True, dtype=torch.float64)
-    with torch.no_grad():
-        plain.in_proj_weight.copy_(torch.cat([own.query.weight, own.key.weight, own.value.weight]))
-        plain.in_proj_bias.copy_(torch.cat([own.query.bias, torch.zeros(2 * DIM, dtype=torch.float64)]))
-        plain.out_proj.load_state_dict(own.output.state_dict())
-        slot = mean_of(sentences, present)
-        seen = own.norm(torch.cat([slot[:, None], sentences], 1))
-        absent = ~F.pad(present, (1, 0), value=True)
-        prompt = slot + plain(seen[:, :1], seen, seen, key_padding_mask=absent, need_weights=False)[0][:, 0]
-        expected = unit(prompt + own.feed_forward(own.norm_after(prompt)))
-        torch.testing.assert_close(own(sentences, present, None), expected, atol=1e-12, rtol=0)
+def test_a_class_is_one_vector_and_one_number_and_equals_its_parts():
+    data, tested = problem(noise=0.8, words=unit(draw(10, DIM, seed=9)))
+    method, images = fitted(data), tested[0]
+    said = images @ method.prompt_map + method.prompt_bias
+    parts = method.parts(images, Words.of(data.texts), method.centre, method.middle, said)
+    offsets = images @ method.offset_map + method.offset_bias
+    expected = torch.einsum("j,jnc->nc", method.labelled, torch.cat([parts, offsets[None]]))
+    torch.testing.assert_close(method.logits(images), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_heads_that_do_not_divide_the_width_become_ones_that_do():
-    assert AttentionAggregator(DIM, 8).heads == 4 and AttentionAggregator(7, 4).heads == 1
+def test_with_good_words_and_few_images_it_stays_near_them():
+    data, tested = problem(shots=1, noise=0.7)
+    zero_shot = (tested[0] @ data.texts.name_vectors.T).argmax(1).eq(tested[1]).float().mean().item()
+    assert accuracy(fitted(data), tested) >= zero_shot - 0.01
 
 
-def test_the_query_decides_whether_prompts_differ_between_images():
-    images, labels = draw(6, DIM, seed=8), torch.tensor([0, 0, 0, 1, 1, 2])
-    shared, own = (make(query=query).condense(images, labels) for query in ("mean", "mean+image"))
-    assert (
-        torch.equal(shared[0], shared[1])
-        and torch.equal(shared[3], shared[4])
-        and not torch.allclose(shared[0], shared[3])
-    )
-    assert not torch.allclose(own[0], own[1], atol=1e-3)
+def test_with_words_that_know_nothing_it_learns_from_the_images():
+    data, tested = problem(shots=16, noise=0.2, words=unit(draw(10, DIM, seed=9)))
+    without = fitted(data, offsets=False, prompt=False)
+    assert accuracy(fitted(data), tested) > 0.9 > accuracy(without, tested) + 0.5
+    assert without.labelled[5] == 0 and without.labelled[4] == 0
 
 
-def test_random_keeps_one_sentence_a_class():
-    method, texts = make(aggregator="random"), texts_of()
-    assert method.sentences.shape == (3, 1, DIM)
-    for row, name, vectors in zip(method.sentences[:, 0], texts.name_vectors, texts.sentence_vectors):
-        assert any(torch.equal(row, vector) for vector in (vectors if len(vectors) else name[None]))
+def test_it_trusts_what_names_the_images():
+    truth, noise = unit(draw(10, DIM)), unit(draw(10, DIM, seed=7))
+    by_names, _ = problem(words=truth, sentences=noise)
+    by_sentences, _ = problem(words=noise, sentences=truth)
+    assert fitted(by_names).unlabelled[0] > 5 * fitted(by_names).unlabelled[1]
+    assert fitted(by_sentences).unlabelled[1] > 5 * fitted(by_sentences).unlabelled[0]
 
 
-@pytest.mark.parametrize("aggregator", ["attention", "mlp", "mean", "random"])
-def test_what_only_training_needs_is_not_saved(aggregator):
-    method = make(aggregator=aggregator)
-    assert method.weights().keys() == make(begin=False).weights().keys()
-    terms = method.loss({"images": draw(6, DIM), "labels": torch.arange(6) % 3})
-    assert ("reward" in terms) == (
-        aggregator in ("attention", "mlp")
-    )  # the others have nothing that a reward could move
+def test_the_prompt_carries_over_to_classes_without_labels():
+    """Where words lie in a turned space, h learns the turn from some classes, and others gain by it."""
+    turn = torch.linalg.qr(draw(DIM, DIM, seed=4))[0]
+    truth = unit(draw(40, DIM))
+    words = unit(truth @ (turn + torch.eye(DIM)))
+    labels = torch.arange(20).repeat_interleave(6)
+    images = unit(truth[labels] + 0.15 * draw(len(labels), DIM, seed=1))
+    whole = texts_of(words)
+    data = FitData(images[:, None], labels, subset(whole, range(20)), 1)
+    test = torch.arange(20).repeat_interleave(30)
+    tested = unit(truth[20 + test] + 0.15 * draw(len(test), DIM, seed=2)), test
+    with_prompt, without = fitted(data), fitted(data, prompt=False)
+    for method in (with_prompt, without):
+        method.set_classes(subset(whole, range(20, 40)))
+    assert accuracy(with_prompt, tested) > accuracy(without, tested) + 0.1
+    explained = with_prompt.prompt(tested[0]) @ words[20:].T
+    assert (explained.argmax(1) == test).float().mean() > accuracy(without, tested)
 
 
-def test_distillation_moves_the_generator_and_not_the_aggregator():
-    method = make()
-    method.loss({"images": draw(6, DIM), "labels": torch.arange(6) % 3})["distill"].backward()
-    assert method.generator[0].weight.grad.abs().sum() > 0
-    assert all(parameter.grad is None for parameter in method.aggregator.parameters())
+def test_labelled_classes_and_others_compete_on_equal_terms():
+    truth = unit(draw(24, DIM))
+    labels = torch.arange(12).repeat_interleave(8)
+    images = unit(truth[labels] + 0.5 * draw(len(labels), DIM, seed=1))
+    whole = texts_of(truth)
+    method = fitted(FitData(images[:, None], labels, subset(whole, range(12)), 1))
+    method.set_classes(whole)
+    test = torch.arange(24).repeat_interleave(40)
+    tested = unit(truth[test] + 0.5 * draw(len(test), DIM, seed=2))
+    right = method.logits(tested).argmax(1) == test
+    plain = (tested @ truth.T).argmax(1) == test
+    assert right[test >= 12].float().mean() > plain[test >= 12].float().mean() - 0.06
+    assert right[test < 12].float().mean() >= plain[test < 12].float().mean() - 0.02
 
 
-# -- calibration ---------------------------------------------------------------------------------------------
+def test_two_classes_are_enough():
+    data, tested = problem(classes=2, shots=3)
+    method = fitted(data)
+    assert accuracy(method, tested) > 0.8 and torch.equal(method.mixed, method.labelled)
 
 
-@pytest.mark.parametrize("right", ["sentences", "names"])
-def test_calibration_trusts_what_names_the_images(right):
-    truth, noise = draw(40, 32, seed=1), draw(40, 32, seed=2)
-    labels = torch.arange(400) % 40
-    images = unit(truth[labels] + torch.randn(400, 32, generator=torch.Generator().manual_seed(3)) / 5)
-    names, sentences = (noise, truth) if right == "sentences" else (truth, noise)
-    mix, centre, scale = calibrate(
-        images,
-        labels,
-        ClassTexts(tuple(map(str, range(40))), names, (("s",),) * 40, tuple(sentences[:, None])),
-    )
-    assert mix > 0.9 if right == "sentences" else mix < 0.1
-    assert centre.isfinite().all() and 3 <= scale <= 151
-
-
-def test_calibration_without_evidence_leaves_a_part_to_each():
-    mix, centre, scale = calibrate(draw(1, DIM), torch.tensor([0]), texts_of(NAMES[:2], (0, 0)))
-    assert 0.1 < mix < 0.7 and 3 <= scale <= 151
-    assert centre.norm() < 0.1  # one image is no centre
-
-
-def test_calibration_says_that_features_are_not_finite():
+def test_features_that_are_not_finite_are_refused():
+    data, _ = problem()
     with pytest.raises(WordsightError, match="not finite"):
-        calibrate(torch.full((4, DIM), torch.nan), torch.arange(4) % 2, texts_of(NAMES[:2], (1, 1)))
-
-
-def test_settings_that_cannot_work_are_refused_in_words():
-    for settings in ({"width": 0}, {"heads": 0}):
-        with pytest.raises(WordsightError, match=next(iter(settings))):
-            AAPE(NAMES, DIM, SCALE, dataclasses.replace(AAPESettings(), **settings))
+        fitted(data._replace(images=torch.full_like(data.images, torch.nan)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from wordsight.backbones import Backbone
 from wordsight.config import TrainSettings, WordsightError
+from wordsight.methods.words import Words
 from wordsight.sentences import ClassTexts
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class FitData(NamedTuple):
 
 
 class Method(nn.Module):
-    """What all methods have: settings of their own, and words for settings that do not go together."""
+    """What all methods have: settings of their own, and sentences for settings that do not go together."""
 
     Settings: ClassVar[type] = NoSettings
     needs_labels: ClassVar[bool] = True  # False: no labelled image changes what it does
@@ -70,9 +71,9 @@ class Method(nn.Module):
         """Errors: WordsightError where a run cannot be of these settings."""
 
     @classmethod
-    def training(cls, shots: int | None) -> TrainSettings | None:
-        """How it trains on so many labelled images a class, where nothing else is asked for; None: not at
-        all.
+    def training(cls, shots: int | None, own: Any = None) -> TrainSettings | None:
+        """How it trains on so many labelled images a class with settings `own`, where nothing else is asked
+        for; None: not at all.
         """
         return None
 
@@ -95,14 +96,66 @@ class Classifier(Method, ABC):
         super().__init__()
         self.class_names = class_names  # the classes that have labelled images
         self.dim, self.logit_scale, self.settings = space.dim, space.logit_scale, settings
+        self.given: Words | None = None  # of names, sentences and images; None: these as they are
+
+    @classmethod
+    def formed(cls, own: Any) -> type[Classifier]:
+        """The class that scores with settings `own`: another one where a method has several forms."""
+        return cls
+
+    @classmethod
+    def own_words(cls, own: Any = None) -> str:
+        """What `words=auto` is for a method with settings `own`."""
+        return "names"
 
     @classmethod
     def check(cls, settings: RunSettings) -> None:
-        if settings.classes == "new" and cls.needs_labels:
+        if cls.needs_tower and settings.words != "names":
+            raise WordsightError(
+                f"words={settings.words} gives class vectors, but method={settings.method} learns the tokens "
+                f"of its class texts; leave words out"
+            )
+        if settings.classes == "new" and settings.needs_labels:
             raise WordsightError(
                 "classes=new would train on the new classes; fit with classes=base, which is tested on "
                 "both halves"
             )
+
+    # -- what is called from outside, each with the words that the method is given
+
+    def give(self, words: str) -> Self:
+        """Be given these words (see Words) from now on. Returns itself."""
+        self.given = Words(words, self.dim, self.logit_scale) if words != "names" else None
+        return self
+
+    def begin(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
+        """`setup`, after the words were calibrated where they are to be."""
+        words = self.given
+        if words is None:
+            return self.setup(data)
+        words.fit(data.centre, data.labels, data.texts)
+        self._scale()
+        val = data.val._replace(images=words.images(data.val.images)) if data.val else None
+        images, texts = words.images(data.images), words.texts(data.texts)
+        return self.setup(data._replace(images=images, texts=texts, val=val))
+
+    def choose(self, texts: ClassTexts) -> None:
+        """`set_classes`."""
+        self.set_classes(self.given.texts(texts) if self.given else texts)
+
+    def score(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        """`logits`."""
+        return self.logits(self.given.images(images) if self.given else images)
+
+    def explain(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """`prompt`."""
+        return self.prompt(self.given.images(images) if self.given else images)
+
+    def _scale(self) -> None:
+        if self.given is not None and self.given.kind == "calibrated":
+            self.logit_scale = float(self.given.scale)
+
+    # -- what a method is ----------------------------------------------------------------------------------
 
     def setup(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
         """All of fitting that needs no gradient: closed forms, targets, calibration. Called before
@@ -142,6 +195,7 @@ class Classifier(Method, ABC):
                     f"{tuple(expected[name].shape)} of {expected[name].dtype}"
                 )
         self.load_state_dict(found, strict=False)  # what is absent only training needs
+        self._scale()
 
     def rows_of(self, texts: ClassTexts) -> Int[Tensor, " C"]:
         """Which of `class_names` each class is; -1 for a class without labelled images."""
@@ -163,11 +217,15 @@ class Embedder(Method):
 
     @classmethod
     def check(cls, settings: RunSettings) -> None:
+        if settings.words != "names":
+            raise WordsightError(
+                f"words={settings.words} is of class vectors, but method={settings.method} learns from "
+                f"pairs; leave it out"
+            )
         if settings.classes != "all":
             raise WordsightError(
                 f"classes={settings.classes} chooses labelled classes, but method={settings.method} learns "
-                f"from "
-                "pairs; leave it out"
+                f"from pairs; leave it out"
             )
 
 
@@ -179,7 +237,7 @@ class Learner(Method, ABC):
     epochs_by_shots: ClassVar[tuple[tuple[int, int], ...]] = ()
 
     @classmethod
-    def training(cls, shots: int | None) -> TrainSettings:
+    def training(cls, shots: int | None, own: Any = None) -> TrainSettings | None:
         """How it trains on so many labelled images a class, where nothing else is asked for."""
         fewer = [epochs for most, epochs in cls.epochs_by_shots if shots is not None and shots <= most]
         return dataclasses.replace(cls.training_defaults, epochs=fewer[0]) if fewer else cls.training_defaults

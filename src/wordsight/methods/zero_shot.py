@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,10 +20,7 @@ class ZeroShot(Classifier):
     class_vectors: Tensor
 
     def set_classes(self, texts: ClassTexts) -> None:
-        self.register_buffer("class_vectors", self.class_weights(texts), persistent=False)
-
-    def class_weights(self, texts: ClassTexts) -> Float[Tensor, "C D"]:
-        return texts.name_vectors
+        self.register_buffer("class_vectors", texts.name_vectors, persistent=False)
 
     def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         return self.logit_scale * images @ self.class_vectors.T
@@ -34,5 +33,6 @@ class SentenceMean(ZeroShot):
 
     needs_sentences = True
 
-    def class_weights(self, texts: ClassTexts) -> Float[Tensor, "C D"]:
-        return texts.means()
+    @classmethod
+    def own_words(cls, own: Any = None) -> str:
+        return "sentences"
