@@ -86,7 +86,7 @@ def test_a_wrong_value_ends_in_a_sentence(values, message):
 
 def test_later_sources_win_and_mappings_merge(tmp_path):
     (tmp_path / "a.yaml").write_text(
-        "data: x\nshots: 4\nsettings: {width: 8, heads: 2}\ntrain:\n  lr: 1e-4\n"
+        "data: x\nshots: 4\nsettings: {form: skip, width: 8, heads: 2}\ntrain:\n  lr: 1e-4\n"
     )
     (tmp_path / "b.yaml").write_text("shots: null\nsettings:\n  width: 16\n")
     settings = read(
@@ -101,7 +101,7 @@ def test_later_sources_win_and_mappings_merge(tmp_path):
         data="x",
         shots=None,
         seed=3,
-        settings={"width": 16, "heads": "4"},
+        settings={"form": "skip", "width": 16, "heads": "4"},
         train={"lr": "1e-4", "epochs": "2"},
     )
     assert settings.train == TrainSettings(lr=1e-4, epochs=2)

@@ -200,11 +200,11 @@ def test_numbers_of_numpy_can_be_saved(backbone, images, labels, tmp_path):
     classifier = Classifier(
         backbone,
         "aape",
-        settings={"width": np.int64(4), "pull": np.float32(0.5)},
+        settings={"form": "skip", "width": np.int64(4), "distill": np.float32(0.5)},
         train={**QUICK, "lr": np.float64(0.01)},
     )
     kept = load(classifier.fit(images, labels).save(tmp_path / "run"), backbone=backbone)
-    assert (kept.settings["width"], kept.settings["pull"], kept.train["lr"]) == (4, 0.5, 0.01)
+    assert (kept.settings["width"], kept.settings["distill"], kept.train["lr"]) == (4, 0.5, 0.01)
 
 
 def test_a_backbone_folder_is_enough_to_load(tiny_clip, images, labels, tmp_path):

@@ -91,25 +91,31 @@ def test_the_table_is_the_protocol():
 def test_cells_are_methods_by_data_by_shots_by_seeds(data, tmp_path):
     cells = cells_of(
         settings_for(
-            data, tmp_path, "few-shot", ("one", "two"), shots=(1, 2), methods=("aape", "zero_shot", "protext")
+            data,
+            tmp_path,
+            "few-shot",
+            ("one", "two"),
+            shots=(1, 2),
+            words="auto",
+            methods=("taskres", "zero_shot", "protext"),
         )
     )
     counted = {(plain_name(c.settings.data), c.label): 0 for c in cells}
     for cell in cells:
         counted[plain_name(cell.settings.data), cell.label] += 1
-    assert counted["one", "aape"] == counted["two", "aape"] == 4
+    assert counted["one", "taskres"] == counted["two", "taskres"] == 4
     assert counted["one", "zero_shot"] == 4, "without a test part the draw decides the test images"
     assert counted["two", "zero_shot"] == 1 and counted["two", "protext"] == 2, (
         "what draws nothing is there once, what trains once a seed"
     )
     assert len({cell.settings.out for cell in cells}) == len(cells)
-    aape = next(cell for cell in cells if cell.label == "aape")
-    assert (aape.settings.classes, aape.settings.backbone, aape.settings.train.epochs) == (
+    taskres = next(cell for cell in cells if cell.label == "taskres")
+    assert (taskres.settings.classes, taskres.settings.backbone, taskres.settings.train.epochs) == (
         "all",
         "colours",
         1,
     )
-    assert Path(aape.settings.out) == tmp_path / "out" / "one" / "aape-1shot-seed1"
+    assert Path(taskres.settings.out) == tmp_path / "out" / "one" / "taskres-1shot-seed1"
 
 
 def test_targets_belong_to_the_first_dataset(data, tmp_path):
@@ -226,7 +232,7 @@ def test_only_what_is_missing_is_run(data, backbone, tmp_path, monkeypatch):
 
 
 def test_other_settings_do_not_pass_for_a_finished_run(data, backbone, tmp_path):
-    settings = settings_for(data, tmp_path, methods=("aape", "zero_shot"), seeds=(1,))
+    settings = settings_for(data, tmp_path, methods=("taskres", "zero_shot"), seeds=(1,))
     run_suite(settings, backbone=backbone)
     result = run_suite(dataclasses.replace(settings, train={"epochs": 3}), backbone=backbone)
     assert len(result["failed"]) == 1 and "holds another run" in result["failed"][0]["says"]
@@ -290,7 +296,10 @@ def test_where_nothing_can_run_it_is_an_error(data, backbone, tmp_path):
         ({"jobs": 0}, "jobs=0 is not possible; give a number from 1 on, such as jobs=2"),
         ({"seeds": (1, 2, 1)}, "seeds=1,2,1 names one twice"),
         ({"shots": (0,)}, r"shots=\(0,\) is not possible"),
-        ({"train": {"epoch": 1}}, "unknown setting 'train.epoch' .did you mean 'epochs'"),
+        (
+            {"methods": ("taskres",), "train": {"epoch": 1}},
+            "unknown setting 'train.epoch' .did you mean 'epochs'",
+        ),
         ({"template": "no place"}, "template 'no place' holds"),
     ],
 )

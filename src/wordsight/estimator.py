@@ -32,7 +32,14 @@ from wordsight.sentences import ClassTexts, read_sentences
 from wordsight.sentences.self_written import sentences_for
 
 FROM_PYTHON = "python"  # what config.yaml names as data where the images came from Python
-CARRIED = ("seed", "views", "flip", "device", "dtype")  # settings that load gives back to the constructor
+CARRIED = (
+    "words",
+    "seed",
+    "views",
+    "flip",
+    "device",
+    "dtype",
+)  # settings that load gives back to the constructor
 
 
 class Classifier(ClassifierMixin, BaseEstimator):
@@ -58,6 +65,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         class_names: Sequence[str] | None = None,
         settings: Mapping[str, Any] | None = None,
         train: Mapping[str, Any] | None = None,
+        words: str = "auto",
         seed: int = 1,
         views: int = 1,
         flip: bool = True,
@@ -70,6 +78,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.aliases = aliases
         self.template = template
         self.class_names = class_names
+        self.words = words
         self.settings = settings
         self.train = train
         self.seed = seed

@@ -81,6 +81,9 @@ class SuiteSettings:
     shots: tuple[int, ...] | None = None  # in place of the suite's
     sentences: str | None = None  # for methods whose YAML names none; {data} is the dataset's folder name
     aliases: str | None = None  # the same; with {data}, a dataset without such a file needs none
+    # the words that every method which scores by class vectors is given, so that all are compared at equal
+    # ones; auto: each method's own
+    words: Literal["auto", "names", "sentences", "calibrated"] = "calibrated"
     template: str | None = None  # for all methods, in place of theirs; likewise the next three
     views: int | None = None  # image views in the feature cache: the centre crop, and augmented ones
     flip: bool | None = None  # whether augmented views may be mirrored
@@ -241,9 +244,9 @@ def plan(settings: SuiteSettings, suite: Suite, opened: Mapping[str, Dataset]) -
     cells = []
     for data in settings.data[:1] if suite.targets else settings.data:
         for label, entry in entries.items():
-            kind = method_of(entry)
             shots, seeds = numbers, settings.seeds
-            if not kind.needs_labels and opened[data].test is not None:
+            needs = method_of(entry).needs_labels or words_of(settings, entry) == "calibrated"
+            if not needs and opened[data].test is not None:
                 shots, seeds = numbers[:1], seeds if trains(entry) else seeds[:1]
             for number, seed in itertools.product(shots, seeds):
                 try:
@@ -273,6 +276,16 @@ def method_entries(settings: SuiteSettings) -> dict[str, dict[str, Any]]:
 
 def method_of(entry: Mapping[str, Any]) -> Any:
     return resolve(METHODS, entry.get("method", RunSettings.method), "method")
+
+
+def words_of(settings: SuiteSettings, entry: Mapping[str, Any]) -> str:
+    """The words that a method of the suite is given: its own where its YAML says so, or where it learns the
+    tokens of its class texts or uses none.
+    """
+    kind = method_of(entry)
+    if "words" in entry or kind.needs_tower or not kind.needs_words:
+        return entry.get("words", "auto")
+    return settings.words
 
 
 def trains(entry: Mapping[str, Any]) -> bool:
@@ -306,6 +319,7 @@ def settings_of(
     trained = {"train": settings.train} if trains(entry) else {}
     texts = {"sentences": sentence_file(settings, data), "aliases": alias_file(settings, data)}
     folder = settings.folder / plain_name(data) / f"{run_name(label)}-{shots}shot-seed{seed}"
+    given["words"] = words_of(settings, entry)
     decided = {"data": data, "backbone": settings.backbone, "device": settings.device, "seed": seed}
     decided |= {"shots": shots, "classes": suite.classes, "name": label, "out": str(folder)}
     return read(RunSettings, entry, given, trained, {} if "sentences" in entry else texts, decided)

@@ -121,7 +121,7 @@ def test_is_saved_and_loaded_to_the_same_scores(name, data, texts, backbone, tmp
     run.keep_weights(method)
     run.finish()
     loaded = Run.open(tmp_path / "run").method(backbone)
-    loaded.set_classes(texts)
+    loaded.choose(texts)
     assert torch.equal(predict_logits(loaded, data[0]), predict_logits(method, data[0]))
 
 
@@ -160,14 +160,14 @@ def test_other_classes_are_set_after_training(name, data, texts, backbone):
     )
     if name in LABELLED_ONLY:
         with pytest.raises(WordsightError, match="has seen no images of purple"):
-            method.set_classes(others)
+            method.choose(others)
         others = class_texts(backbone.encode_text, ("blue", "red"), sentences=SENTENCES)
-    method.set_classes(others)
+    method.choose(others)
     logits = predict_logits(method, data[0])
     assert logits.shape == (24, len(others.names)) and logits.isfinite().all()
     if name not in WEIGHED:  # a known class keeps what it learned
         assert torch.allclose(logits[:, [0, -1]], before[:, [2, 0]], atol=1e-4)
-    method.set_classes(texts)
+    method.choose(texts)
     assert torch.equal(predict_logits(method, data[0]), before)
 
 
@@ -180,7 +180,7 @@ def test_the_order_of_classes_only_orders_the_scores(name, data, texts, backbone
             for part in vars(texts).values()
         )
     )
-    method.set_classes(turned)
+    method.choose(turned)
     assert torch.allclose(predict_logits(method, data[0]), before[:, order], atol=1e-5)
 
 
@@ -216,8 +216,8 @@ def test_fitting_twice_gives_the_same_bits(name, data, texts, backbone):
 def test_gradients_reach_what_is_trained_and_nothing_else(name, data, texts, backbone):
     images, labels = data
     method = attached(name, backbone)
-    method.setup(FitData(images[:, None], labels, texts, 1))
-    method.set_classes(texts)
+    method.begin(FitData(images[:, None], labels, texts, 1))
+    method.choose(texts)
     optimizer = torch.optim.SGD(method.parameter_groups(), lr=0.1)
     frozen = {key: tensor.clone() for key, tensor in method.named_buffers()}
     grouped = [parameter for group in method.parameter_groups() for parameter in group["params"]]

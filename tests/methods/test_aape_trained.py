@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from wordsight.backbones import unit
 from wordsight.config import WordsightError
 from wordsight.methods import FitData, Space, aape_trained
-from wordsight.methods.aape import AAPE, AAPESettings
+from wordsight.methods.aape import AAPESettings
 from wordsight.methods.aape_trained import TrainedAAPE
 from wordsight.methods.aggregators import AttentionAggregator, MeanAggregator, MLPAggregator, mean_of
 from wordsight.sentences import ClassTexts
@@ -39,7 +39,7 @@ def make(texts=None, known=NAMES[:3], shake=True, begin=True, **settings):
     """A trained AAPE bound to five classes of which three have labels; `shake` moves all parameters."""
     torch.manual_seed(0)
     texts = texts or texts_of()
-    method = AAPE(tuple(known), Space(DIM, SCALE), AAPESettings(**{"form": "skip", **settings}))
+    method = TrainedAAPE(tuple(known), Space(DIM, SCALE), AAPESettings(**{"form": "skip", **settings}))
     if begin:
         counts = [texts.names.index(name) for name in known]
         own = ClassTexts(
@@ -262,4 +262,4 @@ def test_distillation_moves_the_generator_and_not_the_aggregator():
 def test_settings_that_cannot_work_are_refused_in_words():
     for settings in ({"width": 0}, {"heads": 0}):
         with pytest.raises(WordsightError, match=next(iter(settings))):
-            AAPE(NAMES, DIM, SCALE, dataclasses.replace(AAPESettings(), **settings))
+            TrainedAAPE(NAMES, Space(DIM, SCALE), dataclasses.replace(AAPESettings(), **settings))

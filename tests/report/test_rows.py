@@ -75,7 +75,7 @@ def test_only_settings_that_differ_are_named_and_they_part_the_rows(tmp_path):
     default = fabricate(tmp_path / "d", accuracies={"all": 60.0})
     longer = fabricate(tmp_path / "l", method="zero_shot", sentences="s.json", accuracies={"all": 60.0})
     assert {row.label for row in read_rows([narrow, default, longer])} == {
-        "aape width=8",
+        "aape width=32",
         "aape width=16",
         "zero_shot",
     }

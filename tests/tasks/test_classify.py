@@ -185,7 +185,10 @@ def test_a_class_without_a_readable_image_is_named(backbone, tmp_path, method):
         ({"method": "apee"}, "did you mean 'aape'"),
         ({"settings": {"widht": 3}}, r"unknown setting 'settings.widht'.*did you mean 'width'"),
         ({"settings": {"width": 0}}, "width"),
-        ({"train": {"batch_size": 0}}, r"train\.batch_size=0 is not possible"),
+        (
+            {"method": "taskres", "settings": {}, "train": {"batch_size": 0}},
+            r"train\.batch_size=0 is not possible",
+        ),
         ({"device": "gpu"}, "device='gpu' is not known; give auto, cpu, cuda, cuda:1 or mps"),
         ({"sentences": "clip8"}, "did you mean 'clip80'|did you mean 'clip7'"),
         ({"template": "a photo"}, "must hold it once"),
@@ -222,9 +225,10 @@ def test_a_stand_in_for_sentences_is_said(photos, backbone, tmp_path, said):
 
 def test_views_are_trained_on_and_not_tested_on(photos, backbone, tmp_path):
     first, second = (
-        fit(settings_for(photos, tmp_path / str(views), views=views), backbone=backbone) for views in (1, 3)
+        fit(settings_for(photos, tmp_path / str(views), "taskres", views=views), backbone=backbone)
+        for views in (1, 3)
     )
-    assert not torch.equal(first.method().generator[0].weight, second.method().generator[0].weight)
+    assert not torch.equal(first.method().offsets, second.method().offsets)
     assert second.events("eval")[0]["images"] == 12
 
 

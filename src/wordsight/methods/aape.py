@@ -28,8 +28,10 @@ FORMS = {"solved": "wordsight.methods.aape:SolvedAAPE"} | dict.fromkeys(
 )
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of h's ridge map, in units of the mean squared singular value
 SHARES = (1.0, 0.5, 0.2, 0.05)  # of the words beside the offsets
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # penalties of the offsets
-DOUBT = 0.7  # nats that a step away from what is expected on that grid must earn
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalties of the offsets
+# of that grid, what is expected beforehand (chosen on training and validation images of six sets, benchmarks/
+# aape), and how many nats each step from it must earn
+EXPECTED, DOUBT = (0.5, 0.1), 0.7
 FOLDS = 4  # in which labelled images are left out, at most
 WARMTHS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)  # by which left-out scores are tempered
 ROUNDS = 3  # times that the classes are parted in two, each half once left out
@@ -259,14 +261,12 @@ def _strength(known: Known, scale: float) -> tuple[float, float, float]:
     """How much the words count beside the offsets, the offsets' penalty, and the temperature: under which
     images that were left out are likeliest, once their scores are tempered.
 
-    What is expected beforehand, and taken where classes have one image: half of the words, and a penalty that
-    grows with the root of the number of classes, since more classes have more to gain by one image's chance
-    (chosen on training and validation images of six sets: benchmarks/aape)."""
-    expected = 0.5, 0.01 * math.sqrt(len(known.words) / 5)
+    Classes of one image leave nothing out, so EXPECTED is taken; elsewhere, each step from it on the grid
+    must earn DOUBT."""
     counts = known.labels.bincount(minlength=len(known.words))
     folds = min(FOLDS, int(counts.median()))
     if folds < 2:
-        return *expected, 1.0
+        return *EXPECTED, 1.0
     fold = torch.empty_like(known.labels)
     for row in range(len(counts)):
         own = (known.labels == row).nonzero()[:, 0]
@@ -284,7 +284,7 @@ def _strength(known: Known, scale: float) -> tuple[float, float, float]:
                 scores.append(share * said[out] + solved(known.images[out]))
             left_out = torch.cat(scores)
             loss, warmth = min((float(F.cross_entropy(t * left_out, labels)), t) for t in WARMTHS)
-            away = abs(math.log(share / expected[0], 2.5)) + abs(math.log10(penalty / expected[1]))
+            away = abs(math.log(share / EXPECTED[0], 2.5)) + abs(math.log10(penalty / EXPECTED[1]))
             if best is None or len(labels) * loss + DOUBT * away < best[0]:
                 best = len(labels) * loss + DOUBT * away, share, penalty, warmth
     assert best is not None  # there is a share and a penalty

@@ -84,8 +84,9 @@ def logistic(
         value.backward()
         return value
 
-    with torch.enable_grad():
-        found.step(loss)
+    if V.numel():  # images that are all the same move nothing
+        with torch.enable_grad():
+            found.step(loss)
     solved = (spectrum.turn / size) @ V.detach().cpu().double()
     return Affine(solved.to(prior), -(spectrum.mean @ solved).to(prior))
 

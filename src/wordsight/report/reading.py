@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wordsight.config import METHODS, RunSettings, WordsightError, resolve
+from wordsight.config import RunSettings, WordsightError
 from wordsight.files import csv_rows, read_bytes, read_json, read_tensors, read_text
 from wordsight.runs import Run, predictions_file
 
@@ -93,7 +93,7 @@ class Measured:
     @property
     def shots(self) -> int:
         """Labelled images per class: a number, NO_LABELS or ALL_LABELS."""
-        if not resolve(METHODS, self.settings.method, "method").needs_labels:
+        if not self.settings.needs_labels:
             return NO_LABELS
         return ALL_LABELS if self.settings.shots is None else self.settings.shots
 

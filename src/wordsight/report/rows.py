@@ -21,6 +21,7 @@ ABSENT = "–"
 ELSEWHERE = " → "  # between the data of training and other data of a test
 FIGURES = (*PARTS, "H")
 ALSO_COMPARED = (
+    "words",
     "sentences",
     "aliases",
     "template",
