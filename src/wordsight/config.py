@@ -281,11 +281,13 @@ def _training(kind: Any, settings: RunSettings) -> TrainSettings | None:
     """The method's training settings with what the run changes; None for a method that trains nothing."""
     given = settings.train
     defaults = kind.training(settings.shots, settings.settings)
-    if defaults is None:
-        if given:
+    if defaults is None and given:
+        defaults = getattr(kind, "paper_training", None)  # of its forms that are trained: told in fit
+        if defaults is None:
             raise WordsightError(
                 f"train.{next(iter(given))} is set, but {settings.method} trains nothing; leave it out"
             )
+    if defaults is None:
         return None
     if isinstance(given, TrainSettings):
         return given

@@ -213,7 +213,7 @@ def cost_of(settings: RunSettings, problem: Problem, backbone: Backbone) -> dict
         made.append(fresh(settings, problem, backbone))
         began = clock(device)
         with limited(LIMIT):
-            examples = made[0].setup(data_of(problem, settings))
+            examples = made[0].begin(data_of(problem, settings))
             begun.append((examples, clock(device) - began))
 
     with contextlib.suppress(TooLong):
@@ -224,7 +224,7 @@ def cost_of(settings: RunSettings, problem: Problem, backbone: Backbone) -> dict
         row |= {"fit_seconds": LIMIT, "fit_how": "given up"}
     if not begun and isinstance(method, Learner):
         return row
-    method.set_classes(problem.texts)
+    method.choose(problem.texts)
     method.to(device)
     if isinstance(method, Learner):
         row |= step_costs(method, settings, *begun[0], row["fit_mib"], backbone)
@@ -301,7 +301,7 @@ def predict_costs(method: Classifier, problem: Problem, backbone: Backbone) -> d
         "batch": count,
         "predict_mib": peak_mib(lambda: predict_logits(method, images[:1]), backbone.device),
     }
-    return figures | {"image_mflops": mflops(lambda: method.logits(images[:1]))}
+    return figures | {"image_mflops": mflops(lambda: method.score(images[:1]))}
 
 
 def most(seconds: float) -> int:

@@ -236,6 +236,8 @@ def fit_method(
     those of `data`. With `run`, training logs there and can be resumed."""
     torch.manual_seed(settings.seed)
     method = build_method(settings, facts, backbone)
+    if settings.train is not None and not isinstance(method, Learner):
+        log.info("train.* changes nothing: %s trains nothing with these settings", settings.method)
     if settings.needs_labels:
         counts = data.labels.bincount(minlength=len(method.class_names))
         without = [name for name, count in zip(method.class_names, counts) if not count]

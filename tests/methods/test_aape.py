@@ -136,11 +136,14 @@ def test_a_class_is_one_vector_and_one_number_and_equals_its_parts():
     torch.testing.assert_close(method.logits(images), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("shots", [1, 4])
-def test_with_good_words_and_few_images_it_stays_near_them(shots):
-    data, tested = problem(shots=shots, noise=0.7)
-    zero_shot = (tested[0] @ data.texts.name_vectors.T).argmax(1).eq(tested[1]).float().mean().item()
-    assert accuracy(fitted(data), tested) >= zero_shot - 0.02
+@pytest.mark.parametrize("shots", [1, 8])
+def test_with_perfect_words_and_few_images_it_stays_near_them(shots):
+    lost = []
+    for seed in range(0, 80, 10):
+        data, tested = problem(shots=shots, noise=0.35, seed=seed)
+        zero_shot = (tested[0] @ data.texts.name_vectors.T).argmax(1).eq(tested[1]).float().mean().item()
+        lost.append(zero_shot - accuracy(fitted(data), tested))
+    assert sum(lost) / len(lost) < 0.025
 
 
 def test_with_words_that_know_nothing_it_learns_from_the_images():

@@ -159,7 +159,8 @@ class SolvedAAPE(AAPE):
         assert best is not None  # there is a penalty
         self.unlabelled.copy_(torch.tensor(best[1]))
         h = ridge(Spectrum.of(known.images), known.prompts[known.labels], best[0])
-        self.prompt_map.copy_(h.map), self.prompt_bias.copy_(h.bias)
+        self.prompt_map.copy_(h.map)
+        self.prompt_bias.copy_(h.bias)
 
     def _solve_offsets(self, known: Known) -> None:
         """o_c and b_c, as strong as images that were left out say; and how much of them may count beside
@@ -171,7 +172,8 @@ class SolvedAAPE(AAPE):
         share, penalty, warmth = _strength(some, scale)
         self.labelled.copy_(torch.tensor([warmth * share * scale, warmth]))
         solved = known.offsets(share * scale, penalty)
-        self.offset_map.copy_(solved.map), self.offset_bias.copy_(solved.bias)
+        self.offset_map.copy_(solved.map)
+        self.offset_bias.copy_(solved.bias)
         if len(some.words) >= LEAST_CLASSES:
             self.share.fill_(_beside_others(some, share * scale, penalty))
 

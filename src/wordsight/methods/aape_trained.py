@@ -48,7 +48,8 @@ class TrainedAAPE(AAPE, Learner):
             self.from_prompt = nn.Linear(dim, width, bias=False) if self.generator is not None else None
             self.project = nn.Linear(width, dim)
             if self.skip:
-                nn.init.zeros_(self.project.weight), nn.init.zeros_(self.project.bias)
+                nn.init.zeros_(self.project.weight)
+                nn.init.zeros_(self.project.bias)
 
     # -- fitting ---------------------------------------------------------------------------------------------
 

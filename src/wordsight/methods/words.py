@@ -43,7 +43,9 @@ class Words(nn.Module):
         """Errors: WordsightError where there is no labelled image, or a vector is not finite."""
         if self.kind == "calibrated":
             mix, centre, scale = calibrate(images, labels, texts, float(self.scale))
-            self.mix.fill_(mix), self.centre.copy_(centre), self.scale.fill_(scale)
+            self.mix.fill_(mix)
+            self.centre.copy_(centre)
+            self.scale.fill_(scale)
 
     def images(self, images: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         return unit(images - self.centre) if self.kind == "calibrated" else images

@@ -247,8 +247,9 @@ def settings_in_full(settings: RunSettings) -> dict[str, Any]:
     own = to_dict(settings.settings)
     trained = to_dict(settings.train) if settings.train else {}  # nothing is trained without
     training = {f"train.{name}": value for name, value in trained.items()}
+    default = kind.training(settings.shots, settings.settings)
     by_shots = bool(trained) and issubclass(kind, Learner) and kind.epochs_by_shots
-    if by_shots and settings.train.epochs == kind.training(settings.shots, settings.settings).epochs:
+    if by_shots and default is not None and trained["epochs"] == default.epochs:
         training["train.epochs"] = "by shots"  # one method, whose epochs follow the shots
     also = {name: getattr(settings, name) for name in ALSO_COMPARED}
     for name in ("sentences", "aliases"):
