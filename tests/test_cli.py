@@ -510,7 +510,7 @@ def test_ctrl_c_and_the_same_command_end_in_the_same_bits(photos, tiny_clip, tmp
         f"backbone={tiny_clip}",
         "shots=2",
         "device=cpu",
-        "settings.aggregator=mean",
+        "settings.form=skip",
         "train.min_steps=300",
         "train.epochs=1",
         "train.save_seconds=0.02",

@@ -376,7 +376,7 @@ def test_the_command_line_says_what_was_done_and_what_could_not_be(data, tiny_cl
 def test_ctrl_c_stops_all_workers_and_the_same_command_ends_in_the_same_bits(
     data, tiny_clip, tmp_path, capsys
 ):
-    slow = ("methods=aape", "train.epochs=1", "train.min_steps=80", "train.save_seconds=0.02")
+    slow = ("methods=taskres", "train.epochs=1", "train.min_steps=800", "train.save_seconds=0.02")
     words = words_for(data, tiny_clip, tmp_path / "out", *slow)
     process = command([*words, "jobs=2"], tmp_path / "errors")
     try:
@@ -404,7 +404,7 @@ def test_ctrl_c_stops_all_workers_and_the_same_command_ends_in_the_same_bits(
             suites.run_cell(cell)
     for seed in (1, 2):
         resumed, unbroken = (
-            (tmp_path / side / "one" / f"aape-2shot-seed{seed}" / "weights.safetensors").read_bytes()
+            (tmp_path / side / "one" / f"taskres-2shot-seed{seed}" / "weights.safetensors").read_bytes()
             for side in ("out", "unbroken")
         )
         assert resumed == unbroken

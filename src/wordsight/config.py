@@ -144,7 +144,18 @@ def plugins(what: str) -> dict[str, importlib.metadata.EntryPoint]:
 
 
 LEAST = dict.fromkeys(
-    ("epochs", "min_steps", "lr", "weight_decay", "momentum", "warmup_epochs", "warmup_lr", "warmup_steps"), 0
+    (
+        "epochs",
+        "min_steps",
+        "lr",
+        "weight_decay",
+        "eps",
+        "momentum",
+        "warmup_epochs",
+        "warmup_lr",
+        "warmup_steps",
+    ),
+    0,
 ) | {"batch_size": 1, "max_steps": 1, "log_steps": 1, "save_seconds": 0, "clip_norm": 0}
 
 
@@ -162,6 +173,7 @@ class TrainSettings:
     lr: float = 1e-3  # the learning rate at its highest
     weight_decay: float = 0.0  # as the optimizer has it: decoupled for adamw, in the gradient for sgd
     momentum: float = 0.9  # SGD only
+    eps: float = 1e-8  # AdamW only: what its denominator has beside the root of the squared gradients
     schedule: Literal["epoch", "step"] = "epoch"  # the cosine falls once an epoch (CoOp), or at every step
     warmup_epochs: int = 0  # schedule=epoch: epochs at `warmup_lr` before the cosine begins
     warmup_lr: float = 1e-5  # schedule=epoch: the learning rate of those epochs

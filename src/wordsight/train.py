@@ -250,7 +250,9 @@ def _optimizer(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.o
         return torch.optim.SGD(
             groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
-    return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay, fused=True
+    )
 
 
 def changing(learner: nn.Module) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from wordsight.data import Split
 from wordsight.fit import fit_method, validation
 from wordsight.fitted import predict_logits
 from wordsight.methods import FitData, Labelled
+from wordsight.methods.linear_probe import SWEEP, UNSWEPT
 from wordsight.runs import Run, RunFacts, build_method
 from wordsight.sentences import ClassTexts
 
@@ -132,8 +133,8 @@ def test_validation_images_choose_what_the_votes_weigh(train, texts):
         and accuracies[0] >= accuracies[1]
     )
     grid = []
-    for alpha in torch.arange(20) * (3 - 0.1) / 20 + 0.1:
-        for beta in torch.arange(200) * (7 - 0.1) / 200 + 0.1:
+    for alpha in torch.arange(20) * (13 - 0.1) / 20 + 0.1:
+        for beta in torch.arange(200) * (13 - 0.1) / 200 + 0.1:
             chosen.alpha.fill_(alpha), chosen.beta.fill_(beta)
             grid.append((predict_logits(chosen, val.images).argmax(1) == val.labels).float().mean())
     assert accuracies[0] == max(grid)
@@ -228,3 +229,17 @@ def test_epochs_follow_the_labelled_images(name, shots, epochs):
         == resolve(METHODS, name, "method").training_defaults.epochs
     )
     assert RunSettings(data="d", method=name, shots=shots, train={"epochs": 3}).train.epochs == 3
+
+
+def test_the_linear_probe_sweeps_its_penalty_on_validation_images(train, texts):
+    val = draw(60, 0.3, 4)
+    swept = begun("linear_probe", train, texts, val)
+    right = {
+        strength: (predict_logits(begun("linear_probe", train, texts, strength=strength), val.images))
+        for strength in SWEEP
+    }
+    right = {one: float((logits.argmax(1) == val.labels).float().mean()) for one, logits in right.items()}
+    mine = float((predict_logits(swept, val.images).argmax(1) == val.labels).float().mean())
+    assert mine == max(right.values())
+    unswept, fixed = (begun("linear_probe", train, texts, **own) for own in ({}, {"strength": UNSWEPT}))
+    assert torch.equal(unswept.weight, fixed.weight)

@@ -14,15 +14,19 @@ from wordsight.config import WordsightError
 from wordsight.methods import Classifier, FitData, Space
 from wordsight.sentences import ClassTexts
 
+SWEEP = tuple(10.0**power for power in range(-4, 3))  # penalties tried on validation images
+UNSWEPT = 0.1  # the penalty where there are none
+
 
 @dataclass(frozen=True)
 class LinearProbeSettings:
-    # lambda of the L2 penalty lambda/2 |W|^2 beside the summed loss; scikit-learn's C is 1/lambda
-    strength: float = 0.1
+    # lambda of the L2 penalty lambda/2 |W|^2 beside the summed loss; scikit-learn's C is 1/lambda. null: the
+    # best on validation images, and 0.1 where the data has none
+    strength: float | None = None
     max_iter: int = 1000  # steps of L-BFGS at most
 
     def __post_init__(self) -> None:
-        if self.strength <= 0 or self.max_iter < 1:
+        if (self.strength is not None and self.strength <= 0) or self.max_iter < 1:
             raise WordsightError(
                 f"settings.strength={self.strength} must be above 0, and settings.max_iter={self.max_iter} "
                 f"1 or more"
@@ -32,11 +36,13 @@ class LinearProbeSettings:
 class LinearProbe(Classifier):
     """scikit-learn's L-BFGS logistic regression on unit features (CLIP, section 3.2).
 
-    Differs from the paper: the penalty is a setting instead of a sweep over a validation set, since few-shot
-    sets have none to spare. It can score only classes that had labels."""
+    The penalty is swept over powers of ten on validation images. Differs from the paper: the sweep is not
+    refined around its best, and where there are no validation images the penalty is 0.1. It can score only
+    classes that had labels."""
 
     Settings = LinearProbeSettings
     needs_words = False
+    needs_val = True
     weight: Tensor
     bias: Tensor
     rows: Tensor
@@ -47,21 +53,38 @@ class LinearProbe(Classifier):
         self.register_buffer("bias", torch.zeros(len(class_names)))
 
     def setup(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
+        strength = self.settings.strength
+        if strength is None and data.val is not None and len(data.val.labels):
+            images, labels = data.val.images.cpu(), data.val.labels.cpu()
+            tried = [(one, *self.solve(data, one)) for one in SWEEP]
+            right = [
+                float(((images @ weight.T.float() + bias.float()).argmax(1) == labels).float().mean())
+                for _, weight, bias in tried
+            ]
+            best = max(right)  # of equal ones the middle, as a few images decide little
+            equal = [place for place, found in enumerate(right) if found == best]
+            _, weight, bias = tried[equal[len(equal) // 2]]
+        else:
+            weight, bias = self.solve(data, strength or UNSWEPT)
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+        return super().setup(data)
+
+    def solve(self, data: FitData, strength: float) -> tuple[Float[Tensor, "C D"], Float[Tensor, " C"]]:
+        """Weight and bias at a penalty."""
         from sklearn.linear_model import LogisticRegression
 
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", "The number of unique classes is greater than 50%"
             )  # true of one shot, and no mistake here
-            probe = LogisticRegression(C=1 / self.settings.strength, max_iter=self.settings.max_iter).fit(
+            probe = LogisticRegression(C=1 / strength, max_iter=self.settings.max_iter).fit(
                 data.centre.cpu().numpy(), data.labels.cpu().numpy()
             )
         weight, bias = torch.from_numpy(probe.coef_), torch.from_numpy(probe.intercept_)
         if len(self.class_names) == 2:  # scikit-learn keeps one row for two classes
             weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
-        self.weight.copy_(weight)
-        self.bias.copy_(bias)
-        return super().setup(data)
+        return weight, bias
 
     def set_classes(self, texts: ClassTexts) -> None:
         unknown = [name for name in texts.names if name not in self.class_names]

@@ -26,7 +26,9 @@ class TaskRes(Classifier, Learner):
 
     "Task Residual for Tuning Vision-Language Models", Yu et al., CVPR 2023. As in the paper, with the regular
     base (the enhanced one is a text tower tuned beforehand), and without the small weight decay of the
-    authors' Adam. A class without labels has no offset: it is scored as zero-shot does."""
+    authors' Adam. Differs: offsets are added to unit vectors; the authors add them to text vectors as CLIP
+    gives them, some ten times as long, so that their alpha counts for less. A class without labels has no
+    offset: it is scored as zero-shot does."""
 
     Settings = TaskResSettings
     words: Tensor

@@ -17,8 +17,7 @@ from wordsight.config import TrainSettings
 from wordsight.methods import Classifier, FitData, Labelled, Learner, Space
 from wordsight.sentences import ClassTexts
 
-ALPHAS = torch.arange(20) * (3 - 0.1) / 20 + 0.1  # the authors' grid
-BETAS = torch.arange(200) * (7 - 0.1) / 200 + 0.1
+STEPS = (20, 200)  # of alpha and beta, on the authors' grid
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,8 @@ class TipAdapterSettings:
     # what the memory's votes weigh beside the words; where there are validation images, they choose it
     alpha: float = 1.0
     beta: float = 5.5  # how much closer images count more; the same
+    alpha_max: float = 13.0  # how far alpha is searched; the authors: 3 on ImageNet, 13 on DTD
+    beta_max: float = 13.0  # how far beta is searched; the authors: 7 on ImageNet, 13 on DTD
 
 
 class TipAdapter(Classifier):
@@ -34,10 +35,11 @@ class TipAdapter(Classifier):
 
     "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", Zhang et al., ECCV 2022: scores
     = scale x W + alpha exp(-beta (1 - x F)) L, F the images' vectors and L their labels one-hot. As in the
-    paper, alpha and beta are searched on validation images (the authors' grid); among equal accuracies the
-    likelihood decides. Without validation images they stay as set: the paper's 1 and 5.5. Differs from the
-    paper: a key is the vector of the centre crop, not the mean of ten augmented views. A class without labels
-    gets no votes: zero-shot scores it."""
+    paper, alpha and beta are searched on validation images (the authors' grid of 20 by 200 from 0.1, here as
+    wide as they have it on DTD, on all sets alike); among equal accuracies the likelihood decides. Without
+    validation images they stay as set: the paper's 1 and 5.5. Differs from the paper: a key is the vector
+    of the centre crop, not the mean of ten augmented views. A class without labels gets no votes: zero-shot
+    scores it."""
 
     Settings = TipAdapterSettings
     alpha: Tensor
@@ -102,13 +104,15 @@ class TipAdapter(Classifier):
         images, labels = val.images.to(self.keys), val.labels.to(self.owners)
         affinity, words = images @ self.keys.T, self.logit_scale * images @ self.words.to(images).T
         best = (-1.0, 0.0, 0.0, 0.0)
-        for beta in BETAS.tolist():
-            scores = words + ALPHAS.to(words)[:, None, None] * self.votes(affinity, beta)  # [20, m, C]
+        widest = self.settings.alpha_max, self.settings.beta_max
+        alphas, betas = (torch.arange(n) * (most - 0.1) / n + 0.1 for n, most in zip(STEPS, widest))
+        for beta in betas.tolist():
+            scores = words + alphas.to(words)[:, None, None] * self.votes(affinity, beta)  # [20, m, C]
             right = (scores.argmax(2) == labels).float().mean(1)
             likely = -F.cross_entropy(
-                scores.transpose(1, 2), labels.expand(len(ALPHAS), -1), reduction="none"
+                scores.transpose(1, 2), labels.expand(len(alphas), -1), reduction="none"
             ).mean(1)
-            best = max(best, *zip(right.tolist(), likely.tolist(), ALPHAS.tolist(), [beta] * len(ALPHAS)))
+            best = max(best, *zip(right.tolist(), likely.tolist(), alphas.tolist(), [beta] * len(alphas)))
         self.alpha.fill_(best[2])
         self.beta.fill_(best[3])
 
@@ -116,16 +120,24 @@ class TipAdapter(Classifier):
 class TipAdapterF(TipAdapter, Learner):
     """Tip-Adapter whose remembered vectors are trained, starting as the images' own.
 
-    Zhang et al. 2022. Differs from the paper: the epoch whose keys are kept is chosen on validation images,
-    or is the last where there are none; the authors' code takes the epoch that is best on the test images.
-    alpha and beta are searched on validation images after training."""
+    Zhang et al. 2022. AdamW's eps of 1e-4 and the cosine by step are the authors'. Differs from the paper:
+    the epoch whose keys are kept is chosen on validation images, or is the last where there are none;
+    the authors' code takes the epoch that is best on the test images. alpha and beta are searched on
+    validation images after training."""
 
     training_only = ("best_", "seen")
     best_keys: Tensor
     best_accuracy: Tensor
     seen: Tensor
     training_defaults = TrainSettings(
-        epochs=20, min_steps=0, batch_size=256, optimizer="adamw", lr=1e-3, weight_decay=0.01
+        epochs=20,
+        min_steps=0,
+        batch_size=256,
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=0.01,
+        eps=1e-4,
+        schedule="step",
     )
 
     def remember(self, keys: Float[Tensor, "n D"]) -> None:
