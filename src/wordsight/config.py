@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import re
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from wordsight.files import WordsightError, load_yaml
+from wordsight.files import WordsightError, load_yaml, plain_name
 from wordsight.reader import Settings, build, coerce, nearest, to_dict
 
 __all__ = [
@@ -19,9 +21,13 @@ __all__ = [
     "RunSettings",
     "TrainSettings",
     "WordsightError",
+    "absolute",
+    "default_folder",
     "is_vectors",
     "load_yaml",
+    "located",
     "plugins",
+    "relocated",
     "resolve",
 ]
 
@@ -74,6 +80,9 @@ METHODS: dict[str, Entry] = {
     "prograd": Entry("wordsight.methods.prograd:ProGrad", "CoOp without steps against zero-shot (ProGrad)"),
     "protext": Entry(
         "wordsight.methods.protext:ProText", "context learned from sentences alone, no images (ProText)"
+    ),
+    "transclip": Entry(
+        "wordsight.methods.transclip:TransCLIP", "unlabelled images classified together (TransCLIP)"
     ),
     "aape": Entry(
         "wordsight.methods.aape:AAPE", "sentences condensed into one prompt embedding per image (AAPE)"
@@ -214,6 +223,9 @@ class RunSettings:
     # the class vectors that a method is given: of names, the mean of sentences, or calibrated on the labelled
     # images: a mix of both, with the images' centre and the scale; auto: the method's own
     words: Literal["auto", "names", "sentences", "calibrated"] = "auto"
+    # images without labels to learn from beside the labelled ones: a source of images, or a part of the data:
+    # unlabelled (blank labels), train (what was not drawn), val, or test (transductive, and marked as such)
+    unlabelled: str | None = None
     seed: int = 1  # draws the shots, and what training starts from and sees in which order
     views: int = 1  # image views in the feature cache: the centre crop, and augmented ones after it
     flip: bool = True  # augmented views may be mirrored; false for glyphs
@@ -304,3 +316,47 @@ def _training(kind: Any, settings: RunSettings) -> TrainSettings | None:
     if isinstance(given, TrainSettings):
         return given
     return build(TrainSettings, {**to_dict(defaults), **(given or {})}, "train.")
+
+
+# -- places --
+
+# settings that may name a file or folder
+LOCATED = ("data", "backbone", "sentences", "aliases", "unlabelled")
+
+
+def located(settings: RunSettings) -> RunSettings:
+    """The same settings with paths that mean the same from every folder: absolute, `~` expanded.
+
+    What names no file or folder here (a hub name, a URL, a template set) stays as it is.
+    """
+    return relocated(settings, absolute)
+
+
+def relocated(settings: RunSettings, change: Callable[[str | None], str | None]) -> RunSettings:
+    """The same settings with every name changed that may be a path, those of the method's own included."""
+    found = {name: change(getattr(settings, name)) for name in LOCATED}
+    own = settings.settings
+    inner = {name: change(getattr(own, name)) for name in ("text", "teacher") if name in to_dict(own)}
+    return replace(settings, **found, settings=replace(own, **inner))
+
+
+def absolute(name: str | None) -> str | None:
+    """An absolute path for a name that is a path here; several joined by :: one by one."""
+    if name is None:
+        return None
+    if "::" in name:
+        return "::".join(filter(None, (absolute(one.strip()) for one in name.split("::"))))
+    path = Path(name).expanduser()
+    pattern = set(name) & set("*?[{") and "://" not in name  # of tars
+    return str(Path.cwd() / path) if pattern or os.path.exists(path) else name
+
+
+def default_folder(settings: RunSettings) -> Path:
+    """runs/<data>-<method>-...: after what was asked for, however the data's path was typed."""
+    data = plain_name(settings.data)
+    shots = "all" if settings.shots is None else settings.shots
+    words = f"-{Path(settings.sentences).stem}" if settings.sentences else ""
+    if settings.backbone not in (DEFAULT_BACKBONE, settings.data):
+        words += f"-{plain_name(settings.backbone)}"
+    method = plain_name(settings.method.replace(":", "-"))
+    return Path("runs") / f"{data}-{method}{words}-{shots}shot-{settings.classes}-seed{settings.seed}"

@@ -20,10 +20,10 @@ from typing import Any
 
 from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone
 from wordsight.backbones.llm import LLM, on_hub
-from wordsight.config import RunSettings, WordsightError
+from wordsight.config import RunSettings, WordsightError, relocated
 from wordsight.files import new_folder, read_text, write_file
 from wordsight.fitted import is_embedder, open_backbone, open_embedder
-from wordsight.runs import EVENTS, KEPT, NO_BACKBONE, Run, relocated
+from wordsight.runs import EVENTS, KEPT, NO_BACKBONE, Run
 
 FOLDER, CARD, LICENCES = "backbone", "README.md", "licences"
 LICENCE_FILES = ("LICEN[CS]E*", "NOTICE*", "COPYING*")

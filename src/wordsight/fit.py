@@ -19,14 +19,15 @@ from torch import Tensor
 
 from wordsight.backbones import Backbone, load_backbone, pick_device
 from wordsight.batches import FeatureBatches
-from wordsight.config import DEFAULT_BACKBONE, METHODS, RunSettings, WordsightError, is_vectors, resolve
+from wordsight.config import METHODS, RunSettings, WordsightError, default_folder, is_vectors, resolve
 from wordsight.data import Dataset, Split, open_dataset
 from wordsight.data.features import Features, image_features
 from wordsight.data.glyphs import warn_of_photos
+from wordsight.data.pools import unlabelled
 from wordsight.data.splits import conflict_note, digests, few_shot, fingerprint, held_out, select_classes
-from wordsight.files import in_use, plain_name
+from wordsight.files import in_use
 from wordsight.fitted import Fitted, encode_classes, facts_of
-from wordsight.methods import Classifier, Embedder, FitData, Labelled, Learner
+from wordsight.methods import Classifier, Embedder, FitData, Labelled, Learner, Pool
 from wordsight.reader import read
 from wordsight.runs import Run, RunFacts, build_method, predictions_file
 from wordsight.sentences import read_sentences
@@ -41,12 +42,16 @@ REFERENCES = ("zero_shot", "linear_probe")  # what a fit is compared with on the
 log = logging.getLogger("wordsight")
 
 
+Sentences = Mapping[str, tuple[str, ...]]
+
+
 class Drawn(NamedTuple):
     """The data of one run: the whole source, and the part of it that the run is fitted to and tested on."""
 
     whole: Dataset
     dataset: Dataset  # the drawn training images of the chosen classes, validation and test images
     everything: bool  # every labelled image is fitted to, and none is left to test on
+    pool: Split | None  # images without labels, whose labels here are zeros
 
 
 def fit(
@@ -96,6 +101,7 @@ def _fit_labelled(
         drawn.dataset.class_names,
         template_of(settings, drawn.whole),
         **fingerprints(settings, drawn),
+        pool_classes=names if settings.unlabelled else (),
     )
     with in_use(folder):
         run = Run.start(folder, settings, facts, sentences, drawn.whole.account.to_dict())
@@ -115,7 +121,7 @@ def _complete(
     run: Run,
     drawn: Drawn,
     backbone: Backbone,
-    sentences: Mapping[str, tuple[str, ...]],
+    sentences: Sentences,
     references: bool,
 ) -> None:
     """All that a run holds, in the order in which a later part needs an earlier one."""
@@ -134,7 +140,8 @@ def _complete(
     texts = encode_classes(backbone, run.facts, dataset.class_names, sentences, words=words)
     seconds["texts"] = round(time.monotonic() - began, 3)
     began = time.monotonic()
-    data = FitData(features.vectors, labels, texts, settings.seed, val)
+    pool = pool_of(run, drawn, backbone, sentences)
+    data = FitData(features.vectors, labels, texts, settings.seed, val, pool)
     method = fit_method(settings, run.facts, data, backbone, run)
     seconds["fit"] = round(time.monotonic() - began, 3)
     run.keep_seen(seen_images(settings, dataset))
@@ -173,7 +180,8 @@ def draw(settings: RunSettings, source: Dataset | None = None) -> Drawn:
             f"{settings.data} has one class only, {', '.join(map(repr, dataset.class_names))}; at least 2 "
             f"are needed to choose among"
         )
-    return Drawn(whole, dataset, everything)
+    pool = unlabelled(settings.unlabelled, whole, dataset.train) if settings.unlabelled else None
+    return Drawn(whole, dataset, everything, pool)
 
 
 def fingerprints(settings: RunSettings, drawn: Drawn) -> dict[str, str]:
@@ -181,6 +189,7 @@ def fingerprints(settings: RunSettings, drawn: Drawn) -> dict[str, str]:
     return {
         "images": fingerprint(drawn.dataset.train) if settings.needs_labels else "",
         "test": fingerprint(classify.test_part(drawn.whole)),
+        "pool": fingerprint(drawn.pool) if drawn.pool is not None else "",
     }
 
 
@@ -222,6 +231,16 @@ def validation(backbone: Backbone, dataset: Dataset, settings: RunSettings) -> L
     return Labelled(features.vectors[:, 0], torch.from_numpy(dataset.val.labels)[features.kept])
 
 
+def pool_of(run: Run, drawn: Drawn, backbone: Backbone, sentences: Sentences) -> Pool | None:
+    """The images without labels that a run learns from, and all classes that they may show."""
+    if drawn.pool is None:
+        return None
+    features = featurise(backbone, drawn.pool, run.settings, views=1)
+    words = resolve(METHODS, run.settings.method, "method").needs_words
+    texts = encode_classes(backbone, run.facts, drawn.whole.class_names, sentences, words=words)
+    return Pool(features.vectors[:, 0], texts)
+
+
 # -- method --
 
 
@@ -238,6 +257,11 @@ def fit_method(
     method = build_method(settings, facts, backbone)
     if settings.train is not None and not isinstance(method, Learner):
         log.info("train.* changes nothing: %s trains nothing with these settings", settings.method)
+    if method.needs_pool and data.pool is None:
+        raise WordsightError(
+            f"{settings.method} classifies images without labels; name some: unlabelled=FOLDER, or "
+            f"unlabelled=test"
+        )
     if settings.needs_labels:
         counts = data.labels.bincount(minlength=len(method.class_names))
         without = [name for name, count in zip(method.class_names, counts) if not count]
@@ -257,12 +281,14 @@ def fit_method(
         method.finish()
         method.choose(data.texts)  # what is derived from words may depend on what was trained
         method.to(device)
+    if data.pool is not None:
+        method.eval().absorb(data)
+        method.choose(data.texts)
+        method.to(device)
     return method.eval()
 
 
-def reference_methods(
-    run: Run, data: FitData, backbone: Backbone, sentences: Mapping[str, tuple[str, ...]]
-) -> dict[str, Fitted]:
+def reference_methods(run: Run, data: FitData, backbone: Backbone, sentences: Sentences) -> dict[str, Fitted]:
     """The methods that a fit is compared with, fitted to the same images."""
     found = {}
     for name in REFERENCES:
@@ -363,17 +389,3 @@ def sentence_source(settings: RunSettings) -> str | None:
         DEFAULT_SENTENCES,
     )
     return DEFAULT_SENTENCES
-
-
-# -- folders --
-
-
-def default_folder(settings: RunSettings) -> Path:
-    """runs/<data>-<method>-...: after what was asked for, however the data's path was typed."""
-    data = plain_name(settings.data)
-    shots = "all" if settings.shots is None else settings.shots
-    words = f"-{Path(settings.sentences).stem}" if settings.sentences else ""
-    if settings.backbone not in (DEFAULT_BACKBONE, settings.data):
-        words += f"-{plain_name(settings.backbone)}"
-    method = plain_name(settings.method.replace(":", "-"))
-    return Path("runs") / f"{data}-{method}{words}-{shots}shot-{settings.classes}-seed{settings.seed}"

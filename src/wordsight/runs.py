@@ -16,9 +16,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +27,16 @@ import yaml
 from torch import Tensor
 
 from wordsight.backbones import Backbone
-from wordsight.config import METHODS, RunSettings, WordsightError, load_yaml, resolve
+from wordsight.config import (
+    LOCATED,
+    METHODS,
+    RunSettings,
+    WordsightError,
+    load_yaml,
+    located,
+    relocated,
+    resolve,
+)
 from wordsight.files import (
     PART,
     parse_json,
@@ -52,7 +60,6 @@ KEPT = ("weights.safetensors", "extra.safetensors", "sentences.json", SEEN)
 # what does not decide a result: where things lie and how that was written, what it runs on and is called.
 # What data, backbone and sentences hold is compared instead, by fingerprints and by content.
 NOT_COMPARED = ("out", "device", "name", "data", "backbone", "sentences", "aliases")
-LOCATED = ("data", "backbone", "sentences", "aliases")  # settings that may name a file or folder
 
 
 @dataclass(frozen=True)
@@ -69,9 +76,9 @@ class RunFacts:
     text_fingerprint: str = ""
     images: str = ""  # how many labelled images were drawn, and a fingerprint of names, content and labels
     test: str = ""  # the same of the images it is tested on
-    pairs: str = (
-        ""  # how many image-text pairs, and a fingerprint of them; empty where it learns from something else
-    )
+    pairs: str = ""  # how many image-text pairs, and a fingerprint of them
+    pool: str = ""  # the same of the images without labels that it learns from
+    pool_classes: tuple[str, ...] = ()  # which these may show
 
 
 class Fitted(Protocol):
@@ -316,39 +323,13 @@ def build_method(settings: RunSettings, facts: RunFacts, backbone: Backbone | No
     """A fresh method of the kind, shape and settings that a run names; `backbone` where there is one."""
     kind = resolve(METHODS, settings.method, "method").formed(settings.settings)
     space = backbone or Space(facts.dim, facts.logit_scale)
-    return kind(facts.classes, space, settings.settings).give(settings.words)
-
-
-def located(settings: RunSettings) -> RunSettings:
-    """The same settings with paths that mean the same from every folder: absolute, `~` expanded.
-
-    What names no file or folder here (a hub name, a URL, a template set) stays as it is.
-    """
-    return relocated(settings, absolute)
-
-
-def relocated(settings: RunSettings, change: Callable[[str | None], str | None]) -> RunSettings:
-    """The same settings with every name changed that may be a path, those of the method's own included."""
-    found = {name: change(getattr(settings, name)) for name in LOCATED}
-    own = settings.settings
-    inner = {name: change(getattr(own, name)) for name in ("text", "teacher") if name in to_dict(own)}
-    return replace(settings, **found, settings=replace(own, **inner))
+    method = kind(facts.classes, space, settings.settings).give(settings.words)
+    return method.give_pool(facts.pool_classes) if facts.pool_classes else method
 
 
 def _moved(there: RunSettings, here: RunSettings) -> RunSettings:
     """A run's settings with the places that a command names now, where they hold what they held."""
     return replace(there, **{name: getattr(here, name) for name in LOCATED})
-
-
-def absolute(name: str | None) -> str | None:
-    """An absolute path for a name that is a path here; several joined by :: one by one."""
-    if name is None:
-        return None
-    if "::" in name:
-        return "::".join(filter(None, (absolute(one.strip()) for one in name.split("::"))))
-    path = Path(name).expanduser()
-    pattern = set(name) & set("*?[{") and "://" not in name  # of tars
-    return str(Path.cwd() / path) if pattern or os.path.exists(path) else name
 
 
 def _resolved(folder: Path, settings: RunSettings) -> RunSettings:

@@ -15,13 +15,12 @@ from typing import Any, Literal
 
 from wordsight.backbones import Backbone
 from wordsight.cells import Cell, Outcome, featurise_all, outcomes, run_cell, source, tower_of
-from wordsight.config import AUTO, METHODS, RunSettings, WordsightError, resolve
+from wordsight.config import AUTO, METHODS, RunSettings, WordsightError, absolute, resolve
 from wordsight.data import Dataset
 from wordsight.data.splits import Which
 from wordsight.files import nfc, plain_name
 from wordsight.methods import Classifier
 from wordsight.reader import build, nearest, read, read_yaml
-from wordsight.runs import absolute
 from wordsight.workers import progress
 
 # run settings that a suite passes on to every run

@@ -10,8 +10,8 @@ import pytest
 import torch
 from standins import CLASSIFIERS, ColourBackbone, fill_folder
 
-from wordsight.config import METHODS, RunSettings, WordsightError, resolve
-from wordsight.fit import default_folder, fit
+from wordsight.config import METHODS, RunSettings, WordsightError, default_folder, resolve
+from wordsight.fit import fit
 from wordsight.runs import Run
 from wordsight.tasks import classify, evaluate
 

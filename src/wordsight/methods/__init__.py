@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from wordsight.backbones import Backbone
 from wordsight.config import TrainSettings, WordsightError
+from wordsight.methods.pool import PoolLayer
 from wordsight.methods.words import Words
 from wordsight.sentences import ClassTexts
 
@@ -45,6 +46,13 @@ class Labelled(NamedTuple):
     labels: Int[Tensor, " n"]
 
 
+class Pool(NamedTuple):
+    """Images without labels, and what words say of all classes that they may show."""
+
+    images: Float[Tensor, "N D"]
+    texts: ClassTexts
+
+
 class FitData(NamedTuple):
     """What a method is fitted to. Test images are never among it."""
 
@@ -53,6 +61,7 @@ class FitData(NamedTuple):
     texts: ClassTexts  # of the classes with labelled images, in label order
     seed: int
     val: Labelled | None = None  # validation images, given where a method `needs_val` and the data has them
+    pool: Pool | None = None  # images without labels, where a run names some
 
     @property
     def centre(self) -> Float[Tensor, "n D"]:
@@ -89,6 +98,7 @@ class Classifier(Method, ABC):
     needs_tower: ClassVar[bool] = (
         False  # whether it learns the tokens of a text tower, and so needs a backbone
     )
+    needs_pool: ClassVar[bool] = False  # whether it is nothing without images that have no labels
     needs_val: ClassVar[bool] = False  # whether it chooses by validation images, where the data has some
     training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of tensors that prediction does without
 
@@ -97,6 +107,7 @@ class Classifier(Method, ABC):
         self.class_names = class_names  # the classes that have labelled images
         self.dim, self.logit_scale, self.settings = space.dim, space.logit_scale, settings
         self.given: Words | None = None  # of names, sentences and images; None: these as they are
+        self.pooled: PoolLayer | None = None  # what images without labels add; None: there were none
 
     @classmethod
     def formed(cls, own: Any) -> type[Classifier]:
@@ -128,6 +139,26 @@ class Classifier(Method, ABC):
         self.given = Words(words, self.dim, self.logit_scale) if words != "names" else None
         return self
 
+    def give_pool(self, names: Sequence[str]) -> Self:
+        """Be ready to learn from images without labels that may show these classes. Returns itself."""
+        self.pooled = PoolLayer(names if self.needs_words else self.class_names, self.dim)
+        return self
+
+    @torch.no_grad()
+    def absorb(self, data: FitData) -> None:
+        """Learn from the pool, once all else is fitted. Called before the classes are set for prediction."""
+        layer, pool = self.pooled, data.pool
+        if layer is None or pool is None:
+            return
+        self.pooled = None
+        texts = pool.texts if self.needs_words else data.texts
+        self.choose(texts)
+        place = {name: row for row, name in enumerate(texts.names)}
+        rows = torch.tensor([place[name] for name in self.class_names]).to(data.labels)
+        scores = torch.cat([self.score(some) for some in pool.images.split(8192)])
+        layer.fit(pool.images, scores, data.centre, rows[data.labels])
+        self.pooled = layer
+
     def begin(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
         """`setup`, after the words were calibrated where they are to be."""
         words = self.given
@@ -136,16 +167,20 @@ class Classifier(Method, ABC):
         words.fit(data.centre, data.labels, data.texts)
         self._scale()
         val = data.val._replace(images=words.images(data.val.images)) if data.val else None
+        pool = Pool(words.images(data.pool.images), words.texts(data.pool.texts)) if data.pool else None
         images, texts = words.images(data.images), words.texts(data.texts)
-        return self.setup(data._replace(images=images, texts=texts, val=val))
+        return self.setup(data._replace(images=images, texts=texts, val=val, pool=pool))
 
     def choose(self, texts: ClassTexts) -> None:
         """`set_classes`."""
         self.set_classes(self.given.texts(texts) if self.given else texts)
+        if self.pooled is not None:
+            self.pooled.choose(texts.names)
 
     def score(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         """`logits`."""
-        return self.logits(self.given.images(images) if self.given else images)
+        scores = self.logits(self.given.images(images) if self.given else images)
+        return self.pooled.add(scores, images) if self.pooled is not None else scores
 
     def explain(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """`prompt`."""

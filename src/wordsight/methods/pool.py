@@ -1,0 +1,97 @@
+"""Pool: a layer over any classifier that learns from images without labels, and predicts others afterwards.
+
+Shapes: N images of the pool, n labelled ones, C classes, D shared width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wordsight.backbones import unit
+from wordsight.config import WordsightError
+
+ROUNDS = 12
+AT_ONCE = 8192  # images of the pool that are assigned together
+# measured on training and validation images of five sets, and the same for all (benchmarks/pool)
+CENTRED = 0.75  # of the pool's mean that is taken off
+SHRINK = 5.0  # images' worth of doubt that a class's mean differs from the pool's
+SPHERE = 0.7  # share of the covariance that is the same in all directions
+SHARE = 0.25  # of the images' densities beside the classifier's scores
+SHARPER = 2.0  # than the scores, assignments are
+EVEN = 0.3  # of the pool's size: images' worth of doubt that classes are not equally frequent
+
+
+class PoolLayer(nn.Module):
+    """Classes are Gaussians of one covariance over image vectors, fitted to the pool by EM whose assignments
+    follow the classifier's scores; a new image's score is the classifier's plus SHARE of its log-density,
+    which is linear in the image. Labelled images are assigned to their classes.
+
+    Ours. Kin: TransCLIP (arXiv 2406.01837), which has one diagonal covariance and pulls neighbours together;
+    here means are shrunk, so that a class of few images is left to the words, class frequencies are learned
+    and not carried to prediction, and no image of the pool is kept. Time and memory grow as N C + N D: no
+    N x N matrix."""
+
+    centre: Tensor
+    maps: Tensor
+    bias: Tensor
+
+    def __init__(self, names: Sequence[str], dim: int):
+        super().__init__()
+        self.names = tuple(names)
+        self.register_buffer("centre", torch.zeros(dim))
+        self.register_buffer("maps", torch.zeros(dim, len(self.names)))
+        self.register_buffer("bias", torch.zeros(len(self.names)))
+        self.rows: Tensor | None = None
+
+    def fit(
+        self,
+        images: Float[Tensor, "N D"],
+        scores: Float[Tensor, "N C"],
+        labelled: Float[Tensor, "n D"],
+        labels: Int[Tensor, " n"],
+    ) -> None:
+        """`scores` are the classifier's over `names`. Errors: WordsightError for vectors that are not
+        finite."""
+        if not (images.isfinite().all() and scores.isfinite().all()):
+            raise WordsightError("unlabelled: image vectors or scores are not finite; look at the features")
+        self.centre.copy_(CENTRED * images.mean(0))
+        X, own = unit(images - self.centre), unit(labelled - self.centre)
+        count, classes = len(X) + len(own), len(self.names)
+        total = X.T @ X + own.T @ own
+        fixed = F.one_hot(labels, classes).to(X)
+        frequency = torch.zeros(classes, dtype=X.dtype, device=X.device)
+        maps, bias = torch.zeros_like(self.maps, dtype=X.dtype), torch.zeros_like(frequency)
+        for _ in range(ROUNDS):
+            weight, sums = fixed.sum(0), fixed.T @ own
+            for some, given in zip(X.split(AT_ONCE), scores.split(AT_ONCE)):
+                logits = SHARPER * (given + SHARE * (some @ maps + bias)) + frequency
+                chances = logits.softmax(1)
+                weight = weight + chances.sum(0)
+                sums = sums.addmm(chances.T, some)
+            means = sums / (weight + SHRINK)[:, None]
+            covariance = (total - (means * weight[:, None]).T @ means) / count
+            covariance = (covariance + covariance.T) / 2
+            same = covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+            maps = torch.linalg.solve((1 - SPHERE) * covariance + SPHERE * same, means.T)
+            bias = -(means * maps.T).sum(1) / 2
+            frequency = ((weight + EVEN * count / classes) / (count * (1 + EVEN))).log()
+        self.maps.copy_(maps)
+        self.bias.copy_(bias)
+
+    def choose(self, names: Sequence[str]) -> None:
+        """Which of its classes are scored; where one is unknown to it, the classifier alone decides."""
+        place = {name: row for row, name in enumerate(self.names)}
+        known = [place[name] for name in names if name in place]
+        self.rows = torch.tensor(known) if len(known) == len(names) else None
+
+    def add(self, scores: Float[Tensor, "B C"], images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        """The classifier's scores with what the pool says."""
+        if self.rows is None:
+            return scores
+        rows = self.rows.to(self.bias.device)
+        centred = unit(images - self.centre)
+        return scores + SHARE * torch.addmm(self.bias[rows], centred, self.maps[:, rows])
