@@ -25,7 +25,7 @@ from wordsight.data.splits import digests
 from wordsight.fit import DEFAULT_SENTENCES, fit_method
 from wordsight.fitted import Fitted, encode_classes, facts_of, is_embedder, open_embedder
 from wordsight.methods import Classifier as Method
-from wordsight.methods import FitData
+from wordsight.methods import FitData, Pool
 from wordsight.reader import to_dict
 from wordsight.runs import NO_BACKBONE, Run, RunFacts
 from wordsight.sentences import ClassTexts, read_sentences
@@ -89,9 +89,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     # -- scikit-learn's verbs --
 
-    def fit(self, X: Any, y: Sequence[Any]) -> Classifier:
-        """Fit on images (or features) and one label each. An image that cannot be read is left out and listed
-        in `skipped_`."""
+    def fit(self, X: Any, y: Sequence[Any], *, unlabelled: Any = None) -> Classifier:
+        """Fit on images (or features) and one label each, and on `unlabelled` ones of the same kind, if any.
+        An image that cannot be read is left out and, where it had a label, listed in `skipped_`."""
         settings = self._run_settings()
         if y is None:
             raise WordsightError("Classifier requires y to be passed, but the target y is None")
@@ -107,6 +107,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
         labels = torch.from_numpy(labels)[kept]
         facts, sentences, texts = self._words(backbone, names, vectors, labels)
         data = FitData(vectors, labels, texts, settings.seed)
+        if unlabelled is not None:
+            data = data._replace(pool=self._pool(unlabelled, backbone, vectors.shape[-1], texts))
+            facts = replace(facts, pool_classes=facts.classes)
         method = fit_method(settings, facts, data, backbone)
         self.fitted_ = Fitted(method, backbone, facts, sentences, texts)
         self.n_features_in_ = facts.dim
@@ -286,6 +289,18 @@ class Classifier(ClassifierMixin, BaseEstimator):
             return unit(matrix)[:, None], list(range(len(matrix))), []
         features = image_features(backbone, pictures_of(X), views=views, flip=self.flip)
         return features.vectors, features.kept, features.skipped
+
+    def _pool(self, X: Any, backbone: Backbone | None, dim: int, texts: ClassTexts) -> Pool:
+        """Images without labels that may show the classes that have some."""
+        found, _, skipped = self._vectors(X, backbone)
+        if not len(found):
+            told = f": {skipped[0][1]}" if skipped else ""
+            raise WordsightError(
+                f"unlabelled= holds no image that can be read{told}; give some, or leave it out"
+            )
+        if found.shape[-1] != dim:
+            raise WordsightError(f"unlabelled= has vectors of width {found.shape[-1]}, the others of {dim}")
+        return Pool(found[:, 0], texts)
 
     def _readable(self, X: Any, backbone: Backbone | None) -> Float[Tensor, "n V D"]:
         vectors, _, skipped = self._vectors(X, backbone)

@@ -24,7 +24,7 @@ from wordsight.reader import build, nearest, read, read_yaml
 from wordsight.workers import progress
 
 # run settings that a suite passes on to every run
-GENERAL = ("template", "views", "flip", "dtype", "label", "max_pixels")
+GENERAL = ("template", "views", "flip", "dtype", "label", "max_pixels", "unlabelled")
 HERE = "{data}"  # in sentences= and aliases=, the dataset's folder name
 YAML = (".yaml", ".yml")
 # the least that a number may be, and what would be right
@@ -83,6 +83,8 @@ class SuiteSettings:
     # the words that every method which scores by class vectors is given, so that all are compared at equal
     # ones; auto: each method's own
     words: Literal["auto", "names", "sentences", "calibrated"] = "calibrated"
+    # as in `fit`, for all methods; {data} is the dataset's folder name
+    unlabelled: str | None = None
     template: str | None = None  # for all methods, in place of theirs; likewise the next three
     views: int | None = None  # image views in the feature cache: the centre crop, and augmented ones
     flip: bool | None = None  # whether augmented views may be mirrored
@@ -258,7 +260,9 @@ def plan(settings: SuiteSettings, suite: Suite, opened: Mapping[str, Dataset]) -
 
 def method_entries(settings: SuiteSettings) -> dict[str, dict[str, Any]]:
     """{label: what the user gave for it}: a name, or what a YAML holds."""
-    words = settings.methods or classifiers()
+    words = settings.methods or [
+        name for name in classifiers() if settings.unlabelled or not method_of({"method": name}).needs_pool
+    ]
     labels = [Path(word).stem if word.endswith(YAML) else word for word in words]
     check_apart("methods", [(run_name(label), word) for label, word in zip(labels, words)])
     entries = {}
@@ -319,6 +323,8 @@ def settings_of(
     texts = {"sentences": sentence_file(settings, data), "aliases": alias_file(settings, data)}
     folder = settings.folder / plain_name(data) / f"{run_name(label)}-{shots}shot-seed{seed}"
     given["words"] = words_of(settings, entry)
+    if settings.unlabelled is not None:
+        given["unlabelled"] = settings.unlabelled.replace(HERE, own_name(data))
     decided = {"data": data, "backbone": settings.backbone, "device": settings.device, "seed": seed}
     decided |= {"shots": shots, "classes": suite.classes, "name": label, "out": str(folder)}
     return read(RunSettings, entry, given, trained, {} if "sentences" in entry else texts, decided)

@@ -21,6 +21,7 @@ CENTRED = 0.75  # of the pool's mean that is taken off
 SHRINK = 5.0  # images' worth of doubt that a class's mean differs from the pool's
 SPHERE = 0.7  # share of the covariance that is the same in all directions
 SHARE = 0.25  # of the images' densities beside the classifier's scores
+ENOUGH = 8.0  # labelled images of every class, by which that share is halved
 SHARPER = 2.0  # than the scores, assignments are
 EVEN = 0.3  # of the pool's size: images' worth of doubt that classes are not equally frequent
 
@@ -38,6 +39,7 @@ class PoolLayer(nn.Module):
     centre: Tensor
     maps: Tensor
     bias: Tensor
+    counts: Tensor  # labelled images of each class
 
     def __init__(self, names: Sequence[str], dim: int):
         super().__init__()
@@ -45,6 +47,7 @@ class PoolLayer(nn.Module):
         self.register_buffer("centre", torch.zeros(dim))
         self.register_buffer("maps", torch.zeros(dim, len(self.names)))
         self.register_buffer("bias", torch.zeros(len(self.names)))
+        self.register_buffer("counts", torch.zeros(len(self.names)))
         self.rows: Tensor | None = None
 
     def fit(
@@ -63,6 +66,7 @@ class PoolLayer(nn.Module):
         count, classes = len(X) + len(own), len(self.names)
         total = X.T @ X + own.T @ own
         fixed = F.one_hot(labels, classes).to(X)
+        self.counts.copy_(fixed.sum(0))
         frequency = torch.zeros(classes, dtype=X.dtype, device=X.device)
         maps, bias = torch.zeros_like(self.maps, dtype=X.dtype), torch.zeros_like(frequency)
         for _ in range(ROUNDS):
@@ -94,4 +98,5 @@ class PoolLayer(nn.Module):
             return scores
         rows = self.rows.to(self.bias.device)
         centred = unit(images - self.centre)
-        return scores + SHARE * torch.addmm(self.bias[rows], centred, self.maps[:, rows])
+        share = SHARE / (1 + float(self.counts[rows].min()) / ENOUGH)
+        return scores + share * torch.addmm(self.bias[rows], centred, self.maps[:, rows])

@@ -57,9 +57,7 @@ class TransCLIP(Classifier):
 
     def setup(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
         if data.pool is None:
-            raise WordsightError(
-                "transclip classifies unlabelled images; give some: unlabelled=FOLDER or test"
-            )
+            raise WordsightError("transclip classifies images without labels, and was given none")
         images, words = data.pool.images, data.pool.texts.name_vectors
         if len(images) <= max(CONFIDENT, NEIGHBOURS):
             raise WordsightError(

@@ -22,6 +22,7 @@ ELSEWHERE = " → "  # between the data of training and other data of a test
 FIGURES = (*PARTS, "H")
 ALSO_COMPARED = (
     "words",
+    "unlabelled",
     "sentences",
     "aliases",
     "template",
@@ -149,6 +150,8 @@ def make_rows(runs: Sequence[Measured]) -> list[Row]:
     for run, differs in zip(runs, differences([run.settings for run in runs])):
         settings = run.settings
         name = settings.name or settings.method
+        if settings.unlabelled == "test":  # such figures are not to be compared with others unmarked
+            name += " (transductive)"
         for data, accuracies in accuracies_of(run).items():
             key = (data, settings.backbone, settings.method, name, differs, run.shots)
             once = (settings.seed, settings.classes, settings.shots)
