@@ -180,7 +180,8 @@ def draw(settings: RunSettings, source: Dataset | None = None) -> Drawn:
             f"{settings.data} has one class only, {', '.join(map(repr, dataset.class_names))}; at least 2 "
             f"are needed to choose among"
         )
-    pool = unlabelled(settings.unlabelled, whole, dataset.train) if settings.unlabelled else None
+    labelled = dataset.train if settings.needs_labels else dataset.train.take([])
+    pool = unlabelled(settings.unlabelled, whole, labelled) if settings.unlabelled else None
     return Drawn(whole, dataset, everything, pool)
 
 

@@ -31,10 +31,10 @@ def problem(each=40, wrong=0.45, noise=0.15):
     return texts, pool, tested, labels
 
 
-def fitted(texts, pool, images=None, labels=None):
+def fitted(texts, pool, images=None, labels=None, words="names"):
     images = draw(0, DIM) if images is None else images
     labels = torch.zeros(0, dtype=torch.long) if labels is None else labels
-    method = ZeroShot(texts.names, Space(DIM, SCALE), None).give_pool(texts.names)
+    method = ZeroShot(texts.names, Space(DIM, SCALE), None).give(words).give_pool(texts.names)
     data = FitData(images[:, None], labels, texts, 1, pool=Pool(pool, texts))
     method.begin(data)
     method.absorb(data)
@@ -83,9 +83,12 @@ def test_few_images_leave_the_words_and_blocks_change_nothing(monkeypatch):
 def test_labelled_images_belong_to_their_classes_and_weaken_what_the_pool_says():
     texts, pool, tested, labels = problem(wrong=1.2)
     chosen = torch.arange(CLASSES).repeat_interleave(2) * 40 + torch.tensor([0, 1] * CLASSES)
-    without, with_labels = fitted(texts, pool), fitted(texts, pool, tested[chosen], labels[chosen])
-    assert right(with_labels.score(tested), labels) > right(without.score(tested), labels)
-    assert with_labels.pooled.counts.tolist() == [2.0] * CLASSES
+    given = tested[chosen], labels[chosen]
+    without, zero_shot = fitted(texts, pool), fitted(texts, pool, *given)
+    assert torch.equal(without.score(tested), zero_shot.score(tested)), "zero-shot is told no label"
+    calibrated = fitted(texts, pool, *given, words="calibrated")
+    assert right(calibrated.score(tested), labels) > right(without.score(tested), labels)
+    assert calibrated.pooled.counts.tolist() == [2.0] * CLASSES
 
 
 def test_transclip_is_the_algorithm_written_out():

@@ -156,7 +156,11 @@ class Classifier(Method, ABC):
         place = {name: row for row, name in enumerate(texts.names)}
         rows = torch.tensor([place[name] for name in self.class_names]).to(data.labels)
         scores = torch.cat([self.score(some) for some in pool.images.split(8192)])
-        layer.fit(pool.images, scores, data.centre, rows[data.labels])
+        told = self.needs_labels or (self.given is not None and self.given.kind == "calibrated")
+        labelled, labels = data.centre, rows[data.labels]
+        if not told:  # of zero-shot, say: no label may reach it by this way either
+            labelled, labels = labelled[:0], labels[:0]
+        layer.fit(pool.images, scores, labelled, labels)
         self.pooled = layer
 
     def begin(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
