@@ -1,92 +1,219 @@
-"""AAPE's forms and their parts, base to new, 16 shots, on real photos: `python benchmarks/aape/study.py
-JOINED ../shared/data [OUT]`.
+"""AAPE's parts and forms beside its peers at equal words, base to new, on files of vectors: `python
+benchmarks/aape/study.py NAME=FILE.npz ... [out=runs/aape-study]`.
 
-JOINED is the folder that benchmarks/joined/build.py writes. One table a dataset: base, new and H of the
-averages over seeds 1, 2, 3. Every row is the same default with one thing changed; sentences are CuPL's. Runs
-go to OUT (default runs/aape-study) and are not repeated."""
+benchmarks/aape/vectors.py makes such files. Three tables: all rows at 16 labelled images a class (or as many
+as each class has), fewer images, and fewer sentences. Seeds 1, 2, 3; sets of more than 500 classes have one
+seed, and no rows of aggregators, since each fit takes minutes there. Runs go to OUT and are not repeated."""
 
 import json
+import logging
 import statistics
 import sys
+import time
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from wordsight.backbones import load_backbone
-from wordsight.config import RunSettings, load_yaml
-from wordsight.fit import fit
+import wordsight
+from wordsight.config import WordsightError
 from wordsight.metrics import harmonic_mean
 
-ALIASES = Path(__file__).parents[1] / "aliases" / "caltech101.json"
-SETS = {"caltech101": ("cal", str(ALIASES)), "dtd10": ("texture", None), "cifar10": ("cifar10", None)}
-PAPER = load_yaml(Path(__file__).parents[2] / "configs" / "aape-as-in-paper.yaml")
+EQUAL = {"words": "calibrated"}
 ROWS: dict[str, dict] = {
-    "zero-shot (name)": {"method": "zero_shot"},
-    "mean of sentences (CuPL)": {"method": "sentence_mean"},
-    "linear probe": {"method": "linear_probe"},
-    "AAPE as in the paper": {"settings": PAPER["settings"], "train": PAPER["train"]},
-    "AAPE as in the paper, AdamW 1e-3": {"settings": PAPER["settings"]},
-    "AAPE, h only": {"settings": {"form": "h_only", "width": 32}},
-    "**AAPE, default**": {},
-    "query = mean + image": {"settings": {"query": "mean+image"}},
-    "aggregator mlp": {"settings": {"aggregator": "mlp"}},
-    "aggregator mean": {"settings": {"aggregator": "mean"}},
-    "aggregator random": {"settings": {"aggregator": "random"}},
-    "no distillation": {"settings": {"distill": 0.0}},
-    "no calibration": {"settings": {"calibrate": False}},
-    "no class residual": {"settings": {"class_residual": False}},
-    "width 16": {"settings": {"width": 16}},
-    "width 32": {"settings": {"width": 32}},
-    "no pull": {"settings": {"pull": 0.0}},
-    "pull 1": {"settings": {"pull": 1.0}},
-    "new strength 0": {"settings": {"new_strength": 0.0}},
-    "new strength 0.1": {"settings": {"new_strength": 0.1}},
-    "new strength 0.3": {"settings": {"new_strength": 0.3}},
-    "new strength 1": {"settings": {"new_strength": 1.0}},
+    "zero-shot, names": {"method": "zero_shot", "words": "names"},
+    "zero-shot, sentences": {"method": "zero_shot", "words": "sentences"},
+    "zero-shot, calibrated": {"method": "zero_shot", **EQUAL},
+    "**AAPE**": {},
+    "AAPE without prompt": {"settings": {"prompt": False}},
+    "AAPE without offsets": {"settings": {"offsets": False}},
+    "AAPE, words=names": {"words": "names"},
+    "linear probe": {"method": "linear_probe", "words": "names"},
+    "linear probe, calibrated": {"method": "linear_probe", **EQUAL},
+    "TaskRes, calibrated": {"method": "taskres", **EQUAL},
+    "Tip-Adapter-F, calibrated": {"method": "tip_adapter_f", **EQUAL},
+    "CLIP-Adapter, calibrated": {"method": "clip_adapter", **EQUAL},
+    "CLAP, calibrated": {"method": "clap", **EQUAL},
+    "skip": {"settings": {"form": "skip"}},
+    "skip without prompt": {"settings": {"form": "skip", "prompt": False}},
+    "skip without distillation": {"settings": {"form": "skip", "distill": 0.0}},
+    "skip, calibrated": {"settings": {"form": "skip"}, **EQUAL},
+    "literal": {"settings": {"form": "literal"}},
+    "h only": {"settings": {"form": "h_only"}},
+    "skip, aggregator mlp": {"settings": {"form": "skip", "aggregator": "mlp"}},
+    "skip, aggregator mean": {"settings": {"form": "skip", "aggregator": "mean"}},
+    "skip, aggregator random": {"settings": {"form": "skip", "aggregator": "random"}},
 }
+FEW = (
+    "zero-shot, calibrated",
+    "**AAPE**",
+    "linear probe",
+    "TaskRes, calibrated",
+    "Tip-Adapter-F, calibrated",
+)
+FEWER_SENTENCES = ("zero-shot, calibrated", "**AAPE**")
+SHOTS, SENTENCES, SEEDS, LARGE = (1, 2, 4, 8, 16), (1, 5, 20), (1, 2, 3), 500
 
 
-def main(joined: str, data: str, out: str = "runs/aape-study") -> None:
+class Set(NamedTuple):
+    """A file of vectors, and what it can be asked."""
+
+    name: str
+    file: str
+    shots: tuple[int, ...]
+    seeds: tuple[int, ...]
+    sentences: bool
+
+    @classmethod
+    def of(cls, name: str, file: str) -> "Set":
+        with np.load(file) as found:
+            least = int(np.bincount(found["train_label"]).min())
+            seeds = SEEDS[:1] if len(found["classes"]) > LARGE else SEEDS
+            return cls(name, file, tuple(k for k in SHOTS if k <= least), seeds, "sentence_vectors" in found)
+
+    def rows(self) -> list[str]:
+        return [row for row in ROWS if len(self.seeds) > 1 or "aggregator" not in row]
+
+
+class Cell(NamedTuple):
+    """One run: a row of a table on one set."""
+
+    set: Set
+    row: str
+    shots: int
+    seed: int
+    sentences: int | None = None
+
+    def folder(self, out: str) -> Path:
+        row = "".join(c if c.isalnum() else "-" for c in self.row.strip("*"))
+        some = "" if self.sentences is None else f"-{self.sentences}sentences"
+        return Path(out, self.set.name, f"{row}{some}-{self.shots}shot-seed{self.seed}")
+
+    def fit(self, out: str) -> None:
+        if not (self.folder(out) / "finished.json").exists():
+            data = self.set.file if self.sentences is None else thin(self.set, self.sentences, out)
+            given = {"data": data, "shots": self.shots, "classes": "base", "seed": self.seed}
+            named = {"out": str(self.folder(out)), "name": self.row.strip("*")}
+            wordsight.fit(**given, **named, **ROWS[self.row], references=False)
+
+    def figures(self, out: str) -> dict[str, float]:
+        """Accuracy of base and new classes; empty where it was not run."""
+        events = self.folder(out) / "metrics.jsonl"
+        lines = events.read_text().splitlines() if (self.folder(out) / "finished.json").exists() else []
+        found = [json.loads(line) for line in lines]
+        return {one["classes"]: one["accuracy"] for one in found if one.get("event") == "eval"}
+
+
+def cells(sets: list[Set]) -> list[Cell]:
+    """All runs; those first that say most."""
+    whole = [Cell(s, row, s.shots[-1], seed) for s in sets for seed in s.seeds for row in s.rows()]
+    few = [Cell(s, row, k, seed) for s in sets for seed in s.seeds for k in s.shots[:-1] for row in FEW]
+    some = [
+        Cell(s, row, s.shots[-1], seed, n)
+        for s in sets
+        if s.sentences
+        for seed in s.seeds
+        for n in SENTENCES
+        for row in FEWER_SENTENCES
+    ]
+    return sorted([*whole, *few, *some], key=lambda cell: cell.seed)  # the first seed of all sets first
+
+
+def thin(one: Set, count: int, out: str) -> str:
+    """The file with so many sentences a class, drawn once and for all; its path."""
+    path = Path(out, one.name, f"{count}-sentences.npz")
+    if not path.exists():
+        with np.load(one.file) as found:
+            held = dict(found)
+        rng = np.random.default_rng(0)
+        order = rng.permutation(len(held["sentences"]))
+        kept = [order[held["sentence_label"][order] == c][:count] for c in range(len(held["classes"]))]
+        rows = np.sort(np.concatenate(kept))
+        for key in ("sentences", "sentence_label", "sentence_vectors"):
+            held[key] = held[key][rows]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **held)
+    return str(path)
+
+
+def mean_of(row: str, one: Set, shots: int, out: str, some: int | None = None) -> dict[str, list[float]]:
+    """Figures of all seeds that were run, by kind of class."""
+    found = [Cell(one, row, shots, seed, some).figures(out) for seed in one.seeds]
+    return {kind: [f[kind] for f in found if kind in f] for kind in ("base", "new")}
+
+
+def spread(values: list[float]) -> str:
+    if not values:
+        return "–"
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.pstdev(values):.1f}" if values[1:] else "")
+
+
+def averaged(found: list[list[float]]) -> list[float]:
+    """The mean over sets of their means over seeds; empty where a set has none."""
+    return [statistics.mean(map(statistics.mean, found))] if all(found) else []
+
+
+def harmonic(found: dict[str, list[float]]) -> str:
+    if not (found["base"] and found["new"]):
+        return "–"
+    return f"{harmonic_mean(statistics.mean(found['base']), statistics.mean(found['new'])):.1f}"
+
+
+def whole_table(sets: list[Set], out: str) -> str:
+    """base / new / H of each row; last the means over sets, and the H of these."""
+    heads = [f"{one.name}, {one.shots[-1]} shots" for one in sets]
+    lines = [f"| base / new / **H** | {' | '.join([*heads, 'mean'])} |", "|---" * (len(sets) + 2) + "|"]
+    for row in ROWS:
+        found = [mean_of(row, one, one.shots[-1], out) for one in sets]
+        shown = [f"{spread(f['base'])} / {spread(f['new'])} / **{harmonic(f)}**" for f in found]
+        means = {kind: averaged([f[kind] for f in found]) for kind in ("base", "new")}
+        shown.append(f"{spread(means['base'])} / {spread(means['new'])} / **{harmonic(means)}**")
+        lines.append(f"| {row} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def few_table(one: Set, out: str) -> str:
+    """base / new at every number of shots."""
+    lines = [f"| {one.name} | {' | '.join(map(str, one.shots))} |", "|---" * (len(one.shots) + 1) + "|"]
+    for row in FEW:
+        found = [mean_of(row, one, k, out) for k in one.shots]
+        lines.append(f"| {row} | {' | '.join(spread(f['base']) + ' / ' + spread(f['new']) for f in found)} |")
+    return "\n".join(lines)
+
+
+def sentence_table(sets: list[Set], out: str) -> str:
+    """base / new / H with so many sentences a class."""
+    lines = ["| sentences | " + " | ".join(s.name for s in sets) + " |", "|---" * (len(sets) + 1) + "|"]
+    for row in FEWER_SENTENCES:
+        for count in (*SENTENCES, None):
+            found = [mean_of(row, one, one.shots[-1], out, count) for one in sets]
+            shown = [f"{spread(f['base'])} / {spread(f['new'])} / {harmonic(f)}" for f in found]
+            lines.append(f"| {row}, {count or 'all'} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def tables(sets: list[Set], out: str) -> str:
+    """All three, of what was run."""
+    few = [few_table(one, out) for one in sets]
+    return "\n\n".join([whole_table(sets, out), *few, sentence_table([s for s in sets if s.sentences], out)])
+
+
+def main(*words: str) -> None:
     torch.set_num_threads(1)
-    backbone = load_backbone(joined)
-    print("| base / new / H | " + " | ".join(SETS) + " |\n|---|" + "---|" * len(SETS))
-    record = {}
-    for name, changed in ROWS.items():
-        cells = []
-        for dataset, (prompts, aliases) in SETS.items():
-            base, new = [], []
-            for seed in (1, 2, 3):
-                words = {
-                    "sentences": f"{data}/sentences/cupl/full_prompts/{prompts}_prompts_full.json",
-                    "aliases": aliases,
-                }
-                folder = f"{out}/{dataset}-{''.join(c if c.isalnum() else '-' for c in name)}-{seed}"
-                settings = RunSettings(
-                    data=f"{data}/{dataset}",
-                    backbone=joined,
-                    classes="base",
-                    seed=seed,
-                    out=folder,
-                    **words,
-                    **changed,
-                )
-                run = fit(settings, backbone=backbone)
-                figures = {event["classes"]: event["accuracy"] for event in run.events("eval")}
-                base.append(figures["base"])
-                new.append(figures.get("new"))
-            cells.append(cell(base, new))
-            record[f"{name} {dataset}"] = {"base": base, "new": new}
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-    Path(out, "figures.json").write_text(json.dumps(record, indent=1))
-
-
-def cell(base: list[float], new: list[float | None]) -> str:
-    """`base ± spread / new ± spread / H`; a method that cannot score new classes has no H."""
-    first = f"{statistics.mean(base):.1f} ± {statistics.pstdev(base):.1f}"
-    if None in new:
-        return f"{first} / – / –"
-    both = harmonic_mean(statistics.mean(base), statistics.mean(new))
-    return f"{first} / {statistics.mean(new):.1f} ± {statistics.pstdev(new):.1f} / {both:.1f}"
+    logging.getLogger("wordsight").setLevel(logging.ERROR)
+    given = dict(word.partition("=")[::2] for word in words)
+    out = given.pop("out", "runs/aape-study")
+    sets, began = [Set.of(name, file) for name, file in given.items()], time.monotonic()
+    planned = cells(sets)
+    for place, cell in enumerate(planned):
+        try:
+            cell.fit(out)
+        except WordsightError as error:  # one row that cannot be does not end the others
+            print(error, file=sys.stderr)
+        told = f"{place + 1}/{len(planned)}, {time.monotonic() - began:.0f} s: {cell.set.name} {cell.row}"
+        print(told, f"{cell.shots} shots, seed {cell.seed}", cell.figures(out), file=sys.stderr, flush=True)
+    print(tables(sets, out))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Predicting from features: AAPE's image-conditioned weights against plain zero-shot. `python
-benchmarks/speed/predict.py [WIDTH]`
+"""Predicting from features: AAPE's forms against plain zero-shot. `python benchmarks/speed/predict.py`
 
 1,000 classes, 512 wide, random unit vectors (speed does not depend on them), interleaved repeats, medians.
-Peak memory above the start, by tracemalloc's counterpart for torch: the largest resident set of a process
+Peak memory above the start: the largest resident set of a process
 that runs one of the two."""
 
 import resource
@@ -14,50 +13,48 @@ import time
 import torch
 
 from wordsight.backbones import unit
-from wordsight.methods import Space
+from wordsight.methods import Classifier, Space
 from wordsight.methods.aape import AAPE, AAPESettings
 from wordsight.methods.zero_shot import ZeroShot
 from wordsight.sentences import ClassTexts
 
 CLASSES, WIDTH, IMAGES, REPEATS = 1000, 512, 2048, 15
+FORMS = ("solved", "skip", "literal")
 
 
-def methods(form: str = "residual", width: int = 16) -> dict[str, torch.nn.Module]:
+def methods(form: str = "solved") -> dict[str, Classifier]:
+    """Zero-shot from names, and AAPE in a form, with the words that are that form's own."""
     torch.manual_seed(0)
     names = tuple(f"class {index}" for index in range(CLASSES))
     vectors = unit(torch.randn(CLASSES, WIDTH))
     texts = ClassTexts(names, vectors, ((),) * CLASSES, (vectors[:0],) * CLASSES)
-    built = {
-        "zero-shot": ZeroShot(names, Space(WIDTH, 100.0), None),
-        "aape": AAPE(names, Space(WIDTH, 100.0), AAPESettings(form=form, width=width)),
-    }
+    own, space = AAPESettings(form=form), Space(WIDTH, 100.0)
+    aape = AAPE.formed(own)(names, space, own).give(AAPE.own_words(own))
+    built: dict[str, Classifier] = {"zero-shot": ZeroShot(names, space, None), "aape": aape}
     for method in built.values():
-        for parameter in method.parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
-        method.set_classes(texts)
+        for tensor in [*method.parameters(), *(b for b in method.buffers() if b.ndim)]:
+            torch.nn.init.normal_(tensor, std=0.05)
+        method.choose(texts)
     return built
 
 
 @torch.inference_mode()
-def seconds(method: torch.nn.Module, images: torch.Tensor) -> float:
+def seconds(method: Classifier, images: torch.Tensor) -> float:
     began = time.perf_counter()
-    method.logits(images)
+    method.score(images)
     return time.perf_counter() - began
 
 
-def compare(threads: int, form: str, width: int) -> None:
+def compare(threads: int, form: str) -> None:
     torch.set_num_threads(threads)
-    images, built = unit(torch.randn(IMAGES, WIDTH)), methods(form, width)
+    images, built = unit(torch.randn(IMAGES, WIDTH)), methods(form)
     taken = {name: [] for name in built}
     for _ in range(REPEATS + 2):
         for name, method in built.items():
             taken[name].append(seconds(method, images))
     median = {name: statistics.median(values[2:]) for name, values in taken.items()}
     rates = " ".join(f"{name} {IMAGES / value:,.0f} images/s" for name, value in median.items())
-    print(
-        f"{form} width {width}, {threads} thread(s): {rates}; ratio "
-        f"{median['aape'] / median['zero-shot']:.2f}"
-    )
+    print(f"{form}, {threads} thread(s): {rates}; ratio {median['aape'] / median['zero-shot']:.2f}")
 
 
 def peak(name: str, images: int) -> float:
@@ -80,8 +77,8 @@ def grow(name: str, images: int) -> None:
 
 if __name__ == "__main__":
     for threads in (1, 2):
-        for form, width in (("residual", 8), ("residual", 16), ("residual", 32), ("as_in_paper", 32)):
-            compare(threads, form, width)
+        for form in FORMS:
+            compare(threads, form)
     for images in (1024, 4096):
         print(
             f"{images} images: scores alone {images * CLASSES * 4 / 2**20:.0f} MiB; peak "
