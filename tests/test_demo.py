@@ -20,6 +20,7 @@ def first(tmp_path_factory):
     return folder, demo("aape", folder, show=False, **CUT)
 
 
+@pytest.mark.slow
 def test_it_fits_all_and_writes_a_report(first):
     folder, result = first
     assert result["fitted"] == len(result["runs"]) == 6
@@ -32,6 +33,7 @@ def test_it_fits_all_and_writes_a_report(first):
     assert float(zero["all"]) > 50 and float(aape["all"]) > 50 and probe["H"] == "–" and float(aape["H"]) > 50
 
 
+@pytest.mark.slow
 def test_a_second_call_fits_nothing_and_shows_the_same(first, capsys):
     folder, result = first
     again = demo("aape", folder, **CUT)
@@ -45,6 +47,7 @@ def test_a_second_call_fits_nothing_and_shows_the_same(first, capsys):
     assert "0 of 6 runs fitted now" in words and "On the five digits without labels" in words
 
 
+@pytest.mark.slow
 def test_a_run_without_its_figures_is_shown_without_them(first, capsys):
     folder, _ = first
     events = folder / "aape-1shot-base-seed1" / "metrics.jsonl"
@@ -64,6 +67,7 @@ def test_methods_without_labels_are_fitted_once(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_goes_on(tmp_path, monkeypatch):
     fit, calls = module.fit, []
 

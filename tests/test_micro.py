@@ -22,6 +22,7 @@ def test_the_folder_is_under_four_megabytes():
     assert sum(path.stat().st_size for path in MICRO.iterdir()) < 4e6
 
 
+@pytest.mark.slow
 def test_names_and_sentences_classify_real_digits():
     from measure import measure  # plain transformers
 

@@ -75,6 +75,7 @@ def test_threads_have_ended_their_item_when_the_caller_stops_early():
     assert running == []
 
 
+@pytest.mark.slow
 def test_processes(caplog):
     caplog.set_level(logging.INFO, "wordsight")
     pids = set(each(noted, range(6), jobs=2, processes=True))

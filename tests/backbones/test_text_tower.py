@@ -366,6 +366,7 @@ def test_bfloat16_agrees_with_float32(tokenizer, tmp_path):
     TextTower.load(tmp_path / "tower").encode(TEXTS)
 
 
+@pytest.mark.slow
 def test_a_few_contrastive_steps_bring_captions_to_their_images(tokenizer):
     made, texts = tower(tokenizer).train(), list(dict.fromkeys(TEXTS))
     images = unit(torch.randn(len(texts), 12))

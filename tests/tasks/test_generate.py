@@ -94,6 +94,7 @@ def test_its_tokens_are_llama2c_s(stories, stories_converter, shared):
 # Writing
 
 
+@pytest.mark.slow
 def test_off_is_the_untouched_lm_on_is_not_and_both_is_one_batch_of_the_two(clamp, stories):
     tower = open_tower(str(clamp), device="cpu")
     assert all(check.passed for check in verify(tower).values())

@@ -133,6 +133,7 @@ def test_a_fitted_run_is_a_backbone_that_passes_its_checks(table, tiny_clip, lm,
     assert all(check.passed for check in verify(backbone.text).values())
 
 
+@pytest.mark.slow
 def test_chunks_give_the_same_run_to_rounding(table, tiny_clip, lm, tmp_path):
     """By SGD: AdamW makes whole steps of rounding where a gradient is zero, and which way they go is the
     processor's.
@@ -154,6 +155,7 @@ def test_a_teacher_is_distilled_and_its_width_may_differ(table, tiny_clip, lm, t
     assert load_file(run.folder / "weights.safetensors")["image_mean"].abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(table, tiny_clip, lm, tmp_path, monkeypatch):
     unbroken = tensors_of(
         fit(settings(table, tiny_clip, lm, tmp_path / "one", loop={"save_seconds": 0})).folder
@@ -182,6 +184,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(table, tiny_clip, lm, tmp_path, m
     assert fit(settings(table, tiny_clip, lm, tmp_path / "two", loop={"save_seconds": 0})).finished
 
 
+@pytest.mark.slow
 def test_zero_shot_on_labelled_images_and_adapting_on_top(trained, photos, tmp_path):
     (result,) = evaluate(trained, data=str(photos))
     # six of 18 are in the table too, and were trained on
