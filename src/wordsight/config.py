@@ -208,9 +208,8 @@ class RunSettings:
 
     data: str  # for a two_tower: image-caption pairs or labelled images, several joined by ::
     label: str | None = None  # the column of labels, where data= is a table that has several
-    # a hub name, a folder, `micro` (bundled, for glyphs), or package.module:Class@folder; auto: CLIP
-    # ViT-B/16,
-    # or the data itself where it is a file of vectors
+    # a hub name, a folder, `micro` (bundled, for glyphs), or package.module:Class@folder; auto: the data
+    # itself where it is a file of vectors, or else CLIP ViT-B/16
     backbone: str = AUTO
     method: str = "aape"  # of `wordsight list`, or package.module:Class
     shots: int | None = 16  # labelled images per class; null takes all, as a two_tower always does
@@ -270,7 +269,7 @@ class RunSettings:
     @property
     def needs_labels(self) -> bool:
         """Whether labelled images change what is fitted."""
-        return resolve(METHODS, self.method, "method").needs_labels or self.words == "calibrated"
+        return resolve(METHODS, self.method, "method").told_labels(self.words)
 
     @property
     def needs_sentences(self) -> bool:

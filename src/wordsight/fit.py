@@ -258,11 +258,6 @@ def fit_method(
     method = build_method(settings, facts, backbone)
     if settings.train is not None and not isinstance(method, Learner):
         log.info("train.* changes nothing: %s trains nothing with these settings", settings.method)
-    if method.needs_pool and data.pool is None:
-        raise WordsightError(
-            f"{settings.method} classifies images without labels; name some: unlabelled=FOLDER, or "
-            f"unlabelled=test"
-        )
     if settings.needs_labels:
         counts = data.labels.bincount(minlength=len(method.class_names))
         without = [name for name, count in zip(method.class_names, counts) if not count]
@@ -295,10 +290,18 @@ def reference_methods(run: Run, data: FitData, backbone: Backbone, sentences: Se
     for name in REFERENCES:
         words = backbone.has_text or not resolve(METHODS, name, "method").needs_words
         if name != run.settings.method and words:
-            settings = replace(run.settings, method=name, settings={}, train={})
-            method = fit_method(settings, run.facts, data._replace(images=data.images[:, :1]), backbone)
+            method = fit_reference(run, name, data, backbone)
             found[name] = Fitted(method, backbone, run.facts, sentences, data.texts)
     return found
+
+
+def fit_reference(run: Run, name: str, data: FitData, backbone: Backbone) -> Classifier:
+    """A method that a run is compared with: by its own words and by labelled images alone, whatever words and
+    unlabelled images the run is given.
+    """
+    own = {"settings": {}, "train": {}, "words": "auto", "unlabelled": None}
+    data, facts = data._replace(images=data.images[:, :1], pool=None), replace(run.facts, pool_classes=())
+    return fit_method(replace(run.settings, method=name, **own), facts, data, backbone)
 
 
 # -- every labelled image is used --
@@ -323,10 +326,10 @@ def cross_validate(run: Run, data: FitData, backbone: Backbone, split: Split, re
     for train_rows, test_rows in parts:
         own = data._replace(images=data.images[train_rows], labels=data.labels[train_rows])
         for name in names:
-            one = (
-                settings if name == settings.method else replace(settings, method=name, settings={}, train={})
-            )
-            method = fit_method(one, run.facts, own, backbone)
+            if name == settings.method:
+                method = fit_method(settings, run.facts, own, backbone)
+            else:
+                method = fit_reference(run, name, own, backbone)
             fitted = Fitted(method, backbone, run.facts, run.sentences, data.texts)
             logits[name][test_rows] = fitted.logits(data.centre[test_rows])
     _keep_folds(run, folds, logits, data, split)

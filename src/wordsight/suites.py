@@ -246,7 +246,7 @@ def plan(settings: SuiteSettings, suite: Suite, opened: Mapping[str, Dataset]) -
     for data in settings.data[:1] if suite.targets else settings.data:
         for label, entry in entries.items():
             shots, seeds = numbers, settings.seeds
-            needs = method_of(entry).needs_labels or words_of(settings, entry) == "calibrated"
+            needs = method_of(entry).told_labels(words_of(settings, entry))
             if not needs and opened[data].test is not None:
                 shots, seeds = numbers[:1], seeds if trains(entry) else seeds[:1]
             for number, seed in itertools.product(shots, seeds):

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib
 import json
 import shutil
 from dataclasses import replace
@@ -12,7 +13,7 @@ from standins import CLASSIFIERS, ColourBackbone, fill_folder
 
 from wordsight.config import METHODS, RunSettings, WordsightError, default_folder, resolve
 from wordsight.fit import fit
-from wordsight.runs import Run
+from wordsight.runs import Run, build_method
 from wordsight.tasks import classify, evaluate
 
 QUICK = {"epochs": 2, "min_steps": 10}
@@ -235,3 +236,22 @@ def test_views_are_trained_on_and_not_tested_on(photos, backbone, tmp_path):
 def test_a_folder_is_named_after_what_decides_the_run():
     settings = RunSettings(data="my data/Photos 1.csv", method="aape", shots=None, classes="base", seed=3)
     assert str(default_folder(settings)) == "runs/Photos-1-csv-aape-allshot-base-seed3"
+
+
+def test_what_a_fit_is_compared_with_has_its_own_words_and_no_pool(photos, backbone, tmp_path):
+    """The reference zero-shot is zero-shot: no label and no unlabelled image reaches it."""
+    plain = fit(settings_for(photos, tmp_path / "zs", "zero_shot"), backbone=backbone).method()
+    own = settings_for(photos, tmp_path / "a", unlabelled="train", words="calibrated")
+    (event,) = fit(own, backbone=backbone).events("eval")
+    assert event["references"].keys() == {"zero_shot", "linear_probe"}
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        module = importlib.import_module("wordsight.fit")  # the package's name for it is the function's
+        patch.setattr(module, "build_method", lambda *given: made.append(given) or build_method(*given))
+        fit(replace(own, out=str(tmp_path / "b")), backbone=backbone)
+    assert [(given[0].words, given[1].pool_classes != ()) for given in made] == [
+        ("calibrated", True),
+        ("names", False),
+        ("names", False),
+    ]
+    assert plain.given is None and plain.pooled is None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from wordsight.backbones import Backbone
 from wordsight.config import TrainSettings, WordsightError
-from wordsight.methods.pool import PoolLayer
+from wordsight.methods.pool import AT_ONCE, PoolLayer
 from wordsight.methods.words import Words
 from wordsight.sentences import ClassTexts
 
@@ -78,6 +78,11 @@ class Method(nn.Module):
     @classmethod
     def check(cls, settings: RunSettings) -> None:
         """Errors: WordsightError where a run cannot be of these settings."""
+
+    @classmethod
+    def told_labels(cls, words: str) -> bool:
+        """Whether labelled images change what it does, given these words."""
+        return cls.needs_labels or words == "calibrated"
 
     @classmethod
     def training(cls, shots: int | None, own: Any = None) -> TrainSettings | None:
@@ -155,12 +160,13 @@ class Classifier(Method, ABC):
         self.choose(texts)
         place = {name: row for row, name in enumerate(texts.names)}
         rows = torch.tensor([place[name] for name in self.class_names]).to(data.labels)
-        scores = torch.cat([self.score(some) for some in pool.images.split(8192)])
-        told = self.needs_labels or (self.given is not None and self.given.kind == "calibrated")
-        labelled, labels = data.centre, rows[data.labels]
-        if not told:  # of zero-shot, say: no label may reach it by this way either
-            labelled, labels = labelled[:0], labels[:0]
-        layer.fit(pool.images, scores, labelled, labels)
+        self.to(layer.bias.device)
+        images = pool.images.to(layer.bias.device)
+        scores = torch.cat([self.score(some) for some in images.split(AT_ONCE)])
+        labelled, labels = data.centre.to(images), rows[data.labels].to(images.device)
+        if not self.told_labels(self.given.kind if self.given else "names"):
+            labelled, labels = labelled[:0], labels[:0]  # none may reach zero-shot, say, by this way either
+        layer.fit(images, scores, labelled, labels)
         self.pooled = layer
 
     def begin(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:

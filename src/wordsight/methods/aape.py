@@ -10,7 +10,8 @@ import importlib
 import math
 import random
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -135,7 +136,7 @@ class SolvedAAPE(AAPE):
         known = Known(
             data.centre.cpu(), data.labels.cpu(), data.texts.name_vectors.cpu(), data.texts.means().cpu()
         )
-        if not all(part.isfinite().all() for part in known):
+        if not all(part.isfinite().all() for part in (known.images, known.words, known.prompts)):
             raise WordsightError("image or text vectors are not finite; look at the features")
         self.middle.copy_(known.prompts.mean(0))
         self._solve_prompt(known)
@@ -158,7 +159,7 @@ class SolvedAAPE(AAPE):
                 best = penalty, weights, fit
         assert best is not None  # there is a penalty
         self.unlabelled.copy_(torch.tensor(best[1]))
-        h = ridge(Spectrum.of(known.images), known.prompts[known.labels], best[0])
+        h = ridge(known.spectrum, known.prompts[known.labels], best[0])
         self.prompt_map.copy_(h.map)
         self.prompt_bias.copy_(h.bias)
 
@@ -187,11 +188,8 @@ class SolvedAAPE(AAPE):
             scale, warmth = self.labelled
             share = warmth * (1.0 if bool((rows >= 0).all()) else self.share)
             # row -1: a class without labels has no offset
-            offsets, bias = (
-                F.pad(self.offset_map.T, (0, 0, 0, 1))[rows],
-                F.pad(self.offset_bias, (0, 1))[rows],
-            )
-            vectors, bias = scale * words + share * offsets, share * bias
+            vectors = scale * words + share * F.pad(self.offset_map.T, (0, 0, 0, 1))[rows]
+            bias = share * F.pad(self.offset_bias, (0, 1))[rows]
         else:
             scale, weight = self.unlabelled
             vectors = scale * words + weight * prompts @ self.prompt_map.T
@@ -209,13 +207,18 @@ class SolvedAAPE(AAPE):
         return unit(scale * images + weight * (images @ self.prompt_map + self.prompt_bias - self.middle))
 
 
-class Known(NamedTuple):
+@dataclass(frozen=True)
+class Known:
     """Labelled images, and what words say of their classes."""
 
     images: Float[Tensor, "n D"]
     labels: Int[Tensor, " n"]
     words: Float[Tensor, "C D"]
     prompts: Float[Tensor, "C D"]
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        return Spectrum.of(self.images)
 
     def of_classes(self, rows: list[int]) -> Known:
         """The same of these classes alone."""
@@ -239,7 +242,7 @@ class Known(NamedTuple):
 
     def offsets(self, scale: float, penalty: float) -> Affine:
         prior = scale * self.images @ self.words.T
-        return logistic(Spectrum.of(self.images), self.labels, prior, penalty)
+        return logistic(self.spectrum, self.labels, prior, penalty)
 
 
 def _halves(count: int) -> list[list[int]]:
@@ -253,7 +256,7 @@ def _halves(count: int) -> list[list[int]]:
 
 def _by_prompt(inside: Known, outside: Known, penalty: float) -> Scored:
     """Classes that were left out, by their words and by an h that did not see them."""
-    h = ridge(Spectrum.of(outside.images), outside.prompts[outside.labels], penalty)
+    h = ridge(outside.spectrum, outside.prompts[outside.labels], penalty)
     middle = outside.prompts.mean(0)
     parts = [inside.images @ inside.words.T, (h(inside.images) - middle) @ (inside.prompts - middle).T]
     return Scored(torch.stack(parts), inside.labels)

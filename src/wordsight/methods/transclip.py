@@ -57,7 +57,10 @@ class TransCLIP(Classifier):
 
     def setup(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
         if data.pool is None:
-            raise WordsightError("transclip classifies images without labels, and was given none")
+            raise WordsightError(
+                "transclip classifies images without labels, and was given none; name some: "
+                "unlabelled=FOLDER, or unlabelled=test"
+            )
         images, words = data.pool.images, data.pool.texts.name_vectors
         if len(images) <= max(CONFIDENT, NEIGHBOURS):
             raise WordsightError(
