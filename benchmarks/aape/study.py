@@ -2,9 +2,10 @@
 benchmarks/aape/study.py NAME=FILE.npz ... [out=runs/aape-study]`.
 
 benchmarks/aape/vectors.py makes such files. Tables: all rows at 16 labelled images a class (or as many as
-each class has), fewer images, AAPE less zero-shot and less the probe, and fewer sentences. Seeds 1, 2, 3.
-What takes minutes a fit is cut: sets of more than 500 classes have one seed and no rows of aggregators and of
-the paper's training, and that training has one seed everywhere. Runs go to OUT and are not repeated."""
+each class has), fewer images, all classes labelled, AAPE less zero-shot and less the probe, and fewer
+sentences. Seeds 1, 2, 3. What takes minutes a fit is cut: sets of more than 500 classes have one seed and no
+rows of aggregators and of the paper's training, and that training has one seed everywhere. Runs go to OUT and
+are not repeated."""
 
 import json
 import logging
@@ -29,7 +30,7 @@ ROWS: dict[str, dict] = {
     "zero-shot, sentences": {"method": "zero_shot", "words": "sentences"},
     "zero-shot, calibrated": {"method": "zero_shot", **EQUAL},
     "**AAPE**": {},
-    "AAPE without prompt": {"settings": {"prompt": False}},
+    "AAPE with prompt": {"settings": {"prompt": True}},
     "AAPE without offsets": {"settings": {"offsets": False}},
     "AAPE, words=names": {"words": "names"},
     "linear probe": {"method": "linear_probe", "words": "names"},
@@ -57,6 +58,7 @@ FEW = (
     "TaskRes, calibrated",
     "Tip-Adapter-F, calibrated",
 )
+ALL = ("zero-shot, names", *FEW, "skip", "literal")
 FEWER_SENTENCES = ("zero-shot, calibrated", "**AAPE**")
 SHOTS, SENTENCES, SEEDS, LARGE = (1, 2, 4, 8, 16), (1, 5, 20), (1, 2, 3), 500
 
@@ -94,16 +96,18 @@ class Cell(NamedTuple):
     shots: int
     seed: int
     sentences: int | None = None
+    classes: str = "base"
 
     def folder(self, out: str) -> Path:
         row = "".join(c if c.isalnum() else "-" for c in self.row.strip("*"))
         some = "" if self.sentences is None else f"-{self.sentences}sentences"
+        some += "" if self.classes == "base" else f"-{self.classes}"
         return Path(out, self.set.name, f"{row}{some}-{self.shots}shot-seed{self.seed}")
 
     def fit(self, out: str) -> None:
         if not (self.folder(out) / "finished.json").exists():
             data = self.set.file if self.sentences is None else thin(self.set, self.sentences, out)
-            given = {"data": data, "shots": self.shots, "classes": "base", "seed": self.seed}
+            given = {"data": data, "shots": self.shots, "classes": self.classes, "seed": self.seed}
             named = {"out": str(self.folder(out)), "name": self.row.strip("*")}
             wordsight.fit(**given, **named, **ROWS[self.row], references=False)
 
@@ -119,6 +123,7 @@ def cells(sets: list[Set]) -> list[Cell]:
     """All runs; those first that say most."""
     whole = [Cell(s, row, s.shots[-1], seed) for s in sets for seed in s.seeds for row in s.rows(seed)]
     few = [Cell(s, row, k, seed) for s in sets for seed in s.seeds for k in s.shots[:-1] for row in FEW]
+    every = [Cell(s, row, s.shots[-1], seed, None, "all") for s in sets for seed in s.seeds for row in ALL]
     some = [
         Cell(s, row, s.shots[-1], seed, n)
         for s in sets
@@ -127,7 +132,9 @@ def cells(sets: list[Set]) -> list[Cell]:
         for n in SENTENCES
         for row in FEWER_SENTENCES
     ]
-    return sorted([*whole, *few, *some], key=lambda cell: cell.seed)  # the first seed of all sets first
+    return sorted(
+        [*whole, *few, *every, *some], key=lambda cell: cell.seed
+    )  # the first seed of all sets first
 
 
 def thin(one: Set, count: int, out: str) -> str:
@@ -192,6 +199,17 @@ def few_table(one: Set, out: str) -> str:
     return "\n".join(lines)
 
 
+def all_table(sets: list[Set], out: str) -> str:
+    """Accuracy on all classes, where all are labelled; last the mean over sets."""
+    lines = ["| all classes | " + " | ".join([s.name for s in sets] + ["mean"]) + " |"]
+    lines.append("|---" * (len(sets) + 2) + "|")
+    for row in ALL:
+        cells = [[Cell(s, row, s.shots[-1], seed, None, "all") for seed in s.seeds] for s in sets]
+        found = [[f["all"] for f in (c.figures(out) for c in some) if "all" in f] for some in cells]
+        lines.append(f"| {row} | {' | '.join(map(spread, [*found, averaged(found)]))} |")
+    return "\n".join(lines)
+
+
 def difference_table(sets: list[Set], out: str) -> str:
     """AAPE less zero-shot at the same words, base and new, and less the linear probe, base."""
     lines = [f"| AAPE less | {' | '.join(map(str, SHOTS))} |", "|---" * (len(SHOTS) + 1) + "|"]
@@ -221,7 +239,8 @@ def sentence_table(sets: list[Set], out: str) -> str:
 def tables(sets: list[Set], out: str) -> str:
     """All of them, of what was run."""
     few, said = [few_table(one, out) for one in sets], [one for one in sets if one.sentences]
-    return "\n\n".join([whole_table(sets, out), *few, difference_table(sets, out), sentence_table(said, out)])
+    last = [all_table(sets, out), difference_table(sets, out), sentence_table(said, out)]
+    return "\n\n".join([whole_table(sets, out), *few, *last])
 
 
 def main(*words: str) -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from wordsight.backbones import unit
 from wordsight.config import RunSettings, WordsightError
 from wordsight.methods import FitData, Learner, Space
-from wordsight.methods.aape import EXPECTED, AAPESettings, SolvedAAPE
+from wordsight.methods.aape import SHARE, AAPESettings, SolvedAAPE
 from wordsight.methods.evidence import Scored, Spectrum, logistic, ridge, weigh
 from wordsight.runs import RunFacts, build_method
 from wordsight.sentences import ClassTexts
@@ -74,7 +74,8 @@ def test_a_ridge_map_is_the_one_written_out(count):
 def test_the_logistic_map_is_where_its_loss_has_no_slope(count):
     X, labels = draw(count, DIM, dtype=torch.float64), torch.arange(count) % 4
     prior = 2 * draw(count, 4, seed=1, dtype=torch.float64)
-    solved = logistic(Spectrum.of(X), labels, prior, 0.5)
+    strong, solved = logistic(Spectrum.of(X), labels, prior, [5.0, 0.5])
+    assert strong.map.norm() < solved.map.norm()
     size = (X - X.mean(0)).square().sum(1).mean().sqrt()
     Z = (X - X.mean(0)) / size
     V = (solved.map * size).requires_grad_()
@@ -82,13 +83,14 @@ def test_the_logistic_map_is_where_its_loss_has_no_slope(count):
     (slope,) = torch.autograd.grad(loss, V)
     assert slope.abs().max() < 1e-3 < V.abs().max()
     torch.testing.assert_close(solved(X), Z @ V.detach(), atol=1e-9, rtol=0)
-    still = logistic(Spectrum.of(X), labels, 60 * F.one_hot(labels, 4).double(), 0.5)
+    [still] = logistic(Spectrum.of(X), labels, 60 * F.one_hot(labels, 4).double(), [0.5])
     assert still.map.abs().max() < 1e-6, "what the prior explains moves nothing"
 
 
 def test_images_that_are_all_the_same_move_nothing():
     same = torch.ones(4, DIM)
-    assert logistic(Spectrum.of(same), torch.arange(4) % 2, torch.zeros(4, 2), 0.1).map.abs().max() == 0
+    [solved] = logistic(Spectrum.of(same), torch.arange(4) % 2, torch.zeros(4, 2), [0.1])
+    assert solved.map.abs().max() == 0
 
 
 def test_weights_maximise_the_likelihood_and_never_turn_a_part_round():
@@ -122,7 +124,7 @@ def test_the_form_names_the_class_and_only_the_trained_ones_learn():
 
 def test_a_class_is_one_vector_and_one_number_and_equals_its_parts():
     data, tested = problem(noise=0.8, words=unit(draw(12, DIM, seed=9)), classes=12)
-    method, images = fitted(data), tested[0]
+    method, images = fitted(data, prompt=True), tested[0]
     scale, warmth = method.labelled
     offsets = images @ method.offset_map + method.offset_bias
     expected = scale * images @ data.texts.name_vectors.T + warmth * offsets
@@ -148,14 +150,16 @@ def test_with_perfect_words_and_few_images_it_stays_near_them(shots):
 
 def test_with_words_that_know_nothing_it_learns_from_the_images():
     data, tested = problem(shots=16, noise=0.2, words=unit(draw(10, DIM, seed=9)))
-    without = fitted(data, offsets=False, prompt=False)
+    without = fitted(data, offsets=False)
     assert accuracy(fitted(data), tested) > 0.9 > accuracy(without, tested) + 0.5
     torch.testing.assert_close(without.logits(tested[0]), SCALE * tested[0] @ data.texts.name_vectors.T)
 
 
 def test_one_image_a_class_takes_what_is_expected():
     one = fitted(problem(shots=1)[0])
-    assert one.labelled.tolist() == pytest.approx([EXPECTED[0] * SCALE, 1.0])
+    assert one.labelled.tolist() == pytest.approx([SHARE * SCALE, 1.0])
+    blind = fitted(problem(shots=1, words=unit(draw(10, DIM, seed=9)))[0])
+    assert 0.1 * one.labelled[0] <= blind.labelled[0] < one.labelled[0], "words that name few count less"
     many = fitted(problem(shots=16, noise=0.2, words=unit(draw(10, DIM, seed=9)))[0])
     assert many.labelled[0] / many.labelled[1] < one.labelled[0], "words that know nothing count less"
 
@@ -171,7 +175,7 @@ def test_the_prompt_carries_over_to_classes_without_labels():
     data = FitData(images[:, None], labels, subset(whole, range(20)), 1)
     test = torch.arange(20).repeat_interleave(30)
     tested = unit(truth[20 + test] + 0.15 * draw(len(test), DIM, seed=2)), test
-    with_prompt, without = fitted(data), fitted(data, prompt=False)
+    with_prompt, without = fitted(data, prompt=True), fitted(data)
     for method in (with_prompt, without):
         method.set_classes(subset(whole, range(20, 40)))
     assert accuracy(with_prompt, tested) > accuracy(without, tested) + 0.1

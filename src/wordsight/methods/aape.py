@@ -29,10 +29,11 @@ FORMS = {"solved": "wordsight.methods.aape:SolvedAAPE"} | dict.fromkeys(
 )
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of h's ridge map, in units of the mean squared singular value
 SHARES = (1.0, 0.5, 0.2, 0.05)  # of the words beside the offsets
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalties of the offsets
-# of that grid, what is expected beforehand (chosen on training and validation images of six sets, benchmarks/
-# aape), and how many nats each step from it must earn
-EXPECTED, DOUBT = (0.5, 0.1), 0.7
+STRENGTHS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # penalties of the offsets, strong ones first
+# what is expected beforehand (all chosen on training and validation images of six sets, benchmarks/aape): the
+# words' share where they name SURE of the images beyond chance or more, the penalty up to CROWD classes, and
+# how many nats each step from it must earn
+SHARE, SURE, PENALTY, CROWD, DOUBT = 0.5, 0.4, 0.1, 60, 0.7
 FOLDS = 4  # in which labelled images are left out, at most
 WARMTHS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)  # by which left-out scores are tempered
 ROUNDS = 3  # times that the classes are parted in two, each half once left out
@@ -48,7 +49,8 @@ class AAPESettings:
     # how a class weight follows the image: solved, or trained as the paper has it: w_c(x) = g([w_c; h(x)])
     # (literal), w_c + g([w_c; h(x)]) (skip), or cos(h(x), w_c) alone (h_only)
     form: Literal["solved", "literal", "skip", "h_only"] = "solved"
-    prompt: bool = True  # the prompt embedding h(x); false: words (and offsets) alone
+    # the prompt embedding h(x). null: in the trained forms alone, as it was not seen to help the solved one
+    prompt: bool | None = None
     offsets: bool = True  # solved: labelled classes have an offset of their own beside the words
     width: int = 32  # trained: r, of h and of g
     # trained: what condenses sentences into the prompt that h is distilled from; solved takes their mean
@@ -69,18 +71,20 @@ class AAPE(Classifier):
     """Sentences are condensed into a prompt embedding that is made from the image alone, and it adapts what
     words say of classes.
 
-    A class without labels: a_1 x.w_c + a_2 (h(x) - p).(p_c - p). A labelled one: t (s x.w_c + x.o_c + b_c).
+    A labelled class: t (s x.w_c + x.o_c + b_c). One without labels: s_0 x.w_c, as zero-shot, or with
+    `prompt=true` a_1 x.w_c + a_2 (h(x) - p).(p_c - p).
 
     w_c is the class vector (`words=`, by default calibrated), p_c the aggregated prompt (the mean of the
     sentences) and p their mean; h is the ridge map from images to the prompts of their classes, which is
     eq. 2's distillation solved; o_c, b_c are logistic regression's, started from the words' scores. As in the
     paper, h needs neither sentences nor labels at prediction, and serves classes that had no labels.
 
-    Differs from the paper: h is linear and solved, not a perceptron trained with the task's loss; h(x).p_c is
-    added to the words' score where the paper has g([w_c; h(x)]), and its weight is chosen by the likelihood
-    of classes that were left out; labelled classes have offsets, as strong as images that were left out say.
-    So what does not help is not used. With `form=literal`, `skip` and `h_only` it is trained as in the paper
-    (TrainedAAPE); docs/methods/aape.md has the figures of all."""
+    Differs from the paper: labelled classes have offsets, as strong as images that were left out say, and
+    words count beside them; h is linear and solved, not a perceptron trained with the task's loss, and
+    h(x).p_c is added to the words' score where the paper has g([w_c; h(x)]), its weight chosen by the
+    likelihood of classes that were left out. h was not seen to help beside these, so it is off unless asked
+    for. With `form=literal`, `skip` and `h_only` it is trained as in the paper (TrainedAAPE);
+    docs/methods/aape.md has the figures of all."""
 
     Settings = AAPESettings
     needs_sentences = True
@@ -172,7 +176,7 @@ class SolvedAAPE(AAPE):
         some = known.some()
         share, penalty, warmth = _strength(some, scale)
         self.labelled.copy_(torch.tensor([warmth * share * scale, warmth]))
-        solved = known.offsets(share * scale, penalty)
+        solved = known.offsets(share * scale, penalty * math.sqrt(len(known.words) / len(some.words)))
         self.offset_map.copy_(solved.map)
         self.offset_bias.copy_(solved.bias)
         if len(some.words) >= LEAST_CLASSES:
@@ -242,7 +246,7 @@ class Known:
 
     def offsets(self, scale: float, penalty: float) -> Affine:
         prior = scale * self.images @ self.words.T
-        return logistic(self.spectrum, self.labels, prior, penalty)
+        return logistic(self.spectrum, self.labels, prior, [penalty])[0]
 
 
 def _halves(count: int) -> list[list[int]]:
@@ -262,16 +266,29 @@ def _by_prompt(inside: Known, outside: Known, penalty: float) -> Scored:
     return Scored(torch.stack(parts), inside.labels)
 
 
+def _expected(known: Known) -> tuple[float, float]:
+    """The words' share and the offsets' penalty, beforehand: words that name few of the images count less,
+    and where many classes compete, each one's offset is held closer to zero."""
+    count = len(known.words)
+    right = float(((known.images @ known.words.T).argmax(1) == known.labels).float().mean())
+    beyond_chance = (right - 1 / count) / (1 - 1 / count)
+    return (
+        SHARE * min(1.0, max(0.1, beyond_chance / SURE)),
+        PENALTY * math.sqrt(max(1.0, count / CROWD)),
+    )
+
+
 def _strength(known: Known, scale: float) -> tuple[float, float, float]:
     """How much the words count beside the offsets, the offsets' penalty, and the temperature: under which
     images that were left out are likeliest, once their scores are tempered.
 
-    Classes of one image leave nothing out, so EXPECTED is taken; elsewhere, each step from it on the grid
-    must earn DOUBT."""
+    Classes of one image leave nothing out, so what is expected is taken; elsewhere, each step from it on the
+    grid must earn DOUBT."""
+    expected = _expected(known)
     counts = known.labels.bincount(minlength=len(known.words))
     folds = min(FOLDS, int(counts.median()))
     if folds < 2:
-        return *EXPECTED, 1.0
+        return *expected, 1.0
     fold = torch.empty_like(known.labels)
     for row in range(len(counts)):
         own = (known.labels == row).nonzero()[:, 0]
@@ -282,14 +299,16 @@ def _strength(known: Known, scale: float) -> tuple[float, float, float]:
     said = scale * known.images @ known.words.T
     best: tuple[float, float, float, float] | None = None
     for share in SHARES:
-        for penalty in STRENGTHS:
-            scores = []
-            for spectrum, seen, out in zip(spectra, rest, parts):
-                solved = logistic(spectrum, known.labels[seen], share * said[seen], penalty)
-                scores.append(share * said[out] + solved(known.images[out]))
-            left_out = torch.cat(scores)
+        paths = [
+            logistic(spectrum, known.labels[seen], share * said[seen], STRENGTHS)
+            for spectrum, seen in zip(spectra, rest)
+        ]
+        for penalty, *solved in zip(STRENGTHS, *paths):
+            left_out = torch.cat(
+                [share * said[out] + one(known.images[out]) for one, out in zip(solved, parts)]
+            )
             loss, warmth = min((float(F.cross_entropy(t * left_out, labels)), t) for t in WARMTHS)
-            away = abs(math.log(share / EXPECTED[0], 2.5)) + abs(math.log10(penalty / EXPECTED[1]))
+            away = abs(math.log(share / expected[0], 2.5)) + abs(math.log10(penalty / expected[1]))
             if best is None or len(labels) * loss + DOUBT * away < best[0]:
                 best = len(labels) * loss + DOUBT * away, share, penalty, warmth
     assert best is not None  # there is a share and a penalty

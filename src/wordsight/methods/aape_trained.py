@@ -39,7 +39,7 @@ class TrainedAAPE(AAPE, Learner):
         super().__init__(class_names, space, settings)
         dim, width = self.dim, settings.width
         self.skip = settings.form == "skip"
-        if settings.prompt or settings.form == "h_only":
+        if settings.prompt is not False or settings.form == "h_only":
             self.generator = nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, dim))
         else:
             self.generator = None

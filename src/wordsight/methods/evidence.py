@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 DOUBT = 1.0  # observations' worth of doubt that a part's weight moves from where it starts
 STEPS = 100  # of L-BFGS, at most
@@ -66,29 +65,34 @@ def ridge(spectrum: Spectrum, targets: Float[Tensor, "n K"], penalty: float) -> 
 
 
 def logistic(
-    spectrum: Spectrum, labels: Int[Tensor, " n"], prior: Float[Tensor, "n C"], penalty: float
-) -> Affine:
-    """The V that makes the labels likeliest under softmax(prior + Z V), beside penalty/2 |V|^2, Z being the
-    centred inputs at root mean square length 1: logistic regression that starts from a prior's scores and
-    moves only as far as images are not explained by it. By L-BFGS, at most STEPS steps from zero."""
-    size = spectrum.size
-    Z = (spectrum.turned * spectrum.values / size).to(prior)
-    V = torch.zeros(Z.shape[1], prior.shape[1], dtype=prior.dtype, device=prior.device, requires_grad=True)
-    found = torch.optim.LBFGS(
-        [V], max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=1e-5
-    )
+    spectrum: Spectrum,
+    labels: Int[Tensor, " n"],
+    prior: Float[Tensor, "n C"],
+    penalties: Sequence[float],
+) -> list[Affine]:
+    """For each penalty the V that makes the labels likeliest under softmax(prior + Z V), beside penalty/2
+    |V|^2, Z being the centred inputs at root mean square length 1: logistic regression that starts from a
+    prior's scores and moves only as far as images are not explained by it. By L-BFGS, at most STEPS steps
+    from zero, or from the penalty before it: strong ones first are quickest."""
+    from scipy.optimize import minimize
 
-    def loss() -> Tensor:
-        found.zero_grad()
-        value = F.cross_entropy(prior + Z @ V, labels) + penalty / 2 * V.square().sum() / len(labels)
-        value.backward()
-        return value
+    found, size, (n, classes) = [], spectrum.size, prior.shape
+    Z, rows = (spectrum.turned * spectrum.values / size).to(prior), torch.arange(n)
+    V = np.zeros(Z.shape[1] * classes)
 
-    if V.numel():  # images that are all the same move nothing
-        with torch.enable_grad():
-            found.step(loss)
-    solved = (spectrum.turn / size) @ V.detach().cpu().double()
-    return Affine(solved.to(prior), -(spectrum.mean @ solved).to(prior))
+    def loss(flat: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
+        logs = torch.addmm(prior, Z, torch.from_numpy(flat).to(prior).view(-1, classes)).log_softmax(1)
+        value = penalty / 2 * float(flat @ flat) - float(logs[rows, labels].double().sum())
+        error = logs.exp_()
+        error[rows, labels] -= 1
+        return value / n, ((Z.T @ error).double().numpy().ravel() + penalty * flat) / n
+
+    for penalty in penalties:
+        if V.size:  # images that are all the same move nothing
+            V = minimize(loss, V, penalty, "L-BFGS-B", jac=True, options={"maxiter": STEPS, "gtol": 1e-5}).x
+        solved = (spectrum.turn / size) @ torch.from_numpy(V).view(-1, classes)
+        found.append(Affine(solved.to(prior), -(spectrum.mean @ solved).to(prior)))
+    return found
 
 
 class Scored(NamedTuple):
