@@ -2,15 +2,16 @@
 
 JOINED is the folder that benchmarks/joined/build.py writes. OUT gets caltech101, dtd10 and cifar10 through it
 with CuPL's sentences, and digits through the bundled micro CLIP with its own; the name vectors are of `a
-photo of a {}.`."""
+photo of a {}.`. flickr8k holds photos through the joined backbone and their five captions each (ideas.py)."""
 
+import csv
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from wordsight.backbones import Backbone, load_backbone
-from wordsight.data import Split, open_dataset
+from wordsight.data import Picture, Split, open_dataset
 from wordsight.data.features import image_features, text_features
 from wordsight.sentences import fill, read_sentences
 
@@ -25,6 +26,7 @@ def main(joined: str, data: str, out: str) -> None:
         file = f"{data}/sentences/cupl/full_prompts/{prompts}_prompts_full.json"
         write(f"{out}/{name}.npz", backbone, f"{data}/{name}", file, aliases)
     write(f"{out}/digits.npz", load_backbone("micro"), "digits", "digits", None)
+    np.savez(f"{out}/flickr8k.npz", **captioned(backbone, Path(data, "flickr8k")))
 
 
 def write(path: str, backbone: Backbone, data: str, sentences: str, aliases: str | None) -> None:
@@ -44,6 +46,20 @@ def write(path: str, backbone: Backbone, data: str, sentences: str, aliases: str
     for part, split in parts.items():
         held |= encoded(backbone, part, split)
     np.savez(path, **held)
+
+
+def captioned(backbone: Backbone, folder: Path) -> dict[str, np.ndarray]:
+    """Photos [n, D] and their captions [n, 5, D], of each part."""
+    with open(folder / "captions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    held = {}
+    for part in ("train", "test"):
+        own = [row for row in rows if row["split"] == part]
+        pictures = [Picture(row["path"], (folder / row["path"]).read_bytes) for row in own]
+        held[part] = image_features(backbone, pictures).vectors[:, 0].numpy()
+        texts = [row[f"caption_{i}"] for row in own for i in range(1, 6)]
+        held[f"{part}_captions"] = text_features(backbone, texts).numpy().reshape(len(own), 5, -1)
+    return held
 
 
 def encoded(backbone: Backbone, part: str, split: Split | None) -> dict[str, np.ndarray]:
