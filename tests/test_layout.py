@@ -33,6 +33,7 @@ ORDER = [
     "batches",
     "train",
     "fitted",
+    "fitting",
     "tasks",
     "fit_pairs",
     "fit",

@@ -256,7 +256,8 @@ def test_training_settings_are_the_methods_with_what_the_run_changes():
     assert RunSettings(data="d", method="aape").train is None
     settings = RunSettings(data="d", method="taskres", train={"lr": "1e-5"})
     assert settings.train.lr == 1e-5
-    assert replace(settings.train, lr=2e-3) == replace(settings, train={}).train
+    own = replace(settings, train={}).train
+    assert replace(settings.train, lr=own.lr) == own and own.rates[0] == 2e-3
     for wrong, message in (
         ({"epoch": 3}, "did you mean 'epochs'"),
         ({"batch_size": 0}, "train.batch_size=0 is not possible"),

@@ -287,6 +287,23 @@ def test_a_loss_that_falls_or_stands_is_left_alone(monkeypatch, losses, bound):
     train(Rising(losses), batches(settings), settings, seed=1)
 
 
+def test_a_term_that_holds_what_was_learned_may_rise(monkeypatch):
+    monkeypatch.setattr(module, "WINDOW", 2)
+    settings = TrainSettings(max_steps=6, batch_size=4)
+
+    class Held(Rising):
+        at_bound, pulls = False, ("pull",)
+
+        def loss(self, batch):
+            pull = next(self.losses)
+            return {"contrastive": 0 * self.last.weight.sum() + 1, "pull": torch.tensor(float(pull))}
+
+    train(Held([0, 0, 1, 1, 2, 2]), batches(settings), settings, seed=1)
+    monkeypatch.setattr(Held, "pulls", ())
+    with pytest.raises(WordsightError, match="training gets worse"):
+        train(Held([0, 0, 1, 1, 2, 2]), batches(settings), settings, seed=1)
+
+
 def test_sigterm_waits_for_the_end_of_its_step_too(tmp_path):
     with pytest.raises(KeyboardInterrupt, match="stopped after step 2"):
         train(

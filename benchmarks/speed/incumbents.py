@@ -29,7 +29,7 @@ from wordsight.backbones import load_backbone
 from wordsight.backbones.clip import CLIP
 from wordsight.batches import FeatureBatches
 from wordsight.config import METHODS, RunSettings, resolve
-from wordsight.fit import fit_method
+from wordsight.fitting import fit_method
 from wordsight.methods import FitData
 from wordsight.runs import RunFacts
 from wordsight.sentences import class_texts

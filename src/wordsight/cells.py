@@ -14,7 +14,7 @@ from functools import cache
 from typing import NamedTuple, TypeAlias
 
 from wordsight.backbones import Backbone, load_backbone
-from wordsight.config import METHODS, RunSettings, WordsightError, is_vectors, resolve
+from wordsight.config import RunSettings, WordsightError, is_vectors
 from wordsight.data import Dataset, Picture, open_dataset
 from wordsight.data.features import image_features
 from wordsight.data.splits import prepare
@@ -114,7 +114,7 @@ def pictures_needed(cells: Sequence[Cell]) -> dict[tuple, tuple[RunSettings, dic
                 dataset = prepare(whole, settings.shots, settings.seed, part)
                 if part == settings.classes:
                     add(settings, settings.data, dataset.train.pictures, settings.views)
-                    if resolve(METHODS, settings.method, "method").needs_val and dataset.val is not None:
+                    if settings.needs_val and dataset.val is not None:
                         add(settings, settings.data, dataset.val.pictures)
                 add(settings, settings.data, test_part(dataset).pictures)
         for target in targets:

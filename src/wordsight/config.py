@@ -179,7 +179,9 @@ class TrainSettings:
     max_steps: int | None = None
     batch_size: int = 32  # images (or pairs) a step
     optimizer: Literal["adamw", "sgd"] = "adamw"  # AdamW or SGD of torch
-    lr: float = 1e-3  # the learning rate at its highest
+    # the learning rate at its highest; several: the best on validation images, and the first where there are
+    # none
+    lr: float | tuple[float, ...] = 1e-3
     weight_decay: float = 0.0  # as the optimizer has it: decoupled for adamw, in the gradient for sgd
     momentum: float = 0.9  # SGD only
     eps: float = 1e-8  # AdamW only: what its denominator has beside the root of the squared gradients
@@ -194,8 +196,21 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise WordsightError(f"train.{name}={value} is not possible; it is {least} or more")
+            for one in value if isinstance(value, tuple) else (value,):
+                if one is not None and one < least:
+                    raise WordsightError(f"train.{name}={one} is not possible; it is {least} or more")
+        if not self.rates or len(set(self.rates)) < len(self.rates):
+            raise WordsightError(f"train.lr={self.lr} is not possible; give one rate, or several that differ")
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates that are tried."""
+        return self.lr if isinstance(self.lr, tuple) else (self.lr,)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of a training that tries no other."""
+        return self.rates[0]
 
 
 @dataclass(frozen=True)
@@ -270,6 +285,12 @@ class RunSettings:
     def needs_labels(self) -> bool:
         """Whether labelled images change what is fitted."""
         return resolve(METHODS, self.method, "method").told_labels(self.words)
+
+    @property
+    def needs_val(self) -> bool:
+        """Whether validation images choose something, where the data has some."""
+        several = self.train is not None and len(self.train.rates) > 1
+        return several or resolve(METHODS, self.method, "method").needs_val
 
     @property
     def needs_sentences(self) -> bool:

@@ -30,8 +30,8 @@ from wordsight.backbones import Backbone, unit
 from wordsight.batches import FeatureBatches
 from wordsight.config import RunSettings, TrainSettings, WordsightError
 from wordsight.files import write_file
-from wordsight.fit import fit_method
 from wordsight.fitted import predict_logits
+from wordsight.fitting import fit_method
 from wordsight.meter import TooLong, clock, device_name, limited, one_thread, peak_mib, processor
 from wordsight.methods import Classifier, FitData, Learner
 from wordsight.runs import RunFacts, build_method

@@ -22,8 +22,9 @@ from wordsight.config import RunSettings, WordsightError
 from wordsight.data.features import image_features
 from wordsight.data.given import encoded_labels, is_matrix, names_in, pictures_of
 from wordsight.data.splits import digests
-from wordsight.fit import DEFAULT_SENTENCES, fit_method
+from wordsight.fit import DEFAULT_SENTENCES
 from wordsight.fitted import Fitted, encode_classes, facts_of, is_embedder, open_embedder
+from wordsight.fitting import fit_method
 from wordsight.methods import Classifier as Method
 from wordsight.methods import FitData, Pool
 from wordsight.reader import to_dict

@@ -18,7 +18,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wordsight.backbones import Backbone, load_backbone, pick_device
-from wordsight.batches import FeatureBatches
 from wordsight.config import METHODS, RunSettings, WordsightError, default_folder, is_vectors, resolve
 from wordsight.data import Dataset, Split, open_dataset
 from wordsight.data.features import Features, image_features
@@ -27,13 +26,13 @@ from wordsight.data.pools import unlabelled
 from wordsight.data.splits import conflict_note, digests, few_shot, fingerprint, held_out, select_classes
 from wordsight.files import in_use
 from wordsight.fitted import Fitted, encode_classes, facts_of
-from wordsight.methods import Classifier, Embedder, FitData, Labelled, Learner, Pool
+from wordsight.fitting import fit_method
+from wordsight.methods import Classifier, Embedder, FitData, Labelled, Pool
 from wordsight.reader import read
-from wordsight.runs import Run, RunFacts, build_method, predictions_file
+from wordsight.runs import Run, predictions_file
 from wordsight.sentences import read_sentences
 from wordsight.sentences.self_written import SELF, keep_record, sentences_for
 from wordsight.tasks import classify
-from wordsight.train import train
 
 DEFAULT_SENTENCES = "clip7"  # what stands in where a method wants sentences and none were given
 FOLDS = 5  # of cross-validation, where every labelled image is used
@@ -197,8 +196,7 @@ def fingerprints(settings: RunSettings, drawn: Drawn) -> dict[str, str]:
 def seen_images(settings: RunSettings, dataset: Dataset) -> set[bytes]:
     """Digests of the images that were drawn to learn from, or to choose by. Of methods that need no labels
     too: all methods are tested on the same images."""
-    kind = resolve(METHODS, settings.method, "method")
-    parts = [dataset.train, dataset.val if kind.needs_val else None]
+    parts = [dataset.train, dataset.val if settings.needs_val else None]
     return {
         digest
         for part in parts
@@ -222,11 +220,8 @@ def featurise(backbone: Backbone, split: Split, settings: RunSettings, views: in
 
 
 def validation(backbone: Backbone, dataset: Dataset, settings: RunSettings) -> Labelled | None:
-    """The validation images of a method that chooses by them; None where it does not, or the data has
-    none.
-    """
-    needs = resolve(METHODS, settings.method, "method").needs_val
-    if not needs or dataset.val is None or not len(dataset.val):
+    """The validation images of a run that chooses by them; None where it does not, or the data has none."""
+    if not settings.needs_val or dataset.val is None or not len(dataset.val):
         return None
     features = featurise(backbone, dataset.val, settings, views=1)
     return Labelled(features.vectors[:, 0], torch.from_numpy(dataset.val.labels)[features.kept])
@@ -243,45 +238,6 @@ def pool_of(run: Run, drawn: Drawn, backbone: Backbone, sentences: Sentences) ->
 
 
 # -- method --
-
-
-def fit_method(
-    settings: RunSettings,
-    facts: RunFacts,
-    data: FitData,
-    backbone: Backbone | None = None,
-    run: Run | None = None,
-) -> Classifier:
-    """A method fitted to features: its closed forms, then, where it learns, the one loop. Its classes are
-    those of `data`. With `run`, training logs there and can be resumed."""
-    torch.manual_seed(settings.seed)
-    method = build_method(settings, facts, backbone)
-    if settings.train is not None and not isinstance(method, Learner):
-        log.info("train.* changes nothing: %s trains nothing with these settings", settings.method)
-    if settings.needs_labels:
-        counts = data.labels.bincount(minlength=len(method.class_names))
-        without = [name for name, count in zip(method.class_names, counts) if not count]
-        if without:
-            raise WordsightError(
-                f"no training image that can be read is left of {', '.join(without[:10])}; add some, or "
-                f"leave that "
-                "class out"
-            )
-    device = backbone.device if backbone is not None else torch.device("cpu")
-    images, labels = method.begin(data)
-    method.choose(data.texts)
-    method.to(device)
-    if isinstance(method, Learner) and settings.train is not None:
-        batches = FeatureBatches(images, labels, settings.train.batch_size, settings.seed)
-        train(method, batches, settings.train, seed=settings.seed, device=device, run=run)
-        method.finish()
-        method.choose(data.texts)  # what is derived from words may depend on what was trained
-        method.to(device)
-    if data.pool is not None:
-        method.eval().absorb(data)
-        method.choose(data.texts)
-        method.to(device)
-    return method.eval()
 
 
 def reference_methods(run: Run, data: FitData, backbone: Backbone, sentences: Sentences) -> dict[str, Fitted]:

@@ -127,7 +127,7 @@ def train(
                         **{name: round(term.item(), 6) for name, term in terms.items()},
                     }
                 )
-            worse = watch.sees(step, value, learner.at_bound)
+            worse = watch.sees(step, value - _pulled(terms, learner.pulls), learner.at_bound)
             if worse:
                 raise WordsightError(f"{worse}; {_advice(learner, settings, state)}")
             stopping = _anywhere(interrupted(), device)
@@ -153,13 +153,18 @@ def learning_rate(settings: TrainSettings, step: int, per_epoch: int, total: int
     CLIP's and CLAMP's training."""
     if settings.schedule == "step":
         if step < settings.warmup_steps:
-            return settings.lr * (step + 1) / settings.warmup_steps
+            return settings.rate * (step + 1) / settings.warmup_steps
         done = (step - settings.warmup_steps) / max(1, total - settings.warmup_steps)
-        return settings.lr / 2 * (1 + math.cos(math.pi * done))
+        return settings.rate / 2 * (1 + math.cos(math.pi * done))
     epoch, epochs = step // per_epoch, math.ceil(total / per_epoch)
     if epoch < settings.warmup_epochs:
         return settings.warmup_lr
-    return settings.lr / 2 * (1 + math.cos(math.pi * (epoch - settings.warmup_epochs) / epochs))
+    return settings.rate / 2 * (1 + math.cos(math.pi * (epoch - settings.warmup_epochs) / epochs))
+
+
+def _pulled(terms: Mapping[str, Tensor], pulls: tuple[str, ...]) -> float:
+    """What these terms have in the loss. Weight decay raises them too, against the loss."""
+    return sum(terms[name].item() for name in pulls if name in terms)
 
 
 class _Watch:
@@ -193,7 +198,7 @@ class _Watch:
 
 def _advice(learner: Learner, settings: TrainSettings, state: Path | None) -> str:
     known = f", {learner.condition}" if learner.condition else ""
-    way = f"lower train.lr (now {settings.lr}{known})" + (
+    way = f"lower train.lr (now {settings.rate}{known})" + (
         "" if settings.clip_norm else " or set train.clip_norm=1"
     )
     if state is None:
@@ -248,10 +253,10 @@ def _seed(value: int, device: torch.device) -> None:
 def _optimizer(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.optim.Optimizer:
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
-            groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+            groups, lr=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
     return torch.optim.AdamW(
-        groups, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay, fused=True
+        groups, lr=settings.rate, eps=settings.eps, weight_decay=settings.weight_decay, fused=True
     )
 
 

@@ -9,8 +9,9 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 from wordsight.backbones import unit
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.data import Split
-from wordsight.fit import fit_method, validation
+from wordsight.fit import validation
 from wordsight.fitted import predict_logits
+from wordsight.fitting import best_of, fit_method
 from wordsight.methods import FitData, Labelled
 from wordsight.methods.linear_probe import SWEEP, UNSWEPT
 from wordsight.runs import Run, RunFacts, build_method
@@ -229,6 +230,75 @@ def test_epochs_follow_the_labelled_images(name, shots, epochs):
         == resolve(METHODS, name, "method").training_defaults.epochs
     )
     assert RunSettings(data="d", method=name, shots=shots, train={"epochs": 3}).train.epochs == 3
+
+
+RATES = (1e-5, 0.5, 0.02)
+
+
+def fit_at(rates, train, texts, val=None, run=None):
+    settings = RunSettings(data="d", method="taskres", train={"lr": rates, "epochs": 5})
+    return fit_method(settings, RunFacts(NAMES, DIM, SCALE, ""), data_of(train, texts, val), run=run)
+
+
+@pytest.fixture
+def run(tmp_path):
+    settings, facts = RunSettings(data="d", method="taskres"), RunFacts(NAMES, DIM, SCALE, "")
+    return Run.start(tmp_path / "run", settings, facts, {})
+
+
+def test_the_rate_is_the_best_on_validation_images_accuracy_first(train, texts, run):
+    val = draw(60, 0.3, 4)
+    chosen = fit_at(RATES, train, texts, val, run)
+    alone = {rate: fit_at(rate, train, texts) for rate in RATES}
+    logits = {rate: predict_logits(method, val.images) for rate, method in alone.items()}
+    right = {rate: float((one.argmax(1) == val.labels).float().mean()) for rate, one in logits.items()}
+    losses = {rate: float(cross_entropy(one, val.labels)) for rate, one in logits.items()}
+    best = max(RATES, key=lambda rate: (right[rate], -losses[rate]))
+    assert best != RATES[0] and len(set(right.values())) > 1
+    assert torch.equal(chosen.offsets, alone[best].offsets)
+    (event,) = run.events("rate")
+    assert event["rate"] == best
+    for tried, rate in zip(event["tried"], RATES, strict=True):
+        assert tried["rate"] == rate and tried["loss"] == pytest.approx(losses[rate])
+        assert tried["accuracy"] == pytest.approx(100 * right[rate])
+    steps = [one["step"] for one in run.events("train")]
+    assert steps and len(steps) == len(set(steps))  # of the training that counts alone
+
+
+def test_without_validation_images_the_first_rate_is_taken_and_said(train, texts, run, caplog):
+    with caplog.at_level("INFO"):
+        method = fit_at(RATES, train, texts, run=run)
+    assert torch.equal(method.offsets, fit_at(RATES[0], train, texts).offsets)
+    assert run.events("rate") == [{"event": "rate", "rate": RATES[0], "tried": []}]
+    assert "no validation images: taskres is trained at its first rate, train.lr=1e-05" in caplog.text
+
+
+def test_a_rate_at_which_training_fails_is_left_out(train, texts):
+    val, tried = draw(9, 0.3, 4), []
+
+    def at(rate, run):
+        tried.append(rate)
+        if rate > 1:
+            raise WordsightError(f"the loss is nan at {rate}")
+        return fit_at(rate, train, texts)
+
+    assert best_of((2.0, 1e-3), at, val)[1] == 1e-3 and tried == [2.0, 1e-3]
+    with pytest.raises(WordsightError, match="nan at 2"):
+        best_of((2.0, 3.0), at, val)
+
+
+@pytest.mark.parametrize("rates", [(), (0.1, 0.1), (0.1, -1)])
+def test_rates_that_cannot_be_are_refused(rates):
+    with pytest.raises(WordsightError, match=r"train\.lr=.* is not possible"):
+        RunSettings(data="d", method="taskres", train={"lr": rates})
+
+
+def test_rates_ask_for_validation_images_and_pairs_have_none():
+    assert RunSettings(data="d", method="taskres").needs_val
+    assert not RunSettings(data="d", method="taskres", train={"lr": 0.1}).needs_val
+    assert RunSettings(data="d", method="taskres", train={"lr": "0.1,1e-3"}).train.lr == (0.1, 0.001)
+    with pytest.raises(WordsightError, match="learns from pairs; give one rate"):
+        RunSettings(data="d", method="two_tower", train={"lr": (0.1, 0.01)})
 
 
 def test_the_linear_probe_sweeps_its_penalty_on_validation_images(train, texts):

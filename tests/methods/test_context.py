@@ -17,12 +17,13 @@ from wordsight.backbones.clip import CLIP, Parts
 from wordsight.backbones.joined import Joined, TextEncoder
 from wordsight.backbones.vision import Vision
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve
-from wordsight.fit import fit, fit_method
+from wordsight.fit import fit
 from wordsight.fitted import predict_logits
+from wordsight.fitting import fit_method
 from wordsight.losses import pull
 from wordsight.methods import FitData
 from wordsight.methods import context as context_module
-from wordsight.methods.prograd import project
+from wordsight.methods.prograd import project, words_before
 from wordsight.runs import Run, RunFacts, build_method
 from wordsight.sentences import class_texts
 from wordsight.tasks import evaluate
@@ -396,8 +397,23 @@ def test_the_projection():
     assert project(gradient, -general, 1.0) is gradient and project(gradient, 0 * general, 1.0) is gradient
 
 
+def test_prograd_starts_at_the_run_s_template_what_follows_the_name_first(clip, images):
+    texts = class_texts(clip.encode_text, NAMES, "a photo of a {}, a type of pet.")
+    method = made("prograd", clip, ctx=30)
+    before = method.context.detach().clone()
+    method.setup(FitData(images[:, None], LABELS, texts, 1))
+    ids = own_ids(clip, "a type of pet, a photo of a")
+    start = clip.model.text_model.embeddings.token_embedding.weight[ids]
+    assert torch.equal(method.context[-len(ids) :], start)
+    assert torch.equal(method.context[: -len(ids)], before[: -len(ids)])
+    short = made("prograd", clip, ctx=3)  # the last words where there is no room for all
+    short.setup(FitData(images[:, None], LABELS, texts, 1))
+    assert torch.equal(short.context, start[-3:])
+    assert words_before("{} texture.") == "texture" and words_before("{}") == ""
+
+
 def test_prograd_s_words_stand_last(clip):
-    method = made("prograd", clip, ctx=12)
+    method = made("prograd", clip, ctx=12, init="a photo of a")
     ids = own_ids(clip, "a photo of a")
     assert method.context.shape == (12, 16)
     assert torch.equal(

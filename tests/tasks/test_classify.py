@@ -246,7 +246,7 @@ def test_what_a_fit_is_compared_with_has_its_own_words_and_no_pool(photos, backb
     assert event["references"].keys() == {"zero_shot", "linear_probe"}
     made = []
     with pytest.MonkeyPatch.context() as patch:
-        module = importlib.import_module("wordsight.fit")  # the package's name for it is the function's
+        module = importlib.import_module("wordsight.fitting")
         patch.setattr(module, "build_method", lambda *given: made.append(given) or build_method(*given))
         fit(replace(own, out=str(tmp_path / "b")), backbone=backbone)
     assert [(given[0].words, given[1].pool_classes != ()) for given in made] == [

@@ -60,7 +60,7 @@ class FitData(NamedTuple):
     labels: Int[Tensor, " n"]
     texts: ClassTexts  # of the classes with labelled images, in label order
     seed: int
-    val: Labelled | None = None  # validation images, given where a method `needs_val` and the data has them
+    val: Labelled | None = None  # validation images, given where a run `needs_val` and the data has them
     pool: Pool | None = None  # images without labels, where a run names some
 
     @property
@@ -104,7 +104,8 @@ class Classifier(Method, ABC):
         False  # whether it learns the tokens of a text tower, and so needs a backbone
     )
     needs_pool: ClassVar[bool] = False  # whether it is nothing without images that have no labels
-    needs_val: ClassVar[bool] = False  # whether it chooses by validation images, where the data has some
+    # whether it chooses by validation images, where the data has some (its learning rate is not meant)
+    needs_val: ClassVar[bool] = False
     training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of tensors that prediction does without
 
     def __init__(self, class_names: tuple[str, ...], space: Backbone | Space, settings: Any):
@@ -272,12 +273,20 @@ class Embedder(Method):
                 f"classes={settings.classes} chooses labelled classes, but method={settings.method} learns "
                 f"from pairs; leave it out"
             )
+        if settings.train is not None and len(settings.train.rates) > 1:
+            raise WordsightError(
+                f"train.lr={settings.train.lr} is to be chosen on labelled validation images, but method="
+                f"{settings.method} learns from pairs; give one rate"
+            )
 
 
 class Learner(Method, ABC):
     """What the one loop of train.py trains."""
 
     training_defaults: ClassVar[TrainSettings] = TrainSettings()
+    # terms of the loss that hold what is learned near where it began: they begin at nothing, and are no sign
+    # that training gets worse
+    pulls: ClassVar[tuple[str, ...]] = ()
     # ((1, 50), (4, 100)): up to 1 shot 50 epochs, up to 4 shots 100, above the default
     epochs_by_shots: ClassVar[tuple[tuple[int, int], ...]] = ()
 

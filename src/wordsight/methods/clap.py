@@ -35,16 +35,24 @@ class CLAP(Classifier, Learner):
 
     "A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models", Silva-Rodriguez et al., CVPR
     2024: cross entropy of the scaled cosines + mean_c lambda_c |w_c - t_c|^2, lambda_c the mean zero-shot
-    probability of the right class on c's labelled images, fixed from the start. As in the paper, no
-    validation images are needed; the mean over classes is the authors' code's. Differs from the paper: it
+    probability of the right class on c's labelled images, fixed from the start. The mean over classes is the
+    authors' code's. Differs from the paper: the rate is the best of four on validation images, and the
+    authors' first where there are none; they use none. It
     starts from text vectors before they are scaled to length one, which a backbone does not give; here they
     start with `length`, about that of CLIP's (a guess). A class without labels keeps its words."""
 
     Settings = CLAPSettings
+    pulls = ("constraint",)
     words: Tensor
     rows: Tensor
     training_defaults = TrainSettings(
-        epochs=300, min_steps=0, batch_size=256, optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup_epochs=1
+        epochs=300,
+        min_steps=0,
+        batch_size=256,
+        optimizer="sgd",
+        lr=(0.1, 0.01, 1.0, 10.0),
+        weight_decay=5e-4,
+        warmup_epochs=1,
     )
 
     def __init__(self, class_names: tuple[str, ...], space: Backbone | Space, settings: CLAPSettings):

@@ -30,11 +30,14 @@ class CLIPAdapter(ZeroShot, Learner):
 
     "CLIP-Adapter: Better Vision-Language Models with Feature Adapters", Gao et al., IJCV 2023, the image
     adapter alone, as in the authors' code. Differs from the paper: f is a unit vector here. Adam and CoOp's
-    epochs by shots are a guess. The adapter knows no classes, so it acts on new ones too."""
+    epochs by shots are a guess; the rate is the best of four on validation images, the authors' first. The
+    adapter knows no classes, so it acts on new ones too."""
 
     Settings = CLIPAdapterSettings
     needs_labels = True
-    training_defaults = TrainSettings(epochs=200, min_steps=0, batch_size=32, optimizer="adamw", lr=1e-5)
+    training_defaults = TrainSettings(
+        epochs=200, min_steps=0, batch_size=32, optimizer="adamw", lr=(1e-5, 1e-4, 1e-3, 1e-2)
+    )
     epochs_by_shots = ((1, 50), (4, 100))
 
     def __init__(self, class_names: tuple[str, ...], space: Backbone | Space, settings: CLIPAdapterSettings):

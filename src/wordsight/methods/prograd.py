@@ -16,7 +16,8 @@ from wordsight.methods.context import STD, ContextSettings, PromptLearner
 
 @dataclass(frozen=True)
 class ProGradSettings(ContextSettings):
-    init: str | None = "a photo of a"  # the last of `ctx` vectors start at these words, the others random
+    # the last of `ctx` vectors start at these words, the others random; null: the words of the run's template
+    init: str | None = None
     # lambda: how much of a step against zero-shot is taken away; the paper takes 0.8 for some sets of many
     # shots
     strength: float = 1.0
@@ -29,7 +30,8 @@ class ProGrad(PromptLearner):
 
     "Prompt-aligned Gradient for Prompt Tuning", Zhu et al., ICCV 2023: with g the gradient of the cross
     entropy and k that of KL(zero-shot || prompted), the step is g where g . k >= 0, and g - strength (g . k)
-    / |k|^2 k where not. As in the paper; zero-shot is the run's `template=`."""
+    / |k|^2 k where not. As in the paper; zero-shot is the run's `template=`, at whose words the context
+    starts, as the authors' does at the dataset's (`template=own`)."""
 
     Settings = ProGradSettings
     training_defaults = TrainSettings(
@@ -37,11 +39,15 @@ class ProGrad(PromptLearner):
     )
 
     def start(self) -> Float[Tensor, "n W"]:
-        words = super().start()
+        words = super().start()  # as many random ones as `ctx` where no words are given
         return torch.cat([STD * torch.randn(max(0, self.settings.ctx - len(words)), words.shape[1]), words])
 
+    @torch.no_grad()
     def setup(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
         self.template = data.texts.name_vectors
+        words = self.splice.words(words_before(data.texts.template))[-self.settings.ctx :]
+        if self.settings.init is None and len(words):
+            self.context[-len(words) :] = words.to(self.context)
         return super().setup(data)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
@@ -66,6 +72,12 @@ class ProGrad(PromptLearner):
             reduction="batchmean",
         )
         return F.cross_entropy(logits, batch["labels"]), kl * heat**2
+
+
+def words_before(template: str) -> str:
+    """A template's words as they stand before a name, what follows it first: `a type of pet, a`."""
+    before, _, after = template.partition("{}")
+    return ", ".join(filter(None, (part.strip(" ,.") for part in (after, before))))
 
 
 def project(gradient: Tensor, general: Tensor, strength: float) -> Tensor:

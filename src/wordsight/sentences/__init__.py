@@ -39,6 +39,7 @@ class ClassTexts:
     name_vectors: Float[Tensor, "C D"]  # the class name in the template
     sentences: tuple[tuple[str, ...], ...]  # per class; may be empty
     sentence_vectors: tuple[Float[Tensor, "_ D"], ...]
+    template: str = "{}"  # that the class names stand in
 
     def means(self) -> Float[Tensor, "C D"]:
         """The unit mean of each class's sentences; the name's vector where it has none (CuPL)."""
@@ -112,7 +113,7 @@ def class_texts(
     )
     texts = [fill(template, name) for name in names] + [text for group in kept for text in group]
     name_vectors, *groups = _encode(encode, texts).split([len(names), *map(len, kept)])
-    return ClassTexts(names, name_vectors, kept, tuple(groups))
+    return ClassTexts(names, name_vectors, kept, tuple(groups), template)
 
 
 def saved_sentences(path: str | Path) -> dict[str, tuple[str, ...]]:
