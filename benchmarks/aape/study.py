@@ -58,7 +58,7 @@ FEW = (
     "TaskRes, calibrated",
     "Tip-Adapter-F, calibrated",
 )
-ALL = ("zero-shot, names", *FEW, "skip", "literal")
+ALL = ("zero-shot, names", *FEW)
 FEWER_SENTENCES = ("zero-shot, calibrated", "**AAPE**")
 SHOTS, SENTENCES, SEEDS, LARGE = (1, 2, 4, 8, 16), (1, 5, 20), (1, 2, 3), 500
 
