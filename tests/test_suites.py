@@ -122,9 +122,48 @@ def test_targets_belong_to_the_first_dataset(data, tmp_path):
     cells = cells_of(
         settings_for(data, tmp_path, "cross-dataset", ("one", "two", "other"), methods=("aape",))
     )
-    assert len(cells) == 2 and all(
+    assert [cell.label for cell in cells] == ["aape"] * 2 + ["zero_shot"] * 2 and all(
         cell.settings.data == str(data / "one") and len(cell.targets) == 2 for cell in cells
     )
+
+
+@pytest.mark.parametrize(
+    "methods, words, expected",
+    [
+        (("taskres", "zero_shot"), "calibrated", {"taskres": "calibrated", "zero_shot": "calibrated"}),
+        (("taskres",), "sentences", {"taskres": "sentences", "zero_shot": "sentences"}),
+        (
+            ("aape", "taskres", "sentence_mean"),
+            "auto",
+            {
+                "aape": "calibrated",
+                "taskres": "names",
+                "sentence_mean": "sentences",
+                "zero_shot": "calibrated",
+                "zero_shot-names": "names",
+            },
+        ),
+        (
+            ("linear_probe", "sentence_mean"),
+            "calibrated",
+            {"linear_probe": "names", "sentence_mean": "sentences"},
+        ),
+    ],
+)
+def test_zero_shot_at_the_same_words_is_a_row(methods, words, expected, data, tmp_path):
+    settings = settings_for(data, tmp_path, methods=methods, words=words, seeds=(1,), sentences="clip7")
+    assert {cell.label: cell.settings.words for cell in cells_of(settings)} == expected
+
+
+def test_a_shipped_setting_is_a_method_by_its_name(data, tmp_path):
+    settings = settings_for(data, tmp_path, methods=("zs_lp", "clap"), seeds=(1,))
+    zs_lp, clap, _ = cells_of(settings)
+    assert (zs_lp.label, zs_lp.settings.method, zs_lp.settings.settings.constraint) == (
+        "zs_lp",
+        "clap",
+        "none",
+    )
+    assert clap.settings.settings.constraint == "adaptive"
 
 
 def test_a_yaml_is_a_method_whose_sentences_stay_its_own(data, tmp_path):
@@ -160,7 +199,7 @@ def test_a_yaml_is_a_method_whose_sentences_stay_its_own(data, tmp_path):
 def test_a_pattern_names_a_file_of_each_dataset(data, tmp_path):
     (tmp_path / "one.json").write_text(json.dumps({name: [f"a {name} thing"] for name in FOUR}))
     pattern = str(tmp_path / "{data}.json")
-    (cell,) = cells_of(
+    cell, _ = cells_of(
         settings_for(
             data,
             tmp_path,
@@ -220,9 +259,9 @@ def test_only_what_is_missing_is_run(data, backbone, tmp_path, monkeypatch):
     run_suite(settings, backbone=backbone)
     assert (
         run_suite(
-            dataclasses.replace(settings, seeds=(1, 2), methods=("aape", "zero_shot")), backbone=backbone
+            dataclasses.replace(settings, seeds=(1, 2), methods=("aape", "taskres")), backbone=backbone
         )["fitted"]
-        == 3
+        == 4
     )
     (tmp_path / "out" / "one" / "aape-2shot-seed2" / FINISHED).unlink()
     asked = []
@@ -259,7 +298,7 @@ def test_no_image_and_no_text_is_left_for_the_cells(data, backbone, tmp_path, mo
 
     monkeypatch.setattr(backbone, "encode_image", refuse)
     monkeypatch.setattr(backbone, "encode_text", refuse)
-    assert [outcome.error for outcome in map(lambda cell: suites.run_cell(cell, backbone), cells)] == [""] * 4
+    assert [outcome.error for outcome in map(lambda cell: suites.run_cell(cell, backbone), cells)] == [""] * 6
 
 
 def test_other_data_is_tested_once(data, backbone, tmp_path):
@@ -277,7 +316,7 @@ def test_other_data_is_tested_once(data, backbone, tmp_path):
 def test_where_nothing_can_run_it_is_an_error(data, backbone, tmp_path):
     with pytest.raises(
         WordsightError,
-        match=r"none of 2 runs could be; the first, one  aape  9 shots  seed 1: .*needs 9 training images",
+        match=r"none of 4 runs could be; the first, one  aape  9 shots  seed 1: .*needs 9 training images",
     ):
         run_suite(settings_for(data, tmp_path, methods=("aape",), shots=(9,)), backbone=backbone)
 
@@ -443,11 +482,11 @@ def test_a_method_from_outside_and_a_yaml_that_inherits(data, backbone, tmp_path
     (tmp_path / "child.yaml").write_text("inherits: base.yaml\nviews: 2\n")
     methods = ("own_methods:Mine", str(tmp_path / "child.yaml"))
     settings = settings_for(data, tmp_path, methods=methods, seeds=(1,))
-    one, two = cells_of(settings)
-    assert (one.label, two.label) == ("own_methods:Mine", "child")
+    one, two, zero_shot = cells_of(settings)
+    assert (one.label, two.label, zero_shot.label) == ("own_methods:Mine", "child", "zero_shot")
     assert Path(one.folder).name == "own_methods-Mine-2shot-seed1" and two.settings.template == "a {}."
     result = run_suite(settings, backbone=backbone)
-    assert (result["fitted"], result["failed"]) == (2, []) and "own_methods:Mine" in result["markdown"]
+    assert (result["fitted"], result["failed"]) == (3, []) and "own_methods:Mine" in result["markdown"]
 
 
 @pytest.mark.parametrize("path", ["one/red/..", "one/.", "one/", "./one", "../{root}/one"])

@@ -173,6 +173,23 @@ def warnings_alone() -> Iterator[None]:
         log.setLevel(level)
 
 
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """What many runs have to say alike is said once."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        known = record.getMessage() in said
+        said.add(record.getMessage())
+        return not known
+
+    log.addFilter(is_new)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_new)
+
+
 def lacking(run: Run, backbone: Backbone, whole: Dataset) -> tuple[str, ...]:
     """Why a run on base classes has no figures of the new ones, in the method's own words."""
     if run.settings.classes != "base" or any(event["classes"] == "new" for event in run.events("eval")):

@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wordsight.backbones import Backbone
-from wordsight.cells import Cell, Outcome, featurise_all, outcomes, run_cell, source, tower_of
+from wordsight.cells import Cell, Outcome, featurise_all, outcomes, run_cell, said_once, source, tower_of
 from wordsight.config import AUTO, METHODS, RunSettings, WordsightError, absolute, resolve
 from wordsight.data import Dataset
 from wordsight.data.splits import Which
 from wordsight.files import nfc, plain_name
 from wordsight.methods import Classifier
-from wordsight.reader import build, nearest, read, read_yaml
+from wordsight.reader import CONFIGS, build, nearest, read, read_yaml
 from wordsight.workers import progress
 
 # run settings that a suite passes on to every run
 GENERAL = ("template", "views", "flip", "dtype", "label", "max_pixels", "unlabelled")
+ZERO_SHOT = "zero_shot"
 HERE = "{data}"  # in sentences= and aliases=, the dataset's folder name
 YAML = (".yaml", ".yml")
 # the least that a number may be, and what would be right
@@ -72,7 +73,8 @@ class SuiteSettings:
     """Which suite over what. What is not given here is the method's own, or its YAML's."""
 
     suite: str  # few-shot, base-to-new, cross-dataset, domain-shift or cost
-    methods: tuple[str, ...] = ()  # names, package.module:Class, or YAML files; none: every classifier
+    # names of methods or of shipped settings, package.module:Class, or YAML files; none: every classifier
+    methods: tuple[str, ...] = ()
     # as in `fit`, several by commas; cross-dataset and domain-shift fit on the first
     data: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (1, 2, 3)  # of which each is a run
@@ -153,23 +155,6 @@ def measured(settings: SuiteSettings, backbone: Backbone | None) -> dict[str, An
     return cost.measure(entries, backbone, settings.sizes, settings.folder)
 
 
-@contextlib.contextmanager
-def said_once() -> Iterator[None]:
-    """What many runs have to say alike is said once."""
-    said: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        known = record.getMessage() in said
-        said.add(record.getMessage())
-        return not known
-
-    log.addFilter(is_new)
-    try:
-        yield
-    finally:
-        log.removeFilter(is_new)
-
-
 # -- from settings to cells ----------------------------------------------------------------------------------
 
 
@@ -240,7 +225,7 @@ def plan(settings: SuiteSettings, suite: Suite, opened: Mapping[str, Dataset]) -
     """Every run of the suite, its settings checked. A method without labels or training is there once for a
     dataset with a test part.
     """
-    entries = method_entries(settings)
+    entries = beside_zero_shot(settings, method_entries(settings))
     numbers = settings.shots or suite.shots
     cells = []
     for data in settings.data[:1] if suite.targets else settings.data:
@@ -264,10 +249,12 @@ def method_entries(settings: SuiteSettings) -> dict[str, dict[str, Any]]:
         name for name in classifiers() if settings.unlabelled or not method_of({"method": name}).needs_pool
     ]
     labels = [Path(word).stem if word.endswith(YAML) else word for word in words]
+    shipped = {path.stem for path in CONFIGS.glob("*.yaml")} - METHODS.keys()
     check_apart("methods", [(run_name(label), word) for label, word in zip(labels, words)])
     entries = {}
     for label, word in zip(labels, words):
-        entries[label] = read_yaml(word) if word.endswith(YAML) else {"method": word}
+        is_yaml = word.endswith(YAML) or word in shipped
+        entries[label] = read_yaml(word) if is_yaml else {"method": word}
         if not issubclass(method_of(entries[label]), Classifier):
             name = entries[label].get("method", RunSettings.method)
             raise WordsightError(
@@ -283,12 +270,28 @@ def method_of(entry: Mapping[str, Any]) -> Any:
 
 def words_of(settings: SuiteSettings, entry: Mapping[str, Any]) -> str:
     """The words that a method of the suite is given: its own where its YAML says so, or where it learns the
-    tokens of its class texts or uses none.
+    tokens of its class texts, uses none, or is nothing but its words.
     """
     kind = method_of(entry)
-    if "words" in entry or kind.needs_tower or not kind.needs_words:
-        return entry.get("words", "auto")
-    return settings.words
+    given = settings.words if kind.shares_words() else "auto"
+    given = entry.get("words", given)
+    own = build(kind.Settings, entry.get("settings") or {}, "settings.")
+    return kind.own_words(own) if given == "auto" else given
+
+
+def beside_zero_shot(
+    settings: SuiteSettings, entries: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
+    """The same with zero-shot at every kind of words that a method is given, where it was not named."""
+    vectors = [entry for entry in entries.values() if method_of(entry).shares_words()]
+    kinds = dict.fromkeys(words_of(settings, entry) for entry in vectors)
+    there = {words_of(settings, entry) for entry in vectors if entry.get("method") == ZERO_SHOT}
+    added = {}
+    for kind in (kind for kind in kinds if kind not in there):
+        taken = {*entries, *added}
+        label = ZERO_SHOT if ZERO_SHOT not in taken else f"{ZERO_SHOT}-{kind}"
+        added |= {label: {"method": ZERO_SHOT, "words": kind}} if label not in taken else {}
+    return {**entries, **added}
 
 
 def trains(entry: Mapping[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """Rows and comparisons: what is averaged over what, and who is compared with whom."""
 
 import csv
+import re
 import shutil
 
 import pytest
@@ -222,3 +223,44 @@ def test_absolute_paths_are_shown_by_the_parts_that_tell_them_apart():
     places = ("/a/one/photos", "/b/two/photos", "/c/birds", "org/name", "digits", "/c/x.csv::/d/y.csv")
     shown = ("one/photos", "two/photos", "birds", "org/name", "digits", "x.csv::y.csv")
     assert short_names(places) == dict(zip(places, shown))
+
+
+def test_the_table_says_which_words_all_have_or_each_row_has(tmp_path):
+    def rows(**words):
+        made = [
+            fabricate(tmp_path / f"{method}-{kind}", method=method, words=kind, accuracies={"all": 80.0})
+            for method, kind in words.items()
+        ]
+        return read_rows(made)
+
+    same = rows(aape="calibrated", taskres="calibrated", linear_probe="auto", sentence_mean="auto")
+    table = as_markdown(same, comparisons(same))
+    assert "has the same: words=calibrated, names and sentences mixed" in table
+    assert "Otherwise: sentence_mean (sentences); linear_probe (none)." in table
+    assert "words" not in table.splitlines()[0]
+    other = rows(aape="calibrated", taskres="names", linear_probe="auto")
+    table = as_markdown(other, comparisons(other))
+    lines = [re.sub(" +", " ", line) for line in table.splitlines()]
+    assert lines[0].startswith("| words | method |")
+    assert any(line.startswith("| calibrated | aape |") for line in lines)
+    assert any(line.startswith("| names | taskres |") for line in lines)
+    assert any(line.startswith("| none | linear_probe |") for line in lines)
+    assert "Not all methods that score by class vectors have the same words" in table
+    assert any(line.startswith("| taskres | names | 1 |") for line in lines)  # against one another too
+
+
+def test_the_rate_that_was_chosen_stands_in_the_table(tmp_path):
+    folders = [
+        fabricate(tmp_path / f"{seed}", method="taskres", seed=seed, accuracies={"all": 80.0})
+        for seed in (1, 2)
+    ]
+    tried = [{"rate": 0.02, "accuracy": 90.0, "loss": 0.1}]
+    for folder, rate in zip(folders, (0.02, 0.002)):
+        Run.open(folder).log({"event": "rate", "rate": rate, "tried": tried})
+    (row,) = read_rows(folders)
+    assert row.rates == "0.002, 0.02" and "validation images chose among several" in as_markdown([row])
+    unchosen = fabricate(tmp_path / "3", method="taskres", accuracies={"all": 80.0})
+    Run.open(unchosen).log({"event": "rate", "rate": 0.002, "tried": []})
+    assert read_rows([unchosen])[0].rates == "0.002 (first)"
+    plain = read_rows([fabricate(tmp_path / "4", method="aape", accuracies={"all": 80.0})])
+    assert plain[0].rates == "" and "| rate" not in as_markdown(plain)

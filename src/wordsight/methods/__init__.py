@@ -100,6 +100,7 @@ class Classifier(Method, ABC):
 
     needs_sentences: ClassVar[bool] = False  # whether sentences change what it does
     needs_words: ClassVar[bool] = True  # false: it is fitted and predicts without any text vector
+    keeps_words: ClassVar[bool] = False  # whether it is nothing but words of one kind, whatever others have
     needs_tower: ClassVar[bool] = (
         False  # whether it learns the tokens of a text tower, and so needs a backbone
     )
@@ -124,6 +125,11 @@ class Classifier(Method, ABC):
     def own_words(cls, own: Any = None) -> str:
         """What `words=auto` is for a method with settings `own`."""
         return "names"
+
+    @classmethod
+    def shares_words(cls) -> bool:
+        """Whether it scores by class vectors that it can be given, so that it is compared at equal words."""
+        return cls.needs_words and not (cls.needs_tower or cls.keeps_words)
 
     @classmethod
     def check(cls, settings: RunSettings) -> None:

@@ -32,6 +32,7 @@ class SentenceMean(ZeroShot):
     """
 
     needs_sentences = True
+    keeps_words = True
 
     @classmethod
     def own_words(cls, own: Any = None) -> str:

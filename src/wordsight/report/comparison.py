@@ -39,6 +39,7 @@ class Comparison:
     elsewhere: bool  # tested on other data than it was trained on
     reference: str
     standings: tuple[Standing, ...]
+    given: Mapping[str, str]  # the words of each method that shares them, by its label
 
     @property
     def title(self) -> str:
@@ -78,7 +79,9 @@ def comparisons(rows: Sequence[Row], reference: str | None = None) -> list[Compa
                 first = next(iter(methods))
                 wanted = (REFERENCE,) if reference is None else (reference, REFERENCE)
                 chosen = next((name for name in wanted if name in methods), first)
-                made.append(Comparison(backbone, shots, elsewhere, chosen, tuple(compare(methods, chosen))))
+                given = {row.label: row.words for row in compared if row.shares_words}
+                standings = tuple(compare(methods, chosen))
+                made.append(Comparison(backbone, shots, elsewhere, chosen, standings, given))
     if reference is not None and all(one.reference != reference for one in made):
         labels = list(dict.fromkeys(row.label for row in rows))
         raise WordsightError(

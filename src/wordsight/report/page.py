@@ -26,10 +26,12 @@ from wordsight.report.tables import (
     Table,
     facts,
     figures_table,
+    notes,
     references_table,
     retrieval_table,
     sources,
     standings_table,
+    varying,
 )
 
 NAMED_CLASSES = 20  # a confusion matrix of more classes is drawn, without names
@@ -163,7 +165,9 @@ def data_section(rows: Sequence[Row], every: Sequence[Row], folder: Path) -> Sec
 
 
 def figures_panel(rows: Sequence[Row]) -> Panel:
-    return Panel(table=figures_table(rows), after=tuple(filter(None, (facts(rows), sources(rows)))))
+    after = facts(rows), notes(rows), sources(rows)
+    words = [name for name in varying(rows) if name == "words"]
+    return Panel(table=figures_table(rows, words), after=tuple(filter(None, after)))
 
 
 def references_panel(rows: Sequence[Row]) -> Panel | None:

@@ -129,6 +129,13 @@ class Measured:
         return known
 
     @cached_property
+    def rate(self) -> tuple[float, bool] | None:
+        """The learning rate that was taken of several, and whether validation images chose it."""
+        events = self.run.events("rate")
+        known = number(events[-1].get("rate")) if events else None
+        return None if known is None else (known, bool(events[-1].get("tried")))
+
+    @cached_property
     def parameters(self) -> int | None:
         """Fitted numbers; those of a closed form are counted in its weights."""
         known = whole(self._fit.get("parameters"))

@@ -10,7 +10,7 @@ from statistics import fmean, pstdev
 from typing import Any, NamedTuple, TypeVar
 
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve
-from wordsight.methods import Learner
+from wordsight.methods import Classifier, Learner
 from wordsight.metrics import harmonic_mean
 from wordsight.reader import to_dict
 from wordsight.report.published import published
@@ -69,6 +69,21 @@ class Row:
     @property
     def label(self) -> str:
         return f"{self.name} {self.differs}".strip()
+
+    @property
+    def words(self) -> str:
+        return words_of(self.runs[0].settings)
+
+    @property
+    def shares_words(self) -> bool:
+        return shares_words(self.runs[0].settings)
+
+    @property
+    def rates(self) -> str:
+        """The learning rates that were taken of several; nothing where there was no choice."""
+        found = [run.rate for run in self.runs if run.rate is not None]
+        text = ", ".join(f"{rate:g}" for rate in sorted({rate for rate, _ in found}))
+        return text if any(chosen for _, chosen in found) or not found else f"{text} (first)"
 
     @property
     def shots_text(self) -> str:
@@ -230,6 +245,23 @@ def differences(runs: Sequence[RunSettings]) -> list[str]:
         )
         for run, values in zip(runs, described)
     ]
+
+
+# -- words --
+
+
+def shares_words(settings: RunSettings) -> bool:
+    """Whether a run's words are to be those of others (`Classifier.shares_words`)."""
+    kind = resolve(METHODS, settings.method, "method")
+    return issubclass(kind, Classifier) and kind.shares_words()
+
+
+def words_of(settings: RunSettings) -> str:
+    """The words that a run was given, or what it has in their place."""
+    kind = resolve(METHODS, settings.method, "method")
+    if not issubclass(kind, Classifier) or kind.needs_tower:
+        return "learned tokens"
+    return settings.words if kind.needs_words else "none"
 
 
 def same_kind(described: tuple[RunSettings, Any]) -> tuple[str, str, str | None]:

@@ -13,10 +13,17 @@ from wordsight.report.comparison import Comparison
 from wordsight.report.differences import Difference
 from wordsight.report.published import orientation
 from wordsight.report.reading import ALL_LABELS, NO_LABELS, ROLES, Evaluation
-from wordsight.report.rows import ABSENT, FIGURES, Row, Value, short_data, short_names
+from wordsight.report.rows import (
+    ABSENT,
+    FIGURES,
+    Row,
+    Value,
+    short_data,
+    short_names,
+)
 
 WORDS = frozenset(
-    ("data", "backbone", "method", "true class", "predicted")
+    ("data", "backbone", "words", "method", "true class", "predicted")
 )  # columns of text, set to the left
 SUFFIXES = ("", "_spread")  # of the two columns of a figure in full precision
 LEGEND = (
@@ -37,6 +44,20 @@ BESIDE = (
     f"in brackets its interval: of one seed over these test images alone, at {LEVEL} %; of several over "
     f"images and seeds together, to be called {LEVEL} % from five seeds on. higher, lower: it leaves out 0, "
     "and the difference holds; open: it does not."
+)
+WORDS_SAME = "Every method that scores by class vectors has the same: "
+MEANT = {
+    "names": ", the vectors of class names",
+    "sentences": ", the means of each class's sentences",
+    "calibrated": ", names and sentences mixed, with the images' centre and the scale, by labelled images",
+}
+WORDS_APART = (
+    "Not all methods that score by class vectors have the same words; each row says which, and rows of other "
+    "words differ in more than the method."
+)
+RATES = (
+    "rate: the learning rate that validation images chose among several, of all seeds; (first): there are "
+    "none, and the first was taken, the authors'."
 )
 UNCOMPARED = (
     "Published figures are for orientation: other towers, other images, so not to be compared with ours. "
@@ -68,6 +89,7 @@ class Table:
 def figures_table(rows: Sequence[Row], varied: Sequence[str] = ()) -> Table:
     """What is shown of every row, `varied` columns first, beside what papers print of the same."""
     names = {"data": short_data(rows), "backbone": short_names(row.backbone for row in rows)}
+    names["words"] = {row.words: row.words for row in rows}
     measured = [part for part in FIGURES if any(part in row.figures for row in rows)] or FIGURES[:1]
     absent = set(FIGURES) - set(measured)
     lines = [
@@ -75,6 +97,9 @@ def figures_table(rows: Sequence[Row], varied: Sequence[str] = ()) -> Table:
         | {column: text for column, text in cells(row).items() if column not in absent}
         for row in rows
     ]
+    if any(row.rates for row in rows):
+        for line, row in zip(lines, rows):
+            line["rate"] = row.rates or ABSENT
     if any(row.published for row in rows):
         for line, row in zip(lines, rows):
             printed = [slashed(table.values(), 1) for table in row.published.values()]
@@ -120,7 +145,22 @@ def best_cells(rows: Sequence[Row]) -> frozenset[tuple[int, str]]:
 
 def varying(rows: Sequence[Row]) -> list[str]:
     """The columns beside the method that tell rows apart."""
-    return [name for name in ("data", "backbone") if len({getattr(row, name) for row in rows}) > 1]
+    names = [name for name in ("data", "backbone") if len({getattr(row, name) for row in rows}) > 1]
+    return names + ["words"] * (len({row.words for row in rows if row.shares_words}) > 1)
+
+
+def notes(rows: Sequence[Row]) -> str:
+    """Which words all have, or that they differ, whose are their own, and what the rates are."""
+    kinds = list(dict.fromkeys(row.words for row in rows if row.shares_words))
+    said = [WORDS_APART] if len(kinds) > 1 else [f"{WORDS_SAME}words={kind}{MEANT[kind]}." for kind in kinds]
+    others: dict[str, list[str]] = {}
+    for row in rows if len(kinds) == 1 else ():
+        if not row.shares_words and row.name not in others.setdefault(row.words, []):
+            others[row.words].append(row.name)
+    if others:
+        listed = (f"{', '.join(names)} ({kind})" for kind, names in others.items())
+        said.append(f"Otherwise: {'; '.join(listed)}.")
+    return " ".join(said + ([RATES] if any(row.rates for row in rows) else []))
 
 
 def sources(rows: Sequence[Row]) -> str:
@@ -145,6 +185,8 @@ def figures_records(rows: Sequence[Row]) -> Table:
                 **figures,
                 "fit_seconds": row.seconds,
                 "parameters": row.parameters,
+                "rates": row.rates or None,
+                "words": row.words,
                 "published": "; ".join(printed),
             }
         )
@@ -163,7 +205,7 @@ def references_table(rows: Sequence[Row], varied: Sequence[str] = ()) -> Table |
     data, backbone = short_data(rows), short_names(row.backbone for row in rows)
     lines = []
     for row in rows:
-        names = {"data": data[row.data], "backbone": backbone[row.backbone]}
+        names = {"data": data[row.data], "backbone": backbone[row.backbone], "words": row.words}
         for part in FIGURES:
             measured = [found for run in row.runs if (found := last_of(run.evaluations, row.tested, part))]
             measured = [one for one in measured if one.references]
@@ -255,7 +297,10 @@ def standings_table(comparison: Comparison) -> Table:
     measured = [part for part in FIGURES if any(part in one.means for one in standings)]
     lines = []
     for one in standings:
-        line = {"method": one.label, "datasets": str(one.datasets)}
+        line = {"method": one.label}
+        if len(set(comparison.given.values())) > 1:
+            line["words"] = comparison.given.get(one.label, ABSENT)
+        line["datasets"] = str(one.datasets)
         line |= {part: shown(one.means.get(part)) for part in measured}
         line |= {f"rank {part}": shown(one.ranks.get(part)) for part in comparison.parts}
         gaps = {part: str(one.differences.get(part, ABSENT)) for part in comparison.parts}
@@ -282,6 +327,7 @@ def standings_records(compared: Sequence[Comparison]) -> Table:
                         "shots": shots_record(one.shots),
                         "other_data": one.elsewhere,
                         "method": standing.label,
+                        "words": one.given.get(standing.label),
                         "datasets": standing.datasets,
                         "part": part,
                         "mean": mean,

@@ -15,6 +15,7 @@ from wordsight.report.tables import (
     Table,
     figures_records,
     figures_table,
+    notes,
     references_table,
     retrieval_table,
     sources,
@@ -37,7 +38,7 @@ def as_markdown(rows: Sequence[Row], compared: Sequence[Comparison] = ()) -> str
     stand against one another.
     """
     varied = varying(rows)
-    parts = [markdown_table(figures_table(rows, varied)), line_of(sources(rows))]
+    parts = [markdown_table(figures_table(rows, varied)), notes(rows), line_of(sources(rows))]
     for title, table, legend in (
         ("**Beside zero-shot and a linear probe**", references_table(rows, varied), BESIDE),
         ("**Retrieval**, recall@k", retrieval_table(rows), ""),
@@ -52,7 +53,7 @@ def as_markdown(rows: Sequence[Row], compared: Sequence[Comparison] = ()) -> str
 
 def as_latex(rows: Sequence[Row], compared: Sequence[Comparison] = ()) -> str:
     """The same tables for a paper; they need \\usepackage{booktabs}."""
-    caption = f"{LEGEND} {sources(rows)}".strip()
+    caption = " ".join(filter(None, (LEGEND, notes(rows), sources(rows))))
     parts = [latex_table(figures_table(rows, varying(rows)), caption)]
     for one in compared:
         words = " ".join([COMPARED, *one.words])
