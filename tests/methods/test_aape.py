@@ -50,10 +50,11 @@ def accuracy(method, tested):
 
 
 def subset(texts, rows):
-    parts = vars(texts).values()
-    return ClassTexts(
-        *(tuple(part[i] for i in rows) if isinstance(part, tuple) else part[rows] for part in parts)
+    names, vectors, sentences, of_sentences = list(vars(texts).values())[:4]
+    names, sentences, of_sentences = (
+        tuple(part[i] for i in rows) for part in (names, sentences, of_sentences)
     )
+    return ClassTexts(names, vectors[rows], sentences, of_sentences)
 
 
 # -- evidence ------------------------------------------------------------------------------------------------
