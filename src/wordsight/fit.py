@@ -21,7 +21,7 @@ from wordsight.backbones import Backbone, load_backbone, pick_device
 from wordsight.config import METHODS, RunSettings, WordsightError, default_folder, is_vectors, resolve
 from wordsight.data import Dataset, Split, open_dataset
 from wordsight.data.features import Features, image_features
-from wordsight.data.glyphs import warn_of_photos
+from wordsight.data.glyphs import refuse_photos, warn_of_photos
 from wordsight.data.pools import unlabelled
 from wordsight.data.splits import conflict_note, digests, few_shot, fingerprint, held_out, select_classes
 from wordsight.files import in_use
@@ -116,13 +116,7 @@ def _fit_labelled(
     return run
 
 
-def _complete(
-    run: Run,
-    drawn: Drawn,
-    backbone: Backbone,
-    sentences: Sentences,
-    references: bool,
-) -> None:
+def _complete(run: Run, drawn: Drawn, backbone: Backbone, sentences: Sentences, references: bool) -> None:
     """All that a run holds, in the order in which a later part needs an earlier one."""
     settings, dataset = run.settings, drawn.dataset
     warn_of_photos(settings.backbone, dataset.train.pictures)
@@ -180,7 +174,7 @@ def draw(settings: RunSettings, source: Dataset | None = None) -> Drawn:
             f"are needed to choose among"
         )
     labelled = dataset.train if settings.needs_labels else dataset.train.take([])
-    pool = unlabelled(settings.unlabelled, whole, labelled) if settings.unlabelled else None
+    pool = unlabelled(settings.unlabelled, whole, labelled, test) if settings.unlabelled else None
     return Drawn(whole, dataset, everything, pool)
 
 
@@ -231,8 +225,13 @@ def pool_of(run: Run, drawn: Drawn, backbone: Backbone, sentences: Sentences) ->
     """The images without labels that a run learns from, and all classes that they may show."""
     if drawn.pool is None:
         return None
-    features = featurise(backbone, drawn.pool, run.settings, views=1)
-    words = resolve(METHODS, run.settings.method, "method").needs_words
+    settings, pictures = run.settings, drawn.pool.pictures
+    try:
+        refuse_photos(settings.backbone, pictures, drawn.dataset.train.pictures)
+        features = featurise(backbone, drawn.pool, settings, views=1)
+    except WordsightError as error:
+        raise WordsightError(f"unlabelled={settings.unlabelled}: {error}") from error
+    words = resolve(METHODS, settings.method, "method").needs_words
     texts = encode_classes(backbone, run.facts, drawn.whole.class_names, sentences, words=words)
     return Pool(features.vectors[:, 0], texts)
 
@@ -244,8 +243,9 @@ def reference_methods(run: Run, data: FitData, backbone: Backbone, sentences: Se
     """The methods that a fit is compared with, fitted to the same images."""
     found = {}
     for name in REFERENCES:
-        words = backbone.has_text or not resolve(METHODS, name, "method").needs_words
-        if name != run.settings.method and words:
+        kind = resolve(METHODS, name, "method")
+        can = (backbone.has_text or not kind.needs_words) and (len(data.labels) or not kind.needs_labels)
+        if name != run.settings.method and can:
             method = fit_reference(run, name, data, backbone)
             found[name] = Fitted(method, backbone, run.facts, sentences, data.texts)
     return found
@@ -315,8 +315,7 @@ def _keep_folds(
     run.log(result | {"skipped": []})
     log.info(
         "every labelled image was fitted to; figures are of %d-fold cross-validation, each image scored by "
-        "a method "
-        "that was fitted without it",
+        "a method that was fitted without it",
         folds,
     )
 

@@ -48,6 +48,11 @@ def _check_labels(settings: RunSettings, facts: RunFacts, data: FitData) -> None
         return
     counts = data.labels.bincount(minlength=len(facts.classes))
     without = [name for name, count in zip(facts.classes, counts) if not count]
+    if without and not len(data.labels) and settings.words == "calibrated":
+        raise WordsightError(
+            "words=calibrated mixes names and sentences by labelled images, and there are none; give labels, "
+            "or words=names or words=sentences"
+        )
     if without:
         raise WordsightError(
             f"no training image that can be read is left of {', '.join(without[:10])}; add some, or "

@@ -47,7 +47,7 @@ def right(scores, labels):
 
 
 def test_new_images_are_named_better_than_by_words_alone_and_without_the_pool():
-    texts, pool, tested, labels = problem()
+    texts, pool, tested, labels = problem(wrong=0.7)
     method = fitted(texts, pool)
     plain = right(SCALE * tested @ texts.name_vectors.T, labels)
     assert right(method.score(tested), labels) > plain + 0.02
@@ -70,11 +70,24 @@ def test_it_is_linear_in_the_centred_image_and_absent_for_classes_it_does_not_kn
     torch.testing.assert_close(method.score(tested), SCALE * tested @ texts.name_vectors[[0, 1]].T)
 
 
+def test_classes_that_the_pool_does_not_show_are_credited_for_their_images(monkeypatch):
+    texts, pool, tested, labels = problem(wrong=0.5)
+    absent = labels >= CLASSES // 2
+    plain = SCALE * tested[absent] @ texts.name_vectors.T
+    credited = fitted(texts, pool[~absent]).score(tested[absent])
+    assert right(credited, labels[absent]) >= right(plain, labels[absent])
+    monkeypatch.setattr(module.Gaussians, "strength", property(lambda found: torch.zeros(CLASSES)))
+    without = fitted(texts, pool[~absent]).score(tested[absent])
+    loss = torch.nn.functional.cross_entropy
+    assert loss(credited, labels[absent]) < loss(without, labels[absent])
+
+
 def test_few_images_leave_the_words_and_blocks_change_nothing(monkeypatch):
     texts, pool, tested, labels = problem()
     few = fitted(texts, pool[::40])
-    plain = right(SCALE * tested @ texts.name_vectors.T, labels)
-    assert right(few.score(tested), labels) > plain - 0.01
+    plain = SCALE * tested @ texts.name_vectors.T
+    assert right(few.score(tested), labels) > right(plain, labels) - 0.01
+    assert (few.score(tested) - plain).abs().max() < 0.01, "one image a class says next to nothing"
     whole = fitted(texts, pool).score(tested)
     monkeypatch.setattr(module, "AT_ONCE", 7)
     torch.testing.assert_close(fitted(texts, pool).score(tested), whole, atol=1e-3, rtol=1e-3)

@@ -28,8 +28,7 @@ def read(path: Path) -> Table:
 
 def _rows(name: str, part: Part, account: Account) -> list[Row]:
     vectors = part.vectors.astype(np.float32)
-    flat = vectors.reshape(len(vectors), -1, vectors.shape[-1])
-    usable = [bool(np.isfinite(views).all() and views.any(-1).all()) for views in flat]
+    usable = [bool(np.isfinite(views).all() and views.any(-1).all()) for views in vectors]
     rows = []
     for row, (image, good) in enumerate(zip(part.names, usable)):
         account.seen += 1

@@ -11,6 +11,7 @@ from PIL import Image
 
 from wordsight.data import Picture
 from wordsight.data.images import Unreadable, read_image
+from wordsight.files import WordsightError
 
 SAMPLE = 24  # images that are looked at, evenly over all
 SIDE = 32  # pixels of their enlarged or reduced copies, as the micro CLIP sees them
@@ -29,19 +30,36 @@ def is_glyph(image: Image.Image) -> bool:
     return bool(spread <= GREY and np.median(border) <= DARK)
 
 
-def warn_of_photos(backbone: str, pictures: Sequence[Picture]) -> None:
-    """Say so where `backbone` is the micro CLIP and most of these images are nothing that it knows."""
+def are_photos(backbone: str, pictures: Sequence[Picture]) -> tuple[int, int] | None:
+    """Where `backbone` is the micro CLIP and most of a sample of these images are nothing that it knows: how
+    many, and of how many. None: all is well."""
     if backbone != "micro":
-        return
+        return None
     looked = []
     for place in np.linspace(0, len(pictures) - 1, min(SAMPLE, len(pictures)), dtype=int):
         with contextlib.suppress(Unreadable, OSError, ValueError):
             looked.append(is_glyph(read_image(pictures[place].load())))
-    if looked and sum(looked) < len(looked) / 2:
+    return (len(looked) - sum(looked), len(looked)) if sum(looked) < len(looked) / 2 else None
+
+
+def warn_of_photos(backbone: str, pictures: Sequence[Picture]) -> None:
+    """Say so where `backbone` is the micro CLIP and most of these images are nothing that it knows."""
+    found = are_photos(backbone, pictures)
+    if found is not None:
         log.warning(
             "backbone=micro knows single characters, bright on black, and nothing else; %d of %d images that "
             "were looked at are none, so its figures say little about them. backbone=openai/"
             "clip-vit-base-patch16 (the default) knows photos",
-            len(looked) - sum(looked),
-            len(looked),
+            *found,
+        )
+
+
+def refuse_photos(backbone: str, pool: Sequence[Picture], labelled: Sequence[Picture]) -> None:
+    """Errors: WordsightError where the labelled images are characters that the micro CLIP knows and those of
+    a pool are not."""
+    found = are_photos(backbone, pool)
+    if found is not None and are_photos(backbone, labelled) is None:
+        raise WordsightError(
+            f"backbone={backbone} knows single characters, bright on black, and {found[0]} of {found[1]} "
+            f"images that were looked at are none; give a pool of the same kind as the labelled images"
         )

@@ -17,13 +17,16 @@ PARTS = ("unlabelled", "train", "val", "test")  # of the data itself
 log = logging.getLogger("wordsight")
 
 
-def unlabelled(name: str, whole: Dataset, labelled: Split) -> Split:
+def unlabelled(name: str, whole: Dataset, labelled: Split, tested: Split | None = None) -> Split:
     """The images of a source, or of a part of the data, without those of equal content to `labelled` ones
-    and, unless `name` is test, to test images. Each once.
+    and, unless `name` is test, to those that are `tested` on: the data's test part, if none are given. Each
+    once.
 
     Errors: WordsightError for a part that the data has not, and where none is left.
     """
-    if name in PARTS:
+    if name == "test" and tested is not None:
+        given = list(tested.pictures)
+    elif name in PARTS:
         part = whole.unlabelled if name == "unlabelled" else getattr(whole, name)
         given = list(part.pictures if isinstance(part, Split) else part or ())
         if not given:
@@ -32,10 +35,14 @@ def unlabelled(name: str, whole: Dataset, labelled: Split) -> Split:
                 f"{', '.join(PARTS)}"
             )
     else:
-        given = list(read_pictures(name))
+        try:
+            given = list(read_pictures(name))
+        except WordsightError as error:
+            raise WordsightError(f"unlabelled={name}: {error}") from error
     left = {digest: "labelled" for digest in digests(labelled.pictures) if digest is not None}
-    if name != "test" and whole.test is not None:
-        left |= {digest: "tested on" for digest in digests(whole.test.pictures) if digest is not None}
+    tested = tested if tested is not None else whole.test
+    if name != "test" and tested is not None:
+        left |= {digest: "tested on" for digest in digests(tested.pictures) if digest is not None}
     kept: list[Picture] = []
     seen: set[bytes | None] = set()
     out: Counter[str] = Counter()

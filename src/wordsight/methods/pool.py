@@ -5,6 +5,7 @@ Shapes: N images of the pool, n labelled ones, C classes, D shared width."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -17,13 +18,26 @@ from wordsight.config import WordsightError
 ROUNDS = 12
 AT_ONCE = 8192  # images of the pool that are assigned together
 # measured on training and validation images of five sets, and the same for all (benchmarks/pool)
-CENTRED = 0.75  # of the pool's mean that is taken off
-SHRINK = 5.0  # images' worth of doubt that a class's mean differs from the pool's
+SHRINK = 10.0  # images' worth of doubt that a class's mean differs from the pool's
 SPHERE = 0.7  # share of the covariance that is the same in all directions
-SHARE = 0.25  # of the images' densities beside the classifier's scores
+FIT_SHARE = 0.35  # of the images' densities beside the classifier's scores, where the pool is assigned
+SHARE = 0.22  # the same where new images are scored
 ENOUGH = 8.0  # labelled images of every class, by which that share is halved
-SHARPER = 2.0  # than the scores, assignments are
-EVEN = 0.3  # of the pool's size: images' worth of doubt that classes are not equally frequent
+FEW = 10.0  # images a class, on the mean, at which the pool counts half
+EVEN = 3.0  # of the pool's size: images' worth of doubt that classes are not equally frequent
+
+
+class Gaussians(NamedTuple):
+    """Log-densities of classes against that of the pool's mean: images @ maps + bias."""
+
+    maps: Float[Tensor, "D C"]
+    bias: Float[Tensor, " C"]
+
+    @property
+    def strength(self) -> Float[Tensor, " C"]:
+        """What an image of each class is expected to score for it: half its squared distance from the
+        pool's mean."""
+        return -self.bias
 
 
 class PoolLayer(nn.Module):
@@ -32,9 +46,11 @@ class PoolLayer(nn.Module):
     which is linear in the image. Labelled images are assigned to their classes.
 
     Ours. Kin: TransCLIP (arXiv 2406.01837), which has one diagonal covariance and pulls neighbours together;
-    here means are shrunk, so that a class of few images is left to the words, class frequencies are learned
-    and not carried to prediction, and no image of the pool is kept. Time and memory grow as N C + N D: no
-    N x N matrix."""
+    here means are shrunk, so that a class of few images is left to the words, and so are all classes where
+    the pool has few images a class; class frequencies are learned and not carried to prediction; a class of
+    which the pool shows little is credited what images of a usual class score for theirs, or else its images
+    went to the classes that the pool shows; and no image of the pool is kept. Time and memory grow as
+    N C + N D: no N x N matrix."""
 
     centre: Tensor
     maps: Tensor
@@ -61,30 +77,17 @@ class PoolLayer(nn.Module):
         finite."""
         if not (images.isfinite().all() and scores.isfinite().all()):
             raise WordsightError("unlabelled: image vectors or scores are not finite; look at the features")
-        self.centre.copy_(CENTRED * images.mean(0))
+        self.centre.copy_(images.mean(0))
         X, own = unit(images - self.centre), unit(labelled - self.centre)
-        count, classes = len(X) + len(own), len(self.names)
-        total = X.T @ X + own.T @ own
-        fixed = F.one_hot(labels, classes).to(X)
+        middle = (X.sum(0) + own.sum(0)) / (len(X) + len(own))
+        fixed = F.one_hot(labels, len(self.names)).to(X)
+        found, weight = expectation(X - middle, scores, own - middle, fixed)
+        usual = (weight * found.strength).sum() / weight.sum()
+        credit = SHRINK / (weight + SHRINK) * usual
         self.counts.copy_(fixed.sum(0))
-        frequency = torch.zeros(classes, dtype=X.dtype, device=X.device)
-        maps, bias = torch.zeros_like(self.maps, dtype=X.dtype), torch.zeros_like(frequency)
-        for _ in range(ROUNDS):
-            weight, sums = fixed.sum(0), fixed.T @ own
-            for some, given in zip(X.split(AT_ONCE), scores.split(AT_ONCE)):
-                logits = SHARPER * (given + SHARE * (some @ maps + bias)) + frequency
-                chances = logits.softmax(1)
-                weight = weight + chances.sum(0)
-                sums = sums.addmm(chances.T, some)
-            means = sums / (weight + SHRINK)[:, None]
-            covariance = (total - (means * weight[:, None]).T @ means) / count
-            covariance = (covariance + covariance.T) / 2
-            same = covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
-            maps = torch.linalg.solve((1 - SPHERE) * covariance + SPHERE * same, means.T)
-            bias = -(means * maps.T).sum(1) / 2
-            frequency = ((weight + EVEN * count / classes) / (count * (1 + EVEN))).log()
-        self.maps.copy_(maps)
-        self.bias.copy_(bias)
+        trust = 1 / (1 + (FEW * len(self.names) / (len(X) + len(own))) ** 3)
+        self.maps.copy_(trust * found.maps)
+        self.bias.copy_(trust * (found.bias + credit - middle @ found.maps))
 
     def choose(self, names: Sequence[str]) -> None:
         """Which of its classes are scored; where one is unknown to it, the classifier alone decides."""
@@ -100,3 +103,38 @@ class PoolLayer(nn.Module):
         centred = unit(images - self.centre)
         share = SHARE / (1 + float(self.counts[rows].min()) / ENOUGH)
         return scores + share * torch.addmm(self.bias[rows], centred, self.maps[:, rows])
+
+
+def expectation(
+    X: Float[Tensor, "N D"],
+    scores: Float[Tensor, "N C"],
+    own: Float[Tensor, "n D"],
+    fixed: Float[Tensor, "n C"],
+) -> tuple[Gaussians, Float[Tensor, " C"]]:
+    """EM over centred images: the classes, and how many images each has. `own` images belong to `fixed`."""
+    count, classes = len(X) + len(own), scores.shape[1]
+    total = X.T @ X + own.T @ own
+    found = Gaussians(X.new_zeros(X.shape[1], classes), X.new_zeros(classes))
+    weight, frequency = X.new_zeros(classes), X.new_zeros(classes)
+    for _ in range(ROUNDS):
+        weight, sums = fixed.sum(0), fixed.T @ own
+        for some, given in zip(X.split(AT_ONCE), scores.split(AT_ONCE)):
+            density = torch.addmm(found.bias, some, found.maps)
+            chances = (given + FIT_SHARE * density + frequency).softmax(1)
+            weight = weight + chances.sum(0)
+            sums = sums.addmm(chances.T, some)
+        found = maximisation(total, sums, weight, count)
+        frequency = ((weight + EVEN * count / classes) / (count * (1 + EVEN))).log()
+    return found, weight
+
+
+def maximisation(
+    total: Float[Tensor, "D D"], sums: Float[Tensor, "C D"], weight: Float[Tensor, " C"], count: int
+) -> Gaussians:
+    """Shrunk means and a covariance that is partly the same in all directions."""
+    means = sums / (weight + SHRINK)[:, None]
+    covariance = (total - (means * weight[:, None]).T @ means) / count
+    covariance = (covariance + covariance.T) / 2
+    same = covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+    maps = torch.linalg.solve((1 - SPHERE) * covariance + SPHERE * same, means.T)
+    return Gaussians(maps, -(means * maps.T).sum(1) / 2)
