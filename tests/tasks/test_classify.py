@@ -241,7 +241,7 @@ def test_a_folder_is_named_after_what_decides_the_run():
 def test_what_a_fit_is_compared_with_has_its_own_words_and_no_pool(photos, backbone, tmp_path):
     """The reference zero-shot is zero-shot: no label and no unlabelled image reaches it."""
     plain = fit(settings_for(photos, tmp_path / "zs", "zero_shot"), backbone=backbone).method()
-    own = settings_for(photos, tmp_path / "a", unlabelled="train", words="calibrated")
+    own = settings_for(photos, tmp_path / "a", unlabelled="test", words="calibrated")
     (event,) = fit(own, backbone=backbone).events("eval")
     assert event["references"].keys() == {"zero_shot", "linear_probe"}
     made = []
