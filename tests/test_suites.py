@@ -313,6 +313,16 @@ def test_other_data_is_tested_once(data, backbone, tmp_path):
     assert [Path(event["data"]).name for event in run.events("eval")] == ["one", "two", "other"]
 
 
+def test_what_cannot_score_other_classes_keeps_its_figure_on_the_source(data, backbone, tmp_path):
+    settings = settings_for(
+        data, tmp_path, "cross-dataset", ("one", "other"), methods=("linear_probe",), seeds=(1,)
+    )
+    result = run_suite(settings, backbone=backbone)
+    (said,) = result["failed"]
+    assert said["says"].startswith("other: linear_probe has seen no images of purple")
+    assert result["fitted"] == 1 and "| linear_probe |" in result["markdown"]
+
+
 def test_where_nothing_can_run_it_is_an_error(data, backbone, tmp_path):
     with pytest.raises(
         WordsightError,

@@ -147,11 +147,7 @@ def run_cell(cell: Cell, backbone: Backbone | None = None) -> Outcome:
             backbone = backbone or tower_of(settings)
             whole = source(settings.data, settings.label)
             run = fit(settings, backbone=backbone, references=False, source=whole)
-            tested = {event["data"] for event in run.events("eval")}
-            for target in cell.targets:
-                if target not in tested:
-                    evaluate(run, data=target, backbone=backbone, source=source(target, settings.label))
-            lacks = lacking(run, backbone, whole)
+            lacks = (*lacking(run, backbone, whole), *untested(run, cell.targets, backbone))
     except WordsightError as error:
         return Outcome(cell, seconds=time.monotonic() - began, error=str(error))
     own = run.settings.data
@@ -199,6 +195,17 @@ def lacking(run: Run, backbone: Backbone, whole: Dataset) -> tuple[str, ...]:
     except WordsightError as error:
         return (f"classes=new: {error}",)
     return ()
+
+
+def untested(run: Run, targets: Sequence[str], backbone: Backbone) -> Iterator[str]:
+    """Test a run on other data, where it was not yet; why it cannot be, in the method's own words."""
+    tested = {event["data"] for event in run.events("eval")}
+    for target in targets:
+        try:
+            if target not in tested:
+                evaluate(run, data=target, backbone=backbone, source=source(target, run.settings.label))
+        except WordsightError as error:
+            yield f"{plain_name(target)}: {error}"
 
 
 Outcomes: TypeAlias = Generator[Outcome, None, None]
