@@ -34,6 +34,7 @@ ORDER = [
     "batches",
     "train",
     "fitted",
+    "teachers",
     "fitting",
     "tasks",
     "fit_pairs",

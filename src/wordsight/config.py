@@ -240,6 +240,8 @@ class RunSettings:
     # images without labels to learn from beside the labelled ones: a source of images, or a part of the data:
     # unlabelled (blank labels), train (what was not drawn), val, or test (transductive, and marked as such)
     unlabelled: str | None = None
+    # another backbone, or a file of its vectors of the same images, whose words label these softly
+    teacher: str | None = None
     seed: int = 1  # draws the shots, and what training starts from and sees in which order
     views: int = 1  # image views in the feature cache: the centre crop, and augmented ones after it
     flip: bool = True  # augmented views may be mirrored; false for glyphs
@@ -341,7 +343,7 @@ def _training(kind: Any, settings: RunSettings) -> TrainSettings | None:
 # -- places --
 
 # settings that may name a file or folder
-LOCATED = ("data", "backbone", "sentences", "aliases", "unlabelled")
+LOCATED = ("data", "backbone", "sentences", "aliases", "unlabelled", "teacher")
 
 
 def located(settings: RunSettings) -> RunSettings:

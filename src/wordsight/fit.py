@@ -33,6 +33,7 @@ from wordsight.runs import Run, predictions_file
 from wordsight.sentences import read_sentences
 from wordsight.sentences.self_written import SELF, keep_record, sentences_for
 from wordsight.tasks import classify
+from wordsight.teachers import teacher_scores
 
 DEFAULT_SENTENCES = "clip7"  # what stands in where a method wants sentences and none were given
 FOLDS = 5  # of cross-validation, where every labelled image is used
@@ -233,7 +234,8 @@ def pool_of(run: Run, drawn: Drawn, backbone: Backbone, sentences: Sentences) ->
         raise WordsightError(f"unlabelled={settings.unlabelled}: {error}") from error
     words = resolve(METHODS, settings.method, "method").needs_words
     texts = encode_classes(backbone, run.facts, drawn.whole.class_names, sentences, words=words)
-    return Pool(features.vectors[:, 0], texts)
+    taught = teacher_scores(settings, drawn.whole, drawn.pool.take(features.kept))
+    return Pool(features.vectors[:, 0], texts, taught)
 
 
 # -- method --
@@ -255,7 +257,7 @@ def fit_reference(run: Run, name: str, data: FitData, backbone: Backbone) -> Cla
     """A method that a run is compared with: by its own words and by labelled images alone, whatever words and
     unlabelled images the run is given.
     """
-    own = {"settings": {}, "train": {}, "words": "auto", "unlabelled": None}
+    own = {"settings": {}, "train": {}, "words": "auto", "unlabelled": None, "teacher": None}
     data, facts = data._replace(images=data.images[:, :1], pool=None), replace(run.facts, pool_classes=())
     return fit_method(replace(run.settings, method=name, **own), facts, data, backbone)
 

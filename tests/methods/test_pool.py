@@ -155,3 +155,19 @@ def test_vectors_that_are_not_finite_are_refused():
     bad = torch.full((3, DIM), torch.nan)
     with pytest.raises(WordsightError, match="unlabelled: image vectors or scores are not finite"):
         layer.fit(bad, torch.zeros(3, 6), bad[:0], torch.zeros(0, dtype=torch.long))
+
+
+def test_a_teacher_leads_the_assignments_and_decides_the_share():
+    texts, pool, tested, labels = problem(wrong=1.2)
+    method = fitted(texts, pool)
+    scores = SCALE * pool @ texts.name_vectors.T
+    taught = 10.0 * torch.nn.functional.one_hot(labels, CLASSES)
+    layer, none = PoolLayer(texts.names, DIM), torch.zeros(0, dtype=torch.long)
+    layer.choose(texts.names)
+    layer.fit(pool, scores, pool[:0], none, taught)
+    plain = SCALE * tested @ texts.name_vectors.T
+    assert right(layer.add(plain, tested), labels) > max(0.9, right(method.score(tested), labels) + 0.1)
+    of_words = PoolLayer(texts.names, DIM)
+    of_words.choose(texts.names)
+    of_words.fit(pool[:1], scores[:1], pool[:0], none, taught[:1])
+    assert torch.equal(of_words.add(plain, tested), plain), "one image cannot be compared with another"

@@ -26,6 +26,12 @@ def read(path: Path) -> Table:
     return Table(rows, account, dict(enumerate(arrays.classes)), "{}")
 
 
+def pictures_of_part(part: Part) -> list[Encoded]:
+    """All rows as images, whatever they hold."""
+    vectors = part.vectors.astype(np.float32)
+    return [Encoded(name, partial(vectors.__getitem__, row)) for row, name in enumerate(part.names)]
+
+
 def _rows(name: str, part: Part, account: Account) -> list[Row]:
     vectors = part.vectors.astype(np.float32)
     usable = [bool(np.isfinite(views).all() and views.any(-1).all()) for views in vectors]

@@ -17,6 +17,27 @@ PARTS = ("unlabelled", "train", "val", "test")  # of the data itself
 log = logging.getLogger("wordsight")
 
 
+def candidates(name: str, whole: Dataset, tested: Split | None = None) -> list[Picture]:
+    """All images of a source, or of a part of the data.
+
+    Errors: WordsightError for a part that the data has not."""
+    if name == "test" and tested is not None:
+        return list(tested.pictures)
+    if name not in PARTS:
+        try:
+            return list(read_pictures(name))
+        except WordsightError as error:
+            raise WordsightError(f"unlabelled={name}: {error}") from error
+    part = whole.unlabelled if name == "unlabelled" else getattr(whole, name)
+    given = list(part.pictures if isinstance(part, Split) else part or ())
+    if not given:
+        raise WordsightError(
+            f"unlabelled={name}: {whole.name} has no such images; name a folder of images, or one of "
+            f"{', '.join(PARTS)}"
+        )
+    return given
+
+
 def unlabelled(name: str, whole: Dataset, labelled: Split, tested: Split | None = None) -> Split:
     """The images of a source, or of a part of the data, without those of equal content to `labelled` ones
     and, unless `name` is test, to those that are `tested` on: the data's test part, if none are given. Each
@@ -24,21 +45,7 @@ def unlabelled(name: str, whole: Dataset, labelled: Split, tested: Split | None 
 
     Errors: WordsightError for a part that the data has not, and where none is left.
     """
-    if name == "test" and tested is not None:
-        given = list(tested.pictures)
-    elif name in PARTS:
-        part = whole.unlabelled if name == "unlabelled" else getattr(whole, name)
-        given = list(part.pictures if isinstance(part, Split) else part or ())
-        if not given:
-            raise WordsightError(
-                f"unlabelled={name}: {whole.name} has no such images; name a folder of images, or one of "
-                f"{', '.join(PARTS)}"
-            )
-    else:
-        try:
-            given = list(read_pictures(name))
-        except WordsightError as error:
-            raise WordsightError(f"unlabelled={name}: {error}") from error
+    given = candidates(name, whole, tested)
     left = {digest: "labelled" for digest in digests(labelled.pictures) if digest is not None}
     tested = tested if tested is not None else whole.test
     if name != "test" and tested is not None:

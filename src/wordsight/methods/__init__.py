@@ -51,6 +51,7 @@ class Pool(NamedTuple):
 
     images: Float[Tensor, "N D"]
     texts: ClassTexts
+    taught: Float[Tensor, "N C"] | None = None  # a teacher's scores of these classes, where a run names one
 
 
 class FitData(NamedTuple):
@@ -138,6 +139,12 @@ class Classifier(Method, ABC):
                 f"words={settings.words} gives class vectors, but method={settings.method} learns the tokens "
                 f"of its class texts; leave words out"
             )
+        if settings.teacher is not None and (settings.unlabelled is None or cls.needs_pool):
+            needed = f"which {settings.method} classifies itself" if cls.needs_pool else "and there are none"
+            raise WordsightError(
+                f"teacher={settings.teacher} labels images without labels, {needed}; "
+                + ("leave it out" if cls.needs_pool else "name some: unlabelled=FOLDER, or leave it out")
+            )
         if settings.classes == "new" and settings.needs_labels:
             raise WordsightError(
                 "classes=new would train on the new classes; fit with classes=base, which is tested on "
@@ -173,7 +180,11 @@ class Classifier(Method, ABC):
         labelled, labels = data.centre.to(images), rows[data.labels].to(images.device)
         if not self.told_labels(self.given.kind if self.given else "names"):
             labelled, labels = labelled[:0], labels[:0]  # none may reach zero-shot, say, by this way either
-        layer.fit(images, scores, labelled, labels)
+        taught = pool.taught
+        if taught is not None:
+            columns = {name: row for row, name in enumerate(pool.texts.names)}
+            taught = taught[:, [columns[name] for name in texts.names]].to(images)
+        layer.fit(images, scores, labelled, labels, taught)
         self.pooled = layer
 
     def begin(self, data: FitData) -> tuple[Float[Tensor, "n V D"], Int[Tensor, " n"]]:
@@ -269,6 +280,11 @@ class Embedder(Method):
 
     @classmethod
     def check(cls, settings: RunSettings) -> None:
+        if settings.teacher is not None:
+            raise WordsightError(
+                f"teacher={settings.teacher} labels images without labels, but method={settings.method} "
+                f"learns from pairs; its own teacher is settings.teacher"
+            )
         if settings.words != "names":
             raise WordsightError(
                 f"words={settings.words} is of class vectors, but method={settings.method} learns from "

@@ -24,6 +24,9 @@ FIT_SHARE = 0.35  # of the images' densities beside the classifier's scores, whe
 SHARE = 0.22  # the same where new images are scored
 ENOUGH = 8.0  # labelled images of every class, by which that share is halved
 FEW = 10.0  # images a class, on the mean, at which the pool counts half
+TAUGHT_SHARES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0)  # among which a teacher decides
+LEAST = 1e-6  # variance, where all images are the same or there is one
+SHARPNESS = (0.25, 0.5, 1.0)  # of the scores that are compared with a teacher's
 EVEN = 3.0  # of the pool's size: images' worth of doubt that classes are not equally frequent
 
 
@@ -72,22 +75,22 @@ class PoolLayer(nn.Module):
         scores: Float[Tensor, "N C"],
         labelled: Float[Tensor, "n D"],
         labels: Int[Tensor, " n"],
+        taught: Float[Tensor, "N C"] | None = None,
     ) -> None:
-        """`scores` are the classifier's over `names`. Errors: WordsightError for vectors that are not
-        finite."""
+        """`scores` are the classifier's over `names`, `taught` a teacher's, which then lead the assignments
+        and decide the share. Errors: WordsightError for vectors that are not finite."""
         if not (images.isfinite().all() and scores.isfinite().all()):
             raise WordsightError("unlabelled: image vectors or scores are not finite; look at the features")
-        self.centre.copy_(images.mean(0))
-        X, own = unit(images - self.centre), unit(labelled - self.centre)
-        middle = (X.sum(0) + own.sum(0)) / (len(X) + len(own))
-        fixed = F.one_hot(labels, len(self.names)).to(X)
-        found, weight = expectation(X - middle, scores, own - middle, fixed)
-        usual = (weight * found.strength).sum() / weight.sum()
-        credit = SHRINK / (weight + SHRINK) * usual
-        self.counts.copy_(fixed.sum(0))
-        trust = 1 / (1 + (FEW * len(self.names) / (len(X) + len(own))) ** 3)
-        self.maps.copy_(trust * found.maps)
-        self.bias.copy_(trust * (found.bias + credit - middle @ found.maps))
+        fixed = F.one_hot(labels, len(self.names)).to(images)
+        if taught is None:
+            weight = 1 / (1 + (FEW * len(self.names) / (len(images) + len(labelled))) ** 3)
+            self.counts.copy_(fixed.sum(0))
+        else:
+            weight = taught_share(images, scores, labelled, fixed, taught) / SHARE
+        centre, found = learned(images, scores if taught is None else taught, labelled, fixed)
+        self.centre.copy_(centre)
+        self.maps.copy_(weight * found.maps)
+        self.bias.copy_(weight * found.bias)
 
     def choose(self, names: Sequence[str]) -> None:
         """Which of its classes are scored; where one is unknown to it, the classifier alone decides."""
@@ -103,6 +106,47 @@ class PoolLayer(nn.Module):
         centred = unit(images - self.centre)
         share = SHARE / (1 + float(self.counts[rows].min()) / ENOUGH)
         return scores + share * torch.addmm(self.bias[rows], centred, self.maps[:, rows])
+
+
+def learned(
+    images: Float[Tensor, "N D"],
+    scores: Float[Tensor, "N C"],
+    labelled: Float[Tensor, "n D"],
+    fixed: Float[Tensor, "n C"],
+) -> tuple[Float[Tensor, " D"], Gaussians]:
+    """The pool's mean, and densities of unit(image - mean), with the credit of classes it hardly shows."""
+    centre = images.mean(0)
+    X, own = unit(images - centre), unit(labelled - centre)
+    middle = (X.sum(0) + own.sum(0)) / (len(X) + len(own))
+    found, weight = expectation(X - middle, scores, own - middle, fixed)
+    usual = (weight * found.strength).sum() / weight.sum()
+    credit = SHRINK / (weight + SHRINK) * usual
+    return centre, Gaussians(found.maps, found.bias + credit - middle @ found.maps)
+
+
+def taught_share(
+    images: Float[Tensor, "N D"],
+    scores: Float[Tensor, "N C"],
+    labelled: Float[Tensor, "n D"],
+    fixed: Float[Tensor, "n C"],
+    taught: Float[Tensor, "N C"],
+) -> float:
+    """The share by which densities learned from one half of the pool bring the classifier's scores of the
+    other half nearest to the teacher's: least cross-entropy to its probabilities, at the best of a few
+    temperatures, for how sure the sum is says nothing of which class it names."""
+    if len(images) < 2:
+        return 0.0
+    density = torch.zeros_like(scores)
+    half = torch.arange(len(images), device=images.device) % 2
+    for rows, others in ((half == 0, half == 1), (half == 1, half == 0)):
+        centre, found = learned(images[others], taught[others], labelled, fixed)
+        density[rows] = torch.addmm(found.bias, unit(images[rows] - centre), found.maps)
+    target = taught.softmax(1)
+    losses = {
+        share: min(float(F.cross_entropy(times * (scores + share * density), target)) for times in SHARPNESS)
+        for share in TAUGHT_SHARES
+    }
+    return min(losses, key=lambda share: losses[share])
 
 
 def expectation(
@@ -135,6 +179,6 @@ def maximisation(
     means = sums / (weight + SHRINK)[:, None]
     covariance = (total - (means * weight[:, None]).T @ means) / count
     covariance = (covariance + covariance.T) / 2
-    same = covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+    same = covariance.diagonal().mean().clamp_min(LEAST) * torch.eye(len(covariance)).to(covariance)
     maps = torch.linalg.solve((1 - SPHERE) * covariance + SPHERE * same, means.T)
     return Gaussians(maps, -(means * maps.T).sum(1) / 2)

@@ -23,6 +23,7 @@ FIGURES = (*PARTS, "H")
 ALSO_COMPARED = (
     "words",
     "unlabelled",
+    "teacher",
     "sentences",
     "aliases",
     "template",
