@@ -3,6 +3,7 @@
 import pytest
 from standins import fill_folder
 
+from wordsight.arguments import options_first
 from wordsight.cli import VERBS, main
 
 
@@ -106,3 +107,15 @@ def test_every_verb_takes_json_and_explains_itself(verb, capsys):
     assert "--json" in out
     for key in {"fit": ["shots=16", "labelled images"], "join": ["pooling=auto"]}.get(verb, []):
         assert key in out
+
+
+def test_options_may_stand_between_words():
+    verb = VERBS["predict"]
+    for typed, ordered in (
+        ("RUN a.jpg --top 3 b.jpg", "--top 3 RUN a.jpg b.jpg"),
+        ("RUN --explain a.jpg --to 3 --json", "--explain --to 3 --json RUN a.jpg"),
+        ("RUN a.jpg --unsure=0.5 b.jpg", "--unsure=0.5 RUN a.jpg b.jpg"),
+        ("RUN --csv -1.csv -- --top", "--csv -1.csv RUN -- --top"),
+        ("RUN a.jpg --top", "--top RUN a.jpg"),
+    ):
+        assert options_first(typed.split(), verb) == ordered.split(), typed

@@ -47,10 +47,12 @@ ORDER = [
     "cells",
     "suites",
     "prediction",
+    "search",
     "help",
     "hints",
     "terminal",
     "arguments",
+    "verb_search",
     "cli",
     "__main__",
 ]

@@ -18,6 +18,8 @@ _EXPORTS = {
     "fit": "wordsight.fit",
     "evaluate": "wordsight.tasks",
     "predict": "wordsight.prediction",
+    "search": "wordsight.search",
+    "Index": "wordsight.search",
     "export": "wordsight.export",
     "RunSettings": "wordsight.config",
     "WordsightError": "wordsight.config",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from wordsight import __version__, help, hints, terminal
@@ -28,6 +30,27 @@ class Verb(NamedTuple):
 
 def argument(*names: str, **options: Any) -> Argument:
     return names, options
+
+
+def options_first(words: Sequence[str], verb: Verb) -> list[str]:
+    """The words behind a verb, with its options in front: argparse takes no words on both sides of an option.
+    What follows `--` stays.
+    """
+    flags = {"--json", "--help", "-h"}
+    flags |= {name for names, how in verb.arguments for name in names if how.get("action") == "store_true"}
+    first: list[str] = []
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            others += [word, *rest]
+        elif not re.match(r"--?[A-Za-z]", word):
+            others.append(word)
+        else:
+            meant = {word} & verb.options or {name for name in verb.options if name.startswith(word)}
+            takes_value = bool(meant) and not meant <= flags
+            first += [word, *islice(rest, int(takes_value))]
+    return first + others
 
 
 def parser_of(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wordsight import help, hints, terminal
-from wordsight.arguments import Verb, argument, parser_of
+from wordsight.arguments import Verb, argument, options_first, parser_of
 from wordsight.config import RunSettings, WordsightError
 from wordsight.names import class_list
 from wordsight.reader import read
+from wordsight.verb_search import SEARCH
 
 EXPLAINED = 3  # sentences an explanation shows at least
 LEFT_OUT_OF_JSON = ("confusion", "class_recall", "event")  # of an evaluation: they stand in metrics.jsonl
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if words and words[0] in VERBS:
                 hints.check_options(words[0], words[1:], VERBS[words[0]].options)
+                words[1:] = options_first(words[1:], VERBS[words[0]])
             options = parser.parse_args(words + asked)
             if options.verb is None:
                 parser.print_help()
@@ -197,10 +199,6 @@ def verify(options: argparse.Namespace) -> dict[str, Any]:
     return {"run": options.run, "passed": passed, "checks": checks}
 
 
-def listing(options: argparse.Namespace) -> dict[str, Any]:
-    return help.listing()
-
-
 def show(options: argparse.Namespace) -> dict[str, Any]:
     return help.show(options.name)
 
@@ -274,6 +272,7 @@ VERBS: dict[str, Verb] = {
             argument("--max-pixels", type=int, metavar="N", help="the largest image that is read, in pixels"),
         ],
     ),
+    "search": SEARCH,
     "report": Verb(
         report,
         terminal.report,
@@ -366,11 +365,11 @@ VERBS: dict[str, Verb] = {
     "join": Verb(
         join, terminal.join, "make a CLIP-like backbone of a vision encoder and a text encoder", [_WORDS]
     ),
-    "list": Verb(listing, terminal.listing, "methods, backbones and forms of data"),
+    "list": Verb(lambda _: help.listing(), terminal.listing, "methods, backbones and forms of data"),
     "show": Verb(
         show,
         terminal.show,
-        "the settings of a method, of a verb (fit, suite, join, sentences), or of any run (run)",
+        "the settings of a method, of a verb (fit, search, suite, join, sentences), or of any run (run)",
         [argument("name", metavar="NAME", help="a method of `wordsight list`, a verb, or run")],
     ),
     "demo": Verb(

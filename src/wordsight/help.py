@@ -51,6 +51,22 @@ class AboutSettings:
     out: str | None = None  # the JSON file of sentences; must be given
 
 
+@dataclass(frozen=True)
+class SearchSettings:
+    """What `search` takes beside the folder and the query."""
+
+    # as in `fit`; or a run, whose backbone it is; auto: the data itself where it is a file of vectors, or
+    # else CLIP ViT-B/16
+    backbone: str = "auto"
+    device: str = "auto"  # auto: CUDA where there is one; or cpu, cuda, cuda:1, mps
+    dtype: Literal["float32", "bfloat16"] = "float32"  # in which the towers compute
+    max_pixels: int | None = None  # the largest image that is read, in pixels; null: about 200 million
+
+    def __post_init__(self) -> None:
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise WordsightError(f"max_pixels={self.max_pixels} reads no image; give 1 or more")
+
+
 SETTINGS = {  # of which verb, or of what any run takes: the dataclass that holds them
     "run": "wordsight.config:RunSettings",
     "train": "wordsight.config:TrainSettings",
@@ -59,6 +75,7 @@ SETTINGS = {  # of which verb, or of what any run takes: the dataclass that hold
     "join": "wordsight.backbones.join:JoinSettings",
     "sentences": "wordsight.sentences.writers:WriterSettings",
     "eval": "wordsight.help:EvaluateSettings",
+    "search": "wordsight.help:SearchSettings",
 }
 NOT_MEANINGS = ("noqa", "type:", "ruff:", "pyright:", "fmt:")  # comments for tools
 

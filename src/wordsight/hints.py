@@ -24,6 +24,9 @@ OTHER_WORDS = {  # verbs of other programs
     "score": "eval",
     "classify": "predict",
     "infer": "predict",
+    "find": "search",
+    "retrieve": "search",
+    "query": "search",
     "inference": "predict",
     "label": "predict",
     "compare": "report",
@@ -40,7 +43,8 @@ MISSING = {  # what to say where a word is missing
     "eval": "; as in `wordsight eval runs/photos`",
     "predict": "; the run comes first: `wordsight predict runs/photos new.jpg`",
     "report": "; as in `wordsight report runs/*`",
-    "show": "; NAME is a method of `wordsight list`, run, train, fit, eval, suite, join or sentences",
+    "search": "; as in `wordsight search photos/ 'a dog in the snow'`",
+    "show": "; NAME is a method of `wordsight list`, run, train, fit, eval, search, suite, join or sentences",
     "suite": "; as in `wordsight suite base-to-new data=photos/`",
     "generate": "; as in `wordsight generate runs/clamp 'An okapi'`",
 }
@@ -86,9 +90,11 @@ def check_options(verb: str, words: Sequence[str], options: Collection[str]) -> 
 
 
 def _is_option(name: str, options: Collection[str]) -> bool:
-    """Whether argparse knows it: in full, shortened, or with its value at once, as in -h."""
-    return name in options or (
-        name.startswith("--") and sum(option.startswith(name) for option in options) == 1
+    """Whether argparse knows it: in full, shortened, or with a number at once, as -k5."""
+    return (
+        name in options
+        or (name.startswith("--") and sum(option.startswith(name) for option in options) == 1)
+        or (re.fullmatch(r"-[a-z]\d+", name) is not None and name[:2] in options)
     )
 
 
@@ -172,7 +178,7 @@ def check_run(verb: str, word: str) -> None:
         )
     if path.is_file():
         inside = f"; its run is {path.parent}" if is_run(path.parent) else ""
-        first = f"; the run comes first: `wordsight {verb} RUN {word}`" if _is_picture(path) else ""
+        first = f"; the run comes first: `wordsight {verb} RUN {word}`" if is_picture(path) else ""
         raise WordsightError(f"{word!r} is a file and no run folder{inside or first}")
     if runs := sorted(str(below.parent) for below in path.glob("*/config.yaml")):
         more = f" and {len(runs) - 5} more" if len(runs) > 5 else ""
@@ -214,8 +220,8 @@ def is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file()
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURES
+def is_picture(path: str | Path) -> bool:
+    return Path(path).suffix.lower() in PICTURES
 
 
 def _is_data(path: Path) -> bool:
@@ -223,4 +229,4 @@ def _is_data(path: Path) -> bool:
     if not path.is_dir():
         return path.suffix.lower() in TABLES and path.is_file()
     levels = (path.glob(pattern) for pattern in ("*", "*/*", "*/*/*"))
-    return any(_is_picture(found) for level in levels for found, _ in zip(level, range(1000)))
+    return any(is_picture(found) for level in levels for found, _ in zip(level, range(1000)))

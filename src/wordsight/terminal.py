@@ -175,6 +175,13 @@ def predict(answer: Mapping[str, Any]) -> None:
             out(f"    {line['cosine']:.2f}  {line['class']}: {line['sentence']}")
 
 
+def search(answer: Mapping[str, Any]) -> None:
+    for found in answer["results"]:
+        out(f"{found['score']:6.3f}  {found['image']}")
+        for name in found["copies"]:
+            out(f"        the same as {name}")
+
+
 def report(answer: Mapping[str, Any]) -> None:
     out(answer["markdown"])
     out(f"report: {answer['html']}")
