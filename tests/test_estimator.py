@@ -53,9 +53,9 @@ def fitted(backbone, images, labels):
 
 
 @pytest.mark.parametrize(
-    "method",  # of which the checks have no backbone, only matrices; two of them stand for the others
+    "method",  # of which the checks have no backbone, only matrices; one of them stands for the others
     [
-        pytest.param(name, marks=() if name in ("aape", "linear_probe") else pytest.mark.slow)
+        pytest.param(name, marks=() if name == "linear_probe" else pytest.mark.slow)
         for name in CLASSIFIERS
         if name not in TOWER_LEARNERS
     ],

@@ -3,7 +3,7 @@ benchmarks/aape/study.py NAME=FILE.npz ... [out=runs/aape-study]`.
 
 benchmarks/aape/vectors.py makes such files. Tables: all rows at 16 labelled images a class (or as many as
 each class has), fewer images, all classes labelled, AAPE less zero-shot and less the probe, and fewer
-sentences. Seeds 1, 2, 3. What takes minutes a fit is cut: sets of more than 500 classes have one seed and no
+sentences. `only=ROW;ROW` runs and shows these rows alone. Seeds 1, 2, 3. What takes minutes a fit is cut: sets of more than 500 classes have one seed and no
 rows of aggregators and of the paper's training, and that training has one seed everywhere. Runs go to OUT and
 are not repeated."""
 
@@ -183,6 +183,8 @@ def whole_table(sets: list[Set], out: str) -> str:
     lines = [f"| base / new / **H** | {' | '.join([*heads, 'mean'])} |", "|---" * (len(sets) + 2) + "|"]
     for row in ROWS:
         found = [mean_of(row, one, one.shots[-1], out) for one in sets]
+        if not any(f["base"] for f in found):
+            continue
         shown = [f"{spread(f['base'])} / {spread(f['new'])} / **{harmonic(f)}**" for f in found]
         means = {kind: averaged([f[kind] for f in found]) for kind in ("base", "new")}
         shown.append(f"{spread(means['base'])} / {spread(means['new'])} / **{harmonic(means)}**")
@@ -248,8 +250,9 @@ def main(*words: str) -> None:
     logging.getLogger("wordsight").setLevel(logging.ERROR)
     given = dict(word.partition("=")[::2] for word in words)
     out = given.pop("out", "runs/aape-study")
+    only = given.pop("only", "")
     sets, began = [Set.of(name, file) for name, file in given.items()], time.monotonic()
-    planned = cells(sets)
+    planned = [cell for cell in cells(sets) if not only or cell.row in only.split(";")]
     for place, cell in enumerate(planned):
         try:
             cell.fit(out)
@@ -257,7 +260,7 @@ def main(*words: str) -> None:
             print(error, file=sys.stderr)
         told = f"{place + 1}/{len(planned)}, {time.monotonic() - began:.0f} s: {cell.set.name} {cell.row}"
         print(told, f"{cell.shots} shots, seed {cell.seed}", cell.figures(out), file=sys.stderr, flush=True)
-    print(tables(sets, out))
+    print(whole_table(sets, out) if only else tables(sets, out))
 
 
 if __name__ == "__main__":
