@@ -3,9 +3,9 @@ benchmarks/aape/study.py NAME=FILE.npz ... [out=runs/aape-study]`.
 
 benchmarks/aape/vectors.py makes such files. Tables: all rows at 16 labelled images a class (or as many as
 each class has), fewer images, all classes labelled, AAPE less zero-shot and less the probe, and fewer
-sentences. `only=ROW;ROW` runs and shows these rows alone. Seeds 1, 2, 3. What takes minutes a fit is cut: sets of more than 500 classes have one seed and no
-rows of aggregators and of the paper's training, and that training has one seed everywhere. Runs go to OUT and
-are not repeated."""
+sentences; `only=ROW;ROW` runs and shows these rows alone. Seeds 1, 2, 3. What takes minutes a fit is cut:
+sets of more than 500 classes have one seed and no rows of aggregators and of the paper's training, and that
+training has one seed everywhere. Runs go to OUT and are not repeated."""
 
 import json
 import logging
