@@ -1,5 +1,5 @@
-"""hub: the folder behind a name, and saving into one. A local folder is itself; a hub name is looked for in
-the cache before the network is asked.
+"""hub: the folder behind a name, and saving into one. A local folder is itself; a GGUF file is unpacked into
+one (gguf.py); a hub name is looked for in the cache before the network is asked.
 
 Reading what lies in a folder, but for our own facts, is checkpoint.py's.
 """
@@ -38,7 +38,7 @@ WAYS_ON = {
     "or `backbone=micro` (bundled; for glyph-like images)",
     "image encoder": LAYOUT,
     "text encoder": LAYOUT,
-    "LM": f"{LAYOUT}; micro_lm is bundled, for trials",
+    "LM": f"{LAYOUT}, or a GGUF file; micro_lm is bundled, for trials",
 }
 NEEDS = {  # besides config.json and weights: one of these files each
     "backbone": (TOKENIZER_FILES, PIXEL_FILES),
@@ -82,6 +82,12 @@ def _here(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise WordsightError(f"GGUF file {name!r} does not exist")
+        from wordsight.backbones.gguf import unpacked
+
+        return unpacked(path)
     return Path(__file__).parent / name if name in BUNDLED else None
 
 
@@ -189,19 +195,20 @@ def read_facts(file: Path, what: str, kind: str, version: int, **types: Any) -> 
 def digests(folder: Path, parts: Iterable[str]) -> dict[str, str]:
     """A hash of every weights file in these folders inside `folder`, to be kept beside them."""
     files = [file for part in parts for file in sorted((folder / part).glob("*.safetensors"))]
-    return {str(file.relative_to(folder)): _digest(file) for file in files}
+    return {str(file.relative_to(folder)): file_digest(file) for file in files}
 
 
 def check_digests(folder: Path, known: Any, what: str) -> None:
     """Errors: WordsightError where a file is not what `digests` saw. `known` is None in older folders."""
     for name, digest in (known if isinstance(known, dict) else {}).items():
         file = folder / str(name)
-        if not file.is_file() or _digest(file) != digest:
+        if not file.is_file() or file_digest(file) != digest:
             why = "is damaged: its content is not what was written" if file.is_file() else "is missing"
             raise WordsightError(f"{name} of {what} {why}; save it again, or restore it")
 
 
-def _digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """What only this content has, as 32 hexadecimal digits."""
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 

@@ -1,0 +1,87 @@
+"""gguf: an LM in one file of llama.cpp's format, turned into a folder in transformers' layout.
+
+It is read once: its weights, whatever few bits they have, become bfloat16 in a folder of the cache, named by
+the file's content, and everything else works on that folder as on any other."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wordsight.backbones import hub
+from wordsight.config import WordsightError
+from wordsight.files import cache_folder, in_use, new_folder
+
+if TYPE_CHECKING:
+    from transformers.modeling_utils import PreTrainedModel
+
+log = logging.getLogger("wordsight")
+SUFFIX, MAGIC = ".gguf", b"GGUF"
+
+
+def unpacked(file: Path) -> Path:
+    """The folder that a GGUF file's LM and tokenizer are kept in, written when it is first asked for.
+
+    Takes two bytes a parameter in the cache, and while it is written four in memory. Errors: WordsightError
+    for what is no GGUF file, is cut off or of a family that transformers cannot read, and without the package
+    `gguf`."""
+    _check(file)
+    folder = cache_folder() / "gguf" / hub.file_digest(file)
+    if folder.is_dir():
+        return folder
+    with in_use(folder.with_suffix(".lock")):
+        if not folder.is_dir():  # another process may have written it
+            _unpack(file, folder)
+    return folder
+
+
+def _check(file: Path) -> None:
+    try:
+        with open(file, "rb") as opened:
+            start = opened.read(len(MAGIC))
+    except OSError as error:
+        raise WordsightError(f"{str(file)!r} cannot be read: {error.strerror or error}") from error
+    if start != MAGIC:
+        raise WordsightError(f"{str(file)!r} is no GGUF file: it begins with {start!r} instead of {MAGIC!r}")
+    try:
+        import gguf  # noqa: F401  transformers reads the file by it
+    except ImportError as error:
+        raise WordsightError(
+            f"{file.name} is read by the package gguf, which is not installed: pip install 'wordsight[gguf]'"
+        ) from error
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model = _plain(file)
+    except Exception as error:  # gguf and transformers raise of every kind where a file is cut off or unknown
+        raise WordsightError(
+            f"{str(file)!r} cannot be read as an LM ({hub.first_line(error)}): the file is cut off or "
+            f"damaged, or of a family that transformers does not read from GGUF"
+        ) from error
+    count = sum(weight.numel() for weight in model.parameters())
+    log.info(
+        f"{file.name}: its {count / 1e6:,.0f} million weights are written as bfloat16, once, to {folder} "
+        f"({2 * count / 1e6:,.0f} MB)"
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder) as temporary:
+        hub.save_part(temporary, model, tokenizer)
+
+
+def _plain(file: Path) -> PreTrainedModel:
+    """The file's LM in bfloat16, without a word in its configuration that it was ever quantised."""
+    import torch
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+    with hub.quiet():
+        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    kept = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
+    model = type(read)(type(read.config).from_dict(kept)).to(torch.bfloat16)
+    model.load_state_dict({key: value.to(torch.bfloat16) for key, value in read.state_dict().items()})
+    model.tie_weights()
+    return model
