@@ -81,7 +81,8 @@ def _plain(file: Path) -> PreTrainedModel:
     with hub.quiet():
         read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     kept = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
-    model = type(read)(type(read.config).from_dict(kept)).to(torch.bfloat16)
+    made = type(read)(type(read.config).from_dict(kept))
+    model = made.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]  as in text_tower
     model.load_state_dict({key: value.to(torch.bfloat16) for key, value in read.state_dict().items()})
     model.tie_weights()
     return model
