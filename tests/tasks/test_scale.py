@@ -386,6 +386,7 @@ def test_the_parts_of_a_batch_are_the_batch(lm):
 TIED = {"random": True, "shape": {"tie_word_embeddings": True}, "train": "all", "keep_generation": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "own", [{"dropout": 0.5}, pytest.param(TIED, marks=pytest.mark.slow)], ids=["clamp", "lit-tied"]
 )
