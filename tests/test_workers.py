@@ -103,7 +103,7 @@ except KeyboardInterrupt:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGINT, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGTERM, signal.SIGKILL))],
+    [signal.SIGINT, signal.SIGTERM, signal.SIGKILL],
 )
 def test_no_process_outlives_a_signal(tmp_path, number):
     script = tmp_path / "script.py"
