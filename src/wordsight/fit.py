@@ -65,7 +65,7 @@ def fit(
 ) -> Run:
     """Fit one run and evaluate it; the same settings again resume it, or give it back where it is finished.
 
-    `wordsight.fit(data="photos/", method="aape", shots=16, settings={"prompt": False})`, or a RunSettings. A
+    `wordsight.fit(data="photos/", method="aape", shots=16, settings={"prompt": True})`, or a RunSettings. A
     method of labels becomes a classifier, one of image-text pairs a backbone (`load_backbone(run.folder)`).
     `references` measures zero-shot and a linear probe beside it. `source` is what `data` names, where it is
     open already. What was left out of the data, and what stood in for missing sentences, is logged. Errors:

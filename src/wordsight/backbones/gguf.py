@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers.modeling_utils import PreTrainedModel
 
 log = logging.getLogger("wordsight")
-SUFFIX, MAGIC = ".gguf", b"GGUF"
+MAGIC = b"GGUF"
 
 
 def unpacked(file: Path) -> Path:

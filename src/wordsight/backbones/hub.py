@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import; whoever only looks fo
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 TOKENIZER_FILES += ("tokenizer.model",)
+GGUF = ".gguf"  # an LM in one file
 PIXEL_FILES = ("processor_config.json", "preprocessor_config.json")  # the first wins, as in transformers
 BUNDLED = ("micro_lm",)  # LMs that lie beside this file; `micro` is a whole backbone
 # jinja: a chat template; the last are for whoever passes a model on
@@ -82,7 +83,7 @@ def _here(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if path.suffix == ".gguf":
+    if path.suffix == GGUF:
         if not path.is_file():
             raise WordsightError(f"GGUF file {name!r} does not exist")
         from wordsight.backbones.gguf import unpacked

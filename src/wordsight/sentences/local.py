@@ -48,7 +48,7 @@ def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
     from wordsight.backbones.lm import write_on
 
     device, name = pick_device(settings.device), str(Path(settings.model).expanduser())
-    if name.endswith(".gguf"):
+    if name.endswith(hub.GGUF):
         name = str(hub.find(name, "LM"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
