@@ -1,0 +1,86 @@
+"""Generator: the role of whatever writes about images: a frozen LM that reads soft tokens (limber), or an
+image-text-to-text model of transformers (mllm).
+
+A prompt is a sequence of texts and of images that were seen, in the order in which the LM reads them. Tasks
+say what is asked; the generator says how its LM is asked it."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from PIL import Image
+
+from wordsight.config import WordsightError
+
+Seen: TypeAlias = Any  # what a generator makes of an image, for its own prompts: soft tokens, or the pixels
+Prompt: TypeAlias = Sequence[Any]  # texts (str) and seen images
+
+
+class Turn(NamedTuple):
+    """A question about an image, and its answer where one is shown."""
+
+    image: Seen
+    question: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How a generator writes. Errors: WordsightError for what cannot be."""
+
+    max_new_tokens: int = 32
+    temperature: float = 0.0  # 0: always the likeliest token; above: tokens are drawn
+    beams: int = 1  # 1: no beam search
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.beams < 1 or not 0 <= self.temperature < math.inf:
+            raise WordsightError(
+                f"max_new_tokens={self.max_new_tokens}, beams={self.beams}, temperature={self.temperature}: "
+                f"the first two are 1 or more, the last 0 or more"
+            )
+        if self.beams > 1 and self.temperature:
+            raise WordsightError(
+                f"beams={self.beams} looks for the likeliest text and temperature={self.temperature} draws "
+                f"one; give one of the two"
+            )
+
+
+class Generator(ABC):
+    """Writes about images. Its LM and image tower are frozen, in eval mode, and no call keeps a gradient."""
+
+    name: str  # what the user wrote
+    device: torch.device
+
+    @abstractmethod
+    def see(self, images: Sequence[Image.Image]) -> list[Seen]:
+        """What the LM reads of each image, made once however often it is asked about. The images are RGB and
+        upright.
+        """
+
+    @abstractmethod
+    def write(self, prompts: Sequence[Prompt], how: Writing, seeds: Sequence[int] | None = None) -> list[str]:
+        """What the LM writes after each prompt, without the prompt and without special tokens. Prompts of one
+        call are one batch, and what is written of each does not depend on the others beyond rounding.
+        `seeds` are what each draws its tokens from where tokens are drawn; None: 1 for all.
+
+        Errors: WordsightError where a prompt and `how.max_new_tokens` do not fit into the LM's positions.
+        """
+
+    def captioning(self, image: Seen) -> Prompt:
+        """What is written after it is the image's caption."""
+        return [image]
+
+    def asking(self, turns: Sequence[Turn]) -> Prompt:
+        """What is written after it is the answer to the last turn; those before are shown with theirs. The
+        paper's form, "[image] Q: .. A: .." (AAPE, section 5), for an LM that goes on from a text.
+        """
+        prompt: list[Any] = []
+        for turn in turns:
+            told = "" if turn.answer is None else f" {turn.answer}\n"
+            prompt += [turn.image, f"Q: {turn.question} A:{told}"]
+        return prompt
