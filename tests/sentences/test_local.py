@@ -91,6 +91,31 @@ def test_each_answer_draws_from_its_own_seed_whatever_runs_beside_it(tiny, tmp_p
     assert write_sentences(["fox"], locally(tiny), tmp_path / "alone.json") == together
 
 
+def test_classes_share_a_batch_and_a_stop_between_batches_changes_no_byte(tiny, tmp_path, monkeypatch):
+    names, sizes, real = ["fox", "owl", "cat"], [], local.local_ask
+    monkeypatch.setattr(local, "ROWS", 8)  # four answers a class: two classes, then one
+
+    def counting(settings, tower):
+        ask = real(settings, tower)
+
+        def counted(jobs):
+            sizes.append(len(jobs))
+            if len(sizes) == 2:
+                raise KeyboardInterrupt
+            return ask(jobs)
+
+        return counted
+
+    monkeypatch.setattr(local, "local_ask", counting)
+    with pytest.raises(KeyboardInterrupt):
+        write_sentences(names, locally(tiny), tmp_path / "stopped.json")
+    write_sentences(names, locally(tiny), tmp_path / "stopped.json")
+    assert sizes == [8, 4, 4]
+    monkeypatch.setattr(local, "local_ask", real)
+    write_sentences(names, locally(tiny), tmp_path / "whole.json")
+    assert (tmp_path / "stopped.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
 def test_tokens_are_drawn_as_often_as_their_probability_says():
     scores, rows = torch.tensor([[2.0, 1.0, 0.0, -1.0]]), 20_000
     ids = torch.zeros(rows, 1, dtype=torch.long)

@@ -77,13 +77,14 @@ Ask = Callable[[Sequence[tuple[str, int]]], Iterable[Reply]]
 
 @dataclass(frozen=True)
 class Writer:
-    """A model that answers: so many calls of `ask` at once, each with one question, or with `whole`, with all
-    about a class, so that the same rows stand beside one another whenever they are asked.
+    """A model that answers: so many calls of `ask` at once, each with one question; or, with `rows`, with
+    about so many, all those about some classes, so that the same rows stand beside one another whenever they
+    are asked.
     """
 
     ask: Ask
     jobs: int = 1
-    whole: bool = False
+    rows: int = 0
     stop: Callable[[], None] | None = None  # ends at once what is under way
 
 
@@ -136,9 +137,9 @@ def header_of(settings: WriterSettings, questions: Sequence[str]) -> dict[str, A
 @contextlib.contextmanager
 def _writer(settings: WriterSettings, tower: TextTower | None) -> Iterator[Writer]:
     if tower is not None or settings.local:
-        from wordsight.sentences.local import local_ask
+        from wordsight.sentences.local import ROWS, local_ask
 
-        yield Writer(local_ask(settings, tower), whole=True)
+        yield Writer(local_ask(settings, tower), rows=ROWS)
         return
     with connected(settings) as server:
         yield Writer(server.ask_all, settings.workers, stop=server.stop)
@@ -172,30 +173,34 @@ class _Call:
 
     def _asked(self, writer: Writer) -> Iterator[str]:
         """Ask whatever has no answer yet. Gives the classes about which all is asked."""
-        batches = self._batches(writer.whole)
-        left = Counter(batch[0].name for batch in batches)
+        batches = self._batches(writer.rows)
+        left = Counter(name for batch in batches for name in _names(batch))
         yield from [name for name in self.jobs if not left[name]]
 
         def ending() -> None:  # after a failure what is under way is paid for, and waited for
             if writer.stop is not None and self.failure is None:
                 writer.stop()
 
-        label = "classes" if writer.whole else "questions"
+        label = "batches" if writer.rows else "questions"
         work = partial(self._ask, writer.ask)
-        for name, empty in each(work, batches, jobs=writer.jobs, label=label, ending=ending):
-            left[name] -= 1
-            if left[name] == 0:
-                self._demand_one(name, empty)
-                yield name
+        for names, empty in each(work, batches, jobs=writer.jobs, label=label, ending=ending):
+            for name in names:
+                left[name] -= 1
+                if left[name] == 0:
+                    self._demand_one(name, empty.get(name))
+                    yield name
 
-    def _batches(self, whole: bool) -> list[list[Job]]:
-        """What is asked at once. A whole class is asked about again though some of it was answered."""
-        unanswered = {
-            name: [job for job in group if self._answered(job) is None] for name, group in self.jobs.items()
-        }
-        if whole:
-            return [self.jobs[name] for name, group in unanswered.items() if group]
-        return [[job] for group in unanswered.values() for job in group]
+    def _batches(self, rows: int) -> list[list[Job]]:
+        """What is asked at once. A whole batch is asked again though some of it was answered."""
+        if not rows:
+            return [[job] for group in self.jobs.values() for job in group if self._answered(job) is None]
+        batches: list[list[Job]] = []
+        for group in self.jobs.values():
+            if batches and len(batches[-1]) + len(group) <= rows:
+                batches[-1] += group
+            else:
+                batches.append(list(group))
+        return [batch for batch in batches if any(self._answered(job) is None for job in batch)]
 
     def _tries(self, job: Job) -> list[Job]:
         """The same question with the seeds that are tried in turn: none of them is first for another."""
@@ -204,9 +209,10 @@ class _Call:
     def _answered(self, job: Job) -> Job | None:
         return next((tried for tried in self._tries(job) if tried in self.record.answers), None)
 
-    def _ask(self, ask: Ask, batch: list[Job]) -> tuple[str, Reply | None]:
-        """Ask a batch, and again what is answered with nothing. Gives the class and an empty answer."""
-        left, empty = batch, None
+    def _ask(self, ask: Ask, batch: list[Job]) -> tuple[list[str], dict[str, Reply]]:
+        """Ask a batch, and again what is answered with nothing. Gives its classes, and an empty answer of
+        each that had one."""
+        left, empty = batch, {}
         for attempt in range(TRIES):
             tried = [self._tries(job)[attempt] for job in left]
             unanswered = []
@@ -216,11 +222,11 @@ class _Call:
                     self.record.add(asked, text)
                 else:
                     unanswered.append(job)
-                    empty = reply
+                    empty[job.name] = reply
             left = unanswered
             if not left:
                 break
-        return batch[0].name, empty
+        return _names(batch), empty
 
     def _replies(self, ask: Ask, jobs: Sequence[Job]) -> Iterator[Reply]:
         if self.failure is not None:
@@ -273,3 +279,8 @@ class _Call:
                 f"{settings.per_question} times: the server ignores the temperature (`transformers serve` "
                 "does unless the model's generation_config.json has do_sample)"
             )
+
+
+def _names(batch: Sequence[Job]) -> list[str]:
+    """The classes that a batch asks about."""
+    return list(dict.fromkeys(job.name for job in batch))
