@@ -132,9 +132,13 @@ def accuracy_interval(right: int, images: int) -> list[float]:
     return [100 * float(found.low), 100 * float(found.high)]
 
 
-def paired_difference(ours: Bool[np.ndarray, " B"], theirs: Bool[np.ndarray, " B"]) -> list[float]:
+def paired_difference(
+    ours: Bool[np.ndarray, " B"] | Float[np.ndarray, " B"],
+    theirs: Bool[np.ndarray, " B"] | Float[np.ndarray, " B"],
+) -> list[float]:
     """[mean, low, high] of ours minus theirs on the same images, in points, with its interval over these
-    images: of one seed each. One image says nothing: its interval is all that is possible.
+    images: of one seed each. What an image has is whether it is right, or how right it is. One image says
+    nothing: its interval is all that is possible.
     """
     gaps = 100.0 * (ours.astype(float) - theirs.astype(float))
     mean, error = float(gaps.mean()), margin([gaps]) if len(gaps) > 1 else 200.0

@@ -24,7 +24,7 @@ Prompt: TypeAlias = Sequence[Any]  # texts (str) and seen images
 class Turn(NamedTuple):
     """A question about an image, and its answer where one is shown."""
 
-    image: Seen
+    image: Seen | None  # None: the question alone, as a blind LM is asked
     question: str
     answer: str | None = None
 
@@ -82,5 +82,6 @@ class Generator(ABC):
         prompt: list[Any] = []
         for turn in turns:
             told = "" if turn.answer is None else f" {turn.answer}\n"
-            prompt += [turn.image, f"Q: {turn.question} A:{told}"]
+            prompt += [] if turn.image is None else [turn.image]
+            prompt.append(f"Q: {turn.question} A:{told}")
         return prompt

@@ -68,18 +68,24 @@ def label_of(value: Any, where: str) -> Label | None:
 
 
 def captions_of(value: Any, where: str) -> tuple[str, ...]:
-    """One image's captions: a text, or a list of texts, written out in JSON or Python too. None for blanks.
+    """One image's captions, each once; as `texts_of`."""
+    return tuple(dict.fromkeys(texts_of(value, where, "a caption")))
 
-    Errors: WordsightError where there are numbers or other things in place of texts."""
+
+def texts_of(value: Any, where: str, what: str) -> list[str]:
+    """The texts in a cell: one, or a list of them, written out in JSON or Python too. None for blanks.
+
+    Errors: WordsightError where there are numbers or other things in place of texts; `what` is what a text
+    is called there."""
     value = _text(value, where)
     if value is None or value != value:
-        return ()
+        return []
     if isinstance(value, str):
         listed = _written_out(value)
         value = listed if isinstance(listed, list) and _all_texts(listed) else [value]
     if not isinstance(value, (list, tuple)) or not _all_texts(value):
-        raise WordsightError(f"{where} holds {value!r:.80}; a caption is a text, or a list of texts")
-    return tuple(dict.fromkeys(text.strip() for text in value if text is not None and text.strip()))
+        raise WordsightError(f"{where} holds {value!r:.80}; {what} is a text, or a list of texts")
+    return [text.strip() for text in value if text is not None and text.strip()]
 
 
 def _text(value: Any, where: str) -> Any:
