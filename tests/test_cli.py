@@ -136,6 +136,9 @@ def test_from_a_folder_of_images_to_predictions(photos, tiny_clip, tmp_path, run
         and first["classes"][0]["probability"] >= first["classes"][1]["probability"]
     )
     assert set(first["sentences"][0]) == {"class", "sentence", "cosine"}
+    assert set(first["decisive"]) == {"class", "runner_up", "sentence", "raised", "without"}
+    assert first["decisive"]["class"] == first["classes"][0]["class"]
+    assert first["decisive"]["runner_up"] == first["classes"][1]["class"]
 
     (tmp_path / "s.json").write_text(json.dumps({"violet": ["a violet flower"]}))
     image = photos / "red" / "0.png"
@@ -157,8 +160,9 @@ def test_from_a_folder_of_images_to_predictions(photos, tiny_clip, tmp_path, run
     }
     code, out, _ = run_cli("predict", tmp_path / "run", image, "--explain")
     assert (
-        code == 0 and out.startswith(f"{image}  ") and len(out.splitlines()) == 5
-    )  # the image, a heading, three sentences
+        code == 0 and out.startswith(f"{image}  ") and len(out.splitlines()) == 7
+    )  # the image, a heading, three sentences, and in two lines the decisive one
+    assert " most: " in out and "    without it: " in out
 
 
 def test_yaml_and_words_together(photos, tiny_clip, tmp_path, run_cli):

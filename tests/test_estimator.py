@@ -1,6 +1,7 @@
 """Classifier keeps scikit-learn's conventions, and says the same of an image in whatever form it comes."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -17,6 +18,7 @@ from standins import CLASSIFIERS, COLOURS, TOWER_LEARNERS, paint
 from wordsight import estimator
 from wordsight.config import METHODS, WordsightError, resolve
 from wordsight.estimator import Classifier, load
+from wordsight.fitted import encode_classes
 
 KINDS = ("text", "numbers", "named numbers", "no backbone")
 QUICK = {"epochs": 2, "min_steps": 10}
@@ -274,6 +276,49 @@ def test_explaining_names_the_closest_sentences_first(fitted, backbone, images, 
     )  # the image alone is compared with the sentences
     assert [why[0][0] for why in itself.explain(images, top=1)] == labels
     assert len(fitted.explain(images[:1], top=99)[0]) == 5
+
+
+@pytest.mark.parametrize("method", ["sentence_mean", "aape"])
+def test_the_decisive_sentence_is_the_one_whose_absence_costs_most(backbone, images, labels, method):
+    """Held against classifiers that never had the sentence."""
+    whole = make(backbone, method, sentences=SENTENCES).fit(images, labels)
+    scores = whole.fitted_.logits(whole._images(images))
+    for image, own, found in zip(whole._images(images), scores, whole.decisive(images)):
+        row = int(own.argmax())
+        name, left = whole.classes_[row], {}
+        for text in SENTENCES[name]:
+            texts = encode_classes(
+                backbone,
+                whole.fitted_.facts,
+                whole.classes_,
+                {**SENTENCES, name: [one for one in SENTENCES[name] if one != text]},
+            )
+            left[text] = replace(whole.fitted_, texts=texts).logits(image[None])[0]
+        whole.fitted_.method.choose(whole.fitted_.texts)  # which these classifiers share
+        lowest = min(left, key=lambda text: left[text][row])
+        if own[row] - left[lowest][row] < 1e-4:
+            assert found is None
+            continue
+        assert (found.name, found.sentence) == (name, lowest)
+        assert found.raised == pytest.approx(float(own[row] - left[lowest][row]), abs=1e-4)
+        assert found.runner_up == whole.classes_[int(own.topk(2).indices[1])]
+        assert found.without == whole.classes_[int(left[lowest].argmax())]
+        assert found.probability == pytest.approx(float(left[lowest].softmax(0).max()), abs=1e-4)
+
+
+def test_a_sentence_may_decide_alone(backbone):
+    """A class whose name says another colour is predicted by its one sentence, and not without it."""
+    images, told = [paint(COLOURS["red"], 1), paint(COLOURS["yellow"], 2)], ["red red red"]
+    sentences = {"green": told, "yellow": ["a yellow lemon"]}
+    classifier = make(backbone, "sentence_mean", sentences=sentences).fit(images, ["green", "yellow"])
+    found, _ = classifier.decisive(images)
+    assert found[:3] == ("green", "yellow", *told) and found.without == "yellow" and found.probability > 0.5
+
+
+def test_what_reads_no_sentences_has_no_decisive_one(backbone, images, labels):
+    for method in ("linear_probe", "coop", "zero_shot"):
+        fitted = make(backbone, method, train=A_STEP, sentences=SENTENCES).fit(images, labels)
+        assert fitted.decisive(images) == [None] * len(images), method
 
 
 # -- mistakes ------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from wordsight.data.features import image_features
 from wordsight.data.given import encoded_labels, is_matrix, names_in, pictures_of
 from wordsight.data.splits import digests
 from wordsight.fit import DEFAULT_SENTENCES
-from wordsight.fitted import Fitted, encode_classes, facts_of, is_embedder, open_embedder
+from wordsight.fitted import Decisive, Fitted, encode_classes, facts_of, is_embedder, open_embedder
 from wordsight.fitting import fit_method
 from wordsight.methods import Classifier as Method
 from wordsight.methods import FitData, Pool
@@ -183,6 +183,12 @@ class Classifier(ClassifierMixin, BaseEstimator):
             [(near.name, near.sentence, near.cosine) for near in row]
             for row in self.fitted_.closest(images, top)
         ]
+
+    def decisive(self, X: Any) -> list[Decisive | None]:
+        """For each image the sentence that raised its class over the runner-up most, and what would be
+        predicted without it; None where no sentence raised it."""
+        images = self._images(X)
+        return self.fitted_.decisive(images)
 
     def save(self, folder: str | Path) -> Path:
         """Write a run folder, which `wordsight.load` and every verb of the command line read."""

@@ -25,6 +25,7 @@ from wordsight.runs import NO_BACKBONE, Run, RunFacts
 from wordsight.sentences import ClassTexts, class_texts, fill
 
 IMAGES_AT_ONCE = 4096  # that are compared with all sentences together
+LEAST_RAISED = 1e-4  # below it, a score has changed by rounding alone
 
 log = logging.getLogger("wordsight")
 
@@ -35,6 +36,18 @@ class Closest(NamedTuple):
     name: str  # of the class it is about
     sentence: str
     cosine: float
+
+
+class Decisive(NamedTuple):
+    """The sentence that raised the predicted class over the runner-up most, and what would be predicted
+    without it."""
+
+    name: str  # the predicted class, which the sentence is about
+    runner_up: str
+    sentence: str
+    raised: float  # what it adds to the logarithm of p(predicted class) / p(runner-up)
+    without: str  # the class that would be predicted without it
+    probability: float  # of that class then
 
 
 @dataclass
@@ -137,6 +150,61 @@ class Fitted:
                 for row in zip(values.tolist(), places.tolist())
             ]
         return found
+
+    @torch.inference_mode()
+    def decisive(self, images: Float[Tensor, "B D"]) -> list[Decisive | None]:
+        """For each image the sentence of its predicted class without which the class would score lowest; None
+        where no sentence raised it.
+
+        Each sentence of the class is left out in turn, and the class scored anew by what is left: by its name
+        alone where that is nothing. Other classes, and what was learned from images, stay as they are."""
+        found: list[Decisive | None] = [None] * len(images)
+        if self.method.needs_tower:  # it learned tokens, and reads no sentence when it predicts
+            return found
+        scores, method = self.logits(images), copy.deepcopy(self.method)
+        predicted = scores.argmax(1)
+        for row in predicted.unique().tolist():
+            if not self.texts.sentences[row]:
+                continue
+            places = (predicted == row).nonzero()[:, 0]
+            wider = replace(self, method=method, texts=with_each_left_out(self.texts, row))
+            left_out = wider.logits(images[places])[:, len(self.texts.names) :]
+            for place, own in zip(places.tolist(), left_out):
+                found[place] = self._decided(scores[place], row, own)
+        return found
+
+    def _decided(
+        self, scores: Float[Tensor, " C"], row: int, left_out: Float[Tensor, " N"]
+    ) -> Decisive | None:
+        """Of the scores of the predicted class without each of its sentences, the lowest."""
+        names, lowest = self.texts.names, int(left_out.argmin())
+        raised = float(scores[row] - left_out[lowest])
+        if raised < LEAST_RAISED:
+            return None
+        others = scores.clone()
+        others[row] = -torch.inf
+        runner_up = names[int(others.argmax())]
+        others[row] = left_out[lowest]
+        chances = others.double().softmax(0)
+        without = int(chances.argmax())
+        sentence = self.texts.sentences[row][lowest]
+        return Decisive(names[row], runner_up, sentence, raised, names[without], float(chances[without]))
+
+
+def with_each_left_out(texts: ClassTexts, row: int) -> ClassTexts:
+    """The same classes, and behind them one of them again and again, each time without one of its
+    sentences."""
+    own, vectors = texts.sentences[row], texts.sentence_vectors[row]
+    count = len(own)
+    fewer = [own[:i] + own[i + 1 :] for i in range(count)]
+    rows = [torch.cat([vectors[:i], vectors[i + 1 :]]) for i in range(count)]
+    return replace(
+        texts,
+        names=texts.names + (texts.names[row],) * count,
+        name_vectors=torch.cat([texts.name_vectors, texts.name_vectors[row].expand(count, -1)]),
+        sentences=(*texts.sentences, *fewer),
+        sentence_vectors=(*texts.sentence_vectors, *rows),
+    )
 
 
 @torch.inference_mode()

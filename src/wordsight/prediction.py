@@ -25,7 +25,7 @@ from wordsight.data.tables import is_table
 from wordsight.data.walk import Walker
 from wordsight.estimator import load, pictures_of
 from wordsight.files import csv_lines, writing
-from wordsight.fitted import NO_BACKBONE, Closest, Fitted
+from wordsight.fitted import NO_BACKBONE, Closest, Decisive, Fitted
 from wordsight.names import class_list
 from wordsight.runs import Run
 from wordsight.sentences import TEMPLATE_SETS
@@ -43,6 +43,7 @@ class Answer(NamedTuple):
     probabilities: np.ndarray  # [C], in the order of Predictions.class_names
     unsure: bool  # whether even the likeliest class is below the threshold
     sentences: Sequence[Closest]  # the closest first, where asked for
+    decisive: Decisive | None  # where asked for; None, too, where no sentence raised the class
 
 
 class Predictions:
@@ -104,6 +105,7 @@ class Predictions:
                 {"class": near.name, "sentence": near.sentence, "cosine": round(near.cosine, 4)}
                 for near in answer.sentences
             ]
+            entry["decisive"] = _plain(answer.decisive)
         return entry
 
     def _answers(self) -> Iterator[Answer]:
@@ -137,9 +139,10 @@ class Predictions:
         vectors = features.vectors[:, 0]
         chances = self._fitted.logits(vectors).double().softmax(1).numpy()
         closest = self._fitted.closest(vectors, self._explain) if self._explain else [()] * len(vectors)
-        for place, row, sentences in zip(features.kept, chances, closest):
+        decisive = self._fitted.decisive(vectors) if self._explain else [None] * len(vectors)
+        for place, row, sentences, one in zip(features.kept, chances, closest, decisive):
             unsure = self.unsure is not None and bool(row.max() < self.unsure)
-            yield Answer(batch[place].name, row, unsure, sentences)
+            yield Answer(batch[place].name, row, unsure, sentences, one)
 
     def _skip(self, skipped: list[tuple[str, str]]) -> None:
         for name, reason in skipped:
@@ -175,9 +178,9 @@ def predict(
     `run` is a run folder or hf:org/name; `images` are paths, PIL images or arrays, folders (all images at any
     depth) or tables with a path column. `classes` chooses among these classes instead of the run's own, `add`
     adds some to them; both as `class_list` reads them, with `sentences` about new ones. `unsure` marks
-    answers whose best probability is below it. `explain` is how many sentences stand with each answer. `csv`
-    is a file that gets a line an image with all probabilities, under its name once the last one is in;
-    stopped before, nothing is left of it, and the same call goes on from the feature cache. `backbone` names
+    answers whose best probability is below it. `explain` is how many sentences stand with each answer, beside
+    the one that raised its class over the runner-up most (Answer.decisive); 0: none. `csv` is a file that
+    gets a line an image with all probabilities, under its name once the last one is in; stopped before, nothing is left of it, and the same call goes on from the feature cache. `backbone` names
     the run's backbone where it has moved, `max_pixels` the largest image that is read. An image that cannot
     be read is skipped and named.
 
@@ -205,6 +208,20 @@ def predict(
     given = [images] if isinstance(images, (str, Path)) else images
     largest = max_pixels or settings.max_pixels
     return Predictions(classifier.fitted_, given, max_pixels=largest, unsure=unsure, explain=explain, csv=csv)
+
+
+def _plain(decisive: Decisive | None) -> dict[str, Any] | None:
+    """What JSON holds of it."""
+    if decisive is None:
+        return None
+    then = {"class": decisive.without, "probability": round(decisive.probability, 4)}
+    return {
+        "class": decisive.name,
+        "runner_up": decisive.runner_up,
+        "sentence": decisive.sentence,
+        "raised": round(decisive.raised, 4),
+        "without": then,
+    }
 
 
 def _pictures(images: Sequence[Any], account: Account) -> Iterator[Picture]:

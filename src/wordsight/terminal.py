@@ -173,6 +173,10 @@ def predict(answer: Mapping[str, Any]) -> None:
             out("    closest sentences:")
         for line in entry.get("sentences", []):
             out(f"    {line['cosine']:.2f}  {line['class']}: {line['sentence']}")
+        if one := entry.get("decisive"):
+            then = f"{one['without']['class']} {one['without']['probability']:.1%}"
+            out(f"    raised {one['class']} over {one['runner_up']} most: {one['sentence']}")
+            out(f"    without it: {then}")
 
 
 def search(answer: Mapping[str, Any]) -> None:
