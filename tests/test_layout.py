@@ -38,6 +38,7 @@ ORDER = [
     "fitting",
     "tasks",
     "fit_pairs",
+    "fit_captions",
     "fit",
     "export",
     "estimator",

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wordsight.config import WordsightError
+from wordsight.data.grids import Grids
 
 
 class Batches(Protocol):
@@ -64,10 +65,10 @@ class FeatureBatches:
 class PairBatches(FeatureBatches):
     """Features with texts as token ids; one of each image's captions is drawn each time.
 
-    Within a batch each distinct caption stands once (`ids` [M, T], `lengths` [M]); `text_of` [B] says which
-    one is an image's. What `per_image` and `per_caption` hold (a teacher's vectors) is cut to the batch's
-    images and captions. With several processes each gets its `rank`'s part: one below the other, the parts
-    are the batch of one process."""
+    Within a batch each distinct caption stands once (`ids` [M, T], `lengths` [M]); `text_of` [B] says
+    which one is an image's. What `per_image` and `per_caption` hold (a teacher's vectors, grids) is cut
+    to the batch's images and captions. With several processes each gets its `rank`'s part: one below the
+    other, the parts are the batch of one process."""
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class PairBatches(FeatureBatches):
         tokens: Sequence[Sequence[int] | Int[Tensor, " _"]],
         batch_size: int,
         seed: int,
-        per_image: Mapping[str, Float[Tensor, "n V _"]] | None = None,
+        per_image: Mapping[str, Tensor | Grids] | None = None,  # [n, V, ...], in memory or on the disk
         per_caption: Mapping[str, Float[Tensor, "N _"]] | None = None,
         *,
         rank: int = 0,

@@ -87,6 +87,10 @@ METHODS: dict[str, Entry] = {
     "aape": Entry(
         "wordsight.methods.aape:AAPE", "sentences condensed into one prompt embedding per image (AAPE)"
     ),
+    "limber": Entry(
+        "wordsight.methods.limber:Limber",
+        "a frozen language model says what images show, through a linear map (LiMBeR, with AAPE's h)",
+    ),
     "two_tower": Entry(
         "wordsight.methods.two_tower:TwoTower",
         "a language model becomes the text tower of a frozen image tower, from pairs (CLAMP, LiT)",
@@ -358,7 +362,9 @@ def relocated(settings: RunSettings, change: Callable[[str | None], str | None])
     """The same settings with every name changed that may be a path, those of the method's own included."""
     found = {name: change(getattr(settings, name)) for name in LOCATED}
     own = settings.settings
-    inner = {name: change(getattr(own, name)) for name in ("text", "teacher") if name in to_dict(own)}
+    inner = {
+        name: change(getattr(own, name)) for name in ("text", "teacher", "encoder") if name in to_dict(own)
+    }
     return replace(settings, **found, settings=replace(own, **inner))
 
 

@@ -27,7 +27,7 @@ from wordsight.data.splits import conflict_note, digests, few_shot, fingerprint,
 from wordsight.files import in_use
 from wordsight.fitted import Fitted, encode_classes, facts_of
 from wordsight.fitting import fit_method
-from wordsight.methods import Classifier, Embedder, FitData, Labelled, Pool
+from wordsight.methods import Captioner, Classifier, Embedder, FitData, Labelled, Pool
 from wordsight.reader import read
 from wordsight.runs import Run, predictions_file
 from wordsight.sentences import read_sentences
@@ -79,6 +79,10 @@ def fit(
         from wordsight.fit_pairs import fit_pairs  # and the half of transformers that LMs need
 
         return fit_pairs(settings, backbone)
+    if issubclass(resolve(METHODS, settings.method, "method"), Captioner):
+        from wordsight.fit_captions import fit_captions
+
+        return fit_captions(settings, backbone)
     return _fit_labelled(settings, backbone, references, source)
 
 

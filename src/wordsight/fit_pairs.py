@@ -6,7 +6,6 @@ process calls this and returns the run; rank 0 alone writes and evaluates."""
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
 import time
@@ -28,10 +27,10 @@ from wordsight.config import RunSettings, WordsightError
 from wordsight.contrast import join_processes, rank_0_first
 from wordsight.data import Pairs
 from wordsight.data.features import image_features, text_features
-from wordsight.data.pairs import open_pairs
+from wordsight.data.pairs import fingerprint, open_pairs
 from wordsight.data.splits import digests
 from wordsight.data.stream import Mixture, StreamBatches, needs_stream, open_stream
-from wordsight.files import in_use, nfc, plain_name
+from wordsight.files import in_use, plain_name
 from wordsight.methods.two_tower import TwoTower, TwoTowerSettings, tower_settings
 from wordsight.runs import Run, RunFacts
 from wordsight.tasks import retrieve
@@ -76,7 +75,7 @@ def fit_pairs(settings: RunSettings, backbone: Backbone | None = None) -> Run:
         streams = _streams(settings)
         if streams:
             _opened(settings, rank, world)  # what is wrong with a source is said before a folder is made
-        pairs = None if streams else _pairs(settings)
+        pairs = None if streams else training_pairs(settings)
         if own.shard and world == 1:
             log.info(
                 "settings.shard=true shares nothing out in one process; start several, with accelerate "
@@ -115,9 +114,9 @@ def _parts(
     load = partial(load_backbone, device=settings.device, dtype=settings.dtype)
     backbone = backbone or load(settings.backbone, text=False)
     torch.manual_seed(settings.seed)
-    with _named("settings.text", own.text):
+    with named("settings.text", own.text):
         tower = _tower(settings, backbone)
-    with _named("settings.teacher", own.teacher):
+    with named("settings.teacher", own.teacher):
         teacher = load(own.teacher) if own.teacher is not None else None
     if teacher is not None and own.tau_d is None:
         own = replace(own, tau_d=teacher.logit_scale)
@@ -133,7 +132,7 @@ def _tower(settings: RunSettings, backbone: Backbone) -> TextTower:
 
 def _facts(parts: Parts) -> RunFacts:
     backbone = parts.backbone
-    known = "" if parts.pairs is None else _fingerprint(parts.pairs)
+    known = "" if parts.pairs is None else fingerprint(parts.pairs)
     return RunFacts(
         (),
         backbone.dim,
@@ -143,15 +142,6 @@ def _facts(parts: Parts) -> RunFacts:
         text_fingerprint=parts.tower.origin,
         pairs=known,
     )
-
-
-def _fingerprint(pairs: Pairs) -> str:
-    """What a resumed run must find again: in another order, too, its batches would be others."""
-    digest = hashlib.blake2b(digest_size=8)
-    for picture, content, captions in zip(pairs.pictures, digests(pairs.pictures), pairs.captions):
-        digest.update(repr((nfc(picture.name), content, tuple(captions))).encode(errors="surrogatepass"))
-    count = sum(map(len, pairs.captions))
-    return f"{len(pairs)} images with {count} captions, fingerprint {digest.hexdigest()}"
 
 
 def _streams(settings: RunSettings) -> bool:
@@ -182,7 +172,8 @@ def _opened(settings: RunSettings, rank: int, world: int, sizes: Path | None = N
     )
 
 
-def _pairs(settings: RunSettings) -> Pairs:
+def training_pairs(settings: RunSettings) -> Pairs:
+    """The pairs that a run learns from, with what was left out of them told. Errors: WordsightError."""
     words = {name: getattr(settings, name) for name in ("template", "sentences", "aliases", "label")}
     pairs = open_pairs(settings.data, **words)
     pairs.account.tell()
@@ -286,8 +277,12 @@ def _seen(parts: Parts, batches: StreamBatches | PairBatches) -> set[bytes]:
     """Digests of the images that were trained on."""
     if isinstance(batches, StreamBatches):
         return batches.seen
-    pictures = parts.pairs.pictures if parts.pairs is not None else ()
-    return {digest for digest in digests(pictures) if digest is not None}
+    return seen_of(parts.pairs) if parts.pairs is not None else set()
+
+
+def seen_of(pairs: Pairs) -> set[bytes]:
+    """Digests of the images of pairs."""
+    return {digest for digest in digests(pairs.pictures) if digest is not None}
 
 
 def _stream(run: Run, parts: Parts) -> StreamBatches:
@@ -354,7 +349,7 @@ def _start(
 
 
 @contextlib.contextmanager
-def _named(setting: str, value: str | None) -> Iterator[None]:
+def named(setting: str, value: str | None) -> Iterator[None]:
     """An error about what a setting names says which setting that is."""
     try:
         yield

@@ -77,6 +77,7 @@ class RunFacts:
     images: str = ""  # how many labelled images were drawn, and a fingerprint of names, content and labels
     test: str = ""  # the same of the images it is tested on
     pairs: str = ""  # how many image-text pairs, and a fingerprint of them
+    lm: str = ""  # a sketch of the LM that says what images show
     pool: str = ""  # the same of the images without labels that it learns from
     pool_classes: tuple[str, ...] = ()  # which these may show
 

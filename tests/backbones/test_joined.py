@@ -39,7 +39,7 @@ import wordsight.backbones.joined as joined_module
 from wordsight.backbones import hub, load_backbone
 from wordsight.backbones.join import JoinSettings, join, leave_one_out, ridge, temperature
 from wordsight.backbones.joined import Joined
-from wordsight.backbones.vision import vit_from_timm
+from wordsight.backbones.timm_names import vit_from_timm
 from wordsight.cli import main
 from wordsight.config import WordsightError
 from wordsight.reader import read

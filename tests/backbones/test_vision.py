@@ -22,7 +22,8 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from wordsight.backbones import hub, load_backbone
-from wordsight.backbones.vision import Vision, vit_from_timm
+from wordsight.backbones.timm_names import vit_from_timm
+from wordsight.backbones.vision import Vision
 from wordsight.config import WordsightError
 
 PATCHES = {

@@ -64,6 +64,16 @@ class Backbone(ABC):
     def encode_image(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Unit image vectors, float32, on the CPU or the tower's device."""
 
+    def encode_grid(self, pixels: UInt8[Tensor, "B 3 H W"], tokens: int) -> Float[Tensor, "B G Wv"]:
+        """Vectors of an image's parts: the tower's grid of patches, row by row, neighbours averaged until
+        they are `tokens` at most. Float32 and not of length one. Errors: WordsightError for a tower without a
+        grid.
+        """
+        raise WordsightError(
+            f"backbone {self.name!r} ({type(self).__name__}) gives one vector an image and no grid of "
+            f"patches, which captions are made from; give a ViT, a CLIP or a joined backbone"
+        )
+
     @property
     def image_tower(self) -> Backbone:
         """Whose image vectors are cached: itself, or the backbone whose vectors `image_vectors` turns into
@@ -154,7 +164,7 @@ def load_backbone(
     kind, argument = _outside(where)
     if kind:
         return _load_outside(kind, argument, str(name), pick_device(device), dtype)
-    kind, path = _find(where, text)
+    kind, path = kind_of(where, text)
     if text and kind == "vision":
         raise WordsightError(
             f"backbone {str(name)!r} is an image encoder alone, without a text tower; {GIVES_TEXT}"
@@ -172,7 +182,7 @@ def source_of(name: str | Path) -> str:
     return str(path.resolve()) if path.exists() and str(name) != "micro" else str(name).removeprefix("hf:")
 
 
-def _find(name: str, text: bool) -> tuple[str, str]:
+def kind_of(name: str, text: bool) -> tuple[str, str]:
     """What kind of backbone a name is, and where it lies."""
     from wordsight.backbones import hub
     from wordsight.backbones.arrays import is_arrays

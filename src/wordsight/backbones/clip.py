@@ -37,6 +37,7 @@ from wordsight.backbones.checkpoint import (
     reading,
     tokenizer_facts,
 )
+from wordsight.backbones.grids import grid_of, pooled
 from wordsight.backbones.hub import find, first_line, save_json, save_part
 from wordsight.backbones.pixels import FILE as PREPROCESSOR_FILE
 from wordsight.backbones.pixels import Preprocess, read_preprocess
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
         get_image_features: Callable[..., Any]
         get_text_features: Callable[..., Any]
+        vision_model: PreTrainedModel
         text_model: PreTrainedModel
         text_projection: nn.Linear  # of CLIP's text towers
 
@@ -135,6 +137,14 @@ class CLIP(Backbone, TokenReader):
     def encode_image(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         pixels = self.transform.normalise(pixels.to(self.device), self.dtype)
         return unit(self.model.get_image_features(pixel_values=pixels).pooler_output.float())
+
+    @torch.no_grad()
+    def encode_grid(self, pixels: UInt8[Tensor, "B 3 H W"], tokens: int) -> Float[Tensor, "B G Wv"]:
+        """The last states of the image tower's patches, before they are pooled and projected."""
+        given = self.transform.normalise(pixels.to(self.device), self.dtype)
+        states = self.model.vision_model(pixel_values=given).last_hidden_state
+        patch = getattr(self.model.config.vision_config, "patch_size", None)
+        return pooled(grid_of(states, self.transform.height, self.transform.width, patch, self.name), tokens)
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:

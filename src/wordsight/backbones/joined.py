@@ -157,6 +157,10 @@ class Joined(Backbone, TokenReader):
         return unit(self.vision(pixels) - self.tensors["image_mean"])
 
     @torch.no_grad()
+    def encode_grid(self, pixels: UInt8[Tensor, "B 3 H W"], tokens: int) -> Float[Tensor, "B G Wv"]:
+        return self.vision.grid(pixels, tokens, self.name)
+
+    @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
         if not texts:
             return torch.empty(0, self.dim, device=self.device)

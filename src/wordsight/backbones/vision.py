@@ -5,7 +5,6 @@ training gives it words.
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -18,8 +17,6 @@ from PIL import Image
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
-from transformers.models.vit.configuration_vit import ViTConfig
-from transformers.models.vit.modeling_vit import ViTModel
 
 from wordsight.backbones import GIVES_TEXT, OWN_FILE, Backbone, fingerprint, pick_dtype, unit
 from wordsight.backbones.checkpoint import (
@@ -32,6 +29,7 @@ from wordsight.backbones.checkpoint import (
     read_model,
     reading,
 )
+from wordsight.backbones.grids import grid_of, pooled
 from wordsight.backbones.hub import (
     check_digests,
     digests,
@@ -44,6 +42,7 @@ from wordsight.backbones.hub import (
 )
 from wordsight.backbones.pixels import FILE as PREPROCESSOR_FILE
 from wordsight.backbones.pixels import Preprocess, read_preprocess
+from wordsight.backbones.timm_names import timm_pixels, vit_from_timm
 from wordsight.config import WordsightError
 from wordsight.files import new_folder, read_tensors
 
@@ -59,8 +58,7 @@ class ImageTower(NamedTuple):
     pooling: str
 
     def __call__(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        weight = next(self.model.parameters())
-        output = self.model(pixel_values=self.transform.normalise(pixels.to(weight.device), weight.dtype))
+        output = self._output(pixels)
         if self.pooling == "pooler":
             return output.pooler_output.flatten(1).float()
         states = output.last_hidden_state.float()
@@ -77,6 +75,15 @@ class ImageTower(NamedTuple):
         return states[:, max(0, states.shape[1] - patches) :].mean(
             1
         )  # class and register tokens stand before the patches
+
+    def grid(self, pixels: UInt8[Tensor, "B 3 H W"], tokens: int, name: str) -> Float[Tensor, "B G Wv"]:
+        """The last states of its patches, `tokens` at most."""
+        states, patch = self._output(pixels).last_hidden_state, getattr(self.model.config, "patch_size", None)
+        return pooled(grid_of(states, self.transform.height, self.transform.width, patch, name), tokens)
+
+    def _output(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Any:
+        weight = next(self.model.parameters())
+        return self.model(pixel_values=self.transform.normalise(pixels.to(weight.device), weight.dtype))
 
     def width(self, name: str) -> int:
         return width_of(
@@ -128,6 +135,10 @@ class Vision(Backbone):
     @torch.no_grad()
     def encode_image(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         return unit(self.vision(pixels))
+
+    @torch.no_grad()
+    def encode_grid(self, pixels: UInt8[Tensor, "B 3 H W"], tokens: int) -> Float[Tensor, "B G Wv"]:
+        return self.vision.grid(pixels, tokens, self.name)
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
         """Errors: WordsightError, always."""
@@ -194,7 +205,7 @@ def _from_file(
     with reading(name, "preprocessor"):
         size = model.config.image_size
         assert isinstance(size, int)  # as vit_from_timm made it
-        pixels = given or _timm_pixels(size)
+        pixels = given or timm_pixels(size)
         transform = Preprocess.from_pretrained(pixels, name=name)
     tower = ImageTower(model.eval(), transform, "cls" if pooling == "auto" else pooling)
     if tower.pooling == "pooler":
@@ -293,101 +304,3 @@ def _own_names(place: Place) -> list[str] | None:
     with reading(place.name, "id2label of config.json"):
         names = [labels[key].split(",")[0] for key in sorted(labels, key=int)]
     return names if names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names) else None
-
-
-# timm
-
-
-def vit_from_timm(tensors: dict[str, Tensor], name: str) -> tuple[ViTModel, Float[Tensor, "C D"] | None]:
-    """A ViT of timm's names as transformers' ViTModel in float32, and its head's rows. Every tensor is used,
-    or it is not such a ViT.
-    """
-    left = {key: value.float() for key, value in tensors.items()}
-    head = left.pop("head.weight", None)
-    left.pop("head.bias", None)  # moves all scores of a class alike; a text has none
-    try:
-        _, _, patch, _ = left["patch_embed.proj.weight"].shape
-        _, tokens, width = left["pos_embed"].shape
-        inner, depth = (
-            len(left["blocks.0.mlp.fc1.bias"]),
-            1 + max(int(key.split(".")[1]) for key in left if key.startswith("blocks.")),
-        )
-        if width % 64 or math.isqrt(tokens - 1) ** 2 != tokens - 1:
-            raise WordsightError(
-                f"{name!r} is {width} wide with {tokens - 1} patches; expected a square of patches and "
-                f"heads of width 64, as timm's ViTs have"
-            )
-        found = {
-            theirs: left.pop(ours)
-            for theirs, ours in [
-                ("embeddings.cls_token", "cls_token"),
-                ("embeddings.position_embeddings", "pos_embed"),
-                *(
-                    (f"embeddings.patch_embeddings.projection.{kind}", f"patch_embed.proj.{kind}")
-                    for kind in ("weight", "bias")
-                ),
-                *((f"layernorm.{kind}", f"norm.{kind}") for kind in ("weight", "bias")),
-                *(
-                    (f"layers.{i}.{theirs}.{kind}", f"blocks.{i}.{ours}.{kind}")
-                    for i in range(depth)
-                    for theirs, ours in TIMM_PARTS
-                    for kind in ("weight", "bias")
-                ),
-            ]
-        }
-        for layer in range(depth):
-            for kind in ("weight", "bias"):
-                parts = left.pop(f"blocks.{layer}.attn.qkv.{kind}").chunk(3)
-                found |= {
-                    f"layers.{layer}.attention.{letter}_proj.{kind}": part.clone()
-                    for letter, part in zip("qkv", parts)
-                }
-    except KeyError as error:
-        raise WordsightError(
-            f"{name!r} lacks {error.args[0]}; expected a plain ViT with timm's names"
-        ) from error
-    if left:
-        raise WordsightError(
-            f"{name!r} has {', '.join(sorted(left)[:3])}, which a plain ViT of timm's names has not; it is "
-            f"another kind of model"
-        )
-    config = ViTConfig(
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=width // 64,
-        intermediate_size=inner,
-        layer_norm_eps=1e-6,
-        patch_size=patch,
-        image_size=patch * math.isqrt(tokens - 1),
-    )
-    model = ViTModel(config, add_pooling_layer=False)
-    try:
-        model.load_state_dict(found, strict=True)
-    except RuntimeError as error:
-        raise WordsightError(
-            f"{name!r} does not become a ViT of transformers: {' '.join(str(error).split())[:300]}"
-        ) from error
-    return model.eval(), head
-
-
-TIMM_PARTS = (
-    ("attention.o_proj", "attn.proj"),
-    ("layernorm_before", "norm1"),
-    ("layernorm_after", "norm2"),
-    ("mlp.fc1", "mlp.fc1"),
-    ("mlp.fc2", "mlp.fc2"),
-)
-
-
-def _timm_pixels(size: int) -> dict[str, Any]:
-    """timm's evaluation of its own ViTs: shorter side size / 0.9, centre crop, mean and deviation one half. A
-    guess for others: give preprocessor=FILE.
-    """
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": math.floor(size / 0.9)},
-        "crop_size": {"height": size, "width": size},
-        "resample": 3,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    }

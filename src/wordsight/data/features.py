@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,16 +83,12 @@ def image_features(
     recipe = (VIEW_RECIPE, seed, flip) if views > 1 else "centre"
     tower = backbone.image_tower
     store = Store(
-        folder, (views, tower.dim), "image", tower.image_fingerprint, recipe, PIXEL_RECIPE, *_rounding(tower)
+        folder, (views, tower.dim), "image", tower.image_fingerprint, recipe, PIXEL_RECIPE, *rounding(tower)
     )
-    job = _ImageJob(tower, pictures, views, seed, flip, max_pixels or MAX_PIXELS, batch_size, store)
-    job.run()
-    reasons = {index: reason for index in range(len(pictures)) if (reason := job.reason(index))}
-    skipped = [(pictures[index].name, reason) for index, reason in reasons.items()]
-    kept = [index for index in range(len(pictures)) if index not in reasons]
-    if pictures and not kept:
-        raise NoneReadable(skipped)
-    rows = [store.rows[job.digests[index]] for index in kept]
+    job = ImageJob(
+        tower, tower.encode_image, pictures, views, seed, flip, max_pixels or MAX_PIXELS, batch_size, store
+    )
+    rows, kept, skipped = job.run()
     vectors = np.stack(rows) if rows else np.empty((0, views, tower.dim), np.float32)
     return Features(backbone.image_vectors(torch.from_numpy(vectors)), kept, skipped)
 
@@ -127,7 +123,7 @@ def text_features(
     digest_of = {text: hash_of(text.encode("utf-8", "surrogatepass")) for text in texts}
     if not digest_of:
         return torch.empty(0, backbone.dim)
-    store = Store(folder, (backbone.dim,), "text", backbone.text_fingerprint, *_rounding(backbone))
+    store = Store(folder, (backbone.dim,), "text", backbone.text_fingerprint, *rounding(backbone))
     store.find(digest_of.values())
     missing = [text for text, digest in digest_of.items() if digest not in store.rows]
     for start in range(0, len(missing), SHARD_ROWS):
@@ -141,7 +137,7 @@ def text_features(
     return torch.from_numpy(np.stack([store.rows[digest_of[text]] for text in texts]))
 
 
-def _rounding(tower: Backbone) -> tuple[str, ...]:
+def rounding(tower: Backbone) -> tuple[str, ...]:
     """What of the device belongs to the key: nothing, where float32 is float32."""
     return (tower.device.type,) if tower.device.type in TF32 else ()
 
@@ -151,9 +147,9 @@ def _bad_vector(row: Float[np.ndarray, "*shape"]) -> str:
     return f"gives a vector {form}"
 
 
-class _ImageJob:
+class ImageJob:
     """Reads, decodes and encodes what the store lacks: several workers, each with a whole pipeline of its
-    own.
+    own. `encode` is what the tower makes of pixels, vectors or grids.
 
     While one worker's batch is in the tower another decodes, and on the CPU each core runs its own
     single-threaded forward pass: that avoids the waiting of threads that share one operation, which costs
@@ -162,6 +158,7 @@ class _ImageJob:
     def __init__(
         self,
         tower: Backbone,
+        encode: Callable[[Tensor], Tensor],  # [B, 3, H, W] to [B, ...]
         pictures: Sequence[Picture],
         views: int,
         seed: int,
@@ -170,7 +167,7 @@ class _ImageJob:
         batch_size: int | None,
         store: Store,
     ):
-        self.tower, self.pictures, self.store = tower, pictures, store
+        self.tower, self.encode, self.pictures, self.store = tower, encode, pictures, store
         self.views, self.seed, self.flip, self.max_pixels = views, seed, flip, max_pixels
         self.digests: dict[int, bytes] = {}  # by index, of what could be loaded
         # reasons, by index where nothing could be loaded, by digest where no vector could be made
@@ -191,7 +188,19 @@ class _ImageJob:
         """Why a picture has no vector."""
         return self.unread.get(self.digests.get(index, index))
 
-    def run(self) -> None:
+    def run(self) -> tuple[list[np.ndarray], list[int], list[tuple[str, str]]]:
+        """The rows of the pictures that could be read, which these are, and the others with the reason.
+
+        Errors: NoneReadable when no picture can be read."""
+        self._fill()
+        reasons = {index: reason for index in range(len(self.pictures)) if (reason := self.reason(index))}
+        skipped = [(self.pictures[index].name, reason) for index, reason in reasons.items()]
+        kept = [index for index in range(len(self.pictures)) if index not in reasons]
+        if self.pictures and not kept:
+            raise NoneReadable(skipped)
+        return [self.store.rows[self.digests[index]] for index in kept], kept, skipped
+
+    def _fill(self) -> None:
         count = len(self.pictures)
         chunks = [range(start, min(start + self.chunk, count)) for start in range(0, count, self.chunk)]
         try:
@@ -216,7 +225,7 @@ class _ImageJob:
         rows = self._encode(pixels)
         with self.lock:
             for digest, row in rows.items():
-                if is_unit(row):
+                if self.store.form.sound(row):
                     self.store.add(digest, row, keep=digest not in large)
                 else:
                     self.unread[digest] = f"the image tower {_bad_vector(row)}"
@@ -269,5 +278,6 @@ class _ImageJob:
         if self.device == "cuda":
             batch = batch.pin_memory()
         with self.in_tower, torch.inference_mode():
-            parts = [self.tower.encode_image(part).float().cpu() for part in batch.split(self.batch_size)]
+            parts = [self.encode(part) for part in batch.split(self.batch_size)]
+            parts = [part.to(self.store.form.dtype).cpu() for part in parts]
         return dict(zip(pixels, torch.cat(parts).unflatten(0, (-1, self.views)).numpy()))

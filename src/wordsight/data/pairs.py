@@ -4,6 +4,7 @@ sources may be mixed.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from wordsight.data.account import Account, few
 from wordsight.data.columns import NO_CAPTION
 from wordsight.data.rows import Table
 from wordsight.data.sources import read
+from wordsight.data.splits import digests
+from wordsight.files import nfc
 from wordsight.sentences import fill, read_sentences
 
 BETWEEN = "::"  # stands between sources that are mixed, as in open_clip
@@ -41,6 +44,15 @@ class Words:
                 f"{self.sentences} and go by name: {few(without)}"
             )
         return [(fill(self.template, name), *written.get(name, ())) for name in names]
+
+
+def fingerprint(pairs: Pairs) -> str:
+    """What a resumed run must find again: in another order, too, its batches would be others."""
+    digest = hashlib.blake2b(digest_size=8)
+    for picture, content, captions in zip(pairs.pictures, digests(pairs.pictures), pairs.captions):
+        digest.update(repr((nfc(picture.name), content, tuple(captions))).encode(errors="surrogatepass"))
+    count = sum(map(len, pairs.captions))
+    return f"{len(pairs)} images with {count} captions, fingerprint {digest.hexdigest()}"
 
 
 def sources_of(spec: str) -> list[str]:

@@ -1,4 +1,5 @@
-"""Store: unit vectors kept between runs, each found by the digest of what it was made from.
+"""Store: vectors kept between runs, each row found by the digest of what it was made from: unit vectors,
+which are read into memory, or grids of vectors (grids.py), which stay on the disk until they are asked for.
 
 A store is one folder per tower and way of computing: `<cache>/features/<key>/ROWS-ID.safetensors`. A row is
 addressed by its digest, kept in the shard itself: a renamed file is found, an edited one is encoded anew, and
@@ -9,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 import re
 import time
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from wordsight.files import PART, WordsightError, cache_folder, held, read_tenso
 
 RECIPE = 2  # of shards; another number makes other folders, so that older ones are left alone
 SHARD_ROWS = 2000  # a kill loses at most this many rows,
+SHARD_BYTES = 2**26  # or, of grids, so many bytes
 SHARD_SECONDS = 20.0  # or this much time
 MERGE_SHARDS = 32  # so many small shards are merged into one
 OLD_SECONDS = 3600.0  # after which a temporary file has no writer, where the file system has no locks
@@ -45,15 +48,33 @@ def is_unit(rows: Float[np.ndarray, "... D"]) -> bool:
     return bool((np.abs(squares - 1) < 2 * NORM_ERROR).all())
 
 
+def is_finite(rows: Float[np.ndarray, "*shape"]) -> bool:
+    return bool(np.isfinite(rows).all())
+
+
+class Form(NamedTuple):
+    """What the rows of a store are."""
+
+    dtype: torch.dtype
+    sound: Callable[[np.ndarray], bool]  # whether rows may be kept
+    mapped: bool = False  # they stay in their files, of which the system reads what is looked at
+
+
+VECTORS = Form(torch.float32, is_unit)
+GRIDS = Form(torch.float16, is_finite, mapped=True)
+NAMES = {torch.float32: ("float32", "F32"), torch.float16: ("float16", "F16")}  # ours, and safetensors'
+
+
 class Store:
     """Rows of one shape by digest, in shards that are only ever added whole. `rows` holds what this call has
     found or added. Other processes may read and write the same folder.
     """
 
-    def __init__(self, folder: str | Path | None, shape: tuple[int, ...], *key: object):
-        self.shape = shape
+    def __init__(self, folder: str | Path | None, shape: tuple[int, ...], *key: object, form: Form = VECTORS):
+        self.shape, self.form = shape, form
         features = Path(folder if folder is not None else cache_folder()).expanduser() / "features"
-        self.folder = features / hash_of(repr((*key, shape, "float32", RECIPE)).encode()).hex()
+        name = repr((*key, shape, NAMES[form.dtype][0], RECIPE))
+        self.folder = features / hash_of(name.encode()).hex()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -79,22 +100,38 @@ class Store:
         if keep:
             self.fresh[digest] = row
 
+    @property
+    def most(self) -> int:
+        """Rows of a shard."""
+        if not self.form.mapped:
+            return SHARD_ROWS
+        return max(1, min(SHARD_ROWS, SHARD_BYTES // (int(np.prod(self.shape)) * self.form.dtype.itemsize)))
+
     def flush_if_due(self) -> None:
-        if len(self.fresh) >= SHARD_ROWS or (self.fresh and time.monotonic() - self.saved > SHARD_SECONDS):
+        if len(self.fresh) >= self.most or (self.fresh and time.monotonic() - self.saved > SHARD_SECONDS):
             self.flush()
 
     def flush(self) -> None:
         """Write the fresh rows as one shard, and with them those of small shards where there are many."""
         if not self.fresh:
             return
-        small = [path for path, size in self.sizes.items() if size < SHARD_ROWS]
-        merged = small if len(small) >= MERGE_SHARDS else []
+        merged = self._small()
         rows = {digest: row for path in merged for digest, row in self._read(path)} | self.fresh
         self._write(rows)
         for path in merged:
             _remove(path)
             self.sizes.pop(path, None)
         self.fresh, self.saved = {}, time.monotonic()
+
+    def _small(self) -> list[Path]:
+        """Shards to merge with the fresh rows: all small ones where there are many; of grids, which are
+        large, as many as one shard holds.
+        """
+        small = sorted((size, path) for path, size in self.sizes.items() if size < self.most)
+        if len(small) < MERGE_SHARDS:
+            return []
+        together = itertools.accumulate(size for size, _ in small)
+        return [path for (_, path), sum_ in zip(small, together) if not self.form.mapped or sum_ <= self.most]
 
     def _write(self, rows: dict[bytes, Row]) -> None:
         path = self.folder / f"{len(rows):04d}-{uuid.uuid4().hex}.safetensors"
@@ -106,6 +143,8 @@ class Store:
         except WordsightError as error:
             raise self._cannot_write(error.__cause__) from error
         self._place(path, list(rows))
+        if self.form.mapped:  # memory is free for the next
+            self.rows |= zip(rows, _mapped(path, self.shape, self.form.dtype))
 
     def _index(self) -> None:
         """Learn what shards there are, by their digests alone."""
@@ -123,7 +162,10 @@ class Store:
             if not _facts(digests).items() <= facts.items():
                 raise ValueError("its digests are not what was written")
             form = file.get_slice("vectors")
-            if form.get_dtype() != "F32" or tuple(form.get_shape()) != (len(digests), *self.shape):
+            if form.get_dtype() != NAMES[self.form.dtype][1] or tuple(form.get_shape()) != (
+                len(digests),
+                *self.shape,
+            ):
                 raise ValueError(f"vectors of {form.get_dtype()} with shape {form.get_shape()}")
         return [row.tobytes() for row in digests]
 
@@ -141,12 +183,14 @@ class Store:
         return found or []
 
     def _checked(self, path: Path) -> list[tuple[bytes, Row]]:
-        tensors, _ = read_tensors(path, sealed=True, finite=False)  # `is_unit` finds those
+        tensors, _ = read_tensors(path, sealed=True, finite=False)  # `sound` finds those
         digests, vectors = tensors["digests"].numpy(), tensors["vectors"].numpy()
-        if vectors.dtype != np.float32 or vectors.shape != (len(digests), *self.shape):
+        if tensors["vectors"].dtype != self.form.dtype or vectors.shape != (len(digests), *self.shape):
             raise ValueError(f"vectors of {vectors.dtype} with shape {vectors.shape}")
-        if not is_unit(vectors):
-            raise ValueError("vectors that are not of length one")
+        if not self.form.sound(vectors):
+            raise ValueError("vectors that are not finite, or not of length one")
+        if self.form.mapped:
+            vectors = _mapped(path, self.shape, self.form.dtype)
         return [(digest.tobytes(), vector) for digest, vector in zip(digests, vectors)]
 
     def _place(self, path: Path, digests: list[bytes]) -> None:
@@ -163,6 +207,17 @@ class Store:
             f"{getattr(error, 'strerror', None) or error}; what it held is intact. Free some space or name "
             f"another folder in WORDSIGHT_CACHE, then give the same command: it goes on from here"
         )
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
+    """The vectors of a shard, which the system reads from its file as they are looked at; no file stays
+    open.
+    """
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        begin, end = json.loads(file.read(size))["vectors"]["data_offsets"]
+    content = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    return content[8 + size + begin : 8 + size + end].view(dtype).view(-1, *shape).numpy()
 
 
 def _facts(digests: np.ndarray) -> dict[str, str]:

@@ -271,10 +271,8 @@ class Classifier(Method, ABC):
         return images
 
 
-class Embedder(Method):
-    """Gives images and texts vectors in one space. Learned from image-text pairs; what comes out is a
-    backbone.
-    """
+class PairMethod(Method):
+    """Learned from image-text pairs."""
 
     needs_labels = False  # captions are enough
 
@@ -300,6 +298,14 @@ class Embedder(Method):
                 f"train.lr={settings.train.lr} is to be chosen on labelled validation images, but method="
                 f"{settings.method} learns from pairs; give one rate"
             )
+
+
+class Embedder(PairMethod):
+    """Gives images and texts vectors in one space. What comes out is a backbone."""
+
+
+class Captioner(PairMethod):
+    """Says in words what images show. What comes out is a generator."""
 
 
 class Learner(Method, ABC):

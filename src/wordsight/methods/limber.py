@@ -1,0 +1,188 @@
+"""LiMBeR: a linear map turns the grid of a frozen image tower into soft tokens of a frozen language
+model, which then says what the image shows; AAPE's h(x) stands behind them as one more token.
+
+"Linearly Mapping from Image to Text Space", Merullo et al., ICLR 2023 (arXiv 2209.15162); AAPE, section
+5. Shapes: B images, G vectors of a grid, Wv their width, D the width of image vectors, W the LM's, P
+soft tokens, T text tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wordsight import losses
+from wordsight.backbones.prefixed import PrefixedLM
+from wordsight.config import RunSettings, TrainSettings, WordsightError
+from wordsight.methods import Captioner, Learner
+from wordsight.methods.caption_prompt import prompt_generator
+
+LEAST_SPREAD = 1e-4  # of a channel of grids, by which it is divided
+
+
+@dataclass(frozen=True)
+class LimberSettings:
+    """Which language model, how it sees, and what stands behind the image's soft tokens."""
+
+    text: str = "google/gemma-3-270m"  # the LM: a folder, a hub name or a GGUF file
+    tokens: int = 49  # soft tokens of an image at most: its grid is averaged down to so many (LiMBeR: 144)
+    # one more token: none (LiMBeR), AAPE's h(x), trained on captions beforehand and kept (frozen) or
+    # trained on with the LM's loss (finetuned), or the image vector itself, which tells what h adds to a
+    # token more
+    h: Literal["none", "image", "frozen", "finetuned"] = "none"
+    encoder: str | None = None  # whose text vectors h learns: a backbone's; null: the run's own backbone's
+    width: int = 256  # of h's inner layer; the paper's h for classes has 32
+    # what condenses an image's captions
+    aggregator: Literal["attention", "mlp", "mean", "random"] = "attention"
+    query: Literal["mean", "mean+image"] = "mean"  # what the aggregator's slot starts as
+    heads: int = 4  # of the attention aggregator; fewer where they do not divide the text vectors' width
+    distill: float = 5.0  # weight of the distillation loss, beforehand and when h is trained on
+    h_epochs: int = 40  # of the training of h by itself
+    h_lr: float = 1e-3  # the learning rate of that training
+    h_batch: int = 256  # images a step of that training
+    max_tokens: int = 64  # of a caption; what is longer loses its end
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "width", "heads", "h_epochs", "h_batch"):
+            if getattr(self, name) < 1:
+                raise WordsightError(f"settings.{name}={getattr(self, name)} is not possible; give 1 or more")
+        if self.max_tokens < 2:
+            raise WordsightError(
+                f"settings.max_tokens={self.max_tokens} holds no caption with its end; give 2 or more"
+            )
+        if self.distill < 0 or self.h_lr <= 0:
+            raise WordsightError(
+                f"settings.distill={self.distill} is 0 or more and settings.h_lr={self.h_lr} above 0"
+            )
+
+    @property
+    def learns_h(self) -> bool:
+        return self.h in ("frozen", "finetuned")
+
+
+class Limber(Captioner, Learner):
+    """A frozen language model says what an image shows: the image tower's grid of patches becomes its first
+    tokens, by a linear map that is all that is trained.
+
+    LiMBeR (Merullo et al. 2023), section 3: cross entropy of the caption behind the soft tokens; tower
+    and LM stay as they are. AAPE (Huang et al. 2024), section 5: h(x) behind the soft tokens as one
+    more. As in the papers. Differs from LiMBeR: the grid is averaged to fewer tokens and each of its
+    channels is centred and scaled by what a sample of images has, which is part of the linear map, so
+    that soft tokens start at the size of the LM's own; captions end in the LM's end token. A guess where
+    AAPE is silent: a linear map widens h(x)."""
+
+    Settings: ClassVar[type] = LimberSettings
+    centre: Tensor
+    scale: Tensor
+    training_defaults = TrainSettings(
+        epochs=20,
+        batch_size=64,
+        lr=1e-3,
+        weight_decay=0.01,
+        clip_norm=1.0,
+        schedule="step",
+        warmup_steps=50,
+        save_seconds=60,
+    )  # for thousands of photos; LiMBeR's, for millions, are in its YAML
+
+    @classmethod
+    def check(cls, settings: RunSettings) -> None:
+        super().check(settings)
+        if settings.sentences is not None:
+            raise WordsightError(
+                f"sentences={settings.sentences} is about classes, but method=limber learns from captions of "
+                f"images; leave it out"
+            )
+
+    def __init__(
+        self, lm: PrefixedLM, settings: LimberSettings, grid: tuple[int, int], dim: int, text_dim: int = 0
+    ):
+        """`grid` is G and Wv, `dim` D; `text_dim` is the width of text vectors, which h(x) has too."""
+        super().__init__()
+        self.lm, self.settings, self.grid = lm, settings, grid
+        device = lm.device
+        width = grid[1]
+        self.register_buffer("centre", torch.zeros(width, device=device))
+        self.register_buffer("scale", torch.ones(width, device=device))
+        self.map = _started(width, lm.width).to(device)
+        self.generator = None
+        if settings.learns_h:
+            self.generator = prompt_generator(dim, settings.width, text_dim).to(device)
+            self.generator.requires_grad_(settings.h == "finetuned")
+        inner = text_dim if settings.learns_h else dim
+        self.widen = None if settings.h == "none" else _started(inner, lm.width).to(device)
+        self.inner = inner
+
+    @property
+    def count(self) -> int:
+        """P: soft tokens of an image, the one of h(x) included."""
+        return self.grid[0] + (self.widen is not None)
+
+    @torch.no_grad()
+    def start_at(self, grids: Float[Tensor, "n G Wv"]) -> None:
+        """Centre and scale each channel by a sample of grids."""
+        channels = grids.float().flatten(0, 1)
+        self.centre.copy_(channels.mean(0))
+        self.scale.copy_(1 / channels.std(0).clamp_min(LEAST_SPREAD))
+
+    def prefix(self, grids: Float[Tensor, "B G Wv"], images: Float[Tensor, "B D"]) -> Float[Tensor, "B P W"]:
+        """The soft tokens of images, of the size of the LM's own. float32."""
+        return self._prefix(grids, self.said(images))
+
+    def said(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
+        """h(x), or the image vector itself where there is no h."""
+        return self.generator(images) if self.generator is not None else images
+
+    def _prefix(self, grids: Float[Tensor, "B G Wv"], said: Float[Tensor, "B E"]) -> Float[Tensor, "B P W"]:
+        tokens = self.map((grids.float() - self.centre) * self.scale)
+        if self.widen is not None:  # numbers of a unit vector are about 1 / sqrt(E) large; here of size 1
+            tokens = torch.cat([tokens, self.widen(said * self.inner**0.5)[:, None]], 1)
+        return self.lm.spread * tokens
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        """For a batch of `PairBatches` with grids: cross entropy of the captions, and h's distillation where
+        it is trained on.
+        """
+        images, rows = batch["images"], batch["text_of"]
+        said = self.said(images)
+        prefix = self._prefix(batch["grids"], said)
+        terms = {"caption": self.lm.loss(prefix, batch["ids"][rows], batch["lengths"][rows])}
+        if self.settings.h == "finetuned" and "target" in batch:
+            terms["distill"] = self.settings.distill * losses.embedding_distillation(said, batch["target"])
+        return terms
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Biases are not decayed."""
+        trained = [one for one in self.parameters() if one.requires_grad]
+        return [
+            {"params": [one for one in trained if one.ndim > 1], "lr_scale": 1.0},
+            {"params": [one for one in trained if one.ndim < 2], "lr_scale": 1.0, "weight_decay": 0.0},
+        ]
+
+    # -- what a run keeps: all but the LM --
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("lm.")}
+
+    def load_weights(self, found: Mapping[str, Tensor]) -> None:
+        """Take what `weights` gave. Errors: WordsightError for a tensor too many, too few, or of another
+        shape.
+        """
+        expected = self.weights()
+        odd = sorted(expected.keys() ^ found.keys())
+        odd += [name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape]
+        if odd:
+            raise WordsightError(f"the tensors do not fit: {', '.join(odd)}")
+        self.load_state_dict(found, strict=False)
+
+
+def _started(width: int, out: int) -> nn.Linear:
+    """A linear map that gives numbers of size 1 for numbers of size 1."""
+    layer = nn.Linear(width, out)
+    nn.init.normal_(layer.weight, std=width**-0.5)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,241 @@
+"""Captions from images: the linear map, the frozen LM behind it, h, and the run that holds them."""
+
+import csv
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from standins import COLOURS, paint
+from torch.nn import functional as F
+
+from wordsight.backbones.prefixed import PrefixedLM
+from wordsight.config import RunSettings, WordsightError
+from wordsight.fit import fit
+from wordsight.methods.limber import Limber, LimberSettings
+from wordsight.reader import read
+
+QUICK = {"epochs": 3, "min_steps": 0, "batch_size": 4, "warmup_steps": 1, "lr": 1e-2}
+LITTLE = {"tokens": 3, "width": 8, "h_epochs": 3, "h_batch": 4, "max_tokens": 24}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Fifteen images with two captions each, of which five are for testing."""
+    folder = tmp_path_factory.mktemp("captions")
+    rows = [["path", "split", "caption_1", "caption_2"]]
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        for index in range(3):
+            paint(colour, 100 * number + index).save(folder / f"{name}{index}.png")
+            part = "test" if index == 2 else "train"
+            rows.append([f"{name}{index}.png", part, f"{name} paint", f"a wall in {name}"])
+    with open(folder / "captions.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+def settings(data, tower, lm, out, loop=None, **own):
+    given = {"data": str(data), "backbone": str(tower), "method": "limber", "out": str(out), "device": "cpu"}
+    return read(
+        RunSettings,
+        given,
+        {"settings": {"text": str(lm), **LITTLE, **own}, "train": {**QUICK, **(loop or {})}},
+    )
+
+
+def method(lm, h="none", grid=(3, 5), dim=6):
+    torch.manual_seed(0)
+    return Limber(PrefixedLM.from_base(lm), LimberSettings(h=h, width=4), grid, dim, 6)
+
+
+@pytest.fixture(scope="module")
+def trained(table, tiny_clip, lm, tmp_path_factory):
+    """A finished run whose h is trained on, for tests that only read it."""
+    return fit(settings(table, tiny_clip, lm, tmp_path_factory.mktemp("trained") / "run", h="finetuned"))
+
+
+def test_the_loss_is_the_plain_one_in_value_and_gradient(lm):
+    """Of logits at all places by the LM's own class."""
+    base = PrefixedLM.from_base(lm)
+    rows, cut = base.tokenise(["a dog", "two red cats"], 20)
+    assert cut == 0 and [row[-1] for row in rows] == [base.end] * 2
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    prefix = torch.randn(2, 3, base.width, requires_grad=True)
+    loss = base.loss(prefix, ids, lengths)
+    loss.backward()
+    other = prefix.detach().clone().requires_grad_()
+    given = torch.cat([other, base.embed(ids)], 1)
+    logits = base.lm(inputs_embeds=given).logits[:, 2:-1]
+    spoken = torch.arange(ids.shape[1]) < lengths[:, None]
+    plain = F.cross_entropy(logits[spoken], ids[spoken])
+    plain.backward()
+    assert torch.allclose(loss, plain) and torch.allclose(prefix.grad, other.grad, atol=1e-7)
+    assert all(parameter.grad is None for parameter in base.lm.parameters())
+
+
+def test_a_large_vocabulary_is_read_in_parts(lm, monkeypatch):
+    base = PrefixedLM.from_base(lm)
+    (row,), _ = base.tokenise(["two red cats on a wall"], 40)
+    prefix = torch.randn(1, 3, base.width, requires_grad=True)
+    whole = base.loss(prefix, torch.tensor([row]), torch.tensor([len(row)]))
+    (gradient,) = torch.autograd.grad(whole, prefix)
+    monkeypatch.setattr("wordsight.backbones.prefixed.SCORES", 100)  # three places at a time
+    parts = base.loss(prefix, torch.tensor([row]), torch.tensor([len(row)]))
+    (in_parts,) = torch.autograd.grad(parts, prefix)
+    assert torch.allclose(whole, parts) and torch.allclose(gradient, in_parts, atol=1e-7)
+
+
+@pytest.mark.parametrize("h", ["none", "image", "frozen", "finetuned"])
+def test_gradients_reach_what_is_trained_and_nothing_else(lm, h):
+    made = method(lm, h)
+    batch = {
+        "images": torch.randn(2, 6),
+        "grids": torch.randn(2, 3, 5).half(),
+        "ids": torch.randint(3, 20, (2, 4)),
+        "lengths": torch.tensor([4, 2]),
+        "text_of": torch.tensor([1, 0]),
+        "target": torch.randn(2, 6),
+    }
+    terms = made.loss(batch)
+    assert set(terms) == ({"caption", "distill"} if h == "finetuned" else {"caption"})
+    sum(terms.values()).backward()
+    moved = {name for name, one in made.named_parameters() if one.grad is not None and one.grad.any()}
+    expected = {"map.weight", "map.bias"} | ({"widen.weight", "widen.bias"} if h != "none" else set())
+    if h == "finetuned":
+        expected |= {f"generator.{row}.{part}" for row in (0, 2) for part in ("weight", "bias")}
+    assert moved == expected
+    assert not any(name.startswith("lm.") for name in made.weights())
+
+
+def test_soft_tokens_begin_at_the_size_of_tokens(lm):
+    made = method(lm, "image", grid=(3, 400))
+    grids = 7 * torch.randn(64, 3, 400) + torch.linspace(-30, 30, 400)
+    made.start_at(grids)
+    prefix = made.prefix(grids.half(), F.normalize(torch.randn(64, 6), dim=1)).detach()
+    assert prefix.shape == (64, 4, 16) and made.count == 4
+    assert prefix[:, :3].std() == pytest.approx(made.lm.spread, rel=0.15)
+    assert prefix[:, 3].std() == pytest.approx(made.lm.spread, rel=0.5)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "qwen2", "granite", "cohere", "gpt2"])
+def test_families_read_vectors_in_place_of_tokens(family, tmp_path):
+    """Whatever an LM multiplies its token vectors or its logits with; a difference would be refused."""
+    from standins import letters
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "intermediate_size": 24,
+        "vocab_size": 40,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    own = {
+        "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
+        "granite": {"embedding_multiplier": 12.0, "logits_scaling": 8.0},
+        "cohere": {"logit_scale": 0.25},
+        "gemma2": {"final_logit_softcapping": 0.05},
+    }
+    torch.manual_seed(0)
+    drop = {"hidden_size", "num_hidden_layers", "num_attention_heads"} if family == "gpt2" else set()
+    given = {key: value for key, value in sizes.items() if key not in drop} | own.get(family, {})
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **given)).save_pretrained(tmp_path)
+    letters().save_pretrained(tmp_path)
+    base = PrefixedLM.from_base(tmp_path)
+    ids = torch.tensor([[5, 9, 4, 11]])
+    theirs = base.lm(input_ids=ids).logits[0].float()
+    ours = base.logits(base._states(base.embed(ids))[0])
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    written = base.write(base.embed(ids), max_new_tokens=4)
+    plain = base.lm.generate(ids, max_new_tokens=4)[0, 4:].tolist()
+    assert written == [plain]
+
+
+def test_rows_of_unequal_prompts_are_written_as_each_by_itself(lm):
+    base = PrefixedLM.from_base(lm)
+    prefix = torch.randn(2, 3, base.width)
+    prompts = [[5, 6, 7], [9]]
+    together = base.write(prefix, prompts, max_new_tokens=5, min_new_tokens=5)
+    alone = [
+        base.write(prefix[row : row + 1], [prompts[row]], max_new_tokens=5, min_new_tokens=5)[0]
+        for row in (0, 1)
+    ]
+    assert together == alone
+
+
+def test_a_run_holds_the_map_and_knows_its_lm(trained, lm):
+    tensors = load_file(trained.folder / "weights.safetensors")
+    assert {"map.weight", "widen.weight", "generator.0.weight", "centre", "scale"} <= tensors.keys()
+    assert not any(name.startswith("lm.") for name in tensors)
+    assert trained.facts.lm == PrefixedLM.from_base(lm).origin and trained.facts.text_fingerprint
+    (event,) = trained.events("fit")
+    assert event["images"] == 10 and event["captions"] == 10 and "distill" in event["h"]
+    assert len(trained.seen()) == 10 and trained.finished and not trained.state.exists()
+    assert {"caption", "distill"} <= trained.events("train")[-1].keys()
+
+
+def test_an_interrupted_run_ends_in_the_same_bits(table, tiny_clip, lm, trained, tmp_path, monkeypatch):
+    import wordsight.train as loop
+
+    wanted = settings(table, tiny_clip, lm, tmp_path / "run", {"save_seconds": 0.0}, h="finetuned")
+    saved, calls = loop._save, []
+
+    def stop(learner, *rest):
+        saved(learner, *rest)
+        calls.append(learner)
+        if isinstance(learner, Limber) and len(calls) > 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(wanted)
+    run = fit(wanted)
+    ours, theirs = (load_file(one.folder / "weights.safetensors") for one in (run, trained))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [event["step"] for event in run.events("train")] == sorted(
+        {event["step"] for event in run.events("train")}
+    )
+
+
+def test_h_frozen_is_what_was_trained_by_itself(table, vit, tiny_clip, lm, tmp_path):
+    """By another backbone's texts, beside an image encoder that has none."""
+    run = fit(settings(table, vit, lm, tmp_path / "run", h="frozen", encoder=str(tiny_clip)))
+    before = load_file(run.folder / "weights.safetensors")
+    again = fit(
+        settings(table, vit, lm, tmp_path / "longer", {"epochs": 6}, h="frozen", encoder=str(tiny_clip))
+    )
+    after = load_file(again.folder / "weights.safetensors")
+    assert torch.equal(before["generator.0.weight"], after["generator.0.weight"])
+    assert not torch.equal(before["map.weight"], after["map.weight"])
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"h": "frozen"}, "no text tower; give settings.encoder"),
+        ({"max_tokens": 95}, "reads 96; give fewer"),
+        ({"tokens": 0}, "settings.tokens=0"),
+        ({"h": "thawed"}, "choices are none, image"),
+    ],
+)
+def test_what_cannot_be_is_said_before_a_folder_is_made(table, vit, lm, tmp_path, own, says):
+    with pytest.raises(WordsightError, match=says):
+        fit(settings(table, vit, lm, tmp_path / "run", **own))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tower_without_a_grid_is_told(backbone, table, lm, tmp_path):
+    with pytest.raises(WordsightError, match="no grid of patches"):
+        fit(settings(table, "micro", lm, tmp_path / "run"), backbone=backbone)
+
+
+def test_captions_that_are_too_long_lose_their_ends_and_are_counted(table, tiny_clip, lm, tmp_path, said):
+    run = fit(settings(table, tiny_clip, lm, tmp_path / "run", {"max_steps": 1}, max_tokens=10))
+    assert run.events("fit")[0]["truncated_captions"] == 9  # all but "red paint"
+    assert any("lost their ends" in line for line in said)
