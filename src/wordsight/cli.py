@@ -18,6 +18,7 @@ from wordsight.arguments import Verb, argument, options_first, parser_of
 from wordsight.config import RunSettings, WordsightError
 from wordsight.names import class_list
 from wordsight.reader import read
+from wordsight.verb_caption import CAPTION
 from wordsight.verb_search import SEARCH
 
 EXPLAINED = 3  # sentences an explanation shows at least
@@ -80,7 +81,7 @@ def fit(options: argparse.Namespace) -> dict[str, Any]:
     from wordsight.fit import fit
 
     run = fit(settings)
-    results = run.events("eval") + run.events("retrieval")
+    results = [event for kind in ("eval", "retrieval", "captions") for event in run.events(kind)]
     latest = list({(event["data"], event.get("classes")): event for event in results}.values())
     return {
         "run": str(run.folder),
@@ -98,10 +99,7 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
     given = read(help.EvaluateSettings, *options.words)
     from wordsight.tasks import evaluate
 
-    results = evaluate(
-        options.run, data=given.data, classes=given.classes, label=given.label, backbone=given.backbone
-    )
-    return list(map(_short, results))
+    return list(map(_short, evaluate(options.run, **vars(given))))
 
 
 def predict(options: argparse.Namespace) -> dict[str, Any]:
@@ -272,6 +270,7 @@ VERBS: dict[str, Verb] = {
             argument("--max-pixels", type=int, metavar="N", help="the largest image that is read, in pixels"),
         ],
     ),
+    "caption": CAPTION,
     "search": SEARCH,
     "report": Verb(
         report,

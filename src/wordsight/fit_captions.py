@@ -29,7 +29,9 @@ from wordsight.files import in_use
 from wordsight.fit_pairs import default_pairs_folder, named, seen_of, training_pairs
 from wordsight.methods.caption_prompt import CaptionPrompt
 from wordsight.methods.limber import Limber, LimberSettings
+from wordsight.methods.limber_generator import LimberGenerator
 from wordsight.runs import Run, RunFacts
+from wordsight.tasks import caption
 from wordsight.tasks.classify import tell_skipped
 from wordsight.train import train
 
@@ -175,6 +177,8 @@ def _complete(run: Run, parts: Parts) -> None:
             "h": learned,
         }
     )
+    generator = LimberGenerator(parts.backbone, method, name=str(run.folder))
+    caption.evaluate(run, generator=generator, batch=settings.train.batch_size)
     run.finish()
 
 
@@ -223,7 +227,7 @@ def _method(parts: Parts, seen: Seen, prompt: CaptionPrompt | None) -> Limber:
         method.generator.load_state_dict(prompt.generator.state_dict())
     stream = torch.Generator().manual_seed(parts.settings.seed)
     rows = torch.randperm(len(seen.grids), generator=stream)[:SAMPLE].sort().values
-    method.start_at(seen.grids[rows, torch.zeros_like(rows)].to(parts.backbone.device))
+    method.start_at(seen.grids.centre(rows.tolist()).to(parts.backbone.device))
     return method
 
 

@@ -9,7 +9,8 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,11 +20,17 @@ from wordsight.backbones import Backbone, device_or_cpu, load_backbone
 from wordsight.backbones.vectors import Vectors
 from wordsight.config import METHODS, WordsightError, is_vectors, resolve
 from wordsight.data.features import text_features
-from wordsight.methods import Classifier, Embedder, NoSettings
+from wordsight.files import read_tensors
+from wordsight.methods import Captioner, Classifier, Embedder, NoSettings
 from wordsight.methods.zero_shot import ZeroShot
 from wordsight.runs import NO_BACKBONE, Run, RunFacts
 from wordsight.sentences import ClassTexts, class_texts, fill
 
+if TYPE_CHECKING:
+    from wordsight.backbones.generator import Generator
+    from wordsight.methods.limber_generator import LimberGenerator
+
+SIDES = ("image_fingerprint", "text_fingerprint")  # of a backbone
 IMAGES_AT_ONCE = 4096  # that are compared with all sentences together
 LEAST_RAISED = 1e-4  # below it, a score has changed by rounding alone
 
@@ -213,8 +220,15 @@ def predict_logits(method: Classifier, images: Float[Tensor, "B D"]) -> Float[Te
     return method.score(images).float().cpu()
 
 
-def open_backbone(run: Run, backbone: Backbone | str | None = None) -> Backbone:
-    """The backbone a run was fitted on, or the given one, or one by name where it has moved.
+def open_backbone(
+    run: Run,
+    backbone: Backbone | str | None = None,
+    *,
+    device: str | None = None,
+    sides: Sequence[str] = SIDES,
+) -> Backbone:
+    """The backbone a run was fitted on, or the given one, or one by name where it has moved; on the run's
+    device where no other is named. Of its `sides`, which the run uses, each must be as it was.
 
     Errors: WordsightError where it gives other vectors than it did then.
     """
@@ -226,8 +240,9 @@ def open_backbone(run: Run, backbone: Backbone | str | None = None) -> Backbone:
         )
     name = backbone if isinstance(backbone, str) else run.settings.backbone
     if not isinstance(backbone, Backbone):
-        backbone = load_backbone(name, device=device_or_cpu(run.settings.device), dtype=run.settings.dtype)
-    for side in ("image_fingerprint", "text_fingerprint"):
+        device = device or device_or_cpu(run.settings.device)
+        backbone = load_backbone(name, device=device, dtype=run.settings.dtype, text=len(sides) > 1)
+    for side in sides:
         if getattr(backbone, side) != getattr(run.facts, side):
             raise WordsightError(
                 f"backbone {name!r} is not the one that {run.folder} was fitted on, or has changed since "
@@ -241,6 +256,55 @@ def open_embedder(run: Run, backbone: Backbone | None = None) -> Backbone:
     """The backbone that a two_tower run became."""
     settings = run.settings
     return backbone or load_backbone(run.folder, device=device_or_cpu(settings.device), dtype=settings.dtype)
+
+
+def open_generator(
+    name: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    backbone: Backbone | str | None = None,
+) -> Generator:
+    """What writes about images, behind the name of a finished run of limber.
+
+    `device` and `dtype` (of the LM) are the run's where none is named; `backbone` names its backbone where
+    that has moved. Errors: WordsightError for any other run, and where the backbone or the LM is not the one
+    that it was fitted to."""
+    run = Run.open(name)
+    if not is_captioner(run):
+        raise WordsightError(
+            f"{str(name)!r} is a run of {run.settings.method}, which says nothing about images; give one of "
+            f"limber: `wordsight fit method=limber data=...`"
+        )
+    return _captioner(run, open_backbone(run, backbone, device=device, sides=SIDES[:1]), dtype)
+
+
+def _captioner(run: Run, backbone: Backbone, dtype: str | None) -> LimberGenerator:
+    from wordsight.backbones.prefixed import PrefixedLM
+    from wordsight.data.grids import grid_shape
+    from wordsight.methods.limber import Limber
+    from wordsight.methods.limber_generator import LimberGenerator
+
+    own, path = run.settings.settings, run.folder / "weights.safetensors"
+    lm = PrefixedLM.from_base(own.text, device=backbone.device, dtype=dtype or run.settings.dtype)
+    if lm.origin != run.facts.lm:
+        raise WordsightError(
+            f"the LM {own.text!r} of {run.folder} has been replaced since: its weights are others, and what "
+            f"was learned would not fit. Give it back as it was, or fit again"
+        )
+    tensors, _ = read_tensors(path, sealed=True)
+    said = tensors.get("generator.2.bias")
+    method = Limber(lm, own, grid_shape(backbone, own.tokens), backbone.dim, 0 if said is None else len(said))
+    try:
+        method.load_weights(tensors)
+    except WordsightError as error:
+        raise WordsightError(f"{path} does not fit {run.settings.method}: {error}") from error
+    return LimberGenerator(backbone, method, name=str(run.folder))
+
+
+def is_captioner(run: Run) -> bool:
+    """Whether a run says what images show."""
+    return issubclass(resolve(METHODS, run.settings.method, "method"), Captioner)
 
 
 def is_embedder(run: Run) -> bool:

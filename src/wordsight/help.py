@@ -40,6 +40,8 @@ class EvaluateSettings:
     classes: Literal["all", "base", "new"] | None = None  # among which classes; null: as the run was fitted
     label: str | None = None  # the column of labels, where data= is a table that has several
     backbone: str | None = None  # where the run's backbone lies now; it must be the same by content
+    # captions: the backbone of CLIPScore, by name; null: the run's own, where it has a text tower
+    scorer: str | None = None
 
 
 @dataclass(frozen=True)

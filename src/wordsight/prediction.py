@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +13,12 @@ import numpy as np
 import torch
 
 from wordsight.backbones.hub import run_folder
-from wordsight.config import WordsightError, is_vectors
+from wordsight.config import WordsightError
 from wordsight.data import Picture
 from wordsight.data.account import Account
 from wordsight.data.features import Features, NoneReadable, image_features
-from wordsight.data.rows import read_file
-from wordsight.data.sources import read_pictures
-from wordsight.data.tables import is_table
-from wordsight.data.walk import Walker
-from wordsight.estimator import load, pictures_of
+from wordsight.data.given import pictures_in
+from wordsight.estimator import load
 from wordsight.files import csv_lines, writing
 from wordsight.fitted import NO_BACKBONE, Closest, Decisive, Fitted
 from wordsight.names import class_list
@@ -109,7 +104,7 @@ class Predictions:
         return entry
 
     def _answers(self) -> Iterator[Answer]:
-        pictures, kept = _pictures(self._images, self.account), 0
+        pictures, kept = pictures_in(self._images, self.account), 0
         with progress("images") as advance:
             while batch := list(itertools.islice(pictures, BATCH)):
                 features = self._features(batch)
@@ -175,14 +170,15 @@ def predict(
 ) -> Predictions:
     """What a run says about images: `for answer in predict("runs/photos", ["a.jpg"])`.
 
-    `run` is a run folder or hf:org/name; `images` are paths, PIL images or arrays, folders (all images at any
-    depth) or tables with a path column. `classes` chooses among these classes instead of the run's own, `add`
-    adds some to them; both as `class_list` reads them, with `sentences` about new ones. `unsure` marks
-    answers whose best probability is below it. `explain` is how many sentences stand with each answer, beside
-    the one that raised its class over the runner-up most (Answer.decisive); 0: none. `csv` is a file that
-    gets a line an image with all probabilities, under its name once the last one is in; stopped before, nothing is left of it, and the same call goes on from the feature cache. `backbone` names
-    the run's backbone where it has moved, `max_pixels` the largest image that is read. An image that cannot
-    be read is skipped and named.
+    `run` is a run folder or hf:org/name; `images` are paths, PIL images or arrays, folders (all images
+    at any depth) or tables with a path column. `classes` chooses among these classes instead of the
+    run's own, `add` adds some to them; both as `class_list` reads them, with `sentences` about new ones.
+    `unsure` marks answers whose best probability is below it. `explain` is how many sentences stand with
+    each answer, beside the one that raised its class over the runner-up most (Answer.decisive); 0: none.
+    `csv` is a file that gets a line an image with all probabilities, under its name once the last one is
+    in; stopped before, nothing is left of it, and the same call goes on from the feature cache.
+    `backbone` names the run's backbone where it has moved, `max_pixels` the largest image that is read.
+    An image that cannot be read is skipped and named.
 
     Errors: WordsightError for a run or classes that cannot be."""
     folder = run_folder(run)
@@ -222,28 +218,6 @@ def _plain(decisive: Decisive | None) -> dict[str, Any] | None:
         "raised": round(decisive.raised, 4),
         "without": then,
     }
-
-
-def _pictures(images: Sequence[Any], account: Account) -> Iterator[Picture]:
-    """The images that were given, those of folders and tables too, without a list of them all."""
-    for image, picture in zip(images, pictures_of(images)):
-        path = Path(image).expanduser() if isinstance(image, (str, Path)) else None
-        if path is not None and path.is_dir():
-            yield from _below(path, account)
-        elif path is not None and (is_table(path) or is_vectors(str(path))):
-            yield from read_pictures(path, account)
-        else:
-            account.seen, account.kept = account.seen + 1, account.kept + 1
-            yield picture
-
-
-def _below(folder: Path, account: Account) -> Iterator[Picture]:
-    """The images at any depth of a folder, under paths that begin as it was typed."""
-    root = folder.absolute()
-    walker = Walker(root, account, read_anyway=[os.path.realpath(root)])
-    for path, _ in walker.images(root):
-        account.kept += 1
-        yield Picture(str(folder / os.path.relpath(path, root)), partial(read_file, path))
 
 
 def _apart(name: str, class_names: Sequence[str]) -> str:

@@ -47,7 +47,7 @@ from wordsight.files import (
     write_file,
     write_tensors,
 )
-from wordsight.methods import Classifier, Embedder, Space
+from wordsight.methods import Captioner, Classifier, Embedder, Space
 from wordsight.reader import build, to_dict
 from wordsight.sentences import saved_sentences
 
@@ -212,7 +212,12 @@ class Run:
     def method(self, backbone: Backbone | None = None) -> Classifier:
         """The fitted method, with exactly the tensors it has saved; its classes are not yet set.
 
-        Errors: WordsightError for a two_tower: it is a backbone."""
+        Errors: WordsightError for a two_tower, which is a backbone, and for what writes captions."""
+        if issubclass(resolve(METHODS, self.settings.method, "method"), Captioner):
+            raise WordsightError(
+                f"{self.folder} is a {self.settings.method} and scores no classes; it says what images show: "
+                f"`wordsight caption {self.folder} image.jpg`"
+            )
         if issubclass(resolve(METHODS, self.settings.method, "method"), Embedder):
             raise WordsightError(
                 f"{self.folder} is a {self.settings.method} and has no classes of its own; it is a backbone: "

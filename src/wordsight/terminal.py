@@ -111,7 +111,8 @@ def evaluate(results: Sequence[Mapping[str, Any]]) -> None:
     from wordsight.metrics import harmonic_mean
 
     for event in results:
-        _retrieval(event) if "image_to_text" in event else _accuracy(event)
+        show = _retrieval if "image_to_text" in event else _captions if "cider_d" in event else _accuracy
+        show(event)
     by_part = {event["classes"]: event["accuracy"] for event in results if "accuracy" in event}
     if {"base", "new"} <= by_part.keys():
         h = harmonic_mean(by_part["base"], by_part["new"])
@@ -165,6 +166,14 @@ def _retrieval(event: Mapping[str, Any]) -> None:
         out(f"    {way.replace('_', ' ')}: {figures}")
 
 
+def _captions(event: Mapping[str, Any]) -> None:
+    names = {"cider_d": "CIDEr-D", "bleu_4": "BLEU-4", "clip_score": "CLIPScore"}
+    names["ref_clip_score"] = "RefCLIPScore"
+    figures = "  ".join(f"{name} {event[key]:.3f}" for key, name in names.items() if key in event)
+    out(f"{event['data']}: {event['images']} test images, {event['distinct']} distinct captions")
+    out(f"    {figures}")
+
+
 def predict(answer: Mapping[str, Any]) -> None:
     for entry in answer["predictions"]:
         chosen = "  ".join(f"{one['class']} {one['probability']:.1%}" for one in entry["classes"])
@@ -177,6 +186,11 @@ def predict(answer: Mapping[str, Any]) -> None:
             then = f"{one['without']['class']} {one['without']['probability']:.1%}"
             out(f"    raised {one['class']} over {one['runner_up']} most: {one['sentence']}")
             out(f"    without it: {then}")
+
+
+def caption(answer: Mapping[str, Any]) -> None:
+    for entry in answer["captions"]:
+        out(f"{entry['image']}  {entry['caption']}")
 
 
 def search(answer: Mapping[str, Any]) -> None:

@@ -151,20 +151,17 @@ def test_families_read_vectors_in_place_of_tokens(family, tmp_path):
     theirs = base.lm(input_ids=ids).logits[0].float()
     ours = base.logits(base._states(base.embed(ids))[0])
     assert torch.allclose(ours, theirs, atol=1e-5)
-    written = base.write(base.embed(ids), max_new_tokens=4)
-    plain = base.lm.generate(ids, max_new_tokens=4)[0, 4:].tolist()
+    written = base.write([base.embed(ids)[0]], max_new_tokens=4)
+    plain = base.lm.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4)[0, 4:].tolist()
     assert written == [plain]
 
 
 def test_rows_of_unequal_prompts_are_written_as_each_by_itself(lm):
     base = PrefixedLM.from_base(lm)
-    prefix = torch.randn(2, 3, base.width)
-    prompts = [[5, 6, 7], [9]]
-    together = base.write(prefix, prompts, max_new_tokens=5, min_new_tokens=5)
-    alone = [
-        base.write(prefix[row : row + 1], [prompts[row]], max_new_tokens=5, min_new_tokens=5)[0]
-        for row in (0, 1)
-    ]
+    rows = [base.row([torch.randn(3, base.width), "a dog"]), base.row(["a", torch.randn(2, base.width)])]
+    assert [len(row) for row in rows] == [8, 3]
+    length = {"max_new_tokens": 5, "min_new_tokens": 5}
+    together, alone = base.write(rows, **length), [base.write([row], **length)[0] for row in rows]
     assert together == alone
 
 

@@ -36,12 +36,18 @@ class Writing:
     max_new_tokens: int = 32
     temperature: float = 0.0  # 0: always the likeliest token; above: tokens are drawn
     beams: int = 1  # 1: no beam search
+    top_p: float = 1.0  # tokens are drawn among the likeliest that have so much probability together
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.beams < 1 or not 0 <= self.temperature < math.inf:
             raise WordsightError(
                 f"max_new_tokens={self.max_new_tokens}, beams={self.beams}, temperature={self.temperature}: "
                 f"the first two are 1 or more, the last 0 or more"
+            )
+        if not 0 < self.top_p <= 1 or (self.top_p < 1 and not self.temperature):
+            raise WordsightError(
+                f"top_p={self.top_p} is above 0 and up to 1, and goes with a temperature above 0, at which "
+                f"tokens are drawn"
             )
         if self.beams > 1 and self.temperature:
             raise WordsightError(

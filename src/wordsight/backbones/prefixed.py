@@ -93,9 +93,9 @@ class PrefixedLM(nn.Module):
         return [[*row, self.end][:most] for row in rows], sum(len(row) >= most for row in rows)
 
     def text_of(self, tokens: Sequence[int]) -> str:
-        """The text that tokens stand for, up to the first that ends it, on one line."""
+        """The text that tokens stand for, up to the first that ends it."""
         ended = next((place for place, token in enumerate(tokens) if token in self.ends), len(tokens))
-        return " ".join(self.tokenizer.decode(tokens[:ended], skip_special_tokens=True).split())
+        return self.tokenizer.decode(tokens[:ended], skip_special_tokens=True)
 
     def embed(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T W"]:
         """Vectors of tokens, as the LM's first layer gets them."""
@@ -131,28 +131,29 @@ class PrefixedLM(nn.Module):
     # -- writing --
 
     @torch.no_grad()
-    def write(
-        self,
-        prefix: Float[Tensor, "B P W"],
-        prompts: Sequence[Sequence[int]] | None = None,
-        **settings: Any,
-    ) -> list[list[int]]:
-        """The tokens that follow each prefix, and behind it each row's prompt, if there are some; `settings`
-        are those of transformers' `generate`, greedy unless they say otherwise. The prefix passes through the
-        LM once: its keys and values are kept.
+    def row(self, parts: Sequence[str | Tensor]) -> Float[Tensor, "Q W"]:
+        """What the LM reads of a prompt: its begin tokens, then texts and vectors [_, W] in their order."""
+        given = [self.embed(torch.tensor([self.begin], device=self.device, dtype=torch.long))[0]]
+        for part in parts:
+            if isinstance(part, str):
+                ids = self.tokenizer(part, add_special_tokens=False)["input_ids"]
+                part = self.embed(torch.tensor([ids], device=self.device, dtype=torch.long))[0]
+            given.append(part.to(given[0]))
+        return torch.cat(given)
+
+    @torch.no_grad()
+    def write(self, rows: Sequence[Float[Tensor, "_ W"]], **settings: Any) -> list[list[int]]:
+        """The tokens that follow each of `rows`; `settings` are those of transformers' `generate`, greedy
+        unless they say otherwise. A row passes through the LM once: its keys and values are kept. Rows may be
+        of unequal length, and what follows one does not depend on the others beyond rounding.
         """
-        front = self._front(prefix)
-        rows = [list(prompt) for prompt in prompts] if prompts is not None else [[] for _ in prefix]
         longest = max(map(len, rows))
-        gaps = [longest - len(row) for row in rows]  # on the left, so that all end together
-        pad = padding_of(self.tokenizer)
-        before = self.embed(torch.full((1, longest), pad, device=self.device))[0]
-        after = [self.embed(torch.tensor([row], device=self.device, dtype=torch.long))[0] for row in rows]
-        given = [torch.cat([before[:gap], own, text]) for gap, own, text in zip(gaps, front, after)]
-        columns = torch.arange(front.shape[1] + longest, device=self.device)
-        seen = columns >= torch.tensor(gaps, device=self.device)[:, None]
-        written = write_on(self.lm, inputs_embeds=torch.stack(given), attention_mask=seen.long(), **settings)
-        return written.tolist()
+        gaps = torch.tensor([longest - len(row) for row in rows], device=self.device)
+        given = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
+        for place, row in enumerate(rows):  # gaps stand on the left, so that all end together
+            given[place, longest - len(row) :] = row
+        seen = torch.arange(longest, device=self.device) >= gaps[:, None]
+        return write_on(self.lm, inputs_embeds=given, attention_mask=seen.long(), **settings).tolist()
 
     # -- inside --
 

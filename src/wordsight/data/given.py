@@ -4,7 +4,8 @@ lists.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,13 @@ from PIL import Image
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
+from wordsight.config import is_vectors
 from wordsight.data import Picture
+from wordsight.data.account import Account
+from wordsight.data.rows import read_file
+from wordsight.data.sources import read_pictures
+from wordsight.data.tables import is_table
+from wordsight.data.walk import Walker
 from wordsight.files import WordsightError, read_bytes
 
 
@@ -87,3 +94,25 @@ def names_in(names: Sequence[str], what: str) -> tuple[str, ...]:
     if wrong:
         raise WordsightError(f"{what} holds {wrong[0]!r}, a {type(wrong[0]).__name__}; class names are texts")
     return tuple(names)
+
+
+def pictures_in(images: Sequence[Any], account: Account) -> Iterator[Picture]:
+    """The images that were given, those of folders and tables too, without a list of them all."""
+    for image, picture in zip(images, pictures_of(images)):
+        path = Path(image).expanduser() if isinstance(image, (str, Path)) else None
+        if path is not None and path.is_dir():
+            yield from _below(path, account)
+        elif path is not None and (is_table(path) or is_vectors(str(path))):
+            yield from read_pictures(path, account)
+        else:
+            account.seen, account.kept = account.seen + 1, account.kept + 1
+            yield picture
+
+
+def _below(folder: Path, account: Account) -> Iterator[Picture]:
+    """The images at any depth of a folder, under paths that begin as it was typed."""
+    root = folder.absolute()
+    walker = Walker(root, account, read_anyway=[os.path.realpath(root)])
+    for path, _ in walker.images(root):
+        account.kept += 1
+        yield Picture(str(folder / os.path.relpath(path, root)), partial(read_file, path))

@@ -42,6 +42,11 @@ class Grids:
         chosen = [self.rows[row][view] for row, view in zip(at[0].tolist(), at[1].tolist())]
         return torch.from_numpy(np.stack(chosen) if chosen else np.empty((0, *self.shape), np.float16))
 
+    def centre(self, rows: Sequence[int]) -> Float[Tensor, "B G Wv"]:
+        """The centre crops of these rows, in float16."""
+        chosen = torch.tensor(list(rows), dtype=torch.long)
+        return self[chosen, torch.zeros_like(chosen)]
+
     def take(self, rows: Sequence[int]) -> Grids:
         """Those of some rows alone."""
         return Grids([self.rows[row] for row in rows], [self.kept[row] for row in rows], [], self.shape)

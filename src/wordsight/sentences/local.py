@@ -127,19 +127,27 @@ def _prompt(tokenizer: Any, question: str, settings: WriterSettings) -> list[int
 # -- sampling --
 
 
-def drawn(temperature: float, seeds: Sequence[int]) -> dict[str, Any]:
+def drawn(temperature: float, seeds: Sequence[int], top_p: float = 1.0) -> dict[str, Any]:
     """The settings of transformers' `generate` for one seed a row; at temperature 0 the likeliest token
-    always follows.
+    always follows. Below `top_p` = 1 the likeliest tokens that have so much probability together are drawn
+    among.
     """
-    from transformers.generation.logits_process import LogitsProcessorList
+    from transformers.generation.logits_process import (
+        LogitsProcessorList,
+        TemperatureLogitsWarper,
+        TopPLogitsWarper,
+    )
 
     if not 0 <= temperature < math.inf or min(seeds) < 0:
         raise WordsightError(
             f"temperature={temperature} with seed={min(seeds)} is not possible; both are 0 or more"
         )
-    return {"do_sample": False} | (
-        {"logits_processor": LogitsProcessorList([Draws(temperature, seeds)])} if temperature else {}
-    )
+    if not temperature:
+        return {"do_sample": False}
+    steps: list[Any] = [Draws(temperature, seeds)]
+    if top_p < 1:
+        steps = [TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p), Draws(1.0, seeds)]
+    return {"do_sample": False, "logits_processor": LogitsProcessorList(steps)}
 
 
 class Draws:

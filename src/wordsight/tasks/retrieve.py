@@ -54,7 +54,7 @@ def evaluate(
                 raise WordsightError(
                     f"classes={classes} chooses among classes, but {source!r} has captions and no classes"
                 )
-            pairs = _test_pairs(source, data is None, seen, run)
+            pairs = test_pairs(source, data is None, seen, run)
             if len(pairs):
                 results.append({"event": "retrieval", "data": source, **retrieval(backbone, pairs)})
         else:
@@ -103,7 +103,7 @@ def retrieval(backbone: Backbone, pairs: Pairs) -> dict[str, Any]:
     }
 
 
-def _test_pairs(source: str, own: bool, seen: set[bytes], run: Run) -> Pairs:
+def test_pairs(source: str, own: bool, seen: set[bytes], run: Run) -> Pairs:
     """The pairs of a table that are marked as test, or of other data that marks none all of them; without
     images that the run was trained on."""
     pairs = open_pairs(source, "test")

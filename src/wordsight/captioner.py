@@ -1,0 +1,182 @@
+"""Captioner: what a generator says of images, batch by batch, so that as many images as a disk holds
+need no more memory than a few hundred.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from wordsight.backbones.generator import Generator, Seen, Writing
+from wordsight.backbones.hub import run_folder
+from wordsight.config import WordsightError
+from wordsight.data import Picture
+from wordsight.data.account import Account
+from wordsight.data.features import NoneReadable, image_features
+from wordsight.data.given import pictures_in
+from wordsight.data.grids import grid_features
+from wordsight.data.images import Unreadable, read_image
+from wordsight.files import csv_lines, writing
+from wordsight.fitted import open_generator
+from wordsight.methods.limber_generator import LimberGenerator
+from wordsight.workers import progress
+
+AT_ONCE = 256  # images that are read and seen together
+BATCH = 16  # captions that are written together
+
+log = logging.getLogger("wordsight")
+
+
+class Caption(NamedTuple):
+    """What was said of one image."""
+
+    picture: Picture
+    text: str
+
+
+class Captions:
+    """Captions in the order of the images, made as they are asked for: iterate once.
+
+    `skipped` has {"image", "reason"} of each image that could not be read, `account` what folders held beside
+    images; both are whole at the end. Where tokens are drawn, each image draws from `seed` and its own
+    content, so its caption depends neither on its place nor on the others. Iterating ends in a WordsightError
+    where there is no image that can be read."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        images: Sequence[Any],
+        how: Writing | None = None,
+        *,
+        seed: int = 1,
+        batch: int = BATCH,
+        max_pixels: int | None = None,
+        csv: str | Path | None = None,
+    ):
+        if batch < 1:
+            raise WordsightError(f"batch={batch} writes nothing; give 1 or more")
+        self.generator, self.how, self.seed, self.batch = generator, how or Writing(), seed, batch
+        self.skipped: list[dict[str, str]] = []
+        self.account = Account()
+        self._images, self._max_pixels = images, max_pixels
+        self._csv = None if csv is None else Path(csv).expanduser()
+
+    def __iter__(self) -> Iterator[Caption]:
+        if self._csv is None:
+            yield from self._captions()
+            return
+        with writing(self._csv) as file:
+            file.write(_line(["image", "caption"]))
+            for caption in self._captions():
+                file.write(_line([caption.picture.name, caption.text]))
+                yield caption
+
+    def _captions(self) -> Iterator[Caption]:
+        pictures, kept = pictures_in(self._images, self.account), 0
+        with progress("captions") as advance:
+            while some := list(itertools.islice(pictures, AT_ONCE)):
+                seen = self._see(some)
+                for rows in _parts(list(seen), self.batch):
+                    texts = self._write([some[row] for row in rows], [seen[row] for row in rows])
+                    yield from (Caption(some[row], text) for row, text in zip(rows, texts))
+                    kept += len(rows)
+                    advance(len(rows))
+        self.account.tell()
+        if self.skipped and not kept:
+            raise NoneReadable([(entry["image"], entry["reason"]) for entry in self.skipped])
+        if not kept:
+            raise WordsightError(
+                "there is no image among what was given; give image files, or folders of them"
+            )
+
+    def _write(self, pictures: Sequence[Picture], seen: Sequence[Seen]) -> list[str]:
+        prompts = [self.generator.captioning(one) for one in seen]
+        seeds = [_seed(self.seed, picture) for picture in pictures] if self.how.temperature else None
+        return [" ".join(text.split()) for text in self.generator.write(prompts, self.how, seeds)]
+
+    def _see(self, pictures: Sequence[Picture]) -> dict[int, Seen]:
+        """What the generator makes of each picture that can be read, by its place."""
+        seen, reasons = (
+            _from_cache(self.generator, pictures, self._max_pixels)
+            if isinstance(self.generator, LimberGenerator)
+            else _read_now(self.generator, pictures, self._max_pixels)
+        )
+        for name, reason in reasons:
+            log.warning("skipped %s: %s", name, reason)
+            self.skipped.append({"image": name, "reason": reason})
+        return seen
+
+
+def caption(
+    run: str | Path,
+    images: str | Path | Sequence[Any],
+    *,
+    beams: int = 1,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 32,
+    seed: int = 1,
+    batch: int = BATCH,
+    csv: str | Path | None = None,
+    backbone: str | None = None,
+    device: str | None = None,
+    max_pixels: int | None = None,
+) -> Captions:
+    """What a run of limber says of images: `for one in caption("runs/limber", ["a.jpg"]): one.text`.
+
+    `images` are as `predict` takes them. `beams` looks for the likeliest text among so many,
+    `temperature` above 0 draws tokens, among the likeliest that have `top_p` of the probability. `csv`
+    is a file that gets a line an image. `backbone` names the run's backbone where it has moved.
+
+    Errors: WordsightError for a run that says nothing about images, or whose backbone or LM is another
+    now."""
+    how = Writing(max_new_tokens=max_new_tokens, temperature=temperature, beams=beams, top_p=top_p)
+    given = [images] if isinstance(images, (str, Path)) else images
+    generator = open_generator(run_folder(run), backbone=backbone, device=device)
+    return Captions(generator, given, how, seed=seed, batch=batch, csv=csv, max_pixels=max_pixels)
+
+
+def _from_cache(
+    generator: LimberGenerator, pictures: Sequence[Picture], max_pixels: int | None
+) -> tuple[dict[int, Seen], list[tuple[str, str]]]:
+    """Soft tokens of grids and vectors that are made once and kept, and why the other pictures have none."""
+    backbone, tokens = generator.backbone, generator.method.settings.tokens
+    try:
+        grids = grid_features(backbone, pictures, tokens, max_pixels=max_pixels)
+    except NoneReadable as error:
+        return {}, error.skipped
+    features = image_features(backbone, [pictures[index] for index in grids.kept], max_pixels=max_pixels)
+    rows = features.kept  # of the grids
+    seen = generator.of_features(grids.centre(rows), features.vectors[:, 0])
+    return {grids.kept[row]: one for row, one in zip(rows, seen)}, grids.skipped + features.skipped
+
+
+def _read_now(
+    generator: Generator, pictures: Sequence[Picture], max_pixels: int | None
+) -> tuple[dict[int, Seen], list[tuple[str, str]]]:
+    images, reasons = {}, []
+    for index, picture in enumerate(pictures):
+        try:
+            value = picture.read()[0]
+            images[index] = read_image(value, max_pixels) if max_pixels else read_image(value)
+        except Unreadable as error:
+            reasons.append((picture.name, str(error)))
+    return dict(zip(images, generator.see(list(images.values())) if images else [])), reasons
+
+
+def _seed(seed: int, picture: Picture) -> int:
+    """What an image draws from."""
+    return int.from_bytes(hashlib.blake2b(b"%d " % seed + picture.digest, digest_size=7).digest())
+
+
+def _parts(rows: Sequence[int], size: int) -> Iterable[Sequence[int]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _line(row: Sequence[Any]) -> bytes:
+    """A line; bytes of a file name that are not UTF-8 are written out."""
+    return csv_lines([row]).encode("utf-8", "backslashreplace")

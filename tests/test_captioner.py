@@ -1,0 +1,210 @@
+"""Captions of a finished run: batches, beams, drawn tokens, the verb, and what is measured of them."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+from standins import COLOURS, paint
+
+from wordsight.backbones.generator import Writing
+from wordsight.captioner import Captions, caption
+from wordsight.cli import main
+from wordsight.config import RunSettings, WordsightError
+from wordsight.data import Pairs
+from wordsight.data.pairs import open_pairs
+from wordsight.files import csv_rows
+from wordsight.fit import fit
+from wordsight.fitted import open_generator
+from wordsight.reader import read
+from wordsight.tasks import evaluate
+from wordsight.tasks.caption import constant_caption, figures, nearest_captions, typical_captions
+from wordsight.text_metrics import bleu, cider_d, tokens
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Fifteen images with two captions each, of which five are for testing."""
+    folder = tmp_path_factory.mktemp("captions")
+    rows = [["path", "split", "caption_1", "caption_2"]]
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        for index in range(3):
+            paint(colour, 100 * number + index).save(folder / f"{name}{index}.png")
+            part = "test" if index == 2 else "train"
+            rows.append([f"{name}{index}.png", part, f"{name} paint", f"a wall in {name}"])
+    with open(folder / "captions.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own_lm(lm, tmp_path_factory):
+    """The LM with larger numbers, so that its tokens are not all equally likely; a test may replace it."""
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(lm, tmp_path_factory.mktemp("lm") / "own")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8 if parameter.ndim > 1 else 1)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(table, tiny_clip, own_lm, tmp_path_factory):
+    out = str(tmp_path_factory.mktemp("run") / "run")
+    given = {"data": str(table), "backbone": str(tiny_clip), "method": "limber", "out": out, "device": "cpu"}
+    own = {"text": str(own_lm), "tokens": 3, "h": "image", "max_tokens": 24}
+    loop = {"max_steps": 60, "batch_size": 10, "warmup_steps": 1, "lr": 3e-2}
+    return fit(read(RunSettings, given, {"settings": own, "train": loop}))
+
+
+@pytest.fixture(scope="module")
+def generator(run):
+    return open_generator(run.folder)
+
+
+def paths(table):
+    return sorted(map(str, table.glob("*.png")))
+
+
+def said(generator, images, how=None, **more):
+    return [one.text for one in Captions(generator, images, how, **more)]
+
+
+def test_a_caption_does_not_depend_on_its_batch(generator, table):
+    images = paths(table)
+    together = said(generator, images)
+    assert len(together) == 15 and together == said(generator, images, batch=1)
+    assert said(generator, images[::-1], batch=4) == together[::-1]
+
+
+def test_drawn_captions_depend_on_the_seed_and_the_image_alone(generator, table):
+    images, how = paths(table), Writing(max_new_tokens=12, temperature=1.5)
+    first = said(generator, images, how)
+    assert said(generator, images[::-1], how, batch=1) == first[::-1]
+    assert said(generator, images, how, seed=2) != first
+    surest = Writing(max_new_tokens=12, temperature=1.5, top_p=1e-6)
+    assert said(generator, images, surest) == said(generator, images, Writing(max_new_tokens=12))
+
+
+def test_beams_find_what_is_at_least_as_likely(generator, table):
+    images = paths(table)[:4]
+    lm = generator.method.lm
+    seen = generator.see([paint(colour, 7) for colour in list(COLOURS.values())[:4]])
+
+    def likelihood(beams):
+        settings = {"max_new_tokens": 6, "min_new_tokens": 6, "num_beams": beams}
+        total = 0.0
+        for one in seen:
+            (tokens_,) = lm.write([lm.row([one])], **settings)
+            total -= float(lm.loss(one[None], torch.tensor([tokens_]), torch.tensor([6])))
+        return total
+
+    assert likelihood(8) >= likelihood(1) - 1e-5
+    assert said(generator, images, Writing(beams=3)) == said(generator, images, Writing(beams=3), batch=1)
+
+
+def test_what_was_seen_now_is_what_the_cache_has(generator, table):
+    """But for the cache's float16, which `see` has too."""
+    from PIL import Image
+
+    images = paths(table)[:3]
+    seen = generator.see([Image.open(path).convert("RGB") for path in images])
+    texts = [" ".join(text.split()) for text in generator.write([[one] for one in seen], Writing())]
+    assert texts == said(generator, images)
+
+
+def test_a_run_learns_to_caption(run, generator, table):
+    losses = [event["caption"] for event in run.events("train")]
+    assert losses[-1] < losses[0] - 0.2  # of an LM of random numbers, that is much
+    (event,) = run.events("captions")
+    assert event["images"] == 5 and event["scorer"] and 0 <= event["ref_clip_score"] <= 1.5
+    rows = csv_rows((run.folder / f"captions-{table.name}.csv").read_text())
+    assert [row["caption"] for row in rows] == said(generator, open_pairs(str(table), "test").pictures)
+
+
+def test_the_verb(run, table, tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    images = [*paths(table)[:2], str(tmp_path / "broken.png")]
+    code = main(["caption", str(run.folder), *images, "--csv", str(tmp_path / "out.csv"), "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert code == 2 and [entry["image"] for entry in answer["captions"]] == images[:2]
+    assert answer["skipped"][0]["image"] == images[2] and answer["account"]["seen"] == 3
+    rows = csv_rows((tmp_path / "out.csv").read_text())
+    assert [row["caption"] for row in rows] == [entry["caption"] for entry in answer["captions"]]
+    assert (
+        main(["caption", str(run.folder), images[0], "--sample", "--temperature", "0.7", "--top-p", "0.9"])
+        == 0
+    )
+    assert main(["eval", str(run.folder), f"data={table}"]) == 0
+    assert "CIDEr-D" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--temperature", "0.5"], "give --sample too"),
+        (["--sample", "--beam", "2"], "give one of the two"),
+        (["--sample", "--top-p", "0"], "top_p=0.0"),
+        (["--batch", "0"], "batch=0"),
+        (["--max-new-tokens", "500"], "do not fit into the 96 positions"),
+    ],
+)
+def test_what_cannot_be_is_told(run, table, capsys, more, says):
+    assert main(["caption", str(run.folder), paths(table)[0], *more]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_other_runs_and_verbs_say_what_to_do(run, backbone, photos, tmp_path, table):
+    other = fit(data=str(photos), backbone=backbone, method="zero_shot", shots=2, out=str(tmp_path / "run"))
+    with pytest.raises(WordsightError, match="says nothing about images"):
+        caption(other.folder, paths(table))
+    with pytest.raises(WordsightError, match="wordsight caption"):
+        run.method()
+    with pytest.raises(WordsightError, match="is about classes"):
+        evaluate(run, classes="base")
+    with pytest.raises(WordsightError, match="writes none"):
+        evaluate(other, scorer="micro")
+
+
+def test_a_replaced_lm_is_noticed(run, own_lm, table):
+    from transformers import AutoModelForCausalLM
+
+    kept = (own_lm / "model.safetensors").read_bytes()
+    model = AutoModelForCausalLM.from_pretrained(own_lm)
+    with torch.no_grad():
+        model.lm_head.weight.add_(0.5)
+    model.save_pretrained(own_lm)
+    try:
+        with pytest.raises(WordsightError, match="has been replaced since"):
+            caption(run.folder, paths(table))
+    finally:
+        (own_lm / "model.safetensors").write_bytes(kept)
+
+
+def test_figures_are_the_metrics_means():
+    captions, references = (
+        ["a dog runs", "two cats"],
+        [["a dog runs fast", "a dog"], ["two cats sit", "cats"]],
+    )
+    result, columns = figures(captions, references)
+    cut, people = list(map(tokens, captions)), [list(map(tokens, texts)) for texts in references]
+    assert columns["cider_d"] == cider_d(cut, people) and result["bleu_4"] == bleu(cut, people)[-1]
+    assert result["cider_d"] == sum(columns["cider_d"]) / 2 and "clip_score" not in result
+
+
+def test_what_needs_no_run():
+    captions = [
+        ("zebra crossing", "a dog runs on grass", "a dog runs on green grass"),
+        ("a cat sleeps", "a cat sleeps on a bed", "tea"),
+    ]
+    chosen = typical_captions(captions)
+    assert chosen[0].startswith("a dog runs") and chosen[1].startswith("a cat sleeps")
+    train = Pairs("pairs", [], captions)
+    images = torch.eye(3)[:2]
+    assert nearest_captions(train, images, images[[1, 0, 1]]) == [chosen[1], chosen[0], chosen[1]]
+    assert constant_caption([*captions, *[("a dog runs", "a dog runs")] * 3]) == "a dog runs"
+    assert typical_captions([("alone",)]) == ["alone"]
