@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -337,11 +338,16 @@ def _batches(parts: Parts, pairs: Pairs) -> tuple[PairBatches, list[str], Float[
 def _start(
     tower: TextTower, batches: PairBatches, captions: list[str]
 ) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N D"]]:
-    """Pooled states of captions, a sample where there are many, and the mean vector of the images of each."""
+    """Pooled states of captions, and the mean vector of the images of each. Where there are many captions, a
+    sample: one of every image before a second of any, so that images with one caption, a name, count in full.
+    """
     stream = torch.Generator().manual_seed(batches.seed)
-    chosen = torch.randperm(len(captions), generator=stream)[:START_CAPTIONS].sort().values
     listed = [(caption, image) for image, texts in enumerate(batches.captions) for caption in texts]
-    rows = torch.tensor(listed)
+    rows = torch.tensor(listed)[torch.randperm(len(listed), generator=stream)]
+    earlier: Counter[int] = Counter()
+    turns = [earlier.update([image]) or earlier[image] for image in rows[:, 1].tolist()]
+    ordered = rows[torch.tensor(turns).argsort(stable=True), 0]
+    chosen = torch.tensor(list(dict.fromkeys(ordered.tolist()))[:START_CAPTIONS]).sort().values
     sums = torch.zeros(len(captions), batches.images.shape[-1])
     sums = sums.index_add(0, rows[:, 0], batches.images[rows[:, 1], 0])
     means = sums / rows[:, 0].bincount(minlength=len(captions))[:, None]

@@ -1,4 +1,4 @@
-"""The LM as text tower: ten families, two ways that are equal, an LM that writes as before, and everything
+"""The LM as text tower: eleven families, two ways that are equal, an LM that writes as before, and everything
 silently wrong refused in words.
 """
 
@@ -46,6 +46,15 @@ FAMILIES = {
             "num_attention_heads": 4,
             "ffn_dim": 48,
             "max_position_embeddings": 128,
+        },
+    ),
+    "gemma3_text": (
+        "Gemma3Text",
+        GROUPED
+        | {
+            "head_dim": 8,
+            "sliding_window": 120,
+            "layer_types": ["sliding_attention", "full_attention"],
         },
     ),
     "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
@@ -930,3 +939,42 @@ def test_vocabularies_that_differ_are_refused(tokenizer, size):
 def test_settings_that_cannot_be_are_refused(tokenizer, settings, says):
     with pytest.raises(WordsightError, match=says):
         tower(tokenizer, **settings)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_the_first_layers_alone_are_an_lm_without_the_others(tokenizer, family):
+    short = tower(tokenizer, make(family), layers=1)
+    cut = make(family)
+    layers = cut.base_model.h if family == "gpt2" else cut.base_model.layers
+    del layers[1:]
+    cut.config.num_hidden_layers = 1
+    whole = tower(tokenizer, cut)
+    assert torch.equal(short.encode(TEXTS), whole.encode(TEXTS))
+    trained = [name for name, value in short.named_parameters() if value.requires_grad]
+    assert any(".0." in name for name in trained) and not any(".1." in name for name in trained)
+    assert all(check.passed for check in verify(short).values())
+    uncut = tower(tokenizer, make(family))
+    assert short.generate("dog", max_new_tokens=4) == uncut.generate("dog", max_new_tokens=4)
+
+
+def test_layers_that_are_not_there(tokenizer):
+    with pytest.raises(WordsightError, match="layers=3 of an LM of 2 layers is not possible; give 1 to 2"):
+        tower(tokenizer, layers=3)
+    with pytest.raises(WordsightError, match="which layers of opt come first is not known"):
+        tower(tokenizer, make("opt"), layers=1).encode(["dog"])
+    with pytest.raises(WordsightError, match="train=all trains every one"):
+        tower(tokenizer, layers=1, train="all", keep_generation=False)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_prompts_start_as_tokens_or_at_their_size(tokenizer, family):
+    lm = make(family)
+    embed = lm.get_input_embeddings()
+    ids = tokenizer(" red panda", add_special_tokens=False)["input_ids"]
+    made = tower(tokenizer, lm, prompts=7, prompts_start=" red panda")
+    repeated = torch.tensor((ids * 7)[:7])
+    assert torch.equal(made.prompts, embed(repeated))
+    random = tower(tokenizer, make(family), prompts=64, wrapper="plain").prompts
+    assert 0.85 < float(random.detach().std() / embed(torch.arange(340)).detach().std()) < 1.15
+    with pytest.raises(WordsightError, match="prompts=0; leave it out"):
+        tower(tokenizer, prompts=0, pooling="mean", prompts_start="red panda")

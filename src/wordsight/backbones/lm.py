@@ -114,6 +114,28 @@ def check_kind(config: Any, kind: str) -> None:
         raise WordsightError(f"{name} is no encoder LM; set kind=decoder for it")
 
 
+def first_layers(trunk: PreTrainedModel, count: int | None) -> PreTrainedModel:
+    """An LM without a word head that ends after so many layers, and its last norm: another object on the very
+    same modules. None: all of them, the LM itself.
+
+    Errors: WordsightError for a family whose layers are not one list of the LM's own."""
+    if count is None:
+        return trunk
+    names = [name for name in ("layers", "h") if isinstance(getattr(trunk, name, None), nn.ModuleList)]
+    if not names:
+        raise WordsightError(
+            f"which layers of {trunk.config.model_type} come first is not known; leave layers out"
+        )
+    short, config = copy.copy(trunk), copy.copy(trunk.config)
+    short._modules = dict(trunk._modules)
+    short._modules[names[0]] = getattr(trunk, names[0])[:count]
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:count]
+    short.config = config
+    return short
+
+
 def untouched(lm: PreTrainedModel) -> PreTrainedModel:
     """The LM without the adapters in its layers: another object on the very same tensors, so that it costs no
     memory.
@@ -228,10 +250,10 @@ class AdaptedLM(nn.Module):
 
     @property
     def trunk(self) -> PreTrainedModel:
-        """The LM without its word head."""
+        """The LM without its word head, and without layers that are not read."""
         trunk = self.plain.base_model
         assert isinstance(trunk, PreTrainedModel)
-        return trunk
+        return first_layers(trunk, self.settings.layers)
 
     @property
     def device(self) -> torch.device:

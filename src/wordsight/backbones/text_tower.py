@@ -85,11 +85,9 @@ class TextTower(TextEncoding):
         lm.requires_grad_(False)
         # of the LM as it came: a saved tower asks for the same one
         self.sketch, self.origin = sketch(lm), sketch(lm, rounded=True)
-        tokens = lm.get_input_embeddings().get_parameter("weight")
         inner = getattr(config, "word_embed_proj_dim", None) or config.hidden_size
-        spread = float(tokens.float().std())
-        self.prompts = _vectors(self.settings.prompts, tokens, spread)
-        self.front = _vectors(self.settings.front, tokens, spread)
+        self.prompts = _vectors(self.settings.prompts, lm, self._start())
+        self.front = _vectors(self.settings.front, lm, [])
         self.pool, pooled = None, inner
         if self.settings.pooling == "attention":
             pooled = self.settings.width or inner
@@ -100,10 +98,10 @@ class TextTower(TextEncoding):
                 )
             self.pool = readonly.AttentionPool(inner, pooled, self.settings.heads)
         layers = [nn.Linear(pooled, pooled) for _ in range(self.settings.depth - 1)]
-        self.head = nn.Sequential(
-            *(part for layer in layers for part in (layer, nn.GELU())),
-            nn.Linear(pooled, self.settings.dim, bias=False),
-        )
+        # its bias takes away what all texts share, most of an LM's states; CLIP's projection has none
+        last = nn.Linear(pooled, self.settings.dim)
+        nn.init.zeros_(last.bias)
+        self.head = nn.Sequential(*(part for layer in layers for part in (layer, nn.GELU())), last)
         for part in (self.pool, self.head):
             if part is not None:
                 part.to(lm.device)  # in float32, whatever the LM is in
@@ -221,6 +219,14 @@ class TextTower(TextEncoding):
 
     # What it holds
 
+    def _start(self) -> list[int]:
+        """The tokens that the prompts start as; none where they start at random."""
+        text = self.settings.prompts_start
+        ids = [] if text is None else self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if text is not None and not ids:
+            raise WordsightError(f"prompts_start={text!r} has no token; give some words, or leave it out")
+        return ids
+
     def own_tensors(self) -> dict[str, Tensor]:
         """What tower.safetensors holds: all that is the tower's and not the LM's, and the LM's LayerNorms
         where those were trained.
@@ -257,9 +263,21 @@ class TextTower(TextEncoding):
                 part.requires_grad_(train != "head")
 
 
-def _vectors(count: int, tokens: Tensor, spread: float) -> nn.Parameter | None:
-    """So many random vectors of the size of token embeddings, in float32, where these lie."""
-    return nn.Parameter((spread * torch.randn(count, tokens.shape[1])).to(tokens.device)) if count else None
+@torch.no_grad()
+def _vectors(count: int, lm: PreTrainedModel, start: list[int]) -> nn.Parameter | None:
+    """So many vectors as the LM's layers take them, in float32: those of the tokens `start`, repeated, or
+    random ones of the size of token embeddings (which Gemma multiplies by the root of their width)."""
+    if not count:
+        return None
+    embed = lm.get_input_embeddings()
+    weight = embed.get_parameter("weight")
+    if start:
+        ids = torch.tensor((start * (count // len(start) + 1))[:count], device=weight.device)
+        return nn.Parameter(embed(ids).float().clone())
+    some = torch.arange(min(len(weight), 64), device=weight.device)
+    scale = float(embed(some).float().norm() / weight[some].float().norm())
+    random = float(weight.float().std()) * torch.randn(count, weight.shape[1])
+    return nn.Parameter((scale * random).to(weight.device))
 
 
 def _read_facts(file: Path) -> dict[str, Any]:

@@ -64,6 +64,11 @@ class TowerSettings:
     wrapper: str = "vicuna"
     prompts: int = 24  # K read-only vectors after the text; 0 pools the text's own states
     prompts_attend: Literal["both", "causal"] = "both"  # do prompts see the prompts after them
+    # a text whose token embeddings the prompts start as, repeated to their number; null: random vectors
+    prompts_start: str | None = None
+    # so many of the LM's layers, counted from its embeddings, are read; null: all. The last ones serve the
+    # next word
+    layers: int | None = None
     front: int = 0  # soft tokens before the text (LN-prefix has 12); these the text does see
     # what makes one vector of the states: attention (of the prompts), their mean, or the last
     pooling: Literal["attention", "mean", "last"] = "attention"
@@ -106,6 +111,18 @@ def check_settings(settings: TowerSettings, config: Any) -> None:
             f"{config.model_type} is an encoder: its text would see the prompts, and its last token means "
             f"nothing; "
             "set prompts=0, front=0 and pooling=mean or attention"
+        )
+    if settings.prompts_start is not None and not settings.prompts:
+        raise WordsightError("prompts_start says what prompts start as, but prompts=0; leave it out")
+    deep = config.num_hidden_layers
+    if settings.layers is not None and not 1 <= settings.layers <= deep:
+        raise WordsightError(
+            f"layers={settings.layers} of an LM of {deep} layers is not possible; give 1 to {deep}"
+        )
+    if settings.layers is not None and settings.train == "all":
+        raise WordsightError(
+            "layers reads some of the LM's layers, and train=all trains every one; leave layers out, or give "
+            "settings.shape={num_hidden_layers: ...} with settings.random=true"
         )
     if settings.prompt_only_lora and (not settings.prompts or settings.train != "lora" or settings.front):
         raise WordsightError(
@@ -166,6 +183,7 @@ def lora_config(settings: TowerSettings, lm: PreTrainedModel) -> LoraConfig:
         target_modules=list(targets),
         bias=settings.bias,
         fan_in_fan_out=conv1d,
+        layers_to_transform=None if settings.layers is None else list(range(settings.layers)),
         task_type="CAUSAL_LM" if lm.get_output_embeddings() is not None else None,
     )
 

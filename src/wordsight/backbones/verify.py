@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wordsight.backbones import readonly
 from wordsight.backbones.checkpoint import vocabulary_size
-from wordsight.backbones.lm import alone, sketch, untouched, write_on
+from wordsight.backbones.lm import alone, first_layers, sketch, untouched, write_on
 from wordsight.backbones.text_tower import TextTower
 
 TOLERANCE = {
@@ -87,7 +87,8 @@ def verify(tower: TextTower) -> dict[str, Check]:
         )
         seen = (columns < lengths[:, None]).long()
         if not changed:
-            base = bare.base_model(**text, attention_mask=seen, use_cache=True).last_hidden_state
+            whole = first_layers(bare.base_model, settings.layers)
+            base = whole(**text, attention_mask=seen, use_cache=True).last_hidden_state
             note(
                 "text_states",
                 apart(states, base),

@@ -98,6 +98,11 @@ class TwoTowerSettings(TowerSettings):
                 "checkpointing and "
                 "compile do not go with; set them false"
             )
+        if self.layers is not None and (self.compile or self.shard):
+            raise WordsightError(
+                "settings.layers reads a part of the LM, which compile and shard do not go with; set them "
+                "false"
+            )
         if self.shard and (self.train in ("all", "head") or self.compile):
             why = {
                 "all": "settings.train=all leaves none",
@@ -237,14 +242,18 @@ class TwoTower(Embedder, Learner):
     @torch.no_grad()
     def start_at_ridge(self, states: Float[Tensor, "N V"], images: Float[Tensor, "N D"]) -> None:
         """Set the projection to the ridge map from pooled states of captions to the vectors of their images.
-        In float64 and on the CPU, since not every device has it, with lambda in units of the states' mean
-        square, as `wordsight join` has it for unit vectors."""
+        Both without their means, since nine tenths of an LM's states are the same for all texts. In float64
+        and on the CPU, since not every device has it, with lambda in units of the states' mean square, as
+        `wordsight join` has it for unit vectors."""
         inputs, projection = self.text.head[:-1](states).cpu().double(), self.text.head[-1]
         targets = unit(images - self.image_mean).cpu().double()
         assert isinstance(projection, nn.Linear)
+        centres = inputs.mean(0), targets.mean(0)
+        inputs, targets = inputs - centres[0], targets - centres[1]
         penalty = RIDGE * inputs.square().sum(1).mean() * torch.eye(inputs.shape[1], dtype=torch.float64)
         solved = torch.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ targets)
         projection.weight.copy_(solved.T.to(projection.weight))
+        projection.bias.copy_((centres[1] - centres[0] @ solved).to(projection.bias))
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """For a batch of `PairBatches`: contrastive or sigmoid, and distillation where there is a teacher. Of
