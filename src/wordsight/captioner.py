@@ -26,7 +26,7 @@ from wordsight.methods.limber_generator import LimberGenerator
 from wordsight.workers import progress
 
 AT_ONCE = 256  # images that are read and seen together
-BATCH = 16  # captions that are written together
+BATCH, LARGE_BATCH = 16, 128  # captions that are written together, on a CPU and on an accelerator
 
 log = logging.getLogger("wordsight")
 
@@ -53,13 +53,14 @@ class Captions:
         how: Writing | None = None,
         *,
         seed: int = 1,
-        batch: int = BATCH,
+        batch: int | None = None,  # captions written together; null: by the device
         max_pixels: int | None = None,
         csv: str | Path | None = None,
     ):
-        if batch < 1:
+        if batch is not None and batch < 1:
             raise WordsightError(f"batch={batch} writes nothing; give 1 or more")
-        self.generator, self.how, self.seed, self.batch = generator, how or Writing(), seed, batch
+        self.generator, self.how, self.seed = generator, how or Writing(), seed
+        self.batch = batch or (BATCH if generator.device.type == "cpu" else LARGE_BATCH)
         self.skipped: list[dict[str, str]] = []
         self.account = Account()
         self._images, self._max_pixels = images, max_pixels
@@ -120,7 +121,7 @@ def caption(
     top_p: float = 1.0,
     max_new_tokens: int = 32,
     seed: int = 1,
-    batch: int = BATCH,
+    batch: int | None = None,
     csv: str | Path | None = None,
     backbone: str | None = None,
     device: str | None = None,

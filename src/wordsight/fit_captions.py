@@ -76,15 +76,19 @@ class Quiet:
         pass
 
 
-def fit_captions(settings: RunSettings, backbone: Backbone | None = None) -> Run:
-    """Train the map of one run on pairs; the same settings again resume it, or give it back finished."""
+def fit_captions(
+    settings: RunSettings, backbone: Backbone | None = None, lm: PrefixedLM | None = None
+) -> Run:
+    """Train the map of one run on pairs; the same settings again resume it, or give it back finished. `lm` is
+    what settings.text names, where it is open already.
+    """
     if place()[1] > 1:
         raise WordsightError(
             f"method={settings.method} is trained in one process; start it without accelerate launch or "
             f"torchrun"
         )
     pairs = training_pairs(settings)
-    parts = _parts(settings, backbone, pairs)
+    parts = _parts(settings, backbone, lm, pairs)
     folder = Path(settings.out or default_pairs_folder(settings)).expanduser()
     with in_use(folder):
         run = Run.start(folder, settings, _facts(parts), {}, pairs.account.to_dict())
@@ -97,13 +101,13 @@ def fit_captions(settings: RunSettings, backbone: Backbone | None = None) -> Run
     return run
 
 
-def _parts(settings: RunSettings, backbone: Backbone | None, pairs: Pairs) -> Parts:
+def _parts(settings: RunSettings, backbone: Backbone | None, lm: PrefixedLM | None, pairs: Pairs) -> Parts:
     own: LimberSettings = settings.settings
     where = {"device": settings.device, "dtype": settings.dtype}
     backbone = backbone or load_backbone(settings.backbone, **where, text=False)
     texts = _texts(own, backbone, where)
     with named("settings.text", own.text):
-        lm = PrefixedLM.from_base(own.text, device=backbone.device, dtype=settings.dtype)
+        lm = lm or PrefixedLM.from_base(own.text, device=backbone.device, dtype=settings.dtype)
     parts = Parts(settings, own, backbone, lm, texts, pairs)
     _check_room(lm, own)
     return parts
@@ -178,7 +182,7 @@ def _complete(run: Run, parts: Parts) -> None:
         }
     )
     generator = LimberGenerator(parts.backbone, method, name=str(run.folder))
-    caption.evaluate(run, generator=generator, batch=settings.train.batch_size)
+    caption.evaluate(run, generator=generator)
     run.finish()
 
 

@@ -61,7 +61,9 @@ CAPTION = Verb(
         argument(
             "--max-new-tokens", type=int, default=32, metavar="N", help="tokens of a caption (default 32)"
         ),
-        argument("--batch", type=int, default=16, metavar="N", help="captions written together (default 16)"),
+        argument(
+            "--batch", type=int, metavar="N", help="captions written together (default 16, on a GPU 128)"
+        ),
         argument("--csv", metavar="FILE", help="write a table: a line an image"),
         argument("--backbone", metavar="NAME", help="where the run's backbone lies now, if it has moved"),
         argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the run's"),

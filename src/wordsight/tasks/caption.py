@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wordsight.backbones import Backbone, load_backbone
 from wordsight.backbones.generator import Generator, Writing
-from wordsight.captioner import BATCH, Captions
+from wordsight.captioner import Captions
 from wordsight.config import WordsightError
 from wordsight.data import Pairs, Picture
 from wordsight.data.features import image_features, text_features
@@ -43,7 +43,7 @@ def evaluate(
     backbone: Backbone | str | None = None,
     scorer: Backbone | str | None = None,
     generator: Generator | None = None,
-    batch: int = BATCH,
+    batch: int | None = None,
 ) -> list[dict[str, Any]]:
     """Figures of a run's captions of test images, kept in metrics.jsonl, and the captions in captions-*.csv.
 
@@ -82,7 +82,7 @@ def measured(
     scorer: Backbone | None = None,
     *,
     how: Writing | None = None,
-    batch: int = BATCH,
+    batch: int | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Figures of a generator's captions of these images, and a table (CSV) of the captions themselves."""
     captions = Captions(generator, pairs.pictures, how, batch=batch)
