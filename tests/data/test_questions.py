@@ -1,6 +1,9 @@
 """Questions about images: of tables and of VQA's layout, with an account of what was left out."""
 
+import importlib.util
 import json
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from standins import COLOURS, paint
@@ -125,3 +128,40 @@ def test_shown_questions_are_of_the_training_part_about_other_images_and_nested(
     found.check_shots(2)
     with pytest.raises(WordsightError, match=r"shots=3 shows .* has 2 marked as train"):
         found.check_shots(3)
+
+
+@pytest.fixture(scope="session")
+def maker():
+    """benchmarks/vqa/questions.py, which no package holds."""
+    file = Path(__file__).parents[2] / "benchmarks" / "vqa" / "questions.py"
+    spec = importlib.util.spec_from_file_location("made_questions", file)
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module
+
+
+def test_questions_are_made_where_captions_agree(maker):
+    captions = [
+        maker.words(text)
+        for text in (
+            "Two black dogs run in the snow .",
+            "Two dogs are in the snow",
+            "A pair of animals",
+            "a black dog and another",
+            "Animals play .",
+        )
+    ]
+    made = {one.question: one.answer for one in maker.yes_no("p", captions)}
+    assert made["Is there a dog in the picture?"] == made["Is there snow in the picture?"] == "yes"
+    assert made["Is there a bench in the picture?"] == "no"
+    assert "Is there a bird in the picture?" not in made  # an animal may be one
+    assert list(maker.counts("p", captions[:3])) == [("p", "How many dogs are there?", "two", "count", "dog")]
+    assert not list(maker.counts("p", captions))  # `a dog and another`: not sure
+    assert [one.answer for one in maker.colors("p", captions)] == ["black"]
+    assert not list(maker.colors("p", [*captions, maker.words("a black and white dog")]))
+
+
+def test_made_questions_have_no_answer_that_is_right_more_often_than_half(maker, shared):
+    (rows,) = maker.questions(shared / "data" / "flickr8k" / "captions.csv", {"test": 480}).values()
+    for kind in ("yes/no", "count", "color"):
+        answers = Counter(one.answer for one in rows if one.kind == kind)
+        assert answers.total() >= 150 and answers.most_common(1)[0][1] * 2 <= answers.total()

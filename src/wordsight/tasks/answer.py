@@ -59,8 +59,8 @@ def cut(written: str, references: Sequence[str] = ()) -> str:
 class Asker:
     """Asks a generator questions in batches. What it made of an image is kept for a while."""
 
-    def __init__(self, generator: Generator, how: Writing = MEASURED):
-        self.generator, self.how = generator, how
+    def __init__(self, generator: Generator, how: Writing = MEASURED, at_once: int = AT_ONCE):
+        self.generator, self.how, self.at_once = generator, how, at_once
         self.skipped: dict[str, str] = {}  # reasons by the names of images that cannot be read
         self._seen: OrderedDict[str, Seen] = OrderedDict()
 
@@ -76,8 +76,8 @@ class Asker:
         """
         answers: list[str | None] = [None] * len(asked)
         with progress("questions", len(asked)) as advance:
-            for start in range(0, len(asked), AT_ONCE):
-                rows = range(start, min(start + AT_ONCE, len(asked)))
+            for start in range(0, len(asked), self.at_once):
+                rows = range(start, min(start + self.at_once, len(asked)))
                 turns = self._turns([(asked[row], shown[row], looked[row]) for row in rows])
                 kept = [(row, one) for row, one in zip(rows, turns) if one is not None]
                 prompts = [self.generator.asking(one) for _, one in kept]
