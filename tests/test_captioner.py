@@ -208,3 +208,42 @@ def test_what_needs_no_run():
     assert nearest_captions(train, images, images[[1, 0, 1]]) == [chosen[1], chosen[0], chosen[1]]
     assert constant_caption([*captions, *[("a dog runs", "a dog runs")] * 3]) == "a dog runs"
     assert typical_captions([("alone",)]) == ["alone"]
+
+
+# -- questions --
+
+
+def test_ask_answers_and_tells_what_is_missing(run, table, capsys):
+    image, question = f"{table}/red0.png", "what paint is it?"
+    assert main(["ask", str(run.folder), image, question, "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)["answers"]
+    assert answer["image"] == image and answer["written"].startswith(answer["answer"].split(" ")[0])
+    assert main(["ask", str(run.folder), image, question]) == 0
+    assert capsys.readouterr().out == f"{image}  {answer['answer']}\n"
+    for words, says in (
+        ([image], "the question is missing"),
+        ([question], "'what paint is it?' is a question without an image to look at"),
+        ([f"{table}/gone.png", question], "gone.png' does not exist"),
+        ([image, "what", "is it?"], "put it in quotes"),
+        ([image, "  "], "the question is blank"),
+        ([image, question, "--shots", "1"], "of which data"),
+    ):
+        assert main(["ask", str(run.folder), *words]) == 2 and says in capsys.readouterr().err
+
+
+def test_eval_measures_answers_about_images_that_the_run_has_not_seen(run, table, tmp_path, capsys):
+    parts = ((0, "train"), (1, "test"), (2, "test"))
+    lines = [f"{table}/{name}{n}.png,is it {name}?,yes,{part}" for name in COLOURS for n, part in parts]
+    (tmp_path / "q.csv").write_text("\n".join(["path,question,answer,split", *lines]))
+    words = ["eval", str(run.folder), f"data={tmp_path}/q.csv", "shots=2", "--json"]
+    assert main(words) == 0
+    answer = capsys.readouterr()
+    (event,) = json.loads(answer.out)
+    assert (event["questions"], event["shots"], event["part"], event["constant"]) == (5, 2, "test", 100.0)
+    assert {"accuracy", "blind", "over_blind", "whole"} <= event.keys()
+    assert "left out 5 of 10 questions about images that" in answer.err
+    assert len(csv_rows((run.folder / "answers-q-csv-2shot-seed1.csv").read_text())) == 5
+    assert run.events("answers")[-1]["accuracy"] == event["accuracy"]
+    assert main(words[:-1]) == 0 and "VQA accuracy" in capsys.readouterr().out
+    assert main([*words[:3], "classes=new"]) == 2 and "classes=new is about" in capsys.readouterr().err
+    assert main([*words[:2], "shots=2"]) == 2 and "what is measured has none" in capsys.readouterr().err

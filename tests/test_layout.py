@@ -55,6 +55,7 @@ ORDER = [
     "terminal",
     "arguments",
     "verb_caption",
+    "verb_ask",
     "verb_search",
     "cli",
     "__main__",

@@ -29,6 +29,7 @@ SERVER = "http://127.0.0.1:8000/v1"
 SHORT = {
     "fit": "train.max_steps=2",
     "method=two_tower": "settings.prompts=2 settings.heads=2 settings.max_tokens=80 settings.wrapper=plain",
+    "method=limber": "settings.max_tokens=24",
     "suite": "backbone={clip} train.max_steps=2 jobs=1",
     "--adapters": "--max-new-tokens 2",
 }
@@ -53,6 +54,18 @@ def newcomer(tmp_path_factory, tiny_clip, lm):
     rows = [[f"photos/{name}/{row}.png", f"a {name} wall"] for name in ("red", "green") for row in range(8)]
     with open(folder / "pairs.csv", "w", newline="") as file:
         csv.writer(file).writerows([["path", "caption"], *rows])
+    asked = [
+        [
+            f"photos/{name}/{row}.png",
+            "is it red?",
+            "yes" if name == "red" else "no",
+            "test" if row > 8 else "train",
+        ]
+        for name in ("red", "green")
+        for row in range(4, 14)
+    ]
+    with open(folder / "questions.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["path", "question", "answer", "split"], *asked])
     known = {"openai/clip-vit-base-patch16": tiny_clip, "HuggingFaceTB/SmolLM2-135M": lm}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hub, "_cached", known.get)

@@ -4,7 +4,7 @@
     python benchmarks/vqa/easy_vqa.py easy.csv            # or: --data FOLDER_WITH_train_AND_test
 
 The package has 4,000 + 1,000 images and 38,575 + 9,673 questions; the table takes 1,000 of the test part and
-4,000 of the training part, in an order by chance, the same every time. Plain Python."""
+600 of the training part, in an order by chance, the same every time. Plain Python."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-MOST = {"train": 4000, "test": 1000}
+MOST = {"train": 600, "test": 1000}
 SHAPES = ("circle", "rectangle", "triangle")
 HEADER = ("path", "question", "answer", "kind", "split")
 

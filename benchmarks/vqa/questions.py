@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 AGREED = 2  # captions, of five, that name what is there or how many
-MOST = {"train": 1000, "test": 480}  # questions of each kind
+MOST = {"train": 200, "test": 480}  # questions of each kind
 NUMBERS = ("two", "three", "four", "five", "six")
 COLORS = ("black", "white", "brown", "red", "blue", "green", "yellow", "orange", "pink", "purple", "gray")
 SPELLED = {"grey": "gray", "tan": "brown"}
@@ -92,7 +92,8 @@ class Made(NamedTuple):
 
 
 def words(caption: str) -> list[str]:
-    return [SPELLED.get(word, word) for word in re.findall(r"[a-z]+", caption.lower())]
+    found: list[str] = re.findall(r"[a-z]+", caption.lower())
+    return [SPELLED.get(word, word) for word in found]
 
 
 def yes_no(path: str, captions: Sequence[Sequence[str]]) -> Iterator[Made]:
@@ -142,21 +143,16 @@ def colored(caption: Sequence[str], thing: str) -> set[str]:
 
 
 def halved(made: Sequence[Made], most: int | None = None) -> list[Made]:
-    """In an order by chance, without the last of the commonest answer, so that it is half of them at most;
-    `most` of them.
-    """
+    """So many of the commonest answer that it is half of all at most; `most` together, by chance."""
     kept = sorted(made, key=lambda one: one.place)
-    answers = Counter(one.answer for one in kept).most_common(1)
-    if not answers:
-        return []
-    common, count = answers[0]
-    allowed = min(count, len(kept) - count)
-    held: list[Made] = []
-    for one in kept:
-        allowed -= one.answer == common
-        if one.answer != common or allowed >= 0:
-            held.append(one)
-    return held if most is None or len(held) <= most else halved(held[:most])
+    common = Counter(one.answer for one in kept).most_common(1)[0][0] if kept else ""
+    first = [one for one in kept if one.answer == common]
+    others = [one for one in kept if one.answer != common]
+    first = first[: len(others)]
+    whole = len(first) + len(others)
+    most = whole if most is None else min(most, whole)
+    share = len(first) * most // max(1, whole)
+    return first[:share] + others[: most - share]
 
 
 def balanced(made: Sequence[Made], most: int) -> list[Made]:
@@ -174,8 +170,9 @@ def balanced(made: Sequence[Made], most: int) -> list[Made]:
 
 
 def even(made: Sequence[Made], most: int) -> list[Made]:
-    """As many yes as no, `most` together at most."""
-    sides = [[one for one in made if one.answer == answer] for answer in ("yes", "no")]
+    """As many yes as no, `most` together at most, by chance."""
+    kept = sorted(made, key=lambda one: one.place)
+    sides = [[one for one in kept if one.answer == answer] for answer in ("yes", "no")]
     each = min(most // 2, *map(len, sides))
     return [one for side in sides for one in side[:each]]
 

@@ -18,6 +18,7 @@ from wordsight.arguments import Verb, argument, options_first, parser_of
 from wordsight.config import RunSettings, WordsightError
 from wordsight.names import class_list
 from wordsight.reader import read
+from wordsight.verb_ask import ASK
 from wordsight.verb_caption import CAPTION
 from wordsight.verb_search import SEARCH
 
@@ -271,6 +272,7 @@ VERBS: dict[str, Verb] = {
         ],
     ),
     "caption": CAPTION,
+    "ask": ASK,
     "search": SEARCH,
     "report": Verb(
         report,

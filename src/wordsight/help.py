@@ -26,6 +26,7 @@ DATA_FORMS = (
         "captions.csv",
         "columns of image path and caption (caption_1, ...), perhaps of split: pairs, for two_tower",
     ),
+    ("questions.csv, a folder of VQA", "columns of path, question and answer, or VQA's files: for eval"),
     ("org/name, hf:org/name", "a Hugging Face dataset, or a folder written by save_to_disk"),
     ("shards/x-{000..003}.tar", "a webdataset of tars"),
     ("digits", "scikit-learn's 1,797 handwritten digits"),
@@ -42,6 +43,9 @@ class EvaluateSettings:
     backbone: str | None = None  # where the run's backbone lies now; it must be the same by content
     # captions: the backbone of CLIPScore, by name; null: the run's own, where it has a text tower
     scorer: str | None = None
+    # questions: how many of the training part are shown with their answers before each; null: none
+    shots: int | None = None
+    seed: int = 1  # what these are drawn from
 
 
 @dataclass(frozen=True)

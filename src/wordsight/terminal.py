@@ -111,9 +111,9 @@ def evaluate(results: Sequence[Mapping[str, Any]]) -> None:
     from wordsight.metrics import harmonic_mean
 
     for event in results:
-        show = _retrieval if "image_to_text" in event else _captions if "cider_d" in event else _accuracy
-        show(event)
-    by_part = {event["classes"]: event["accuracy"] for event in results if "accuracy" in event}
+        kinds = {"image_to_text": _retrieval, "cider_d": _captions, "questions": _answers}
+        next((show for key, show in kinds.items() if key in event), _accuracy)(event)
+    by_part = {event["classes"]: event["accuracy"] for event in results if "classes" in event}
     if {"base", "new"} <= by_part.keys():
         h = harmonic_mean(by_part["base"], by_part["new"])
         out(f"    H: {h:5.1f}%  (harmonic mean of base and new)")
@@ -174,6 +174,18 @@ def _captions(event: Mapping[str, Any]) -> None:
     out(f"    {figures}")
 
 
+def _answers(event: Mapping[str, Any]) -> None:
+    examples = f", behind {event['shots']} examples" if event["shots"] else ""
+    out(f"{event['data']}: {event['questions']} questions of its {event['part']} part{examples}")
+    for name, part in {"all": event, **event["kinds"]}.items():
+        others = {"without images": part.get("blind"), "constant": part.get("constant")}
+        beside = "  ".join(f"{what} {value:5.1f}%" for what, value in others.items() if value is not None)
+        out(f"    {name:8} VQA accuracy {part['accuracy']:5.1f}%  {beside}  ({part['questions']} questions)")
+    if "over_blind" in event:
+        mean, low, high = event["over_blind"]
+        out(f"    images give {mean:+.1f} [{low:+.1f}, {high:+.1f}] points (95 % interval over these images)")
+
+
 def predict(answer: Mapping[str, Any]) -> None:
     for entry in answer["predictions"]:
         chosen = "  ".join(f"{one['class']} {one['probability']:.1%}" for one in entry["classes"])
@@ -191,6 +203,11 @@ def predict(answer: Mapping[str, Any]) -> None:
 def caption(answer: Mapping[str, Any]) -> None:
     for entry in answer["captions"]:
         out(f"{entry['image']}  {entry['caption']}")
+
+
+def ask(answer: Mapping[str, Any]) -> None:
+    for entry in answer["answers"]:
+        out(f"{entry['image']}  {entry['answer']}")
 
 
 def search(answer: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from standins import COLOURS, paint
 from wordsight.backbones.generator import Generator, Turn, Writing
 from wordsight.config import WordsightError
 from wordsight.data.questions import open_questions
-from wordsight.tasks.answer import Asker, answers_file, constants, cut, evaluate, figures, measure, table
+from wordsight.tasks.answer import Answers, Asker, constants, cut, figures, measure, measured, table
 
 
 class Namer(Generator):
@@ -67,7 +67,7 @@ def test_the_paper_s_form_with_examples_and_without_images():
 
 
 def test_accuracy_of_each_kind_beside_the_blind_lm_and_the_constant_answer(asked):
-    event = evaluate(Namer(), asked)
+    event, _ = measured(Namer(), asked)
     assert (event["questions"], event["accuracy"], event["part"], event["shots"]) == (4, 75.0, "test", 0)
     assert event["blind"] == 25.0 and "constant" not in event  # no training question is of two of the kinds
     assert event["whole"] == 0.0  # `and more`, which the longest reference cuts off
@@ -102,12 +102,12 @@ def test_examples_stand_before_each_question_and_images_are_seen_once(asked):
 
 def test_an_image_that_cannot_be_read_is_told_and_not_counted(asked, tmp_path):
     (tmp_path / "4.png").write_bytes(b"no image")
-    event = evaluate(Namer(), asked)
+    event, _ = measured(Namer(), asked)
     assert event["questions"] == 3 and [name for name, _ in event["skipped"]] == ["4.png"]
     for number in (3, 5):
         (tmp_path / f"{number}.png").write_bytes(b"")
     with pytest.raises(WordsightError, match="none of its images can be read"):
-        evaluate(Namer(), asked)
+        measured(Namer(), asked)
 
 
 def test_the_interval_is_over_images_and_the_table_holds_every_answer(asked):
@@ -123,7 +123,26 @@ def test_the_interval_is_over_images_and_the_table_holds_every_answer(asked):
         ("blue", "1"),
         ("red", "0"),
     ]
-    assert answers_file("x/q.csv", 2, 1) == "answers-q-csv-2shot-seed1.csv"
+
+
+def test_one_question_about_many_images(asked, tmp_path):
+    (tmp_path / "0.png").write_bytes(b"no image")
+    namer = Namer()
+    with pytest.raises(WordsightError, match="no image to ask about that can be read"):
+        list(Answers(namer, [tmp_path / "0.png"], "Why?"))
+    answers = Answers(namer, [tmp_path], " What \n colour? ")
+    said = [one.answer for one in answers]
+    assert said == [f"{name} and more" for name in ("blue", "blue", "red", "green", "blue")]
+    assert [one["image"].rsplit("/")[-1] for one in answers.skipped] == ["0.png"]
+    for what, says in ({"question": "  "}, "blank"), ({"question": "Why?", "shots": 1}, "of which data"):
+        with pytest.raises(WordsightError, match=says):
+            Answers(namer, [tmp_path], **what)
+
+
+def test_examples_stand_before_one_question(asked, tmp_path):
+    namer = Namer()
+    (said,) = Answers(namer, [tmp_path / "3.png"], "What colour?", examples=asked, shots=2)
+    assert said.answer == "red and more" and len(namer.prompts[0]) == 6
 
 
 def test_writing_that_cannot_be_is_refused():

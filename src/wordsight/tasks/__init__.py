@@ -10,6 +10,7 @@ from typing import Any
 
 from wordsight.backbones import Backbone
 from wordsight.config import WordsightError
+from wordsight.data.questions import is_questions
 from wordsight.data.splits import Which
 from wordsight.fitted import is_captioner, is_embedder
 from wordsight.runs import Run
@@ -23,17 +24,28 @@ def evaluate(
     label: str | None = None,
     backbone: Backbone | str | None = None,
     scorer: str | None = None,
+    shots: int | None = None,
+    seed: int = 1,
 ) -> list[dict[str, Any]]:
     """Figures of a run on test images, kept in its metrics.jsonl: of its own data, or of other `data`.
 
     A run over classes gives accuracy (classify), one that learned from pairs recall@k on captions and
     zero-shot accuracy on labels (retrieve), one that captions CIDEr-D, BLEU-4 and CLIPScore (caption), the
-    last by the backbone `scorer` or its own. No image is counted that the run was fitted to, however the data
+    last by the backbone `scorer` or its own; on `data` with questions VQA accuracy (answer), behind `shots`
+    examples of its training part, drawn by `seed`. No image is counted that the run was fitted to, however
+    the data
     is named: how many were left out for that is logged. `backbone` names it where it has moved. Errors:
     WordsightError."""
     run = run if isinstance(run, Run) else Run.open(run)
-    name = "caption" if is_captioner(run) else "retrieve" if is_embedder(run) else "classify"
+    name = _task(run, data)
     task, more = importlib.import_module(f"wordsight.tasks.{name}"), {}
+    if name == "answer":
+        more = {"shots": shots or 0, "seed": seed}
+    elif shots is not None:
+        raise WordsightError(
+            f"shots={shots} are questions that are shown before others, but what is measured has none; "
+            f"leave it out, or give data= with questions"
+        )
     if scorer is not None:
         if name != "caption":
             raise WordsightError(
@@ -41,3 +53,15 @@ def evaluate(
             )
         more = {"scorer": scorer}
     return task.evaluate(run, data=data, classes=classes, label=label, backbone=backbone, **more)
+
+
+def _task(run: Run, data: str | None) -> str:
+    """What is measured. Errors: WordsightError for questions to a run that cannot answer."""
+    if data is not None and is_questions(data):
+        if not is_captioner(run):
+            raise WordsightError(
+                f"data={data!r} holds questions, and {run.folder} is a {run.settings.method}, which answers "
+                f"none; give a run of limber"
+            )
+        return "answer"
+    return "caption" if is_captioner(run) else "retrieve" if is_embedder(run) else "classify"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -13,13 +14,17 @@ import numpy as np
 from jaxtyping import Float
 
 from wordsight import metrics
+from wordsight.backbones import Backbone
 from wordsight.backbones.generator import Generator, Seen, Turn, Writing
 from wordsight.config import WordsightError
 from wordsight.data import Picture
+from wordsight.data.account import Account
+from wordsight.data.given import pictures_in
 from wordsight.data.images import Unreadable, read_image
 from wordsight.data.questions import Question, Questions, open_questions
-from wordsight.data.splits import digests
+from wordsight.data.splits import Which, digests
 from wordsight.files import csv_text, plain_name, write_file
+from wordsight.fitted import open_generator
 from wordsight.runs import Run
 from wordsight.text_metrics import vqa_accuracy
 from wordsight.workers import progress
@@ -59,8 +64,15 @@ def cut(written: str, references: Sequence[str] = ()) -> str:
 class Asker:
     """Asks a generator questions in batches. What it made of an image is kept for a while."""
 
-    def __init__(self, generator: Generator, how: Writing = MEASURED, at_once: int = AT_ONCE):
-        self.generator, self.how, self.at_once = generator, how, at_once
+    def __init__(
+        self,
+        generator: Generator,
+        how: Writing = MEASURED,
+        at_once: int = AT_ONCE,
+        remembered: int = REMEMBERED,
+    ):
+        """`at_once` questions are one batch; so many images are `remembered`."""
+        self.generator, self.how, self.at_once, self.remembered = generator, how, at_once, remembered
         self.skipped: dict[str, str] = {}  # reasons by the names of images that cannot be read
         self._seen: OrderedDict[str, Seen] = OrderedDict()
 
@@ -79,10 +91,10 @@ class Asker:
             for start in range(0, len(asked), self.at_once):
                 rows = range(start, min(start + self.at_once, len(asked)))
                 turns = self._turns([(asked[row], shown[row], looked[row]) for row in rows])
-                kept = [(row, one) for row, one in zip(rows, turns) if one is not None]
-                prompts = [self.generator.asking(one) for _, one in kept]
+                kept = {row: one for row, one in zip(rows, turns) if one is not None}
+                prompts = [self.generator.asking(one) for one in kept.values()]
                 written = self.generator.write(prompts, self.how) if prompts else []
-                for (row, _), text in zip(kept, written):
+                for row, text in zip(kept, written):
                     answers[row] = text
                 advance(len(rows))
         return answers
@@ -119,9 +131,70 @@ class Asker:
                 log.warning("skipped %s: %s", name, error)
         self._seen |= zip(images, self.generator.see(list(images.values())) if images else [])
         found = {name: self._seen[name] for name in by_name if name in self._seen}
-        while len(self._seen) > REMEMBERED:
+        while len(self._seen) > self.remembered:
             self._seen.popitem(last=False)
         return found
+
+
+class Said(NamedTuple):
+    """An answer to a question about one image."""
+
+    image: str
+    answer: str  # up to the end of its line
+    written: str  # all that the LM wrote
+
+
+class Answers:
+    """The answers to one question about images, made as they are asked for: iterate once.
+
+    `skipped` has {"image", "reason"} of each image that could not be read, `account` what folders held beside
+    images; both are whole at the end. `shots` training questions of `examples` stand before it, drawn by
+    `seed`. Errors: WordsightError for no question, no image, or fewer examples than `shots`; where no image
+    can be read, at the end."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        images: Sequence[Any],
+        question: str,
+        *,
+        examples: Questions | None = None,
+        shots: int = 0,
+        seed: int = 1,
+        how: Writing | None = None,
+    ):
+        self.question = " ".join(question.split())
+        if not self.question:
+            raise WordsightError("the question is blank; give a text, as 'What is the man holding?'")
+        if shots and examples is None:
+            raise WordsightError(
+                f"shots={shots} shows questions with answers; say of which data: examples=..."
+            )
+        self.shown = []
+        if examples is not None:
+            examples.check_shots(shots)
+            self.shown = examples.shown(shots, seed, 0)
+        self.account = Account()
+        self._asker = Asker(generator, how or Writing())
+        self._images = images
+
+    @property
+    def skipped(self) -> list[dict[str, str]]:
+        return [{"image": name, "reason": reason} for name, reason in self._asker.skipped.items()]
+
+    def __iter__(self) -> Iterator[Said]:
+        pictures, kept = pictures_in(self._images, self.account), 0
+        while some := list(itertools.islice(pictures, self._asker.at_once)):
+            asked = [Question(picture, self.question, (), "") for picture in some]
+            written = self._asker.ask(asked, [self.shown] * len(some), some)
+            for picture, text in zip(some, written):
+                if text is not None:
+                    kept += 1
+                    yield Said(picture.name, cut(text), text)
+        self.account.tell()
+        if not kept:
+            why = "".join(f"; {one['image']}: {one['reason']}" for one in self.skipped[:1])
+            raise WordsightError(f"there is no image to ask about that can be read{why}; give image files")
 
 
 # -- measuring --
@@ -230,27 +303,44 @@ def table(answers: Sequence[Answered | None]) -> str:
 
 
 def evaluate(
-    generator: Generator, source: str | Questions, *, shots: int = 0, seed: int = 1, run: Run | None = None
-) -> dict[str, Any]:
-    """Figures of a generator on the questions of a source, as `figures` has them.
+    run: Run,
+    *,
+    data: str,
+    classes: Which | None = None,
+    label: str | None = None,
+    backbone: Backbone | str | None = None,
+    shots: int = 0,
+    seed: int = 1,
+    generator: Generator | None = None,
+) -> list[dict[str, Any]]:
+    """Figures of a run's answers to the questions of `data`, kept in metrics.jsonl, and the answers in
+    answers-*.csv. Questions about images that it was fitted to are left out. `generator` is what the run
+    became, where it is open already."""
+    if classes or label:
+        given = f"classes={classes}" if classes else f"label={label}"
+        raise WordsightError(f"{given} is about classes, but data={data!r} holds questions; leave it out")
+    questions = open_questions(data)
+    questions.account.tell()
+    questions.check_shots(shots)
+    questions = _unseen(questions, run)
+    generator = generator or open_generator(run.folder, backbone=backbone)
+    event, said = measured(generator, questions, shots=shots, seed=seed)
+    write_file(run.folder / answers_file(data, shots, seed), said)
+    run.log(event)
+    return [event]
 
-    Of a `run`, images that it was fitted to are left out, what was said to each question is kept in
-    answers-*.csv of its folder, and the figures in its metrics.jsonl."""
-    questions = source if isinstance(source, Questions) else open_questions(source)
-    if not isinstance(source, Questions):
-        questions.account.tell()
-    if run is not None:
-        questions = _unseen(questions, run)
+
+def measured(
+    generator: Generator, questions: Questions, *, shots: int = 0, seed: int = 1
+) -> tuple[dict[str, Any], str]:
+    """Figures of a generator's answers, as `figures` has them, and a table (CSV) of the answers."""
     asker = Asker(generator)
     answers = measure(asker, questions, shots=shots, seed=seed)
     blind = measure(asker, questions, shots=shots, seed=seed, look="none")
     event = {"event": "answers", "data": questions.name, "part": questions.measured()[0]}
     event |= {"shots": shots, "seed": seed} | figures(answers, blind, constants(questions))
     event["skipped"] = [list(pair) for pair in asker.skipped.items()]
-    if run is not None:
-        write_file(run.folder / answers_file(questions.name, shots, seed), table(answers))
-        run.log(event)
-    return event
+    return event, table(answers)
 
 
 def answers_file(data: str, shots: int, seed: int) -> str:

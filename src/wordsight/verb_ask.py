@@ -1,0 +1,82 @@
+"""The verb `ask`: from the command line's options to wordsight.tasks.answer, and its result as plain values.
+Imports no torch before it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wordsight import hints, terminal
+from wordsight.arguments import Verb, argument
+from wordsight.config import WordsightError
+
+EXAMPLE = "wordsight ask RUN img.jpg 'What is the man holding?'"
+
+
+def ask(options: argparse.Namespace) -> dict[str, Any]:
+    images, question = _parts(options.words)
+    hints.check_run("ask", options.run)
+    from wordsight.backbones.generator import Writing
+    from wordsight.backbones.hub import run_folder
+    from wordsight.data.questions import open_questions
+    from wordsight.fitted import open_generator
+    from wordsight.tasks.answer import Answers
+
+    examples = open_questions(options.examples) if options.examples else None
+    how = Writing(max_new_tokens=options.max_new_tokens)
+    generator = open_generator(run_folder(options.run), device=options.device, backbone=options.backbone)
+    drawn = {"examples": examples, "shots": options.shots, "seed": options.seed}
+    answers = Answers(generator, images, question, **drawn, how=how)
+    entries = [one._asdict() for one in answers]
+    shown = [{"question": one.text, "answer": one.usual, "image": one.picture.name} for one in answers.shown]
+    return {"run": options.run, "question": answers.question, "answers": entries} | {
+        "examples": shown,
+        "skipped": answers.skipped,
+        "account": answers.account.to_dict(),
+    }
+
+
+def _parts(words: Sequence[str]) -> tuple[list[str], str]:
+    """The images among the words, and the one question. Errors: WordsightError where either is missing."""
+    images = [word for word in words if Path(word).expanduser().exists()]
+    rest = [word for word in words if word not in images]
+    gone = [word for word in rest if hints.is_picture(word) and " " not in word]
+    if gone:
+        raise WordsightError(f"the image {gone[0]!r} does not exist; give the path of an image")
+    if not rest:
+        raise WordsightError(f"the question is missing: {EXAMPLE}")
+    if not images:
+        raise WordsightError(f"{rest[-1]!r} is a question without an image to look at: {EXAMPLE}")
+    if len(rest) > 1:
+        raise WordsightError(
+            f"{', '.join(map(repr, rest[:3]))} are no images, and one question is asked at a time; put it in "
+            f"quotes: {EXAMPLE}"
+        )
+    return images, rest[0]
+
+
+ASK = Verb(
+    ask,
+    terminal.ask,
+    f"answer a question about images: {EXAMPLE}",
+    [
+        argument("run", metavar="RUN", help="a run of limber, or hf:org/name"),
+        argument(
+            "words",
+            nargs="+",
+            metavar="IMAGE... QUESTION",
+            help="images, or folders of them, and one question in quotes",
+        ),
+        argument("--shots", type=int, default=0, metavar="K", help="questions shown with answers (0)"),
+        argument("--examples", metavar="DATA", help="of which data: a table of questions, or VQA's files"),
+        argument("--seed", type=int, default=1, metavar="N", help="what they are drawn from (default 1)"),
+        argument(
+            "--max-new-tokens", type=int, default=16, metavar="N", help="tokens of an answer (default 16)"
+        ),
+        argument("--backbone", metavar="NAME", help="where the run's backbone lies now, if it has moved"),
+        argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the run's"),
+    ],
+)
