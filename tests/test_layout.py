@@ -43,6 +43,7 @@ ORDER = [
     "fit",
     "export",
     "estimator",
+    "tell_apart",
     "report",
     "demo",
     "cost",
@@ -57,6 +58,7 @@ ORDER = [
     "verb_caption",
     "verb_ask",
     "verb_search",
+    "verb_sentences",
     "cli",
     "__main__",
 ]

@@ -16,11 +16,11 @@ from typing import Any
 from wordsight import help, hints, terminal
 from wordsight.arguments import Verb, argument, options_first, parser_of
 from wordsight.config import RunSettings, WordsightError
-from wordsight.names import class_list
 from wordsight.reader import read
 from wordsight.verb_ask import ASK
 from wordsight.verb_caption import CAPTION
 from wordsight.verb_search import SEARCH
+from wordsight.verb_sentences import SENTENCES
 
 EXPLAINED = 3  # sentences an explanation shows at least
 LEFT_OUT_OF_JSON = ("confusion", "class_recall", "event")  # of an evaluation: they stand in metrics.jsonl
@@ -144,27 +144,6 @@ def suite(options: argparse.Namespace) -> dict[str, Any]:
     return run_suite(settings)
 
 
-def sentences(options: argparse.Namespace) -> dict[str, Any]:
-    hints.check_words("sentences", options.words)
-    from wordsight.sentences.writers import WriterSettings, write_sentences
-
-    about, writer = _split(options.words, help.AboutSettings)
-    if (about.data is None) == (about.classes is None) or about.out is None:
-        raise WordsightError(
-            "give data=... or classes=a,b,c or classes=@FILE, one name a line (whose names to ask about), "
-            "model=..., and out=sentences.json"
-        )
-    names = _class_names(about.data) if about.data else class_list(about.classes)
-    written = write_sentences(names, read(WriterSettings, *writer), about.out)
-    return {"out": about.out, "sentences": {name: len(texts) for name, texts in written.items()}}
-
-
-def _class_names(data: str) -> Sequence[str]:
-    from wordsight.data import open_dataset
-
-    return open_dataset(data).class_names
-
-
 def join(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_words("join", options.words)
     from wordsight.backbones.join import JoinSettings, join
@@ -210,12 +189,6 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
 
 def _short(event: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in event.items() if key not in LEFT_OUT_OF_JSON}
-
-
-def _split(words: Sequence[str], cls: type) -> tuple[Any, list[str]]:
-    """The settings that `cls` holds, and the words of the others."""
-    own = [word for word in words if word.partition("=")[0] in help.described(cls)]
-    return read(cls, *own), [word for word in words if word not in own]
 
 
 # -- the table -----------------------------------------------------------------------------------------------
@@ -320,12 +293,7 @@ VERBS: dict[str, Verb] = {
             _WORDS,
         ],
     ),
-    "sentences": Verb(
-        sentences,
-        terminal.sentences,
-        "have an LLM write sentences about classes: wordsight sentences data=photos/ model=... out=s.json",
-        [_WORDS],
-    ),
+    "sentences": SENTENCES,
     "generate": Verb(
         generate,
         terminal.generate,

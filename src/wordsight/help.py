@@ -52,9 +52,13 @@ class EvaluateSettings:
 class AboutSettings:
     """Whom `sentences` asks about, and where the answers go."""
 
-    data: str | None = None  # data whose class names are asked about, or
+    # data whose class names are asked about, or; with --contrast, where the run's labelled images lie now
+    data: str | None = None
     classes: str | None = None  # their names: a,b,c, or @FILE with one name a line
     out: str | None = None  # the JSON file of sentences; must be given
+    # with --contrast: how many pairs of classes are asked about, those first that are confused most; null: 10
+    pairs: int | None = None
+    backbone: str | None = None  # with --contrast: where the run's backbone lies now
 
 
 @dataclass(frozen=True)

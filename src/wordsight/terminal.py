@@ -246,11 +246,30 @@ def suite(answer: Mapping[str, Any]) -> None:
 
 
 def sentences(answer: Mapping[str, Any]) -> None:
+    if "pairs" in answer:
+        _contrasted(answer)
+        return
     counts, file = answer["sentences"], answer["out"]
     out(
         f"{sum(counts.values())} sentences for {len(counts)} classes in {file}; use them with "
         f"sentences={file}"
     )
+
+
+def _contrasted(answer: Mapping[str, Any]) -> None:
+    for pair in answer["pairs"]:
+        first, second = pair["classes"]
+        out(f"confused {pair['images']:4} times: {first} and {second}")
+    kept, (mean, low, high), accuracy = answer["kept"], answer["gain"], answer["accuracy"]
+    out(f"kept {len(kept) or 'none'} of {answer['asked']} sentences{':' * bool(kept)}")
+    for one in kept:
+        out(f"    {one['points']:+.2f}  {one['class']} (not {one['against']}): {one['sentence']}")
+    out(
+        f"accuracy on {answer['images']} left-out images: {accuracy['after']:.1f}% with what is chosen "
+        f"without them, {accuracy['before']:.1f}% before: {mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    )
+    shown = "raised" if low > 0 else "lowered" if high < 0 else "not shown to change"
+    out(f"accuracy is {shown} (95 % interval over these images); use them with sentences={answer['out']}")
 
 
 def generate(answer: Mapping[str, Any]) -> None:

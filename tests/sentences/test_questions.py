@@ -21,11 +21,13 @@ def test_every_question_set_is_well_formed():
         "food",
         "scenes",
         "actions",
+        "contrast",
     }
     for name in sets:
-        assert len(read_questions(name)) >= 3 and all(
-            "(n)" not in ask_about(question, "old owl") for question in read_questions(name)
-        )
+        questions = read_questions(name, two=name == "contrast")
+        assert len(questions) >= 3
+        asked = [ask_about(question, "old owl", "ant_hill") for question in questions]
+        assert not any("(n)" in one or "{" in one for one in asked)
 
 
 def test_questions_fail_in_words():
@@ -37,6 +39,11 @@ def test_questions_fail_in_words():
     assert read_questions('What is a {}?,"A {}, in short?"') == ("What is a {}?", "A {}, in short?")
     with pytest.raises(WordsightError, match="empty"):
         read_questions([])
+    with pytest.raises(WordsightError, match=r"is about two classes; \{other\} is for `wordsight sentences"):
+        read_questions("contrast")
+    for bad in ("generic", ["{} or {other} or {other}"]):
+        with pytest.raises(WordsightError, match=r"must hold \{other\} once.*questions=contrast"):
+            read_questions(bad, two=True)
 
 
 def test_articles_follow_the_sound():
@@ -55,4 +62,6 @@ def test_articles_follow_the_sound():
         ask_about("Describe a(n) {}.", "old_owl") == "Describe an old owl."
         and ask_about("A(n) {}?", "owl") == "An owl?"
     )
+    both = "How does a(n) {} differ from a(n) {other}?"
+    assert ask_about(both, "old_owl", "emu_egg") == "How does an old owl differ from an emu egg?"
     assert ask_about("What is {} food?", "apple_pie") == "What is apple pie food?"

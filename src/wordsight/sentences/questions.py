@@ -12,12 +12,18 @@ from wordsight.reader import nearest
 from wordsight.sentences.templates import fill
 
 QUESTIONS = Path(__file__).parent / "questions.json"
+OTHER = "{other}"  # where a question about two classes has the name of the second
+NOT_OF_ONE = f"is about two classes; {OTHER} is for `wordsight sentences --contrast RUN`"
+NOT_OF_TWO = (
+    f"must hold {OTHER} once, where the name of the class goes that {{}} is confused with; "
+    f"questions=contrast is a ready set"
+)
 
 
-def read_questions(which: str | Sequence[str]) -> tuple[str, ...]:
+def read_questions(which: str | Sequence[str], *, two: bool = False) -> tuple[str, ...]:
     """The questions of a set in questions.json, or one's own: a list, or text as `class_list` reads it, with
     quotes around one that holds a comma. Each holds one `{}`; `a(n) {}` becomes "a" or "an" as the name
-    demands.
+    demands. One about `two` classes holds one `{other}` beside it.
     """
     if isinstance(which, str) and ("{}" in which or which.startswith("@")):
         which = class_list(which)
@@ -36,18 +42,23 @@ def read_questions(which: str | Sequence[str]) -> tuple[str, ...]:
             raise WordsightError(
                 f"question {question!r} must be text that holds {{}} once, where the class name goes"
             )
+        if question.count(OTHER) != int(two):
+            raise WordsightError(f"question {question!r} {NOT_OF_TWO if two else NOT_OF_ONE}")
     return tuple(which)
 
 
-def ask_about(question: str, name: str) -> str:
+def ask_about(question: str, name: str, other: str = "") -> str:
     """The question with the class name in it: ask_about("Describe a(n) {}.", "old_owl") is "Describe an old
-    owl.".
+    owl."; `other` is the second class's, where it is about two.
     """
-    return fill(
-        question.replace("a(n) {}", f"{article(name)} {{}}").replace(
-            "A(n) {}", f"{article(name).capitalize()} {{}}"
-        ),
-        name,
+    question = _with_article(_with_article(question, "{}", name), OTHER, other)
+    return fill(question, name).replace(OTHER, other.replace("_", " "))
+
+
+def _with_article(question: str, place: str, name: str) -> str:
+    small = article(name)
+    return question.replace(f"a(n) {place}", f"{small} {place}").replace(
+        f"A(n) {place}", f"{small.capitalize()} {place}"
     )
 
 

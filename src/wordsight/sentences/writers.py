@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,19 +109,34 @@ def write_sentences(
     another process writes it (or `wait` for that one to end), when the server or the model is not to be had,
     and when a class gets no usable answer at all. Some empty answers are warned of."""
     names = tuple(dict.fromkeys(map(nfc, class_names)))
-    path = Path(path).expanduser()
     questions = read_questions(settings.questions)
+    asked = {name: [ask_about(question, name) for question in questions] for name in names}
     header = header_of(settings, questions)
+    texts = write_answers(asked, header, settings, Path(path).expanduser(), tower=tower, wait=wait)
+    return {name: texts[nfc(name)] for name in class_names}
+
+
+def write_answers(
+    asked: Mapping[str, Sequence[str]],
+    header: Mapping[str, Any],
+    settings: WriterSettings,
+    path: Path,
+    *,
+    tower: TextTower | None = None,
+    wait: bool = False,
+) -> dict[str, tuple[str, ...]]:
+    """An LLM's answers to the questions `asked` about each class, kept under `header` in the file `path`, as
+    `write_sentences` has it. The header decides the questions about a class.
+    """
     cache = load_record(path, header)
-    if not all(cache["sentences"].get(name) for name in names):
+    if not all(cache["sentences"].get(name) for name in asked):
         with writing(path, header, wait=wait) as record:
-            _Call(record, names, questions, settings).run(tower)
+            _Call(record, asked, settings).run(tower)
             cache = record.cache
     elif waiting(path):  # a call was stopped between its last two steps, or another one adds classes
         with contextlib.suppress(WordsightError), writing(path, header):
             pass
-    texts = cached_texts(cache, path.name)
-    return {name: texts[nfc(name)] for name in class_names}
+    return cached_texts(cache, path.name)
 
 
 def header_of(settings: WriterSettings, questions: Sequence[str]) -> dict[str, Any]:
@@ -148,14 +163,12 @@ def _writer(settings: WriterSettings, tower: TextTower | None) -> Iterator[Write
 class _Call:
     """One call of `write_sentences`: what it asks, and how far it is."""
 
-    def __init__(
-        self, record: Record, names: Sequence[str], questions: Sequence[str], settings: WriterSettings
-    ):
+    def __init__(self, record: Record, asked: Mapping[str, Sequence[str]], settings: WriterSettings):
         self.record, self.settings = record, settings
         seeds = range(settings.seed, settings.seed + settings.per_question)
         self.jobs = {  # of each class that the file does not hold
-            name: [Job(name, ask_about(question, name), seed) for question in questions for seed in seeds]
-            for name in names
+            name: [Job(name, question, seed) for question in questions for seed in seeds]
+            for name, questions in asked.items()
             if not record.cache["sentences"].get(name)
         }
         self.failure: WordsightError | None = None  # no further question is asked after it
