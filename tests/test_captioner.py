@@ -14,10 +14,12 @@ from wordsight.cli import main
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Pairs
 from wordsight.data.pairs import open_pairs
+from wordsight.export import export
 from wordsight.files import csv_rows
 from wordsight.fit import fit
 from wordsight.fitted import open_generator
 from wordsight.reader import read
+from wordsight.report import report
 from wordsight.tasks import evaluate
 from wordsight.tasks.caption import constant_caption, figures, nearest_captions, typical_captions
 from wordsight.text_metrics import bleu, cider_d, tokens
@@ -168,6 +170,20 @@ def test_other_runs_and_verbs_say_what_to_do(run, backbone, photos, tmp_path, ta
         evaluate(run, classes="base")
     with pytest.raises(WordsightError, match="writes none"):
         evaluate(other, scorer="micro")
+
+
+def test_an_export_needs_nothing_outside_it(run, generator, table, tmp_path):
+    out = export(run.folder, tmp_path / "out")
+    images = paths(table)[:4]
+    assert [one.text for one in caption(out, images)] == said(generator, images)
+    card = (out / "README.md").read_text()
+    assert "wordsight caption out" in card and "CIDEr-D" in card and "language model" in card
+    assert str(table.parent) not in (out / "config.yaml").read_text() + card
+
+
+def test_a_report_shows_captions(run, tmp_path):
+    answer = report([run.folder], tmp_path / "report.html")
+    assert "CIDEr-D" in answer["markdown"] and "RefCLIPScore" in (tmp_path / "report.html").read_text()
 
 
 def test_a_replaced_lm_is_noticed(run, own_lm, table):

@@ -1,8 +1,9 @@
 """Export: a finished run as one folder that needs nothing outside it, and names no folder of the machine that
 it was made on.
 
-backbone/   the backbone of a classifier; a two_tower is one itself, with its LM in text/base/ and its image
-            tower in image/
+backbone/   the backbone of a classifier, or what limber sees by; a two_tower is one itself, with its LM in
+            text/base/ and its image tower in image/
+lm/         the LM of a limber
 licences/   the licence files that lay beside the parts
 README.md   a model card: how to use it, figures, classes, where each part comes from and under what licence
             the rest is the run's: see runs.py
@@ -22,13 +23,21 @@ from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone
 from wordsight.backbones.llm import LLM, on_hub
 from wordsight.config import RunSettings, WordsightError, relocated
 from wordsight.files import new_folder, read_text, write_file
-from wordsight.fitted import is_embedder, open_backbone, open_embedder
+from wordsight.fitted import (
+    SIDES,
+    is_captioner,
+    is_embedder,
+    open_backbone,
+    open_embedder,
+    open_generator,
+)
+from wordsight.methods.limber_generator import LimberGenerator
 from wordsight.runs import EVENTS, KEPT, NO_BACKBONE, Run
 
-FOLDER, CARD, LICENCES = "backbone", "README.md", "licences"
+FOLDER, LM_FOLDER, CARD, LICENCES = "backbone", "lm", "README.md", "licences"
 LICENCE_FILES = ("LICEN[CS]E*", "NOTICE*", "COPYING*")
 LISTED = 50  # classes that a card names
-SHOWN = ("fit", "eval", "retrieval", "train")  # events that are kept
+SHOWN = ("fit", "eval", "retrieval", "captions", "train")  # events that are kept
 
 
 def export(
@@ -59,13 +68,17 @@ def export(
         elif there.settings.backbone == NO_BACKBONE:
             tower, place = None, NO_BACKBONE
         else:
-            tower = open_backbone(there, backbone)
+            tower = open_backbone(there, backbone, sides=SIDES[:1] if is_captioner(there) else SIDES)
             place = tower.source if not copy_backbone and on_hub(tower.source) else _inside(there.settings)
             if place != tower.source:
                 tower.save_whole(folder / FOLDER)
         parts = dict(tower.parts) if tower is not None else {}
         card = _card(there, name or Path(out).name, _licences(parts, folder, there.folder), folder)
         settings = replace(relocated(there.settings, public), backbone=place, out=None, device="auto")
+        if is_captioner(there):
+            _copy_lm(there, tower, folder / LM_FOLDER)
+            parts["language model"] = there.settings.settings.text
+            settings = replace(settings, settings=replace(settings.settings, text=f"./{LM_FOLDER}"))
         copy = Run(folder, settings, there.facts)
         _copy_run(there, copy)
         write_file(folder / CARD, card)
@@ -73,6 +86,13 @@ def export(
         tower = None  # before another is read: it may fill most of the memory
         _check(copy, prints)
     return Path(out).expanduser()
+
+
+def _copy_lm(there: Run, tower: Backbone | None, folder: Path) -> None:
+    """The LM of a limber, once it is seen to be the one that the run was fitted to."""
+    generator = open_generator(there.folder, backbone=tower)
+    assert isinstance(generator, LimberGenerator)  # what every captioner becomes
+    hub.save_part(folder, generator.method.lm.lm, generator.method.lm.tokenizer)
 
 
 def public(name: str | None) -> str | None:
@@ -125,6 +145,9 @@ def _check(copy: Run, prints: tuple[str, str] | None) -> None:
     if prints is None:
         return
     run = Run.open(copy.folder)
+    if is_captioner(run):
+        open_generator(run.folder)  # which compares its backbone and its LM with the run's
+        return
     again = (
         open_embedder(run)
         if is_embedder(run)
@@ -175,6 +198,8 @@ def _card(run: Run, name: str, licences: list[tuple[str, str, str]], folder: Pat
     tables = _figures(run) + _licence_table(licences)
     if is_embedder(run):
         return f"{read_text(folder / CARD, 'model card').rstrip()}\n{tables}"
+    if is_captioner(run):
+        return f"{_captioner_card(run, name)}{tables}"
     settings, names = run.settings, run.facts.classes
     images = f"{settings.shots} labelled images a class" if settings.shots else "all labelled images"
     more = "" if len(names) <= LISTED else f" and {len(names) - LISTED} more"
@@ -191,6 +216,23 @@ def _card(run: Run, name: str, licences: list[tuple[str, str, str]], folder: Pat
         f"```\npip install wordsight\nwordsight predict {name} image.jpg   # this folder\n```\n\n"
         f'```python\nimport wordsight\n\nclf = wordsight.load("{name}")\nclf.predict(["image.jpg"])\n```\n\n'
         f"Classes: {', '.join(names[:LISTED])}{more}.\n{tables}"
+    )
+
+
+def _captioner_card(run: Run, name: str) -> str:
+    own = run.settings.settings
+    events = {event["data"]: event for event in run.events("captions")}
+    rows = "".join(
+        f"| {_last(str(data))} | {event['images']} | {event['cider_d']:.3f} | {event['bleu_4']:.3f} |\n"
+        for data, event in events.items()
+    )
+    head = "\n| test images of | images | CIDEr-D | BLEU-4 |\n|---|---|---|---|\n" if rows else ""
+    return (
+        f"---\nlibrary_name: wordsight\npipeline_tag: image-to-text\ntags: [wordsight, limber]\n---\n"
+        f"# {name}\n\n"
+        f"Says what images show: the language model `{_last(own.text)}` over a frozen image tower, through a "
+        f"linear map learned from captions of `{_last(run.settings.data)}` (LiMBeR; h: {own.h}).\n\n"
+        f"```\npip install wordsight\nwordsight caption {name} image.jpg   # this folder\n```\n{head}{rows}"
     )
 
 

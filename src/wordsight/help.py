@@ -24,7 +24,12 @@ DATA_FORMS = (
     ("table.csv, table.parquet", "columns of image path (or bytes) and label, perhaps of split"),
     (
         "captions.csv",
-        "columns of image path and caption (caption_1, ...), perhaps of split: pairs, for two_tower",
+        "columns of image path and caption (caption_1, ...), perhaps of split: pairs, for two_tower and "
+        "limber",
+    ),
+    (
+        "dataset_coco.json, ...",
+        "captions in the layouts of COCO (Karpathy's, and annotations), NoCaps and Flickr (.token, .csv)",
     ),
     ("questions.csv, a folder of VQA", "columns of path, question and answer, or VQA's files: for eval"),
     ("org/name, hf:org/name", "a Hugging Face dataset, or a folder written by save_to_disk"),

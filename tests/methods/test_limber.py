@@ -73,6 +73,22 @@ def test_the_loss_is_the_plain_one_in_value_and_gradient(lm):
     assert all(parameter.grad is None for parameter in base.lm.parameters())
 
 
+def test_in_bfloat16_the_loss_is_nearly_that_of_float32(lm):
+    """With float32 kept for what is trained."""
+    losses, gradients = [], []
+    for dtype in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        made = Limber(PrefixedLM.from_base(lm, dtype=dtype), LimberSettings(h="image"), (3, 5), 6)
+        batch = {"images": torch.randn(2, 6), "grids": torch.randn(2, 3, 5).half()}
+        batch |= {"ids": torch.randint(3, 20, (2, 4)), "lengths": torch.tensor([4, 2])}
+        loss = made.loss(batch | {"text_of": torch.tensor([0, 1])})["caption"]
+        loss.backward()
+        losses.append(loss)
+        gradients.append(made.map.weight.grad)
+    assert torch.allclose(*losses, rtol=0.02) and gradients[1].dtype == torch.float32
+    assert F.cosine_similarity(*(one.flatten() for one in gradients), dim=0) > 0.95
+
+
 def test_a_large_vocabulary_is_read_in_parts(lm, monkeypatch):
     base = PrefixedLM.from_base(lm)
     (row,), _ = base.tokenise(["two red cats on a wall"], 40)

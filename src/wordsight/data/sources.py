@@ -8,6 +8,7 @@ form; no image is decoded before features.py asks for it.
 | a folder in the field's layout (catalog.json), or with one split_*.json | catalogue.py |
 | a folder of class folders; `train/`, `val/` and `test/` may stand above them | folders.py |
 | a .csv, .tsv or .parquet; a folder with manifest.csv or captions.csv | tables.py |
+| captions in COCO's, NoCaps' or Flickr's layout: a .json, a .token, ... | caption_lists.py |
 | `hf:name`, `org/name`, either with `@config`; a `save_to_disk` folder | hub.py |
 | `x-{000..003}.tar`, a glob of tars, a folder of tars | tars.py |
 
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from wordsight.config import WordsightError, is_vectors
-from wordsight.data import Dataset, Picture, Split, arrays, catalogue, digits, hub, walk
+from wordsight.data import Dataset, Picture, Split, arrays, caption_lists, catalogue, digits, hub, walk
 from wordsight.data.account import UNLABELLED, Account, counted, few
 from wordsight.data.folders import read_class_folders
 from wordsight.data.labels import check_distinct
@@ -35,7 +36,7 @@ from wordsight.reader import nearest
 
 FORMS = (
     "a folder of class folders (photos/<class>/*.jpg), a dataset in the field's layout (docs/protocol.md), "
-    "a .csv or .parquet of path and label (or caption, for a two_tower), "
+    "a .csv or .parquet of path and label (or caption, for a two_tower or limber), "
     "a .npz or .safetensors of vectors, a folder or pattern of .tar files, a Hugging Face name (org/name or "
     "hf:name), or digits"
 )
@@ -66,6 +67,8 @@ def read(spec: str, want: Want, label: str | None = None) -> Table:
         return _folder(path, spec, want, label)
     if is_shards(spec):
         return _tars(path, spec, want, label)
+    if want == "captions" and caption_lists.is_caption_list(path):
+        return caption_lists.read(path, spec)
     if is_table(path):
         return read_table(path, spec, want, label)
     if path.is_file() and is_vectors(spec):
@@ -104,6 +107,8 @@ def read_pictures(spec: str | Path, account: Account | None = None) -> Iterator[
 def is_captioned(spec: str) -> bool:
     """Whether a source has captions, and not labels alone."""
     path = Path(spec).expanduser().absolute()
+    if caption_lists.is_caption_list(path):
+        return True
     if is_table(path):
         return has_captions(path)
     if path.is_dir() and not is_shards(spec) and not hub.is_saved(path):

@@ -36,8 +36,9 @@ class LimberSettings:
     h: Literal["none", "image", "frozen", "finetuned"] = "none"
     encoder: str | None = None  # whose text vectors h learns: a backbone's; null: the run's own backbone's
     width: int = 256  # of h's inner layer; the paper's h for classes has 32
-    # what condenses an image's captions
-    aggregator: Literal["attention", "mlp", "mean", "random"] = "attention"
+    # what condenses an image's captions: the paper's attention, or their mean, which did better on held-back
+    # training photos (docs/methods/limber.md)
+    aggregator: Literal["attention", "mlp", "mean", "random"] = "mean"
     query: Literal["mean", "mean+image"] = "mean"  # what the aggregator's slot starts as
     heads: int = 4  # of the attention aggregator; fewer where they do not divide the text vectors' width
     distill: float = 5.0  # weight of the distillation loss, beforehand and when h is trained on

@@ -24,6 +24,7 @@ from wordsight.report.tables import (
     COMPARED,
     LEGEND,
     Table,
+    captions_table,
     facts,
     figures_table,
     notes,
@@ -146,7 +147,10 @@ def comparison_sections(compared: Sequence[Comparison]) -> list[Section]:
 def retrieval_sections(rows: Sequence[Row]) -> list[Section]:
     table = retrieval_table(rows)
     title = "Recall@k, image to text and text to image"
-    return [Section("Retrieval", (Panel(title, table=table),))] if table else []
+    found = [Section("Retrieval", (Panel(title, table=table),))] if table else []
+    captions = captions_table(rows)
+    title = "Against people's captions and the images, times 100"
+    return [*found, Section("Captions", (Panel(title, table=captions),))] if captions else found
 
 
 def data_section(rows: Sequence[Row], every: Sequence[Row], folder: Path) -> Section:

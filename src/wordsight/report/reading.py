@@ -21,6 +21,12 @@ from wordsight.runs import Run, predictions_file
 ROLES = ("zero_shot", "linear_probe")  # what every fit is measured beside
 PARTS = ("all", "base", "new")  # of the classes
 COLUMNS = ("image", "label", "predicted", "probability")
+CAPTION_FIGURES = {
+    "cider_d": "CIDEr-D",
+    "bleu_4": "BLEU-4",
+    "clip_score": "CLIPScore",
+    "ref_clip_score": "RefCLIPScore",
+}
 WAYS = {"image_to_text": "i→t", "text_to_image": "t→i"}  # of retrieval
 ROUNDED = 1e-3  # percent by which an accuracy, once float32, may differ from its table's
 LARGEST = 2.0**53  # of a count: beyond it a float is no longer exact
@@ -116,6 +122,15 @@ class Measured:
         read = [(event.get("data"), recalls(event)) for event in events]
         usable = [(data, figures) for data, figures in read if isinstance(data, str) and figures]
         self._tell(len(read) - len(usable), len(read), "retrieval")
+        return dict(usable)
+
+    @cached_property
+    def captionings(self) -> dict[str, dict[str, float]]:
+        """{data: {"CIDEr-D": figure}}, the last of each data, times 100 as papers print them."""
+        events = self.run.events("captions")
+        read = [(event.get("data"), caption_figures(event)) for event in events]
+        usable = [(data, figures) for data, figures in read if isinstance(data, str) and figures]
+        self._tell(len(read) - len(usable), len(read), "captioning")
         return dict(usable)
 
     @cached_property
@@ -294,6 +309,11 @@ def references(event: Mapping[str, Any], events: list[dict[str, Any]]) -> dict[s
         if accuracy is not None:
             found[name] = Reference(accuracy, None if gap is None else (gap[0], gap[1], gap[2]))
     return found
+
+
+def caption_figures(event: Mapping[str, Any]) -> dict[str, float]:
+    found = {name: number(event.get(key)) for key, name in CAPTION_FIGURES.items()}
+    return {name: 100 * value for name, value in found.items() if value is not None}
 
 
 def recalls(event: Mapping[str, Any]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from wordsight.metrics import LEVEL, margin
 from wordsight.report.comparison import Comparison
 from wordsight.report.differences import Difference
 from wordsight.report.published import orientation
-from wordsight.report.reading import ALL_LABELS, NO_LABELS, ROLES, Evaluation
+from wordsight.report.reading import ALL_LABELS, NO_LABELS, ROLES, Evaluation, Measured
 from wordsight.report.rows import (
     ABSENT,
     FIGURES,
@@ -270,13 +270,22 @@ def fact(one: Evaluation) -> str:
 
 
 def retrieval_table(rows: Sequence[Row]) -> Table | None:
-    """Recall both ways, mean and spread over seeds, of the runs that were measured on captions; None where
-    none was.
-    """
+    """Recall both ways, mean and spread over seeds, of the runs that were measured so; None without any."""
+    return _by_data(rows, lambda run: run.retrievals)
+
+
+def captions_table(rows: Sequence[Row]) -> Table | None:
+    """The same of the captions that runs wrote: CIDEr-D and its like, times 100."""
+    return _by_data(rows, lambda run: run.captionings)
+
+
+def _by_data(
+    rows: Sequence[Row], figures_of: Callable[[Measured], Mapping[str, dict[str, float]]]
+) -> Table | None:
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     for row in rows:
         for run in {run.folder: run for run in row.runs}.values():
-            for data, figures in run.retrievals.items():
+            for data, figures in figures_of(run).items():
                 found.setdefault((data, row.label), []).append(figures)
     short = short_names(data for data, _ in found)
     columns = list(dict.fromkeys(column for runs in found.values() for figures in runs for column in figures))

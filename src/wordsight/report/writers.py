@@ -13,6 +13,7 @@ from wordsight.report.tables import (
     COMPARED,
     LEGEND,
     Table,
+    captions_table,
     figures_records,
     figures_table,
     notes,
@@ -42,6 +43,7 @@ def as_markdown(rows: Sequence[Row], compared: Sequence[Comparison] = ()) -> str
     for title, table, legend in (
         ("**Beside zero-shot and a linear probe**", references_table(rows, varied), BESIDE),
         ("**Retrieval**, recall@k", retrieval_table(rows), ""),
+        ("**Captions**, times 100", captions_table(rows), ""),
     ):
         parts += [title, markdown_table(table), legend] if table else []
     for one in compared:
