@@ -95,7 +95,7 @@ def fit(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
-    hints.check_run("eval", options.run)
+    hints.check_run_or_model("eval", options.run)
     hints.check_words("eval", options.words)
     given = read(help.EvaluateSettings, *options.words)
     from wordsight.tasks import evaluate

@@ -113,6 +113,10 @@ BACKBONES: dict[str, Entry] = {
         "an image encoder alone (DINOv2, a ViT), the image tower for a text tower that is still to be "
         "trained",
     ),
+    "mllm": Entry(
+        "wordsight.backbones.mllm:MLLM",
+        "an image-text-to-text model (LLaVA, Qwen2-VL, SmolVLM, ...): captions, answers, an image tower",
+    ),
     "llm": Entry(
         "wordsight.backbones.llm:LLM",
         "a language model as the text tower of a frozen image tower (CLAMP): a run of two_tower, or its "

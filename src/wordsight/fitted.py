@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wordsight.backbones import Backbone, device_or_cpu, load_backbone
+from wordsight.backbones import Backbone, device_or_cpu, kind_of, load_backbone
 from wordsight.backbones.vectors import Vectors
 from wordsight.config import METHODS, WordsightError, is_vectors, resolve
 from wordsight.data.features import text_features
@@ -265,11 +265,14 @@ def open_generator(
     dtype: str | None = None,
     backbone: Backbone | str | None = None,
 ) -> Generator:
-    """What writes about images, behind the name of a finished run of limber.
+    """What writes about images, behind the name of a finished run of limber, or of an image-text-to-text
+    model of transformers (MLLM): a folder or a hub name.
 
     `device` and `dtype` (of the LM) are the run's where none is named; `backbone` names its backbone where
-    that has moved. Errors: WordsightError for any other run, and where the backbone or the LM is not the one
-    that it was fitted to."""
+    that has moved. Errors: WordsightError for any other run or model, and where the backbone or the LM is not
+    the one that a run was fitted to."""
+    if not is_run(name):
+        return _model(str(name), device, dtype, backbone)
     run = Run.open(name)
     if not is_captioner(run):
         raise WordsightError(
@@ -277,6 +280,22 @@ def open_generator(
             f"limber: `wordsight fit method=limber data=...`"
         )
     return _captioner(run, open_backbone(run, backbone, device=device, sides=SIDES[:1]), dtype)
+
+
+def _model(name: str, device: str | None, dtype: str | None, backbone: Backbone | str | None) -> Generator:
+    from wordsight.backbones.generator import Generator
+
+    if backbone is not None:
+        raise WordsightError(f"{name!r} is no run and brings its own image tower; leave backbone out")
+    kind, _ = kind_of(name.removeprefix("hf:"), False)
+    if kind != "mllm":
+        raise WordsightError(
+            f"{name!r} has no image input and writes; give a run of limber, or an image-text-to-text model "
+            f"such as SmolVLM, LLaVA or Qwen2-VL"
+        )
+    found = load_backbone(name, device=device or "auto", dtype=dtype or "float32", text=False)
+    assert isinstance(found, Generator)
+    return found
 
 
 def _captioner(run: Run, backbone: Backbone, dtype: str | None) -> LimberGenerator:
@@ -300,6 +319,11 @@ def _captioner(run: Run, backbone: Backbone, dtype: str | None) -> LimberGenerat
     except WordsightError as error:
         raise WordsightError(f"{path} does not fit {run.settings.method}: {error}") from error
     return LimberGenerator(backbone, method, name=str(run.folder))
+
+
+def is_run(name: str | Path) -> bool:
+    """Whether a name is that of a run folder."""
+    return (Path(name).expanduser() / "config.yaml").is_file()
 
 
 def is_captioner(run: Run) -> bool:

@@ -193,6 +193,16 @@ def check_run(verb: str, word: str) -> None:
         )
 
 
+def check_run_or_model(verb: str, word: str) -> None:
+    """As `check_run`, but for a folder of transformers or a name that can only be a hub's."""
+    path = Path(word).expanduser()
+    if not is_run(path) and (path / "config.json").is_file():
+        return
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", word) and not word.startswith(".") and not path.parent.exists():
+        return
+    check_run(verb, word)
+
+
 def check_images(words: Sequence[str]) -> None:
     """Refuse what is no path of an image."""
     for word in words:

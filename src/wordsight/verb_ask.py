@@ -18,7 +18,7 @@ EXAMPLE = "wordsight ask RUN img.jpg 'What is the man holding?'"
 
 def ask(options: argparse.Namespace) -> dict[str, Any]:
     images, question = _parts(options.words)
-    hints.check_run("ask", options.run)
+    hints.check_run_or_model("ask", options.run)
     from wordsight.backbones.generator import Writing
     from wordsight.backbones.hub import run_folder
     from wordsight.data.questions import open_questions
@@ -63,7 +63,7 @@ ASK = Verb(
     terminal.ask,
     f"answer a question about images: {EXAMPLE}",
     [
-        argument("run", metavar="RUN", help="a run of limber, or hf:org/name"),
+        argument("run", metavar="RUN", help="a run of limber, or an image-text-to-text model"),
         argument(
             "words",
             nargs="+",

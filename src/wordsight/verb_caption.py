@@ -15,7 +15,7 @@ TEMPERATURE = 1.0  # of --sample
 
 
 def caption(options: argparse.Namespace) -> dict[str, Any]:
-    hints.check_run("caption", options.run)
+    hints.check_run_or_model("caption", options.run)
     hints.check_images(options.images)
     temperature = _temperature(options)
     from wordsight.captioner import caption
@@ -43,7 +43,7 @@ CAPTION = Verb(
     terminal.caption,
     "say what images show, with a run of limber: wordsight caption RUN *.jpg",
     [
-        argument("run", metavar="RUN", help="a run of limber, or hf:org/name"),
+        argument("run", metavar="RUN", help="a run of limber, or an image-text-to-text model"),
         argument("images", nargs="+", metavar="IMAGE", help="images, or folders of them"),
         argument("--beam", type=int, default=1, metavar="N", help="the likeliest text among N (beam search)"),
         argument("--sample", action="store_true", help="draw tokens instead of taking the likeliest"),

@@ -10,9 +10,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from wordsight.backbones.sampling import Draws, drawn
 from wordsight.files import WordsightError
 from wordsight.sentences import local
-from wordsight.sentences.local import Draws, drawn
 from wordsight.sentences.writers import WriterSettings, write_sentences
 
 CHAT = "{% for message in messages %}<s>{{ message['content'] }}{% endfor %}"

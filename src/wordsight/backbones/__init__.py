@@ -210,8 +210,12 @@ def kind_of(name: str, text: bool) -> tuple[str, str]:
     if text:
         return "clip", name
     folder = folder or hub.find(name, "image encoder")
-    dual = "text_config" in hub.read_mapping(folder / "config.json", "image encoder")
-    return "clip" if dual else "vision", str(folder)
+    settings = hub.read_mapping(folder / "config.json", "image encoder")
+    if "text_config" not in settings:
+        return "vision", str(folder)
+    from wordsight.backbones.inner_lm import MLLMS
+
+    return "mllm" if settings.get("model_type") in MLLMS else "clip", str(folder)
 
 
 def _outside(name: str) -> tuple[str, str]:

@@ -66,7 +66,8 @@ def reading(name: str, what: str) -> Iterator[None]:
     except WordsightError:
         raise
     except Exception as error:
-        mend = "; pip install sentencepiece protobuf" if isinstance(error, ImportError) else ""
+        told = "pip install" in str(error) or not isinstance(error, ImportError)
+        mend = "" if told else "; pip install sentencepiece protobuf"
         raise WordsightError(
             f"backbone {name!r}: {what} cannot be read ({first_line(error)}){mend}"
         ) from error

@@ -39,6 +39,7 @@ from wordsight.backbones.checkpoint import (
 )
 from wordsight.backbones.grids import grid_of, pooled
 from wordsight.backbones.hub import find, first_line, save_json, save_part
+from wordsight.backbones.inner_lm import MLLMS
 from wordsight.backbones.pixels import FILE as PREPROCESSOR_FILE
 from wordsight.backbones.pixels import Preprocess, read_preprocess
 from wordsight.config import WordsightError
@@ -325,6 +326,11 @@ def _what_it_is(kind: str) -> str:
         return f"an image encoder alone, without a text tower; {choices}; {join}"
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind.endswith("_text_model"):
         return f"a text encoder alone, without an image tower; {choices}; {join}"
+    if kind in MLLMS:
+        return (
+            f"an image-text-to-text model, whose texts have no vectors: `wordsight caption` and `wordsight "
+            f"ask` use it, and a two_tower its image tower, or its language model as settings.text; {choices}"
+        )
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return (
             f"a decoder language model, without an image tower; {choices}; {join}, and an LLM can be its "

@@ -57,10 +57,14 @@ class Writing:
 
 
 class Generator(ABC):
-    """Writes about images. Its LM and image tower are frozen, in eval mode, and no call keeps a gradient."""
+    """Writes about images. Its LM and image tower are frozen, in eval mode, and no call keeps a gradient.
+
+    Scores of given texts, the log probabilities of each behind a prompt, would stand beside `write` and take
+    the same prompts."""
 
     name: str  # what the user wrote
     device: torch.device
+    needs_image: bool = False  # whether it cannot be asked without an image
 
     @abstractmethod
     def see(self, images: Sequence[Image.Image]) -> list[Seen]:

@@ -39,12 +39,14 @@ WAYS_ON = {
     "or `backbone=micro` (bundled; for glyph-like images)",
     "image encoder": LAYOUT,
     "text encoder": LAYOUT,
+    "image-text model": LAYOUT,
     "LM": f"{LAYOUT}, or a GGUF file; micro_lm is bundled, for trials",
 }
 NEEDS = {  # besides config.json and weights: one of these files each
     "backbone": (TOKENIZER_FILES, PIXEL_FILES),
     "image encoder": (PIXEL_FILES,),
     "text encoder": (TOKENIZER_FILES,),
+    "image-text model": (TOKENIZER_FILES, PIXEL_FILES),
     "LM": (TOKENIZER_FILES,),
 }
 

@@ -39,6 +39,7 @@ from wordsight.backbones.checkpoint import (
     reading,
     vocabulary_size,
 )
+from wordsight.backbones.inner_lm import MLLMS, inner_config, read_inner
 from wordsight.backbones.tower_settings import TowerSettings
 from wordsight.config import WordsightError
 from wordsight.reader import nearest
@@ -61,11 +62,15 @@ def load_lm(
     values changed. Errors: WordsightError for whatever is absent or damaged.
     """
     number, config = pick_dtype(dtype), read_config(place)
+    whole = config if config.model_type in MLLMS else None  # an LM that stands inside another model
+    config = config if whole is None else inner_config(whole, place.name)
     check_kind(config, kind)
     tokenizer = read_tokenizer(place)
     auto = AutoModel if kind == "encoder" else AutoModelForCausalLM
     if random is not None:
         return _random(auto, place, config, random, number), tokenizer
+    if whole is not None:
+        return read_inner(place, whole, number), tokenizer
     pooler = {"add_pooling_layer": False} if kind == "encoder" and _has_pooler(config) else {}
     lm = read_model(auto, place, config, dtype=number, spare=of_a_head, **pooler)
     with torch.no_grad(), reading(place.name, "the LM"):

@@ -50,23 +50,8 @@ class Preprocess:
         """From the contents of a preprocessor_config.json. `model_type` (config.json's) decides where an old
         file names no processor; `name` is what the user wrote, for messages."""
         values = dict(config.get("image_processor", config))  # processor_config.json nests it
-        kind = values.get("image_processor_type") or values.pop("feature_extractor_type", None)
-        if kind is None and model_type in IMAGE_PROCESSOR_MAPPING_NAMES:
-            names = IMAGE_PROCESSOR_MAPPING_NAMES[model_type]
-            kind = names.get("pil") or names.get("torchvision")
-        if kind is None:
-            raise WordsightError(
-                f"the preprocessing of {name or 'this model'!r} names no image_processor_type in {FILE}; "
-                f"add one, such as CLIPImageProcessor"
-            )
-        kind = kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
-        found = get_image_processor_class_from_name(kind + "Pil")
-        if found is None or getattr(found, "is_dummy", False):
-            raise WordsightError(
-                f"image processor {kind!r} of {name or 'this model'!r} has no PIL form in transformers, so "
-                f"its pixels cannot be made exactly; "
-                f"take a model with the image processor of CLIP, SigLIP, ViT, BiT (DINOv2) or ConvNeXt"
-            )
+        kind, found = pil_class(values, model_type, name)
+        values.pop("feature_extractor_type", None)
         try:
             _check_sizes(values, found)
             return cls(found(**values))
@@ -166,17 +151,42 @@ def _check_sizes(values: Mapping[str, Any], processor: type) -> None:
                 raise WordsightError(f"{key}={sides!r} is no size of pixels; expected 1 to {LARGEST}")
 
 
+def pil_class(values: Mapping[str, Any], model_type: str | None, name: str) -> tuple[str, Any]:
+    """The image processor that a preprocessor_config.json names, by its name without what says in what it is
+    written, and its class in PIL. `model_type` (config.json's) decides where an old file names none.
+
+    Errors: WordsightError where it has no form in PIL."""
+    kind = values.get("image_processor_type") or values.get("feature_extractor_type")
+    if kind is None and model_type in IMAGE_PROCESSOR_MAPPING_NAMES:
+        names = IMAGE_PROCESSOR_MAPPING_NAMES[model_type]
+        kind = names.get("pil") or names.get("torchvision")
+    if kind is None:
+        raise WordsightError(
+            f"the preprocessing of {name or 'this model'!r} names no image_processor_type in {FILE}; "
+            f"add one, such as CLIPImageProcessor"
+        )
+    kind = kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    found = get_image_processor_class_from_name(kind + "Pil")
+    if found is None or getattr(found, "is_dummy", False):
+        raise WordsightError(
+            f"image processor {kind!r} of {name or 'this model'!r} has no PIL form in transformers, so "
+            f"its pixels cannot be made exactly; "
+            f"take a model with the image processor of CLIP, SigLIP, ViT, BiT (DINOv2) or ConvNeXt"
+        )
+    return kind, found
+
+
 def read_preprocess(
     place: Place, model_type: str | None, given: Mapping[str, Any] | None = None
 ) -> Preprocess:
     """The pixels of the tower in a folder; `given` are the contents of a preprocessor_config.json to use
     instead of the folder's own. Errors: WordsightError where there is none, or none that can be exact."""
-    values = given or _settings_of(place)
+    values = given or settings_of(place)
     with reading(place.name, FILE):
         return Preprocess.from_pretrained(values, model_type=model_type, name=place.name)
 
 
-def _settings_of(place: Place) -> dict[str, Any]:
+def settings_of(place: Place) -> dict[str, Any]:
     """The image part of processor_config.json or of preprocessor_config.json, the first winning as in
     transformers.
     """

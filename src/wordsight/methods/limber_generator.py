@@ -14,9 +14,9 @@ from torch import Tensor
 
 from wordsight.backbones import Backbone
 from wordsight.backbones.generator import Generator, Prompt, Seen, Writing
+from wordsight.backbones.sampling import drawn
 from wordsight.config import WordsightError
 from wordsight.methods.limber import Limber
-from wordsight.sentences.local import drawn
 
 AT_ONCE = 64  # images that pass through the image tower together
 

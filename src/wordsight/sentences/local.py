@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone, pick_device
+from wordsight.backbones.sampling import drawn
 from wordsight.files import WordsightError
 from wordsight.sentences.answers import marked
 from wordsight.sentences.servers import Reply
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
     from torch import Tensor
 
     from wordsight.backbones.text_tower import TextTower
@@ -122,58 +121,6 @@ def _prompt(tokenizer: Any, question: str, settings: WriterSettings) -> list[int
         raise WordsightError(
             f"the chat template of {settings.model!r} cannot be used: {' '.join(str(error).split())[:300]}"
         ) from error
-
-
-# -- sampling --
-
-
-def drawn(temperature: float, seeds: Sequence[int], top_p: float = 1.0) -> dict[str, Any]:
-    """The settings of transformers' `generate` for one seed a row; at temperature 0 the likeliest token
-    always follows. Below `top_p` = 1 the likeliest tokens that have so much probability together are drawn
-    among.
-    """
-    from transformers.generation.logits_process import (
-        LogitsProcessorList,
-        TemperatureLogitsWarper,
-        TopPLogitsWarper,
-    )
-
-    if not 0 <= temperature < math.inf or min(seeds) < 0:
-        raise WordsightError(
-            f"temperature={temperature} with seed={min(seeds)} is not possible; both are 0 or more"
-        )
-    if not temperature:
-        return {"do_sample": False}
-    steps: list[Any] = [Draws(temperature, seeds)]
-    if top_p < 1:
-        steps = [TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p), Draws(1.0, seeds)]
-    return {"do_sample": False, "logits_processor": LogitsProcessorList(steps)}
-
-
-class Draws:
-    """Each row draws its tokens from a seed of its own, so that what is written does not depend on which
-    other rows run beside it.
-
-    The largest of logits / temperature + Gumbel noise is a draw from their softmax: greedy generation over
-    such scores samples."""
-
-    def __init__(self, temperature: float, seeds: Sequence[int]):
-        import torch
-
-        self.temperature, self.generators = (
-            temperature,
-            [torch.Generator().manual_seed(seed) for seed in seeds],
-        )
-
-    def __call__(
-        self, input_ids: Int[Tensor, "B T"], scores: Float[Tensor, "B vocabulary"]
-    ) -> Float[Tensor, "B vocabulary"]:
-        import torch
-
-        noise = torch.stack(
-            [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators]
-        )
-        return scores.float() / self.temperature - noise.log().to(scores.device)
 
 
 # -- the LM inside a backbone --

@@ -10,9 +10,10 @@ from typing import Any
 
 from wordsight.backbones import Backbone
 from wordsight.config import WordsightError
-from wordsight.data.questions import is_questions
+from wordsight.data.pairs import open_pairs
+from wordsight.data.questions import is_questions, open_questions
 from wordsight.data.splits import Which
-from wordsight.fitted import is_captioner, is_embedder
+from wordsight.fitted import is_captioner, is_embedder, is_run, open_generator
 from wordsight.runs import Run
 
 
@@ -36,6 +37,8 @@ def evaluate(
     the data
     is named: how many were left out for that is logged. `backbone` names it where it has moved. Errors:
     WordsightError."""
+    if not isinstance(run, Run) and not is_run(run):
+        return [_of_model(str(run), data, shots or 0, seed)]
     run = run if isinstance(run, Run) else Run.open(run)
     name = _task(run, data)
     task, more = importlib.import_module(f"wordsight.tasks.{name}"), {}
@@ -53,6 +56,23 @@ def evaluate(
             )
         more = {"scorer": scorer}
     return task.evaluate(run, data=data, classes=classes, label=label, backbone=backbone, **more)
+
+
+def _of_model(name: str, data: str | None, shots: int, seed: int) -> dict[str, Any]:
+    """Figures of a model that is no run, which has no folder to keep them in: of captions or of answers."""
+    from wordsight.tasks import answer, caption
+
+    if data is None:
+        raise WordsightError(f"{name!r} is a model and no run; say what to measure it on: data=...")
+    if is_questions(data):
+        questions = open_questions(data)
+        questions.account.tell()
+        questions.check_shots(shots)
+        return answer.measured(open_generator(name), questions, shots=shots, seed=seed)[0]
+    pairs = open_pairs(data, "test")
+    pairs = pairs if len(pairs) else open_pairs(data)
+    pairs.account.tell()
+    return {"event": "captions", "data": data, **caption.measured(open_generator(name), pairs)[0]}
 
 
 def _task(run: Run, data: str | None) -> str:

@@ -336,7 +336,8 @@ def measured(
     """Figures of a generator's answers, as `figures` has them, and a table (CSV) of the answers."""
     asker = Asker(generator)
     answers = measure(asker, questions, shots=shots, seed=seed)
-    blind = measure(asker, questions, shots=shots, seed=seed, look="none")
+    alone = not generator.needs_image
+    blind = measure(asker, questions, shots=shots, seed=seed, look="none") if alone else None
     event = {"event": "answers", "data": questions.name, "part": questions.measured()[0]}
     event |= {"shots": shots, "seed": seed} | figures(answers, blind, constants(questions))
     event["skipped"] = [list(pair) for pair in asker.skipped.items()]

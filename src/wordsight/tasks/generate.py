@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from wordsight.backbones import load_backbone
+from wordsight.backbones.sampling import drawn
 from wordsight.config import METHODS, RunSettings, WordsightError, load_yaml, resolve
 from wordsight.methods import Embedder
 from wordsight.reader import build
-from wordsight.sentences.local import drawn, tower_of
+from wordsight.sentences.local import tower_of
 
 if TYPE_CHECKING:
     from wordsight.backbones.text_tower import TextTower
