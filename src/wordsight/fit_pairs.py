@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wordsight.backbones import Backbone, load_backbone, pick_device
+from wordsight.backbones import Backbone, load_backbone, pick_device, unit
 from wordsight.backbones.llm import LLM
 from wordsight.backbones.text_tower import TextTower
 from wordsight.batches import PairBatches
@@ -32,7 +32,7 @@ from wordsight.data.pairs import fingerprint, open_pairs
 from wordsight.data.splits import digests
 from wordsight.data.stream import Mixture, StreamBatches, needs_stream, open_stream
 from wordsight.files import in_use, plain_name
-from wordsight.methods.two_tower import TwoTower, TwoTowerSettings, tower_settings
+from wordsight.methods.two_tower import OWN_START, TwoTower, TwoTowerSettings, tower_settings
 from wordsight.runs import Run, RunFacts
 from wordsight.tasks import retrieve
 from wordsight.tasks.classify import tell_skipped
@@ -118,7 +118,7 @@ def _parts(
     with named("settings.text", own.text):
         tower = _tower(settings, backbone)
     with named("settings.teacher", own.teacher):
-        teacher = load(own.teacher) if own.teacher is not None else None
+        teacher = load(own.teacher) if own.teacher not in (None, OWN_START) else None
     if teacher is not None and own.tau_d is None:
         own = replace(own, tau_d=teacher.logit_scale)
     return Parts(settings, own, backbone, tower, teacher, pairs, rank, world)
@@ -207,9 +207,12 @@ def _complete(run: Run, parts: Parts) -> None:
         began = time.monotonic()
         torch.manual_seed(settings.seed)
         method = TwoTower(tower, own, mean)
-        if own.start == "ridge" and not resumed:  # a resumed run has left the start behind
+        if own.start == "ridge" and not (resumed and own.teacher != OWN_START):  # else it left it behind
             assert isinstance(batches, PairBatches)  # a stream was refused
             method.start_at_ridge(*_start(tower, batches, captions))
+            if own.teacher == OWN_START:
+                batches.per_image["teacher_images"] = unit(batches.images - method.image_mean.cpu())
+                batches.per_caption["teacher_texts"] = tower.encode(captions).cpu()
         if method.learns_head_alone:
             if isinstance(batches, StreamBatches):
                 batches.per_caption["pooled"] = tower.features

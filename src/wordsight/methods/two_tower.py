@@ -30,6 +30,7 @@ from wordsight.methods import Embedder, Learner
 START = {"contrastive": math.log(1 / 0.07), "sigmoid": math.log(10)}  # log of the scale: CLIP's and SigLIP's
 SIGMOID_BIAS = -10.0
 RIDGE = 3.0
+OWN_START = "start"  # as a teacher: the tower itself, before training
 TILED, TILED_DISTILLED = (
     8192,
     4096,
@@ -50,7 +51,9 @@ class TwoTowerSettings(TowerSettings):
     shape: dict[str, Any] = field(default_factory=dict)
     # InfoNCE over the batch, as in CLIP, or SigLIP's pairwise sigmoid
     loss: Literal["contrastive", "sigmoid"] = "contrastive"
-    teacher: str | None = None  # a backbone whose similarities are distilled; null: no distillation
+    # a backbone whose similarities are distilled, or `start`: what the tower itself said at start=ridge, so
+    # that it keeps what its captions do not name; null: no distillation
+    teacher: str | None = None
     # multiplies similarities in distillation, not given in the paper; null: the teacher's own logit scale,
     # 100 for CLIP
     tau_d: float | None = None
@@ -98,6 +101,13 @@ class TwoTowerSettings(TowerSettings):
                 "checkpointing and "
                 "compile do not go with; set them false"
             )
+        if self.teacher == OWN_START and self.start != "ridge":
+            raise WordsightError(
+                "settings.teacher=start distils what the tower says before training, which at a random start "
+                "is nothing; set settings.start=ridge"
+            )
+        if self.teacher == OWN_START and self.tau_d is None:
+            object.__setattr__(self, "tau_d", math.exp(START["contrastive"]))
         if self.layers is not None and (self.compile or self.shard):
             raise WordsightError(
                 "settings.layers reads a part of the LM, which compile and shard do not go with; set them "
