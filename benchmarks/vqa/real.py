@@ -77,7 +77,8 @@ def fill(options: argparse.Namespace, run: Path, sets: dict[str, Questions], kno
             if key in known:
                 continue
             if asker is None:
-                generator = open_generator(str(run), device=options.device, dtype=options.dtype)
+                place = {"device": options.device, "dtype": options.dtype, "backbone": options.backbone}
+                generator = open_generator(str(run), **place)
                 asker = Asker(generator, at_once=options.batch, remembered=REMEMBERED)
             began = time.monotonic()
             answers = measure(asker, data, shots=shots, seed=seed, look=look)
@@ -149,6 +150,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True, help="the folder of all results")
     parser.add_argument("--flickr", type=Path, help="the folder of Flickr8k: captions.csv, images/")
     parser.add_argument("--easy", type=Path, help="the folder of easy-vqa's data: train/, test/")
+    parser.add_argument("--backbone", help="where the runs' backbone lies here, if elsewhere")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, default=16, help="questions at once")
