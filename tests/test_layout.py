@@ -40,6 +40,7 @@ ORDER = [
     "tasks",
     "fit_pairs",
     "fit_captions",
+    "fit_prompted",
     "fit",
     "export",
     "estimator",

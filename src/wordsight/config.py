@@ -87,6 +87,9 @@ METHODS: dict[str, Entry] = {
     "aape": Entry(
         "wordsight.methods.aape:AAPE", "sentences condensed into one prompt embedding per image (AAPE)"
     ),
+    "aape_captions": Entry(
+        "wordsight.methods.aape_captions:AAPECaptions", "AAPE's h(x) of captions: images for search"
+    ),
     "limber": Entry(
         "wordsight.methods.limber:Limber",
         "a frozen language model says what images show, through a linear map (LiMBeR, with AAPE's h)",
@@ -107,6 +110,9 @@ BACKBONES: dict[str, Entry] = {
     ),
     "joined": Entry(
         "wordsight.backbones.joined:Joined", "any vision encoder and any text encoder, joined by a ridge map"
+    ),
+    "prompted": Entry(
+        "wordsight.backbones.prompted:Prompted", "h(x) for image vectors: a run of aape_captions"
     ),
     "vision": Entry(
         "wordsight.backbones.vision:Vision",

@@ -362,8 +362,8 @@ def load(
 def _zero_shot(run: Run, backbone: Backbone, names: tuple[str, ...]) -> Classifier:
     if len(set(names)) < max(2, len(names)):
         raise WordsightError(
-            f"{run.folder} is a two_tower, a backbone without classes of its own; name at least 2 to "
-            f"choose among, "
+            f"{run.folder} is a {run.settings.method}, a backbone without classes of its own; name at least "
+            f"2 to choose among, "
             "each once: --classes a,b (class_names= in Python). `wordsight eval` measures it on labelled "
             "images or "
             "captions"

@@ -21,6 +21,7 @@ from typing import Any
 
 from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone
 from wordsight.backbones.llm import LLM, on_hub
+from wordsight.backbones.prompted import Prompted
 from wordsight.config import RunSettings, WordsightError, relocated
 from wordsight.files import new_folder, read_text, write_file
 from wordsight.fitted import (
@@ -63,8 +64,8 @@ def export(
         if is_embedder(there):
             given = backbone if isinstance(backbone, Backbone) else None
             tower, place = open_embedder(there, given), "./image"
-            assert isinstance(tower, LLM)  # what every embedder becomes
-            tower.write_into(folder, copy_base=True, copy_image=True)
+            assert isinstance(tower, (LLM, Prompted))  # what embedders become
+            tower.write_whole(folder)
         elif there.settings.backbone == NO_BACKBONE:
             tower, place = None, NO_BACKBONE
         else:

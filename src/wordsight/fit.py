@@ -4,6 +4,7 @@ estimator, suites and cost.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import time
@@ -23,11 +24,12 @@ from wordsight.data import Dataset, Split, open_dataset
 from wordsight.data.features import Features, image_features
 from wordsight.data.glyphs import refuse_photos, warn_of_photos
 from wordsight.data.pools import unlabelled
+from wordsight.data.sources import is_captioned
 from wordsight.data.splits import conflict_note, digests, few_shot, fingerprint, held_out, select_classes
 from wordsight.files import in_use
 from wordsight.fitted import Fitted, encode_classes, facts_of
 from wordsight.fitting import fit_method
-from wordsight.methods import Captioner, Classifier, Embedder, FitData, Labelled, Pool
+from wordsight.methods import Classifier, FitData, Labelled, PairMethod, Pool
 from wordsight.reader import read
 from wordsight.runs import Run, predictions_file
 from wordsight.sentences import read_sentences
@@ -75,14 +77,10 @@ def fit(
     given = {} if run is None else {name: getattr(run, name) for name in RunSettings.__dataclass_fields__}
     settings = run if run is not None and not values else read(RunSettings, given, values)
     pick_device(settings.device)  # one that is not here is told before any work
-    if issubclass(resolve(METHODS, settings.method, "method"), Embedder):
-        from wordsight.fit_pairs import fit_pairs  # and the half of transformers that LMs need
-
-        return fit_pairs(settings, backbone)
-    if issubclass(resolve(METHODS, settings.method, "method"), Captioner):
-        from wordsight.fit_captions import fit_captions
-
-        return fit_captions(settings, backbone)
+    kind = resolve(METHODS, settings.method, "method")
+    if issubclass(kind, PairMethod):  # imported late: the half of transformers that LMs need
+        module, _, name = kind.fits.partition(":")
+        return getattr(importlib.import_module(module), name)(settings, backbone)
     return _fit_labelled(settings, backbone, references, source)
 
 
@@ -174,9 +172,10 @@ def draw(settings: RunSettings, source: Dataset | None = None) -> Drawn:
     test = whole.train.take([]) if everything else held_out(whole, settings.shots, settings.seed)
     dataset = select_classes(replace(whole, train=train_part, val=val, test=test), settings.classes)
     if len(dataset.class_names) < 2:
+        pairs = "; its captions are for method=aape_captions, limber or two_tower"
         raise WordsightError(
             f"{settings.data} has one class only, {', '.join(map(repr, dataset.class_names))}; at least 2 "
-            f"are needed to choose among"
+            f"are needed to choose among{pairs * is_captioned(settings.data)}"
         )
     labelled = dataset.train if settings.needs_labels else dataset.train.take([])
     pool = unlabelled(settings.unlabelled, whole, labelled, test) if settings.unlabelled else None

@@ -161,9 +161,11 @@ def _verdict(references: Mapping[str, Any]) -> str:
 
 def _retrieval(event: Mapping[str, Any]) -> None:
     out(f"{event['data']}: {event['images']} test images, {event['distinct_captions']} distinct captions")
+    plain = event.get("plain", {})
     for way in ("image_to_text", "text_to_image"):
         figures = "  ".join(f"{name} {value:5.1f}%" for name, value in event[way].items())
-        out(f"    {way.replace('_', ' ')}: {figures}")
+        beside = ", ".join(f"{value:.1f}" for value in plain.get(way, {}).values())
+        out(f"    {way.replace('_', ' ')}: {figures}{f'  (plain image vectors: {beside})' * bool(beside)}")
 
 
 def _captions(event: Mapping[str, Any]) -> None:

@@ -176,6 +176,14 @@ def load_backbone(
     return backbone
 
 
+def place_of(backbone: Backbone) -> str | None:
+    """By what a backbone is found again: micro, a hub name, an absolute path or a class. None for one that
+    was made here, or whose folder is gone.
+    """
+    found = backbone.source
+    return None if not found or (found.startswith("/") and not Path(found).exists()) else found
+
+
 def source_of(name: str | Path) -> str:
     """A backbone's name as any folder may write it: the path of a local folder or file is made absolute."""
     path = Path(name).expanduser()

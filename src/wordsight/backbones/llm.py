@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from wordsight.backbones import OWN_FILE, Backbone, fingerprint, load_backbone, unit
+from wordsight.backbones import OWN_FILE, Backbone, fingerprint, load_backbone, place_of, unit
 from wordsight.backbones.checkpoint import exactly
 from wordsight.backbones.hub import first_line, read_facts, save_json
 from wordsight.backbones.text_tower import BASE_FOLDER, TextTower
@@ -170,7 +170,7 @@ class LLM(Backbone):
 
         What an earlier attempt that was killed has left of it is replaced.
         """
-        folder, place = Path(folder), _place(self.image)
+        folder, place = Path(folder), place_of(self.image)
         if place is None and copy_image is False:
             raise WordsightError(
                 f"the image tower {self.image.name!r} has no name or folder to load it by, so it must be "
@@ -193,6 +193,10 @@ class LLM(Backbone):
         write_file(folder / CARD, self._card(facts["image"], lm))
         save_json(folder / OWN_FILE, facts)
 
+    def write_whole(self, folder: str | Path) -> None:
+        """The same, where it needs nothing outside the folder."""
+        self.write_into(folder, copy_base=True, copy_image=True)
+
     def push_to_hub(
         self,
         repo_id: str,
@@ -207,7 +211,7 @@ class LLM(Backbone):
         to others."""
         from huggingface_hub import HfApi
 
-        api, place = HfApi(token=token), _place(self.image)
+        api, place = HfApi(token=token), place_of(self.image)
         here = place is not None and place != "micro" and Path(place).exists()
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "backbone"
@@ -256,14 +260,6 @@ def on_hub(name: str) -> bool:
         and not name.startswith(".")
         and not Path(name).exists()
     )
-
-
-def _place(image: Backbone) -> str | None:
-    """By what an image tower is found again: micro, a hub name, an absolute path or a class. None for one
-    that was made here, or whose folder is gone.
-    """
-    found = image.source
-    return None if not found or (found.startswith("/") and not Path(found).exists()) else found
 
 
 def _load_image(path: Path, facts: dict[str, Any], name: str, device: torch.device) -> Backbone:

@@ -74,7 +74,7 @@ class Columns:
             return found
         near = next((hint for name in self.readers if (hint := nearest(name.lower(), wanted))), "")
         if what == "label" and self.caption_columns():
-            near = "; a table of captions is for method=two_tower"
+            near = "; a table of captions is for method=aape_captions, limber or two_tower"
         raise WordsightError(
             f"{self.where} has no {what} column; its columns are {', '.join(self.readers)}; expected one of "
             f"{', '.join(wanted)}{near}"

@@ -274,6 +274,7 @@ class Classifier(Method, ABC):
 class PairMethod(Method):
     """Learned from image-text pairs."""
 
+    fits: ClassVar[str]  # module:function that fits a run of it, by settings and an open backbone or None
     needs_labels = False  # captions are enough
 
     @classmethod

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wordsight import losses
 from wordsight.backbones import unit
+from wordsight.backbones.prompted import prompt_generator
 from wordsight.methods import Learner
 from wordsight.methods.aggregators import AGGREGATORS
 
@@ -59,14 +60,21 @@ class CaptionPrompt(Learner):
     image's, which the paper leaves open, and where text vectors have another space than images, there is
     no reward."""
 
-    def __init__(self, dim: int, captions: Sequence[Float[Tensor, "_ E"]], settings: PromptSettings):
-        """`captions` has the unit vectors of each image's captions."""
+    def __init__(
+        self,
+        dim: int,
+        captions: Sequence[Float[Tensor, "_ E"]],
+        settings: PromptSettings,
+        start: nn.Module | None = None,
+    ):
+        """`captions` has the unit vectors of each image's captions. `start` is an h that is trained on in
+        place of the paper's, from random weights."""
         super().__init__()
         self.settings = settings
         self.captions = nn.utils.rnn.pad_sequence(list(captions), batch_first=True)  # [n, N, E]
         self.counts = torch.tensor([len(vectors) for vectors in captions])
         width = self.captions.shape[2]
-        self.generator = prompt_generator(dim, settings.width, width)
+        self.generator = start if start is not None else prompt_generator(dim, settings.width, width)
         self.aggregator = AGGREGATORS[settings.aggregator](width, settings.heads)
         self.log_scale = nn.Parameter(torch.tensor(START))
         self.one_space = dim == width
@@ -110,8 +118,3 @@ class CaptionPrompt(Learner):
             {"params": rest, "lr_scale": 1.0},
             {"params": scale, "lr_scale": 1.0, "weight_decay": 0.0},
         ]
-
-
-def prompt_generator(dim: int, width: int, out: int) -> nn.Sequential:
-    """h: two fully connected layers with ReLU, as in the paper. Its output is not of length one."""
-    return nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, out))

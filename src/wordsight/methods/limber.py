@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from wordsight import losses
 from wordsight.backbones.prefixed import PrefixedLM
+from wordsight.backbones.prompted import prompt_generator
 from wordsight.config import RunSettings, TrainSettings, WordsightError
 from wordsight.methods import Captioner, Learner
-from wordsight.methods.caption_prompt import prompt_generator
 
 LEAST_SPREAD = 1e-4  # of a channel of grids, by which it is divided
 
@@ -77,6 +77,7 @@ class Limber(Captioner, Learner):
     AAPE is silent: a linear map widens h(x)."""
 
     Settings: ClassVar[type] = LimberSettings
+    fits: ClassVar[str] = "wordsight.fit_captions:fit_captions"
     centre: Tensor
     scale: Tensor
     training_defaults = TrainSettings(

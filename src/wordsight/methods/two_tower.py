@@ -136,6 +136,7 @@ class TwoTower(Embedder, Learner):
     frozen LM with an MLP on top and full tuning are settings of it (configs/)."""
 
     Settings: ClassVar[type] = TwoTowerSettings
+    fits: ClassVar[str] = "wordsight.fit_pairs:fit_pairs"
     image_mean: Tensor
     training_defaults = TrainSettings(
         epochs=10,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from wordsight import metrics
 from wordsight.backbones import Backbone
+from wordsight.backbones.prompted import Prompted
 from wordsight.config import WordsightError
 from wordsight.data import Dataset, Pairs, open_dataset
 from wordsight.data.features import image_features, text_features
@@ -22,6 +26,7 @@ from wordsight.runs import Run
 from wordsight.tasks.classify import featurise, figures, tell_skipped, unseen
 
 RANKS = (1, 5, 10)
+WAYS = ("image_to_text", "text_to_image")
 
 log = logging.getLogger("wordsight")
 
@@ -77,29 +82,48 @@ def evaluate(
 
 
 def retrieval(backbone: Backbone, pairs: Pairs) -> dict[str, Any]:
-    """Recall@1, 5 and 10 both ways.
-
-    Image to text: the candidates are the distinct captions, and one is right when it is among the image's
-    own. Text to image: every caption is a query, and any image that has this very caption is right. So
-    captions that several images share are never counted as wrong."""
+    """Recall@1, 5 and 10 both ways (`recalls`); of a backbone whose image vectors are h(x), also of the
+    vectors that h is made from, as `plain`."""
     features = image_features(backbone, pairs.pictures)
     tell_skipped(features, len(pairs))
     captions = [pairs.captions[index] for index in features.kept]
+    distinct, rows = distinct_texts(captions)
+    texts = text_features(backbone, distinct)
+    counts = {
+        "images": len(captions),
+        "captions": sum(map(len, rows)),
+        "distinct_captions": len(distinct),
+    }
+    found: dict[str, Any] = counts | recalls(features.vectors[:, 0], texts, rows)
+    if isinstance(backbone, Prompted):
+        plain = image_features(backbone.inner, pairs.pictures)
+        found["plain"] = recalls(plain.vectors[:, 0], texts, rows)
+    return {**found, "skipped": [list(pair) for pair in features.skipped]}
+
+
+def distinct_texts(captions: Sequence[Sequence[str]]) -> tuple[list[str], list[list[int]]]:
+    """The distinct captions of images, and which of them each image has."""
     distinct = list(dict.fromkeys(text for texts in captions for text in texts))
     row_of = {text: row for row, text in enumerate(distinct)}
-    relevant = torch.zeros(len(captions), len(distinct), dtype=torch.bool)
-    for image, texts in enumerate(captions):
-        relevant[image, [row_of[text] for text in texts]] = True
-    similarity = features.vectors[:, 0] @ text_features(backbone, distinct).T
-    asked = torch.tensor([row_of[text] for texts in captions for text in texts])
-    to_image = {f"recall@{k}": metrics.recall_at(similarity.T[asked], relevant.T[asked], k) for k in RANKS}
+    return distinct, [[row_of[text] for text in texts] for texts in captions]
+
+
+def recalls(
+    images: Float[Tensor, "n D"], texts: Float[Tensor, "N D"], rows: Sequence[Sequence[int]]
+) -> dict[str, dict[str, float]]:
+    """Recall@1, 5 and 10 both ways, of images and distinct captions, `rows` being each image's own.
+
+    Image to text: all captions are candidates, and one is right when it is among the image's own. Text to
+    image: every caption is a query, and any image that has this very caption is right. So captions that
+    several images share are never counted as wrong."""
+    relevant = torch.zeros(len(images), len(texts), dtype=torch.bool)
+    for image, own in enumerate(rows):
+        relevant[image, list(own)] = True
+    similarity = images @ texts.T
+    asked = torch.tensor([row for own in rows for row in own])
+    ways = ((similarity, relevant), (similarity.T[asked], relevant.T[asked]))
     return {
-        "images": len(captions),
-        "captions": len(asked),
-        "distinct_captions": len(distinct),
-        "image_to_text": {f"recall@{k}": metrics.recall_at(similarity, relevant, k) for k in RANKS},
-        "text_to_image": to_image,
-        "skipped": [list(pair) for pair in features.skipped],
+        way: {f"recall@{k}": metrics.recall_at(*scores, k) for k in RANKS} for way, scores in zip(WAYS, ways)
     }
 
 

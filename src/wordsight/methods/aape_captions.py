@@ -1,0 +1,121 @@
+"""AAPE on captions: h(x), what people would say of an image, learned from images and their captions, as the
+query of retrieval.
+
+"Aggregate-and-Adapt Natural Language Prompts for Downstream Generalization of CLIP", Huang et al., NeurIPS
+2024 (arXiv 2410.23698), section 5. Shapes: n images, N captions, D shared width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from wordsight.backbones import unit
+from wordsight.config import RunSettings, TrainSettings, WordsightError
+from wordsight.methods import Embedder
+from wordsight.methods.evidence import Affine, Spectrum, ridge
+
+PENALTIES = (0.03, 0.1, 0.3, 1.0)  # of the ridge map, in units of the mean squared singular value
+CONTRASTS = (0.0, 0.3, 1.0, 3.0, 10.0)  # the contrastive loss beside the distillation loss
+
+
+@dataclass(frozen=True)
+class CaptionSettings:
+    """How h is learned; what each form gives: docs/methods/aape_captions.md."""
+
+    # solved: in closed form; tuned: from there on trained with the contrastive loss; paper: two layers with
+    # ReLU, trained with both losses from random weights
+    form: Literal["tuned", "solved", "paper"] = "tuned"
+    # the contrastive loss beside the distillation loss where both are solved: 0, the latter alone, or more;
+    # null: the best of a few on left-out images
+    contrast: float | None = None
+    width: int = 256  # form=paper: of h's inner layer
+    aggregator: Literal["attention", "mlp", "mean", "random"] = "attention"  # form=paper: condenses captions
+    query: Literal["mean", "mean+image"] = "mean"  # form=paper: what the aggregator's slot starts as
+    heads: int = 4  # form=paper: of the attention aggregator; fewer where they do not divide D
+    distill: float = 5.0  # form=paper: weight of the distillation loss beside the contrastive one
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.heads < 1:
+            raise WordsightError(
+                f"settings.width={self.width} and settings.heads={self.heads} must be 1 or more"
+            )
+        for name in ("distill", "contrast"):
+            if (getattr(self, name) or 0) < 0:
+                raise WordsightError(f"settings.{name}={getattr(self, name)} is not possible; give 0 or more")
+
+
+class AAPECaptions(Embedder):
+    """Images are known by h(x), the vector of what their captions say; texts by the text tower, as before.
+
+    AAPE, section 5: h is learned from images and their captions with the distillation loss (eq. 2) to the
+    captions' aggregate and with CLIP's contrastive loss. Differs from the paper: by default h is linear and
+    begins where both losses are solved (`solve`), from where the contrastive loss alone is trained; `paper`
+    is the paper's form."""
+
+    Settings: ClassVar[type] = CaptionSettings
+    fits: ClassVar[str] = "wordsight.fit_prompted:fit_prompted"
+    tuning: ClassVar[TrainSettings] = TrainSettings(epochs=20, batch_size=512, lr=1e-3, schedule="step")
+    paper_training: ClassVar[TrainSettings] = TrainSettings(
+        epochs=40, batch_size=256, lr=1e-3, schedule="step"
+    )
+
+    @classmethod
+    def training(cls, shots: int | None, own: Any = None) -> TrainSettings | None:
+        form = "tuned" if own is None else own.form
+        return {"solved": None, "tuned": cls.tuning, "paper": cls.paper_training}[form]
+
+    @classmethod
+    def check(cls, settings: RunSettings) -> None:
+        super().check(settings)
+        if settings.unlabelled is not None:
+            raise WordsightError(
+                f"unlabelled={settings.unlabelled} is for classes, but method=aape_captions learns from "
+                f"pairs; leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Images, distinct captions, and which of them each image has."""
+
+    images: Float[Tensor, "n D"]
+    texts: Float[Tensor, "N D"]
+    rows: Sequence[Sequence[int]]
+
+    @property
+    def of_images(self) -> list[Float[Tensor, "_ D"]]:
+        """The vectors of each image's captions."""
+        return [self.texts[list(own)] for own in self.rows]
+
+    def take(self, chosen: Sequence[int]) -> Captioned:
+        """Some of the images, with their captions and no others."""
+        used = sorted({row for image in chosen for row in self.rows[image]})
+        place = {row: new for new, row in enumerate(used)}
+        rows = [[place[row] for row in self.rows[image]] for image in chosen]
+        return Captioned(self.images[list(chosen)], self.texts[used], rows)
+
+
+def solve(known: Captioned, penalty: float, contrast: float) -> Affine:
+    """The linear h that makes both losses least, the contrastive one to second order.
+
+    Distillation: |h - p|^2, p the mean of an image's captions. Contrast: against captions t of mean m and
+    covariance C, log mean exp(h.t) is h.m + h.C h / 2 to second order, so that the loss is that less h.p. The
+    sum is least at h = (I + contrast C')^-1 (p - m), up to length, with C' of mean eigenvalue 1: where
+    captions differ anyway, h says less, and what seldom varies counts more. p is found by a ridge map.
+    Ours."""
+    every = known.of_images
+    means = unit(torch.stack([own.mean(0) for own in every]))
+    h = ridge(Spectrum.of(known.images), means - means.mean(0), penalty)
+    texts = torch.cat(every).double()
+    texts = texts - texts.mean(0)
+    covariance = texts.T @ texts / len(texts)
+    size = covariance.diagonal().mean().clamp_min(1e-12)
+    inverse = torch.linalg.inv(torch.eye(len(covariance)).double() + contrast * covariance / size)
+    turned = Affine(h.map @ inverse.to(h.map), h.bias @ inverse.to(h.bias))
+    length = turned(known.images).norm(dim=1).mean().clamp_min(1e-12)
+    return Affine(turned.map / length, turned.bias / length)
