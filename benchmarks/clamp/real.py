@@ -39,17 +39,18 @@ ASKS = " In short, this is a picture of something that looks like this, and the 
 PLAIN = {"wrapper": "plain", "centre": True, "max_tokens": 48}
 READ = {"layers": 16, "prompts_start": ASKS}
 GEMMA = {"text": "LM", "start": "ridge", **PLAIN, **READ}
-SMALL = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536, "num_attention_heads": 4}
+BARE = GEMMA | {"train": "prompts"}  # prompts, pooling and projection alone: no LoRA
+SMALL = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 4}
 ENCODER = {"kind": "encoder", "prompts": 0, "start": "ridge", "pooling": "attention", **PLAIN}
 TRAIN = {"epochs": 12, "batch_size": 500, "lr": 2e-4, "weight_decay": 0.1, "warmup_steps": 10, "min_steps": 0}
 TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "clamp": (GEMMA, {}),
-    "clamp-no-lora": (GEMMA | {"train": "prompts"}, {}),
-    "clamp-untrained": (GEMMA, {"epochs": 0}),
-    "random-prompts": (GEMMA | {"prompts_start": None}, {}),
-    "all-layers": (GEMMA | {"layers": None}, {}),
-    "twin": (GEMMA | {"random": True}, {}),
-    "twin-untrained": (GEMMA | {"random": True}, {"epochs": 0}),
+    "clamp": (GEMMA | {"teacher": "start", "chunk": 125}, {}),
+    "clamp-no-lora": (BARE, {}),
+    "clamp-untrained": (BARE, {"epochs": 0}),
+    "random-prompts": (BARE | {"prompts_start": None}, {}),
+    "all-layers": (BARE | {"layers": None}, {}),
+    "twin": (BARE | {"random": True}, {}),
+    "twin-untrained": (BARE | {"random": True}, {"epochs": 0}),
     "lit": (
         {"text": "LM", "random": True, "shape": SMALL, "train": "all", "keep_generation": False, **PLAIN},
         {"lr": 5e-4},
@@ -71,19 +72,15 @@ MIXES = ("captions", "names")
 CLOSED = {name for name, (_, training) in TOWERS.items() if training.get("epochs") == 0}
 # what is tried on the held-out classes: changes of the settings and of the training
 RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "untrained": (GEMMA, {"epochs": 0}),
-    "base": (GEMMA, {}),
-    "slow": (GEMMA, {"lr": 5e-5}),
-    "short": (GEMMA, {"epochs": 4}),
-    "long": (GEMMA, {"epochs": 30}),
-    "anchored": (GEMMA | {"teacher": "start"}, {}),
-    "anchored-slow": (GEMMA | {"teacher": "start"}, {"lr": 5e-5}),
-    "anchored-long": (GEMMA | {"teacher": "start"}, {"epochs": 30}),
-    "no-lora": (GEMMA | {"train": "prompts"}, {}),
+    "untrained": TOWERS["clamp-untrained"],
+    "untrained-all-layers": (BARE | {"layers": None}, {"epochs": 0}),
+    "untrained-random-prompts": (BARE | {"prompts_start": None}, {"epochs": 0}),
+    "no-lora": TOWERS["clamp-no-lora"],
+    "no-lora-long": (BARE, {"epochs": 30}),
+    "lora": (GEMMA | {"chunk": 125}, {}),
+    "lora-slow": (GEMMA | {"chunk": 125}, {"lr": 5e-5}),
+    "lora-anchored": TOWERS["clamp"],
     "prompt-only-lora": (GEMMA | {"prompt_only_lora": True}, {}),
-    "twin-untrained": TOWERS["twin-untrained"],
-    "twin": TOWERS["twin"],
-    "lit": TOWERS["lit"],
     "lit-long": (TOWERS["lit"][0], {"lr": 1e-3, "epochs": 30}),
 }
 

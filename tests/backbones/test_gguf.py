@@ -7,6 +7,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wordsight.backbones.checkpoint import Place
+from wordsight.backbones.gguf import _check_tokenizer
 from wordsight.backbones.hub import find
 from wordsight.backbones.lm import load_lm
 from wordsight.backbones.text_tower import TextTower
@@ -91,3 +92,22 @@ def test_what_is_no_gguf_file_is_told(file, tmp_path, capsys):
         find(str(tmp_path / "none.gguf"), "LM")
     command = ["sentences", "classes=cat", f"model={path}", "local=true", f"out={tmp_path / 'a.json'}"]
     assert main(command) == 2 and "of a family" in capsys.readouterr().err
+
+
+class Letters:
+    """A tokenizer that lost its merges."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __call__(self, text, **_):
+        return {"input_ids": list(text)}
+
+
+def test_a_large_vocabulary_read_letter_by_letter_is_refused(tmp_path):
+    with pytest.raises(WordsightError, match="cuts a plain sentence into 39 tokens, nearly one a letter"):
+        _check_tokenizer(tmp_path / "a.gguf", Letters(262_144))
+    _check_tokenizer(tmp_path / "a.gguf", Letters(258))

@@ -978,3 +978,13 @@ def test_prompts_start_as_tokens_or_at_their_size(tokenizer, family):
     assert 0.85 < float(random.detach().std() / embed(torch.arange(340)).detach().std()) < 1.15
     with pytest.raises(WordsightError, match="prompts=0; leave it out"):
         tower(tokenizer, prompts=0, pooling="mean", prompts_start="red panda")
+
+
+def test_a_random_lm_of_fewer_layers_has_as_many_kinds_of_layers(tokenizer, tmp_path):
+    make("gemma3_text").save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    asked = TowerSettings(**LITTLE, train="all", keep_generation=False)
+    for count in (1, 3):
+        made = TextTower.from_base(tmp_path / "lm", asked, random={"num_hidden_layers": count})
+        assert len(made.trunk.layers) == len(made.trunk.config.layer_types) == count
+        assert made.encode(["dog"]).isfinite().all()

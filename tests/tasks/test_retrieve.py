@@ -155,6 +155,14 @@ def test_a_teacher_is_distilled_and_its_width_may_differ(table, tiny_clip, lm, t
     assert load_file(run.folder / "weights.safetensors")["image_mean"].abs().sum() > 0
 
 
+def test_its_own_start_teaches_nothing_new_at_first_and_needs_a_start(table, tiny_clip, lm, tmp_path):
+    own = {"start": "ridge", "teacher": "start", "dropout": 0.0}
+    losses = fit(settings(table, tiny_clip, lm, tmp_path / "run", **own)).events("train")
+    assert abs(losses[0]["distillation"]) < 1e-5 < losses[-1]["distillation"]
+    with pytest.raises(WordsightError, match=r"at a random start is nothing; set settings.start=ridge"):
+        settings(table, tiny_clip, lm, tmp_path / "other", teacher="start")
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(table, tiny_clip, lm, tmp_path, monkeypatch):
     unbroken = tensors_of(

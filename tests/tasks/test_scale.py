@@ -387,7 +387,11 @@ TIED = {"random": True, "shape": {"tie_word_embeddings": True}, "train": "all", 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("own", [{"dropout": 0.5}, TIED], ids=["clamp", "lit-tied"])
+@pytest.mark.parametrize(
+    "own",
+    [{"dropout": 0.5}, TIED, {"start": "ridge", "teacher": "start"}],
+    ids=["clamp", "lit-tied", "own-start"],
+)
 def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_with_the_same_losses(
     table, tiny_clip, lm, tmp_path, monkeypatch, own
 ):

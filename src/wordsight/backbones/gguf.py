@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wordsight.backbones import hub
 from wordsight.config import WordsightError
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers.modeling_utils import PreTrainedModel
 
 log = logging.getLogger("wordsight")
+PLAIN_TEXT = "a photo of a small red house by the sea"  # of which every LM knows whole words
+MANY = 10_000  # pieces, from which on a vocabulary holds words
 MAGIC = b"GGUF"
 
 
@@ -63,6 +65,7 @@ def _unpack(file: Path, folder: Path) -> None:
             f"{str(file)!r} cannot be read as an LM ({hub.first_line(error)}): the file is cut off or "
             f"damaged, or of a family that transformers does not read from GGUF"
         ) from error
+    _check_tokenizer(file, tokenizer)
     count = sum(weight.numel() for weight in model.parameters())
     log.info(
         f"{file.name}: its {count / 1e6:,.0f} million weights are written as bfloat16, once, to {folder} "
@@ -71,6 +74,20 @@ def _unpack(file: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder) as temporary:
         hub.save_part(temporary, model, tokenizer)
+
+
+def _check_tokenizer(file: Path, tokenizer: Any) -> None:
+    """That words which a large vocabulary holds are found in it: earlier releases of transformers lose the
+    merges of some families without a word, and every text is then read letter by letter."""
+    import transformers
+
+    pieces = len(tokenizer(PLAIN_TEXT, add_special_tokens=False)["input_ids"])
+    if len(tokenizer) > MANY and 2 * pieces > len(PLAIN_TEXT):
+        raise WordsightError(
+            f"transformers {transformers.__version__} cuts a plain sentence into {pieces} tokens, nearly one "
+            f"a letter: it misreads the tokenizer of {str(file)!r}; take a newer transformers (5.23 reads "
+            f"Gemma's), or a folder in transformers' own layout"
+        )
 
 
 def _plain(file: Path) -> PreTrainedModel:

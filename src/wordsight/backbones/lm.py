@@ -88,6 +88,9 @@ def _random(
                 f"shape has {key!r}, which config.json of {place.name!r} has not{nearest(key, known)}"
             )
         setattr(config, key, value)
+    kinds, deep = getattr(config, "layer_types", None), config.num_hidden_layers
+    if kinds and "layer_types" not in changes:  # of Gemma's pattern as many as there are layers
+        config.layer_types = (kinds * deep)[:deep]
     lm = auto.from_config(config, dtype=dtype)
     lm.name_or_path = ""
     return lm.eval()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.modeling_utils import PreTrainedModel
 
 from wordsight.backbones import readonly
 from wordsight.backbones.checkpoint import vocabulary_size
@@ -87,7 +88,9 @@ def verify(tower: TextTower) -> dict[str, Check]:
         )
         seen = (columns < lengths[:, None]).long()
         if not changed:
-            whole = first_layers(bare.base_model, settings.layers)
+            trunk = bare.base_model
+            assert isinstance(trunk, PreTrainedModel)
+            whole = first_layers(trunk, settings.layers)
             base = whole(**text, attention_mask=seen, use_cache=True).last_hidden_state
             note(
                 "text_states",
