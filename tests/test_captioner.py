@@ -201,6 +201,18 @@ def test_a_replaced_lm_is_noticed(run, own_lm, table):
         (own_lm / "model.safetensors").write_bytes(kept)
 
 
+def test_an_lm_that_has_moved_is_named(run, own_lm, table, tmp_path, generator):
+    moved = own_lm.rename(tmp_path / "elsewhere")
+    try:
+        with pytest.raises(WordsightError, match="does not exist"):
+            caption(run.folder, paths(table))
+        images = paths(table)[:2]
+        assert [one.text for one in caption(run.folder, images, lm=str(moved))] == said(generator, images)
+        assert main(["eval", str(run.folder), f"lm={moved}"]) == 0
+    finally:
+        moved.rename(own_lm)
+
+
 def test_figures_are_the_metrics_means():
     captions, references = (
         ["a dog runs", "two cats"],

@@ -53,9 +53,19 @@ def main() -> None:
     data = _some(options.data, out, options.limit) if options.limit else str(options.data)
     backbone = load_backbone(options.backbone, device=options.device, dtype=options.dtype)
     results = [] if options.no_baselines else _baselines(data, backbone)
+    if options.arms:
+        results += _runs(options, data, backbone, results)
+    _write(out, results, options)
+    print((out / "table.md").read_text())
+
+
+def _runs(
+    options: argparse.Namespace, data: str, backbone: Backbone, before: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Every arm at every seed, all arms of a seed first: a table of fewer seeds is one, too."""
     lm = PrefixedLM.from_base(options.lm, device=backbone.device, dtype=options.dtype)
-    rate = _rate(options, backbone, lm)
-    for seed in options.seeds:  # all arms of a seed first: a table of fewer seeds is one, too
+    rate, results = _rate(options, backbone, lm), []
+    for seed in options.seeds:
         for arm in options.arms:
             settings = _settings(options, data, arm, seed, rate)
             began = time.monotonic()
@@ -67,9 +77,8 @@ def main() -> None:
             result["seconds_per_step"] = round(fit["seconds"]["fit"] / steps, 4)
             results.append(result)
             print(json.dumps(result), f"in {time.monotonic() - began:.1f} s", flush=True)
-            _write(out, results, options)
-    _write(out, results, options)
-    print((out / "table.md").read_text())
+            _write(options.out, before + results, options)
+    return results
 
 
 def _options() -> argparse.Namespace:
@@ -85,7 +94,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--tokens", type=int, default=49)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument(
+        "--arms", nargs="*", default=list(ARMS), help=f"of {', '.join(ARMS)}; none: the baselines alone"
+    )
     parser.add_argument("--limit", type=int, help="so many training and test photos alone, for a trial")
     parser.add_argument("--no-baselines", action="store_true")
     return parser.parse_args()

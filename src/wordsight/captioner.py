@@ -124,6 +124,7 @@ def caption(
     batch: int | None = None,
     csv: str | Path | None = None,
     backbone: str | None = None,
+    lm: str | None = None,
     device: str | None = None,
     max_pixels: int | None = None,
 ) -> Captions:
@@ -131,13 +132,14 @@ def caption(
 
     `images` are as `predict` takes them. `beams` looks for the likeliest text among so many,
     `temperature` above 0 draws tokens, among the likeliest that have `top_p` of the probability. `csv`
-    is a file that gets a line an image. `backbone` names the run's backbone where it has moved.
+    is a file that gets a line an image. `backbone` and `lm` name the run's backbone and LM where they
+    have moved.
 
     Errors: WordsightError for a run that says nothing about images, or whose backbone or LM is another
     now."""
     how = Writing(max_new_tokens=max_new_tokens, temperature=temperature, beams=beams, top_p=top_p)
     given = [images] if isinstance(images, (str, Path)) else images
-    generator = open_generator(run_folder(run), backbone=backbone, device=device)
+    generator = open_generator(run_folder(run), backbone=backbone, lm=lm, device=device)
     return Captions(generator, given, how, seed=seed, batch=batch, csv=csv, max_pixels=max_pixels)
 
 

@@ -264,29 +264,32 @@ def open_generator(
     device: str | None = None,
     dtype: str | None = None,
     backbone: Backbone | str | None = None,
+    lm: str | None = None,
 ) -> Generator:
     """What writes about images, behind the name of a finished run of limber, or of an image-text-to-text
     model of transformers (MLLM): a folder or a hub name.
 
-    `device` and `dtype` (of the LM) are the run's where none is named; `backbone` names its backbone where
-    that has moved. Errors: WordsightError for any other run or model, and where the backbone or the LM is not
-    the one that a run was fitted to."""
+    `device` and `dtype` (of the LM) are the run's where none is named; `backbone` and `lm` name its
+    backbone and its LM where these have moved. Errors: WordsightError for any other run or model, and
+    where the backbone or the LM is not the one that a run was fitted to."""
     if not is_run(name):
-        return _model(str(name), device, dtype, backbone)
+        return _model(str(name), device, dtype, backbone or lm)
     run = Run.open(name)
     if not is_captioner(run):
         raise WordsightError(
             f"{str(name)!r} is a run of {run.settings.method}, which says nothing about images; give one of "
             f"limber: `wordsight fit method=limber data=...`"
         )
-    return _captioner(run, open_backbone(run, backbone, device=device, sides=SIDES[:1]), dtype)
+    return _captioner(run, open_backbone(run, backbone, device=device, sides=SIDES[:1]), lm, dtype)
 
 
 def _model(name: str, device: str | None, dtype: str | None, backbone: Backbone | str | None) -> Generator:
     from wordsight.backbones.generator import Generator
 
     if backbone is not None:
-        raise WordsightError(f"{name!r} is no run and brings its own image tower; leave backbone out")
+        raise WordsightError(
+            f"{name!r} is no run and brings its own image tower and LM; leave {backbone} out"
+        )
     kind, _ = kind_of(name.removeprefix("hf:"), False)
     if kind != "mllm":
         raise WordsightError(
@@ -298,18 +301,20 @@ def _model(name: str, device: str | None, dtype: str | None, backbone: Backbone 
     return found
 
 
-def _captioner(run: Run, backbone: Backbone, dtype: str | None) -> LimberGenerator:
+def _captioner(run: Run, backbone: Backbone, moved: str | None, dtype: str | None) -> LimberGenerator:
     from wordsight.backbones.prefixed import PrefixedLM
     from wordsight.data.grids import grid_shape
     from wordsight.methods.limber import Limber
     from wordsight.methods.limber_generator import LimberGenerator
 
     own, path = run.settings.settings, run.folder / "weights.safetensors"
-    lm = PrefixedLM.from_base(own.text, device=backbone.device, dtype=dtype or run.settings.dtype)
+    name = moved or own.text
+    lm = PrefixedLM.from_base(name, device=backbone.device, dtype=dtype or run.settings.dtype)
     if lm.origin != run.facts.lm:
         raise WordsightError(
-            f"the LM {own.text!r} of {run.folder} has been replaced since: its weights are others, and what "
-            f"was learned would not fit. Give it back as it was, or fit again"
+            f"the LM {name!r} is not the one that {run.folder} was fitted to, or has been replaced since: "
+            f"its weights are others, and what was learned would not fit. Give lm=... where it has moved, or "
+            f"fit again"
         )
     tensors, _ = read_tensors(path, sealed=True)
     said = tensors.get("generator.2.bias")

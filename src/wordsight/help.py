@@ -46,6 +46,7 @@ class EvaluateSettings:
     classes: Literal["all", "base", "new"] | None = None  # among which classes; null: as the run was fitted
     label: str | None = None  # the column of labels, where data= is a table that has several
     backbone: str | None = None  # where the run's backbone lies now; it must be the same by content
+    lm: str | None = None  # captions and answers: where the run's LM lies now
     # captions: the backbone of CLIPScore, by name; null: the run's own, where it has a text tower
     scorer: str | None = None
     # questions: how many of the training part are shown with their answers before each; null: none

@@ -27,7 +27,8 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
 
     examples = open_questions(options.examples) if options.examples else None
     how = Writing(max_new_tokens=options.max_new_tokens)
-    generator = open_generator(run_folder(options.run), device=options.device, backbone=options.backbone)
+    place = {name: getattr(options, name) for name in ("device", "backbone", "lm")}
+    generator = open_generator(run_folder(options.run), **place)
     drawn = {"examples": examples, "shots": options.shots, "seed": options.seed}
     answers = Answers(generator, images, question, **drawn, how=how)
     entries = [one._asdict() for one in answers]
@@ -77,6 +78,7 @@ ASK = Verb(
             "--max-new-tokens", type=int, default=16, metavar="N", help="tokens of an answer (default 16)"
         ),
         argument("--backbone", metavar="NAME", help="where the run's backbone lies now, if it has moved"),
+        argument("--lm", metavar="NAME", help="where the run's LM lies now, if it has moved"),
         argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the run's"),
     ],
 )

@@ -20,7 +20,7 @@ def caption(options: argparse.Namespace) -> dict[str, Any]:
     temperature = _temperature(options)
     from wordsight.captioner import caption
 
-    names = ("top_p", "max_new_tokens", "seed", "batch", "csv", "backbone", "device", "max_pixels")
+    names = ("top_p", "max_new_tokens", "seed", "batch", "csv", "backbone", "lm", "device", "max_pixels")
     wanted = {name: getattr(options, name) for name in names}
     captions = caption(options.run, options.images, beams=options.beam, temperature=temperature, **wanted)
     entries = ({"image": one.picture.name, "caption": one.text} for one in captions)
@@ -66,6 +66,7 @@ CAPTION = Verb(
         ),
         argument("--csv", metavar="FILE", help="write a table: a line an image"),
         argument("--backbone", metavar="NAME", help="where the run's backbone lies now, if it has moved"),
+        argument("--lm", metavar="NAME", help="where the run's LM lies now, if it has moved"),
         argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the run's"),
         argument("--max-pixels", type=int, metavar="N", help="the largest image that is read, in pixels"),
     ],

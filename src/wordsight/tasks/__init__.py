@@ -24,6 +24,7 @@ def evaluate(
     classes: Which | None = None,
     label: str | None = None,
     backbone: Backbone | str | None = None,
+    lm: str | None = None,
     scorer: str | None = None,
     shots: int | None = None,
     seed: int = 1,
@@ -35,8 +36,8 @@ def evaluate(
     last by the backbone `scorer` or its own; on `data` with questions VQA accuracy (answer), behind `shots`
     examples of its training part, drawn by `seed`. No image is counted that the run was fitted to, however
     the data
-    is named: how many were left out for that is logged. `backbone` names it where it has moved. Errors:
-    WordsightError."""
+    is named: how many were left out for that is logged. `backbone` names it where it has moved, and `lm` the
+    LM of a run that writes. Errors: WordsightError."""
     if not isinstance(run, Run) and not is_run(run):
         return [_of_model(str(run), data, shots or 0, seed)]
     run = run if isinstance(run, Run) else Run.open(run)
@@ -55,6 +56,10 @@ def evaluate(
                 f"scorer={scorer} scores captions, but {run.folder} writes none; leave it out"
             )
         more = {"scorer": scorer}
+    if lm is not None:
+        if name not in ("caption", "answer"):
+            raise WordsightError(f"lm={lm} is what writes, but {run.folder} writes nothing; leave it out")
+        more["lm"] = lm
     return task.evaluate(run, data=data, classes=classes, label=label, backbone=backbone, **more)
 
 

@@ -309,6 +309,7 @@ def evaluate(
     classes: Which | None = None,
     label: str | None = None,
     backbone: Backbone | str | None = None,
+    lm: str | None = None,
     shots: int = 0,
     seed: int = 1,
     generator: Generator | None = None,
@@ -323,7 +324,7 @@ def evaluate(
     questions.account.tell()
     questions.check_shots(shots)
     questions = _unseen(questions, run)
-    generator = generator or open_generator(run.folder, backbone=backbone)
+    generator = generator or open_generator(run.folder, backbone=backbone, lm=lm)
     event, said = measured(generator, questions, shots=shots, seed=seed)
     write_file(run.folder / answers_file(data, shots, seed), said)
     run.log(event)

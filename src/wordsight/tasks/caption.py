@@ -41,6 +41,7 @@ def evaluate(
     classes: Which | None = None,
     label: str | None = None,
     backbone: Backbone | str | None = None,
+    lm: str | None = None,
     scorer: Backbone | str | None = None,
     generator: Generator | None = None,
     batch: int | None = None,
@@ -53,7 +54,7 @@ def evaluate(
     if classes or label:
         given = f"classes={classes}" if classes else f"label={label}"
         raise WordsightError(f"{given} is about classes, but {run.folder} writes captions; leave it out")
-    generator = generator or open_generator(run.folder, backbone=backbone)
+    generator = generator or open_generator(run.folder, backbone=backbone, lm=lm)
     scorer = _scorer(run, generator, scorer)
     results, seen = [], run.seen()
     for source in sources_of(data or run.settings.data):
