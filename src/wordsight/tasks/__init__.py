@@ -42,7 +42,8 @@ def evaluate(
         return [_of_model(str(run), data, shots or 0, seed)]
     run = run if isinstance(run, Run) else Run.open(run)
     name = _task(run, data)
-    task, more = importlib.import_module(f"wordsight.tasks.{name}"), {}
+    task = importlib.import_module(f"wordsight.tasks.{name}")
+    more: dict[str, Any] = {}
     if name == "answer":
         more = {"shots": shots or 0, "seed": seed}
     elif shots is not None:
