@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from standins import COLOURS, paint
+from standins import COLOURS, fill_folder, paint
 
 import wordsight
+from wordsight.backbones import load_backbone
+from wordsight.backbones.llm import LLM
+from wordsight.backbones.text_tower import TextTower, TowerSettings
 from wordsight.cli import main
 from wordsight.config import WordsightError
 from wordsight.sentences.writers import WriterSettings
@@ -56,7 +59,11 @@ def told(tmp_path, backbone):
             "data": str(table or write_table(tmp_path / "t.csv")),
             "sentences": str(tmp_path / "vague.json"),
         }
-        where = {"out": str(tmp_path / f"run-{method}"), "references": False, "backbone": backbone}
+        where = {
+            "out": str(tmp_path / f"run-{method}{more.get('name', '')}"),
+            "references": False,
+            "backbone": backbone,
+        }
         run = wordsight.fit(method=method, **{"shots": 6, **given, **where, **more})
         with serving(reply) as (url, seen):
             settings = WriterSettings("m", base_url=url, questions="contrast", per_question=2)
@@ -153,7 +160,7 @@ def test_what_cannot_be_contrasted_is_said(told, tmp_path):
         ({"pairs": 0}, "pairs=0 asks about no classes"),
         ({"reply": lambda _: " "}, "gave only empty answers about class"),
         (
-            {"shots": 5, "sentences": str(clear), "method": "aape"},
+            {"shots": 5, "sentences": str(clear), "name": "clear"},
             "classifies all of 15 left-out",
         ),
     ):
@@ -188,3 +195,43 @@ def test_the_command_line(photos, tiny_clip, tmp_path, capsys):
     ):
         assert main(["sentences", *words]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_the_lm_inside_the_run_s_backbone_writes(photos, tiny_clip, lm, tmp_path):
+    text = TextTower.from_base(lm, TowerSettings(wrapper="a {}.", prompts=3, dim=12, rank=2, heads=2))
+    image = load_backbone(tiny_clip, device="cpu")
+    backbone = LLM(image, text, image_mean=None, logit_scale=30.0, name="made")
+    run = wordsight.fit(
+        method="sentence_mean",
+        data=str(photos),
+        backbone=backbone,
+        shots=3,
+        out=str(tmp_path / "run"),
+        references=False,
+    )
+    settings = WriterSettings("self", questions="contrast", per_question=1, max_tokens=8, device="cpu")
+    found = tell_apart(run.folder, settings, tmp_path / "s.json", pairs=1, backbone=backbone)
+    written = json.loads(Path(found["written"]).read_text())
+    assert written["model"] == str(lm) and written["local"] is True and found["asked"] > 0
+    plain = load_backbone(tiny_clip, device="cpu")
+    other = wordsight.fit(
+        data=str(photos), method="sentence_mean", backbone=plain, shots=3, out=str(tmp_path / "o")
+    )
+    with pytest.raises(WordsightError, match="has no language model as its text tower"):
+        tell_apart(other.folder, settings, tmp_path / "t.json", backbone=plain)
+
+
+def test_a_run_without_labelled_images_is_said(photos, tiny_clip, tmp_path):
+    clf = wordsight.Classifier(str(tiny_clip), "zero_shot", device="cpu")
+    images = [photos / name / f"{row}.png" for name in ("red", "blue") for row in range(3)]
+    clf.fit(images, ["red"] * 3 + ["blue"] * 3).save(tmp_path / "saved")
+    settings = WriterSettings("m", base_url="http://127.0.0.1:9/v1", questions="contrast")
+    with pytest.raises(WordsightError, match=r"was fitted from Python; name its labelled images: data="):
+        tell_apart(tmp_path / "saved", settings, tmp_path / "s.json")
+    given = {"data": str(photos), "backbone": str(tiny_clip), "method": "aape", "shots": 3}
+    moved = fill_folder(tmp_path / "other", count=6)
+    for row in range(6):
+        (moved / "red" / f"{row}.png").write_bytes((moved / "blue" / f"{row}.png").read_bytes())
+    run = wordsight.fit(**given, out=str(tmp_path / "run"), references=False)
+    with pytest.raises(WordsightError, match=r"are not those that .* was fitted to"):
+        tell_apart(run.folder, settings, tmp_path / "s.json", data=str(moved))
