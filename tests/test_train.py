@@ -395,3 +395,12 @@ def test_what_is_left_over_waits_and_few_images_make_one_batch():
     assert len(numbered(3).batch(0, 0)["labels"]) == 3
     seen = {int(label) for epoch in range(20) for label in numbered(7).batch(epoch, 0)["labels"]}
     assert seen == set(range(7))
+
+
+def test_a_step_that_the_memory_does_not_hold_gets_a_sentence(monkeypatch):
+    def full(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 46 GiB")
+
+    monkeypatch.setattr(Small, "loss", full)
+    with pytest.raises(WordsightError, match=r"cpu has no memory left for a step of .* train.batch_size"):
+        train(small(), batches(), ADAM, seed=1)

@@ -87,6 +87,7 @@ def train(
     threads = 1 if small else torch.get_num_threads()
     with (
         _threads(threads),
+        _room(settings, device),
         progress("steps", total, step, shown=rank == 0) as advance,
         interrupts_held() as interrupted,
     ):
@@ -141,6 +142,19 @@ def train(
             if stopping:
                 raise KeyboardInterrupt(f"stopped after step {step} of {total}")
     return learner.eval()
+
+
+@contextmanager
+def _room(settings: TrainSettings, device: torch.device) -> Iterator[None]:
+    """A device whose memory does not hold a step gets a sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise WordsightError(
+            f"{device} has no memory left for a step of {settings.batch_size}; give a smaller "
+            f"train.batch_size, dtype=bfloat16, or for a two_tower settings.chunk=64 (the gradients stay those "
+            f"of the whole batch), and another out="
+        ) from error
 
 
 def total_steps(settings: TrainSettings, per_epoch: int) -> int:
