@@ -4,12 +4,21 @@ benchmarks/suites/tables.py [runs/benchmarks]` prints the tables and draws the p
 import sys
 from pathlib import Path
 
-from wordsight.report import ABSENT, Row, read_rows
+from wordsight.report import ABSENT, Row
 from wordsight.report.plots import accuracy_plot
 from wordsight.report.reading import NO_LABELS
+from wordsight.report.rows import make_rows, open_runs, run_folders
 from wordsight.report.tables import notes
 
 HERE = Path(__file__).parent
+
+
+def finished(folder: Path) -> list[Row]:
+    """The rows of a folder's finished runs; what is not finished is told and passed over."""
+    runs, left_out = open_runs(run_folders([folder]))
+    for why in left_out.values():
+        print(f"left out: {why}", file=sys.stderr)
+    return make_rows(runs) if runs else []
 
 
 def line(cells: list[str]) -> str:
@@ -71,13 +80,13 @@ def main(runs: str = "runs/benchmarks") -> None:
     out = Path(runs)
     for suite in ("base-to-new", "few-shot"):
         folders = sorted((out / suite).iterdir()) if (out / suite).is_dir() else []
-        sets = {folder.name: read_rows([folder]) for folder in folders}
+        sets = {folder.name: rows for folder in folders if (rows := finished(folder))}
         for name, rows in sets.items():
             accuracy_plot(rows)[1].savefig(HERE / f"{suite}-{name}.png", dpi=110)
         parts = [base_to_new(sets)] if suite == "base-to-new" else [few_shot(*one) for one in sets.items()]
         print(f"## {suite}", *parts, *{notes(rows) for rows in sets.values()}, sep="\n\n", end="\n\n")
     for folder in sorted(out.glob("cross-*")):
-        rows = read_rows([folder])
+        rows = finished(folder)
         print(f"## {folder.name}", cross(folder.name, rows), notes(rows), sep="\n\n", end="\n\n")
 
 
