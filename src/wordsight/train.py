@@ -152,7 +152,7 @@ def _room(settings: TrainSettings, device: torch.device) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise WordsightError(
             f"{device} has no memory left for a step of {settings.batch_size}; give a smaller "
-            f"train.batch_size, dtype=bfloat16, or for a two_tower settings.chunk=64 (the gradients stay those "
+            f"train.batch_size, dtype=bfloat16, or for a two_tower settings.chunk=64 (with the gradients "
             f"of the whole batch), and another out="
         ) from error
 
