@@ -47,6 +47,7 @@ def newcomer(tmp_path_factory, tiny_clip, lm):
     folder = tmp_path_factory.mktemp("newcomer")
     fill_folder(folder / "photos", tuple(COLOURS)[:4], count=18)
     fill_folder(folder / "other")
+    (folder / "classes.txt").write_text("red wall\ngreen wall\n")
     (folder / "new").mkdir()
     for name, colour in COLOURS.items():
         paint(colour, 3).save(folder / "new" / f"{name}.jpg")

@@ -19,6 +19,7 @@ _EXPORTS = {
     "evaluate": "wordsight.tasks",
     "predict": "wordsight.prediction",
     "search": "wordsight.search",
+    "coverage": "wordsight.coverage",
     "Index": "wordsight.search",
     "export": "wordsight.export",
     "RunSettings": "wordsight.config",

@@ -19,6 +19,7 @@ from wordsight.config import RunSettings, WordsightError
 from wordsight.reader import read
 from wordsight.verb_ask import ASK
 from wordsight.verb_caption import CAPTION
+from wordsight.verb_coverage import COVERAGE
 from wordsight.verb_search import SEARCH
 from wordsight.verb_sentences import SENTENCES
 
@@ -123,7 +124,11 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     from wordsight.report import report
 
     return report(
-        options.runs, options.out, csv_file=options.csv, latex_file=options.latex, reference=options.reference
+        options.runs,
+        options.out,
+        csv_file=options.csv,
+        latex_file=options.latex,
+        reference=options.reference,
     )
 
 
@@ -247,6 +252,7 @@ VERBS: dict[str, Verb] = {
     "caption": CAPTION,
     "ask": ASK,
     "search": SEARCH,
+    "coverage": COVERAGE,
     "report": Verb(
         report,
         terminal.report,

@@ -43,6 +43,7 @@ MISSING = {  # what to say where a word is missing
     "eval": "; as in `wordsight eval runs/photos`",
     "predict": "; the run comes first: `wordsight predict runs/photos new.jpg`",
     "report": "; as in `wordsight report runs/*`",
+    "coverage": "; as in `wordsight coverage captions.parquet --classes classes.json`",
     "search": "; as in `wordsight search photos/ 'a dog in the snow'`",
     "show": "; NAME is a method of `wordsight list`, run, train, fit, eval, search, suite, join or sentences",
     "suite": "; as in `wordsight suite base-to-new data=photos/`",

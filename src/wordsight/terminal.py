@@ -18,6 +18,8 @@ from typing import Any
 
 from wordsight.files import moves, printable
 
+RARE = 20  # classes that are not covered, of which so many are named
+
 log = logging.getLogger("wordsight")
 
 
@@ -217,6 +219,19 @@ def search(answer: Mapping[str, Any]) -> None:
         out(f"{found['score']:6.3f}  {found['image']}")
         for name in found["copies"]:
             out(f"        the same as {name}")
+
+
+def coverage(answer: Mapping[str, Any]) -> None:
+    counts, cut_off = answer["counts"], answer["cut_off"]
+    out(f"{answer['captions']:,} captions; each class is named by {answer['count']:,.1f} of them on the mean")
+    out(
+        f"coverage {answer['coverage']:.2f}: {answer['covered']} of {answer['classes']} classes are named by "
+        f"more than {cut_off}"
+    )
+    rare = [f"{name} ({count})" for name, count in counts.items() if count <= cut_off]
+    if rare:
+        more = f" and {len(rare) - RARE} more" if len(rare) > RARE else ""
+        out(f"not covered: {', '.join(rare[:RARE])}{more}")
 
 
 def report(answer: Mapping[str, Any]) -> None:

@@ -66,16 +66,16 @@ def read(path: Path, spec: str) -> Table:
     missing."""
     account, folders = Account("image"), _Folders(path.parent)
     rows = []
-    for listed in _listed(path):
+    for one in listed(path):
         account.seen += 1
-        place = folders.find(listed.name)
-        if not listed.part:
-            account.leave(NO_PART, shown(listed.name))
+        place = folders.find(one.name)
+        if not one.part:
+            account.leave(NO_PART, shown(one.name))
         elif place is None:
-            account.leave(MISSING, shown(listed.name))
+            account.leave(MISSING, shown(one.name))
         else:
-            picture = Picture(shown(listed.name), partial(read_file, place))
-            rows.append(Row(picture, None, listed.captions, listed.part))
+            picture = Picture(shown(one.name), partial(read_file, place))
+            rows.append(Row(picture, None, one.captions, one.part))
     missing = account.left_out.get(MISSING)
     if missing is not None and missing.count * 2 > account.seen:
         raise WordsightError(
@@ -86,7 +86,8 @@ def read(path: Path, spec: str) -> Table:
     return Table(rows, account)
 
 
-def _listed(path: Path) -> Iterable[Listed]:
+def listed(path: Path) -> Iterable[Listed]:
+    """The images that a file lists; none of them is looked for. Errors: as `read`, missing images aside."""
     if path.suffix.lower() == ".json":
         return _of_json(path)
     text = read_text(path, "captions")

@@ -200,8 +200,11 @@ def read_classes(folder: Path) -> Described:
 
     Errors: WordsightError where it is not JSON, or not a list of names or {"classes": [...]}."""
     path = folder / CLASSES_JSON
-    if not path.is_file():
-        return Described()
+    return read_described(path) if path.is_file() else Described()
+
+
+def read_described(path: Path) -> Described:
+    """A class list in JSON, whatever it is called. Errors: as `read_classes`."""
     loaded = read_json(path, "class list")
     described = loaded if isinstance(loaded, dict) else {"classes": loaded}
     classes, template = described.get("classes"), described.get("template")
@@ -214,6 +217,23 @@ def read_classes(folder: Path) -> Described:
             f"template {template!r} in {str(path)!r} has no {{}} for the class name; expected a text with one"
         )
     return Described(classes, template)
+
+
+def read_class_list(path: Path) -> list[str]:
+    """The class names of a file: JSON as in classes.json, or text, one name a line.
+
+    Errors: WordsightError where it is not there or neither, and for no name, an empty one, equal ones."""
+    if path.suffix.lower() == ".json":
+        names = [nfc(name.strip()) for name in read_described(path).classes or ()]
+    else:
+        names = [nfc(line.strip()) for line in read_text(path, "class list").strip().splitlines()]
+    if not names:
+        raise WordsightError(f"class list {str(path)!r} names no class; expected one name a line")
+    if "" in names:
+        place = names.index("") + 1
+        raise WordsightError(f"class list {str(path)!r} has an empty name at place {place}; give it one")
+    check_distinct(names, f"class list {str(path)!r}")
+    return names
 
 
 def class_lines(text: str) -> list[str]:

@@ -81,6 +81,22 @@ def read_tar(
     return rows, content.damage
 
 
+def read_texts(file: BinaryIO, size: int, at: str, account: Account) -> tuple[list[str], str | None]:
+    """The captions of a tar, whose images need not be there, and what is wrong with it, if anything."""
+    content = Content(account, at)
+    _read_members(file, size, content)
+    found: list[str] = []
+    for key in dict.fromkeys(os.path.splitext(name)[0] for name in content.fields):
+        words = {extension: content.fields.get(f"{key}.{extension}") for extension in FIELDS}
+        account.seen += 1
+        try:
+            found += _words(words, f"{at}{key}", "captions", None)[1]
+            account.kept += 1
+        except _Unreadable:
+            account.leave(BAD_FIELD, f"{at}{key}")
+    return found, content.damage
+
+
 def _read_members(file: BinaryIO, size: int, content: Content) -> None:
     start = file.read(6)
     file.seek(0)

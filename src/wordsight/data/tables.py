@@ -49,8 +49,7 @@ def has_captions(path: Path) -> bool:
 
 def _read_csv(path: Path) -> Columns:
     text = _decoded(path)
-    header = text.split("\n", 1)[0]
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+    delimiter = delimiter_of(path.suffix, text.split("\n", 1)[0])
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
@@ -69,6 +68,11 @@ def _read_csv(path: Path) -> Columns:
             )
     readers = [partial(_csv_cells, body, place) for place in range(len(names))]
     return Columns(repr(str(path)), len(body), _named(names, readers, path), folder=path.parent)
+
+
+def delimiter_of(suffix: str, header: str) -> str:
+    """What stands between the cells of a file with this suffix and first line."""
+    return "\t" if suffix.lower() == ".tsv" else max(",;\t", key=header.count)
 
 
 def _csv_cells(body: Sequence[tuple[int, Sequence[str]]], place: int) -> list[str]:
