@@ -11,20 +11,32 @@ LABELS = torch.tensor([0, 1, 1, 0])
 
 
 def test_top_k():
-    assert metrics.top_k(LOGITS, LABELS) == 50
-    assert metrics.top_k(LOGITS, LABELS, 2) == 75
-    assert metrics.top_k(LOGITS, LABELS, 3) is None  # every class is among the three: it would say nothing
-    assert metrics.top_k(LOGITS, LABELS, 5) is None
-    assert metrics.top_k(LOGITS[:, :1], torch.zeros(4, dtype=torch.long)) == 100
+    found = metrics.best(LOGITS)
+    assert metrics.accuracy(found, LABELS) == 50
+    assert metrics.top_k(found, LABELS, 3, 2) == 75
+    assert metrics.top_k(found, LABELS, 3, 3) is None  # every class is among the three: it would say nothing
+    assert metrics.top_k(found, LABELS, 3) is None
+    assert metrics.accuracy(metrics.best(LOGITS[:, :1]), torch.zeros(4, dtype=torch.long)) == 100
+
+
+def test_parts_of_the_images_are_as_good_as_all_at_once():
+    logits = torch.randn(40, 9, generator=torch.Generator().manual_seed(0))
+    whole, parts = metrics.best(logits), [metrics.best(some) for some in logits.split(7)]
+    assert all(map(torch.equal, whole, metrics.Best.joined(parts)))
+    order = torch.randperm(40)
+    assert all(map(torch.equal, whole, metrics.best(logits[order]).take(order.argsort())))
 
 
 def test_confusion_has_the_true_class_in_the_row():
-    counts = metrics.confusion(LOGITS, LABELS)
-    assert counts.tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 0]]
+    counts = metrics.confusion(LOGITS.argmax(1), LABELS, 3)
+    assert counts.lines().tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 0]]
+    assert counts.to_dict() == {"true": [0, 0, 1, 1], "predicted": [0, 2, 0, 1], "images": [1, 1, 1, 1]}
+    assert counts.lines(2).tolist() == [[3, 1], [0, 0]]  # the first two classes are one group
+    assert counts.guessed.tolist() == [2, 1, 1]
 
 
 def test_recall_of_a_class_without_images_is_none():
-    counts = metrics.confusion(LOGITS, torch.tensor([0, 1, 1, 1]))
+    counts = metrics.confusion(LOGITS.argmax(1), torch.tensor([0, 1, 1, 1]), 3)
     assert metrics.class_recall(counts) == [100, pytest.approx(100 / 3), None]
     assert metrics.mean_class_recall(counts) == pytest.approx((100 + 100 / 3) / 2)
 
@@ -34,8 +46,8 @@ def test_recall_equals_scikit_learn_s():
 
     stream = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(50, 4, generator=stream), torch.randint(4, (50,), generator=stream)
-    counts = metrics.confusion(logits, labels)
-    assert counts.tolist() == confusion_matrix(labels, logits.argmax(1)).tolist()
+    counts = metrics.confusion(logits.argmax(1), labels, 4)
+    assert counts.lines().tolist() == confusion_matrix(labels, logits.argmax(1)).tolist()
     assert metrics.mean_class_recall(counts) == pytest.approx(
         100 * balanced_accuracy_score(labels, logits.argmax(1))
     )
@@ -55,13 +67,14 @@ def test_calibration_error_by_hand():
 
     logits = torch.stack([sure(0.9), sure(0.9), sure(0.6), sure(0.6)])
     # bin of 0.9: accuracy 1/2, gap 0.4; bin of 0.6: accuracy 1, gap 0.4
-    assert metrics.calibration_error(logits, torch.tensor([0, 1, 0, 0])) == pytest.approx(40, abs=1e-3)
-    assert metrics.calibration_error(logits, torch.tensor([0, 1, 0, 0]), bins=1) == pytest.approx(
+    found = metrics.best(logits)
+    assert metrics.calibration_error(found, torch.tensor([0, 1, 0, 0])) == pytest.approx(40, abs=1e-3)
+    assert metrics.calibration_error(found, torch.tensor([0, 1, 0, 0]), bins=1) == pytest.approx(
         0, abs=1e-3
     )  # 0.75 sure, 0.75 right
     certain = torch.tensor([[1000.0, 0.0], [0.0, 1000.0]])  # confidence 1 falls into the last bin
-    assert metrics.calibration_error(certain, torch.tensor([0, 1])) == 0
-    assert metrics.calibration_error(certain, torch.tensor([1, 0])) == 100
+    assert metrics.calibration_error(metrics.best(certain), torch.tensor([0, 1])) == 0
+    assert metrics.calibration_error(metrics.best(certain), torch.tensor([1, 0])) == 100
 
 
 # -- intervals and ranks

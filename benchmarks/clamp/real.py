@@ -159,7 +159,7 @@ class Study:
         whole = open_dataset(source)
         fitted = Fitted.by_names(backbone, whole.class_names, TEMPLATE)
         tested = featurise(backbone, test_part(whole), self.settings("captions"))
-        event = figures(fitted.logits(tested.vectors), tested.labels, whole.class_names)
+        event = figures(fitted.best(tested.vectors), tested.labels, whole.class_names)
         return {"accuracy": event["accuracy"], "recall": event["class_recall"]}
 
     def cells(self, seeds: list[int]) -> list[tuple[str, str, int]]:

@@ -127,7 +127,7 @@ class Study:
                 names = whole.class_names
                 fitted = Fitted.by_names(backbone, names, asked.template)
                 tested = featurise(backbone, test_part(whole), asked)
-                event = figures(fitted.logits(tested.vectors), tested.labels, names)
+                event = figures(fitted.best(tested.vectors), tested.labels, names)
                 found[Path(source).stem] = {"accuracy": event["accuracy"], "recall": event["class_recall"]}
             if part == "aerial":
                 both = retrieval(backbone, open_pairs(asked.data, "test"))

@@ -129,6 +129,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         csv_file=options.csv,
         latex_file=options.latex,
         reference=options.reference,
+        coverage_file=options.coverage,
     )
 
 
@@ -275,6 +276,11 @@ VERBS: dict[str, Verb] = {
                 "--reference",
                 metavar="METHOD",
                 help="whom the others are compared with (default aape, or the first)",
+            ),
+            argument(
+                "--coverage",
+                metavar="FILE",
+                help="what `wordsight coverage --json` wrote: accuracy by covered and uncovered classes",
             ),
         ],
     ),

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from wordsight.backbones import Backbone, load_backbone, pick_device
 from wordsight.config import METHODS, RunSettings, WordsightError, default_folder, is_vectors, resolve
@@ -30,6 +28,7 @@ from wordsight.files import in_use
 from wordsight.fitted import Fitted, encode_classes, facts_of
 from wordsight.fitting import fit_method
 from wordsight.methods import Classifier, FitData, Labelled, PairMethod, Pool
+from wordsight.metrics import Best
 from wordsight.reader import read
 from wordsight.runs import Run, predictions_file
 from wordsight.sentences import read_sentences
@@ -282,7 +281,8 @@ def cross_validate(run: Run, data: FitData, backbone: Backbone, split: Split, re
         log.info("every labelled image was fitted to, and a class has only one: nothing was measured")
         return
     names = [settings.method, *(name for name in REFERENCES if references and name != settings.method)]
-    logits = {name: torch.zeros(len(labels), len(run.facts.classes)) for name in names}
+    found: dict[str, list[Best]] = {name: [] for name in names}
+    tested: list[int] = []
     parts = StratifiedKFold(folds, shuffle=True, random_state=settings.seed).split(labels, labels)
     for train_rows, test_rows in parts:
         own = data._replace(images=data.images[train_rows], labels=data.labels[train_rows])
@@ -292,20 +292,21 @@ def cross_validate(run: Run, data: FitData, backbone: Backbone, split: Split, re
             else:
                 method = fit_reference(run, name, own, backbone)
             fitted = Fitted(method, backbone, run.facts, run.sentences, data.texts)
-            logits[name][test_rows] = fitted.logits(data.centre[test_rows])
-    _keep_folds(run, folds, logits, data, split)
+            found[name].append(fitted.best(data.centre[test_rows]))
+        tested += test_rows.tolist()
+    order = torch.tensor(tested).argsort()
+    best = {name: Best.joined(parts).take(order) for name, parts in found.items()}
+    _keep_folds(run, folds, best, data, split)
 
 
-def _keep_folds(
-    run: Run, folds: int, logits: Mapping[str, Float[Tensor, "n C"]], data: FitData, split: Split
-) -> None:
+def _keep_folds(run: Run, folds: int, best: Mapping[str, Best], data: FitData, split: Split) -> None:
     from wordsight import metrics
 
     settings, classes = run.settings, run.facts.classes
-    own, *others = logits
+    own, *others = best
     result = {"event": "eval", "data": settings.data, "classes": settings.classes, "folds": folds}
-    result |= classify.figures(logits[own], data.labels, classes)
-    right = {name: (rows.argmax(1) == data.labels).numpy() for name, rows in logits.items()}
+    result |= classify.figures(best[own], data.labels, classes)
+    right = {name: (rows.predicted == data.labels).numpy() for name, rows in best.items()}
     if others:
         result["references"] = {
             name: {
@@ -316,7 +317,7 @@ def _keep_folds(
         }
     features = Features(data.images, list(range(len(split))), [])
     tested = classify.Tested(data.centre, data.labels, features, split)
-    classify.write_predictions(run, predictions_file(settings.classes), tested, logits[own], classes, None)
+    classify.write_predictions(run, predictions_file(settings.classes), tested, best[own], classes, None)
     run.log(result | {"skipped": []})
     log.info(
         "every labelled image was fitted to; figures are of %d-fold cross-validation, each image scored by "

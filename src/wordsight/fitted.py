@@ -23,6 +23,7 @@ from wordsight.data.features import text_features
 from wordsight.files import read_tensors
 from wordsight.methods import Captioner, Classifier, Embedder, NoSettings
 from wordsight.methods.zero_shot import ZeroShot
+from wordsight.metrics import Best, best
 from wordsight.runs import NO_BACKBONE, Run, RunFacts
 from wordsight.sentences import ClassTexts, class_texts, fill
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 SIDES = ("image_fingerprint", "text_fingerprint")  # of a backbone
 IMAGES_AT_ONCE = 4096  # that are compared with all sentences together
+SCORES_AT_ONCE = 2**24  # of images times classes
 LEAST_RAISED = 1e-4  # below it, a score has changed by rounding alone
 
 log = logging.getLogger("wordsight")
@@ -134,6 +136,12 @@ class Fitted:
     def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         """Scores on the CPU, in float32."""
         return predict_logits(self.method, images.to(self.device))
+
+    def best(self, images: Float[Tensor, "B D"]) -> Best:
+        """What figures need of the scores, as many images at a time as keep them few: memory grows with the
+        images and the class vectors alone."""
+        at_once = max(1, SCORES_AT_ONCE // len(self.texts.names))
+        return Best.joined([best(self.logits(some)) for some in images.split(at_once)])
 
     @torch.inference_mode()
     def closest(self, images: Float[Tensor, "B D"], top: int = 1) -> list[list[Closest]]:

@@ -3,44 +3,109 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+TOP = 5  # classes of the highest scores that are kept of each image
 LEVEL = 95  # percent of every interval
 ROUNDING = 1e-18  # a variance, in squared points, that equal figures have where sums round
 
 
-def top_k(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], k: int = 1) -> float | None:
+class Best(NamedTuple):
+    """What figures need of each image's scores, which themselves need not be kept."""
+
+    predicted: Int[Tensor, " B"]
+    confidence: Float[Tensor, " B"]  # of the predicted class: its softmax
+    top: Int[Tensor, "B K"]  # the classes of the highest scores, the highest first
+
+    def take(self, rows: Int[Tensor, " n"]) -> Best:
+        return Best(*(column[rows] for column in self))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Best]) -> Best:
+        """Those of all parts, in their order."""
+        return cls(*(torch.cat(columns) for columns in zip(*parts)))
+
+
+def best(logits: Float[Tensor, "B C"], k: int = TOP) -> Best:
+    confidence, predicted = logits.softmax(1).max(1)
+    return Best(predicted, confidence, logits.topk(min(k, logits.shape[1]), dim=1).indices)
+
+
+def accuracy(found: Best, labels: Int[Tensor, " B"]) -> float:
+    return 100 * (found.predicted == labels).float().mean().item()
+
+
+def top_k(found: Best, labels: Int[Tensor, " B"], classes: int, k: int = TOP) -> float | None:
     """Share of images whose label is among the k highest scores; None where there are fewer than k + 1
     classes and it would say nothing.
     """
-    if logits.shape[1] <= k and k > 1:
+    if classes <= k:
         return None
-    if k == 1:
-        return 100 * (logits.argmax(1) == labels).float().mean().item()
-    return 100 * (logits.topk(k, dim=1).indices == labels[:, None]).any(1).float().mean().item()
+    return 100 * (found.top[:, :k] == labels[:, None]).any(1).float().mean().item()
 
 
-def confusion(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"]) -> Int[Tensor, "C C"]:
-    """Counts; row = true class, column = predicted class."""
-    classes = logits.shape[1]
-    return torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes).view(
-        classes, classes
-    )
+@dataclass(frozen=True)
+class Confusion:
+    """The confusion matrix, of which only pairs that occur are kept, by true and then by predicted class: it
+    grows with the images and not with the square of the classes.
+    """
+
+    true: Int[np.ndarray, " n"]
+    predicted: Int[np.ndarray, " n"]
+    images: Int[np.ndarray, " n"]
+    classes: int
+
+    @property
+    def totals(self) -> Int[np.ndarray, " C"]:
+        """Images of each true class."""
+        return self._summed(self.true, slice(None))
+
+    @property
+    def right(self) -> Int[np.ndarray, " C"]:
+        """Images of each class that were predicted so."""
+        return self._summed(self.true, self.true == self.predicted)
+
+    @property
+    def guessed(self) -> Int[np.ndarray, " C"]:
+        """Images that were predicted as each class."""
+        return self._summed(self.predicted, slice(None))
+
+    def _summed(self, places: Int[np.ndarray, " n"], rows: Any) -> Int[np.ndarray, " C"]:
+        found = np.bincount(places[rows], weights=self.images[rows], minlength=self.classes)
+        return found.astype(np.int64)  # exact: weights are summed as float64
+
+    def lines(self, bins: int | None = None) -> Int[np.ndarray, "R R"]:
+        """The whole matrix; with `bins`, of so many groups of neighbouring classes at most."""
+        size = self.classes if bins is None else min(bins, self.classes)
+        counts = np.zeros((size, size), np.int64)
+        rows, columns = (side * size // self.classes for side in (self.true, self.predicted))
+        np.add.at(counts, (rows, columns), self.images)
+        return counts
+
+    def to_dict(self) -> dict[str, list[int]]:
+        """As JSON holds it: three lists of equal length."""
+        return {name: getattr(self, name).tolist() for name in ("true", "predicted", "images")}
 
 
-def class_recall(counts: Int[Tensor, "C C"]) -> list[float | None]:
+def confusion(predicted: Int[Tensor, " B"], labels: Int[Tensor, " B"], classes: int) -> Confusion:
+    pairs, images = torch.unique(labels * classes + predicted, return_counts=True)
+    pairs = pairs.numpy()
+    return Confusion(pairs // classes, pairs % classes, images.numpy(), classes)
+
+
+def class_recall(counts: Confusion) -> list[float | None]:
     """Recall of each class, None for a class with no image (never NaN: JSON has none)."""
-    return [
-        100 * counts[i, i].item() / total if (total := counts[i].sum().item()) else None
-        for i in range(len(counts))
-    ]
+    pairs = zip(counts.right.tolist(), counts.totals.tolist())
+    return [100 * right / total if total else None for right, total in pairs]
 
 
-def mean_class_recall(counts: Int[Tensor, "C C"]) -> float:
+def mean_class_recall(counts: Confusion) -> float:
     """Mean over the classes that have images: scikit-learn's balanced accuracy."""
     known = [recall for recall in class_recall(counts) if recall is not None]
     return sum(known) / len(known)
@@ -53,12 +118,11 @@ def harmonic_mean(base: float, new: float) -> float:
     return 2 * base * new / (base + new) if base + new > 0 else 0.0
 
 
-def calibration_error(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], bins: int = 15) -> float:
+def calibration_error(found: Best, labels: Int[Tensor, " B"], bins: int = 15) -> float:
     """Expected calibration error (Guo et al. 2017): mean gap between confidence and accuracy over equal-width
     bins, weighted by their share.
     """
-    confidence, predicted = logits.softmax(1).max(1)
-    right = (predicted == labels).float()
+    confidence, right = found.confidence, (found.predicted == labels).float()
     place = (confidence * bins).long().clamp_max(bins - 1)
     gaps = torch.zeros(bins).index_add_(0, place, confidence - right)
     return 100 * gaps.abs().sum().item() / len(labels)

@@ -39,7 +39,8 @@ def fabricate(
         }
     )
     for part, accuracy in (accuracies or {}).items():
-        matrix = [[3 if i == j else 1 for j in range(len(names))] for i in range(len(names))]
+        pairs = [(i, j, 3 if i == j else 1) for i in range(len(names)) for j in range(len(names))]
+        matrix = dict(zip(("true", "predicted", "images"), map(list, zip(*pairs))))
         figures = {
             "images": 15,
             "accuracy": accuracy,

@@ -51,8 +51,8 @@ def _classes_named(named: Named, forms: Mapping[str, list[int]], classes: int) -
     of_form = csr_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(forms), classes))
     shape = (int(named.captions.max(initial=-1)) + 1, len(forms))
     met = csr_array((np.ones(len(named.forms), bool), (named.captions, named.forms)), shape=shape)
-    named: Any = met @ of_form
-    return np.bincount(named.indices, minlength=classes)
+    both: Any = met @ of_form
+    return np.bincount(both.indices, minlength=classes)
 
 
 @cache

@@ -23,6 +23,7 @@ from wordsight.demo import BACKBONE, bold, fitted_before, print_table, watched, 
 from wordsight.files import csv_text, write_file
 from wordsight.fit import fit
 from wordsight.report.page import Page, Panel, Section, confusion_matrix, render
+from wordsight.report.reading import matrix
 from wordsight.report.tables import Table
 from wordsight.runs import Run
 from wordsight.tasks import evaluate
@@ -203,11 +204,12 @@ def tower_page(
     """One HTML file: the figures, the first tower's confusion matrix, what its LM writes, and what was
     verified.
     """
-    matrix = confusion_matrix(list(events[0]["class_recall"]), events[0]["confusion"])
+    names, counts = matrix(events[0])
+    assert counts is not None  # `figures` gave it
     words = [{title: line[key] for key, title in WRITING.items()} for line in written]
     panels = {
         "Real digits by name": Panel(table=figures_table(rows), after=(meaning(events[0]),)),
-        f"Confusion matrix: {rows[0]['tower']}": Panel(matrix=matrix),
+        f"Confusion matrix: {rows[0]['tower']}": Panel(matrix=confusion_matrix(names, counts)),
         "What the LM writes": Panel(table=Table.of(words, words=frozenset(WRITING.values()))),
         "What was verified": Panel(table=checks_table(checks)),
     }

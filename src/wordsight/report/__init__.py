@@ -2,6 +2,7 @@
 
 reading     what a run folder says was measured       rows        runs that differ in their seed are one row
 comparison  methods against one another, in pairs     tables      one structure, and what the tables hold
+covered     classes that captions name, and others
 writers     Markdown, CSV, LaTeX                      page        the HTML file, with plots and images
 
 Nothing is computed by a model here: sentences that explain a prediction are read from the run folder."""
@@ -16,6 +17,7 @@ from typing import Any
 from wordsight.config import WordsightError
 from wordsight.files import write_file
 from wordsight.report.comparison import comparisons
+from wordsight.report.covered import coverage_split, read_coverage
 from wordsight.report.reading import NO_LABELS
 from wordsight.report.rows import ABSENT, Row, Value, make_rows, open_runs, read_rows, run_folders
 from wordsight.report.tables import best_cells, cells
@@ -46,6 +48,7 @@ def report(
     csv_file: str | Path | None = None,  # by default beside the page
     latex_file: str | Path | None = None,
     reference: str | None = None,  # whom the others are compared with; by default aape, or the first
+    coverage_file: str | Path | None = None,  # of `wordsight coverage --json`: covered and uncovered classes
 ) -> dict[str, Any]:
     """Compare finished runs; returns {"html", "csv": paths, "markdown": text, "skipped", "left_out"} and,
     where asked for, "latex".
@@ -61,6 +64,7 @@ def report(
     table = Path(csv_file or page.with_suffix(".csv")).expanduser()
     latex = Path(latex_file).expanduser() if latex_file else None
     check_names(page, table, latex)
+    coverage = read_coverage(coverage_file) if coverage_file else None
     asked = run_folders(folders)
     runs, left_out = open_runs(asked)
     if left_out and not runs:
@@ -69,7 +73,9 @@ def report(
         log.warning("left out %s: %s", folder, reason)
     rows = make_rows(runs)
     compared = comparisons(rows, reference)
-    files = {table: as_csv(rows), page: as_html(rows, compared, folder=page.parent, left_out=left_out)}
+    split = coverage_split(rows, coverage) if coverage else None
+    html = as_html(rows, compared, split=split, folder=page.parent, left_out=left_out)
+    files = {table: as_csv(rows), page: html}
     files |= {table.with_name(f"{table.stem}-comparison.csv"): comparison_csv(compared)} if compared else {}
     files |= {latex: as_latex(rows, compared)} if latex else {}
     for path, content in files.items():
@@ -77,7 +83,7 @@ def report(
     written: dict[str, Any] = {
         "html": str(page),
         "csv": str(table),
-        "markdown": as_markdown(rows, compared),
+        "markdown": as_markdown(rows, compared, split),
         **dict.fromkeys(("latex",) if latex else (), str(latex)),
     }
     for name, given in (("skipped", True), ("left_out", False)):

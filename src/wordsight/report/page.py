@@ -14,8 +14,10 @@ from markupsafe import Markup
 from wordsight import __version__
 from wordsight.config import METHODS, WordsightError, resolve
 from wordsight.files import printable
+from wordsight.metrics import Confusion
 from wordsight.report import plots
 from wordsight.report.comparison import Comparison
+from wordsight.report.covered import Split
 from wordsight.report.images import Card, cards
 from wordsight.report.reading import ALL_LABELS, NO_LABELS, Account, Measured
 from wordsight.report.rows import Row, short_data, short_names, split_by
@@ -119,6 +121,7 @@ def as_html(
     rows: Sequence[Row],
     compared: Sequence[Comparison] = (),
     *,
+    split: Split | None = None,
     folder: Path | None = None,  # that the page will lie in: links to images below it are relative
     left_out: Mapping[Path, str] | None = None,
 ) -> str:
@@ -128,7 +131,7 @@ def as_html(
     if left_out:
         lists["Left out"] = [f"{place}: {reason}" for place, reason in left_out.items()]
     title = f"{len(places)} run{'s' * (len(places) != 1)}, wordsight {__version__}. {LEGEND}"
-    overall = [*comparison_sections(compared), *retrieval_sections(rows)]
+    overall = [*comparison_sections(compared), *retrieval_sections(rows), *coverage_sections(split)]
     each = [data_section(group, rows, folder or Path.cwd()) for group in groups]
     sections = [*overall, *each] if len(each) > 1 else [*each, *overall]
     return render(Page("Wordsight report", tuple(sections), title, lists))
@@ -151,6 +154,11 @@ def retrieval_sections(rows: Sequence[Row]) -> list[Section]:
     captions = captions_table(rows)
     title = "Against people's captions and the images, times 100"
     return [*found, Section("Captions", (Panel(title, table=captions),))] if captions else found
+
+
+def coverage_sections(split: Split | None) -> list[Section]:
+    title = "Covered and uncovered classes"
+    return [Section(title, (Panel(table=split.table, after=(split.note,)),))] if split else []
 
 
 def data_section(rows: Sequence[Row], every: Sequence[Row], folder: Path) -> Section:
@@ -213,7 +221,7 @@ def caption(run: Measured) -> str:
 
 def confusion_panel(run: Measured) -> Panel | None:
     last = run.last()
-    if last is None or not last.counts:
+    if last is None or last.counts is None:
         return None
     images = "" if last.images is None else f" of {last.images:,} images"
     note = f"{caption(run)}: {last.accuracy:.1f} %{images}. A row is a true class, a column a predicted one."
@@ -223,12 +231,12 @@ def confusion_panel(run: Measured) -> Panel | None:
     return Panel("Confusion matrix", (note,), table=pairs, after=after, matrix=drawn)
 
 
-def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Matrix:
+def confusion_matrix(names: Sequence[str], counts: Confusion) -> Matrix:
     if len(names) > NAMED_CLASSES:
         return Matrix(tuple(names), picture=plots.png(plots.confusion_plot(counts)))
     lines = tuple(
         tuple(confusion_cell(count, sum(line), right=row == column) for column, count in enumerate(line))
-        for row, line in enumerate(counts)
+        for row, line in enumerate(counts.lines().tolist())
     )
     return Matrix(tuple(names), lines)
 
@@ -241,14 +249,10 @@ def confusion_cell(count: int, total: int, right: bool) -> Cell:
     return Cell(count, fill, "#fff" if right and share > 0.6 else "#1d2430")
 
 
-def confused_pairs(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Table | None:
+def confused_pairs(names: Sequence[str], counts: Confusion) -> Table | None:
     """The pairs of classes that were confused most often; None where no image is wrong."""
-    wrong = [
-        (-count, row, column)
-        for row, line in enumerate(counts)
-        for column, count in enumerate(line)
-        if row != column and count
-    ]
+    pairs = zip(counts.images.tolist(), counts.true.tolist(), counts.predicted.tolist())
+    wrong = [(-count, row, column) for count, row, column in pairs if row != column and count]
     lines = [
         {"true class": names[row], "predicted": names[column], "images": f"{-count:,}"}
         for count, row, column in sorted(wrong)[:CONFUSED_PAIRS]

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from wordsight.metrics import harmonic_mean
+from wordsight.metrics import Confusion, harmonic_mean
 from wordsight.report.comparison import by_place
 from wordsight.report.reading import ALL_LABELS, NO_LABELS
 from wordsight.report.rows import Row
@@ -26,6 +26,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5
 MARKERS = "os^D"  # where there are more lines than colours
 TITLES = {"all": "all classes", "H": "H of base and new classes", "base": "base classes"}
 LEGEND_LETTERS = 110  # of a name in the legend of a plot that stands alone
+MATRIX_LINES = 400  # of a drawn confusion matrix
 INCHES = (4.7, 3.3)
 LEAST_SPAN = 2.0  # percent that an axis shows at least, so that a hair does not look like a gap
 
@@ -166,13 +167,17 @@ def apart(place: int, count: int) -> float:
     return min(0.06, 0.4 / count) * (place - (count - 1) / 2)
 
 
-def confusion_plot(counts: Sequence[Sequence[int]]) -> Figure:
-    """Shares of each true class, for more classes than a table can name."""
-    shares = [[count / max(sum(line), 1) for count in line] for line in counts]
+def confusion_plot(counts: Confusion) -> Figure:
+    """Shares of each true class, for more classes than a table can name; of groups of neighbouring classes
+    where there are more than the picture has lines.
+    """
+    lines = counts.lines(MATRIX_LINES)
+    shares = lines / np.maximum(lines.sum(1, keepdims=True), 1)
     with rc_context({"font.size": 11}):
         figure = Figure(figsize=(4.7, 4.1), layout="constrained")
         axes = figure.subplots()
-        drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        edges = (0, counts.classes, counts.classes, 0)
+        drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", extent=edges)
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
         figure.colorbar(drawn, label="share of the true class", shrink=0.8)

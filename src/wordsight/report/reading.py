@@ -14,8 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Int
+
 from wordsight.config import RunSettings, WordsightError
 from wordsight.files import csv_rows, read_bytes, read_json, read_tensors, read_text
+from wordsight.metrics import Confusion
 from wordsight.runs import Run, predictions_file
 
 ROLES = ("zero_shot", "linear_probe")  # what every fit is measured beside
@@ -55,7 +59,7 @@ class Evaluation:
     folds: int | None = None  # of a cross-validation; None where there were test images
     interval: tuple[float, float] | None = None  # of the accuracy, over images
     names: tuple[str, ...] = ()
-    counts: tuple[tuple[int, ...], ...] = ()  # the confusion matrix: row = true class, column = predicted
+    counts: Confusion | None = field(default=None, compare=False)
     references: Mapping[str, Reference] = field(default_factory=dict)
 
 
@@ -283,15 +287,20 @@ def evaluation(event: Mapping[str, Any], others: Mapping[str, Reference]) -> Eva
     return Evaluation(data, part, accuracy, **rest, names=names, counts=counts, references=others)
 
 
-def matrix(event: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    """Class names and confusion matrix; both empty where they do not fit each other."""
-    names, lines = tuple(mapping(event.get("class_recall"))), event.get("confusion")
-    if not isinstance(lines, list) or len(lines) != len(names):
-        return (), ()
-    counts = [numbers(line, len(names), LARGEST) for line in lines]
-    if not names or any(line is None for line in counts):
-        return (), ()
-    return names, tuple(tuple(map(int, line)) for line in counts if line is not None)
+def matrix(event: Mapping[str, Any]) -> tuple[tuple[str, ...], Confusion | None]:
+    """Class names and confusion matrix; neither where they do not fit each other."""
+    names, found = tuple(mapping(event.get("class_recall"))), mapping(event.get("confusion"))
+    classes = [counts(found.get(key), len(names) - 1) for key in ("true", "predicted")]
+    columns = [column for column in (*classes, counts(found.get("images"))) if column is not None]
+    if len(columns) < 3 or len({len(column) for column in columns}) > 1 or not len(columns[0]):
+        return (), None
+    return names, Confusion(*columns, classes=len(names))
+
+
+def counts(value: Any, most: float = LARGEST) -> Int[np.ndarray, " n"] | None:
+    """Whole numbers in a list."""
+    fits = isinstance(value, list) and all(type(one) is int and 0 <= one <= most for one in value)
+    return np.array(value, np.int64) if fits else None
 
 
 def references(event: Mapping[str, Any], events: list[dict[str, Any]]) -> dict[str, Reference]:

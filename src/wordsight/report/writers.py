@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from wordsight.files import csv_text, printable
 from wordsight.report.comparison import Comparison
+from wordsight.report.covered import Split
 from wordsight.report.rows import Row
 from wordsight.report.tables import (
     BESIDE,
@@ -34,7 +35,7 @@ SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasc
 # -- the whole report --
 
 
-def as_markdown(rows: Sequence[Row], compared: Sequence[Comparison] = ()) -> str:
+def as_markdown(rows: Sequence[Row], compared: Sequence[Comparison] = (), split: Split | None = None) -> str:
     """The figures, data and backbone columns where they vary; then the references, retrieval, and how methods
     stand against one another.
     """
@@ -44,6 +45,7 @@ def as_markdown(rows: Sequence[Row], compared: Sequence[Comparison] = ()) -> str
         ("**Beside zero-shot and a linear probe**", references_table(rows, varied), BESIDE),
         ("**Retrieval**, recall@k", retrieval_table(rows), ""),
         ("**Captions**, times 100", captions_table(rows), ""),
+        ("**Covered and uncovered classes**", split.table if split else None, split.note if split else ""),
     ):
         parts += [title, markdown_table(table), legend] if table else []
     for one in compared:

@@ -20,6 +20,7 @@ from wordsight.data.features import Features, image_features
 from wordsight.data.splits import Which, digests, fingerprint, select_classes
 from wordsight.files import csv_text, write_file
 from wordsight.fitted import Closest, Fitted
+from wordsight.metrics import Best
 from wordsight.runs import Run, predictions_file
 
 log = logging.getLogger("wordsight")
@@ -92,13 +93,13 @@ def evaluate(
         assert chosen.backbone is not None  # or other classes would have been refused
         tested = featurise(chosen.backbone, dataset.test, settings)
         result = {"event": "eval", "data": settings.data if own else data, "classes": part}
-        logits = chosen.logits(tested.vectors)
-        result |= figures(logits, tested.labels, dataset.class_names)
-        result |= compared(logits, references or {}, dataset.class_names, tested)
+        found = chosen.best(tested.vectors)
+        result |= figures(found, tested.labels, dataset.class_names)
+        result |= compared(found, references or {}, dataset.class_names, tested)
         result["skipped"] = [list(pair) for pair in tested.features.skipped]
         reasons = chosen.closest(tested.vectors) if any(chosen.texts.sentences) else None
         write_predictions(
-            run, predictions_file(part, None if own else data), tested, logits, dataset.class_names, reasons
+            run, predictions_file(part, None if own else data), tested, found, dataset.class_names, reasons
         )
         run.log(result)
         results.append(result)
@@ -147,36 +148,36 @@ def tell_skipped(features: Features, asked: int) -> None:
         log.info("skipped %d of %d images:\n%s%s", len(features.skipped), asked, listed, more)
 
 
-def figures(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], names: Sequence[str]) -> dict[str, Any]:
+def figures(found: Best, labels: Int[Tensor, " B"], names: Sequence[str]) -> dict[str, Any]:
     """What an evaluation reports; percentages. `interval` is Wilson's, of the accuracy, over images."""
-    counts = metrics.confusion(logits, labels)
-    guess = counts.sum(0).max().item() / len(labels)
+    counts = metrics.confusion(found.predicted, labels, len(names))
+    right, guess = int(counts.right.sum()), int(counts.guessed.max()) / len(labels)
     return {
         "images": len(labels),
-        "accuracy": metrics.top_k(logits, labels),
-        "interval": metrics.accuracy_interval(int(counts.trace()), len(labels)),
-        "top5": metrics.top_k(logits, labels, 5),
+        "accuracy": metrics.accuracy(found, labels),
+        "interval": metrics.accuracy_interval(right, len(labels)),
+        "top5": metrics.top_k(found, labels, len(names)),
         "mean_class_recall": metrics.mean_class_recall(counts),
-        "calibration_error": metrics.calibration_error(logits, labels),
+        "calibration_error": metrics.calibration_error(found, labels),
         "chance": 100 / len(names),
         "largest_predicted_share": 100 * guess,  # a constant answer looks like a number; this shows it
         "class_recall": dict(zip(names, metrics.class_recall(counts))),
-        "confusion": counts.tolist(),
+        "confusion": counts.to_dict(),
     }
 
 
 def compared(
-    logits: Float[Tensor, "B C"], references: Mapping[str, Fitted], names: Sequence[str], tested: Tested
+    ours: Best, references: Mapping[str, Fitted], names: Sequence[str], tested: Tested
 ) -> dict[str, Any]:
     """{"references": {name: accuracy on the same images, and ours minus it with its paired interval}}."""
     found = {}
-    right = (logits.argmax(1) == tested.labels).numpy()
+    right = (ours.predicted == tested.labels).numpy()
     for name, other in references.items():
         try:
-            theirs = other.with_classes(names).logits(tested.vectors)
+            theirs = other.with_classes(names).best(tested.vectors)
         except WordsightError:  # it cannot score classes that it has seen no images of
             continue
-        hit = (theirs.argmax(1) == tested.labels).numpy()
+        hit = (theirs.predicted == tested.labels).numpy()
         found[name] = {
             "accuracy": 100 * float(np.mean(hit)),
             "difference": metrics.paired_difference(right, hit),
@@ -188,12 +189,12 @@ def write_predictions(
     run: Run,
     file: str,
     tested: Tested,
-    logits: Float[Tensor, "B C"],
+    found: Best,
     names: Sequence[str],
     reasons: Sequence[Sequence[Closest]] | None,
 ) -> None:
     """A table of image, label, predicted, probability; the closest sentence where there are some."""
-    chances, predicted = (column.tolist() for column in logits.softmax(1).max(1))
+    chances, predicted = found.confidence.tolist(), found.predicted.tolist()
     split = tested.split
     rows = []
     for row, index in enumerate(tested.features.kept):

@@ -155,7 +155,7 @@ def _zero_shot(
     assert dataset.test is not None  # `unseen` gave it one
     tested = featurise(backbone, dataset.test, run.settings)
     result = {"event": "eval", "data": source, "classes": classes or "all"}
-    result |= figures(fitted.logits(tested.vectors), tested.labels, dataset.class_names)
+    result |= figures(fitted.best(tested.vectors), tested.labels, dataset.class_names)
     return result | {"skipped": [list(pair) for pair in tested.features.skipped]}
 
 

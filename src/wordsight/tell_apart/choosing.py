@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -60,13 +61,13 @@ class Gain(NamedTuple):
 def confused(case: Case, parts: Parts) -> list[Pair]:
     """Pairs of classes by how many left-out images of one are taken for the other, most first."""
     names = case.data.texts.names
-    counts = torch.zeros(len(names), len(names), dtype=torch.int64)
+    both: Counter[tuple[int, int]] = Counter()
     for method, held in parts:
-        logits = case.scores(method, held.images, case.data.texts)
-        counts += metrics.confusion(logits, held.labels)
-    both = (counts + counts.T).triu(1)
-    found = [Pair(names[a], names[b], int(both[a, b])) for a, b in both.nonzero().tolist()]
-    return sorted(found, key=lambda pair: -pair.images)
+        predicted = case.scores(method, held.images, case.data.texts).argmax(1)
+        wrong = zip(held.labels.tolist(), predicted.tolist())
+        both.update((min(pair), max(pair)) for pair in wrong if pair[0] != pair[1])
+    most = sorted(both.items(), key=lambda entry: (-entry[1], entry[0]))
+    return [Pair(names[first], names[second], images) for (first, second), images in most]
 
 
 def chosen(case: Case, parts: Parts, candidates: Sequence[Candidate]) -> list[Kept]:
