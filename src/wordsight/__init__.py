@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # help stay fast
 _EXPORTS = {
     "Classifier": "wordsight.estimator",
+    "Assistant": "wordsight.assistant",
     "load": "wordsight.estimator",
     "load_backbone": "wordsight.backbones",
     "fit": "wordsight.fit",

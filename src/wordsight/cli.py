@@ -20,6 +20,7 @@ from wordsight.reader import read
 from wordsight.verb_ask import ASK
 from wordsight.verb_caption import CAPTION
 from wordsight.verb_coverage import COVERAGE
+from wordsight.verb_chat import CHAT
 from wordsight.verb_search import SEARCH
 from wordsight.verb_sentences import SENTENCES
 
@@ -172,10 +173,9 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def verify(options: argparse.Namespace) -> dict[str, Any]:
-    from wordsight.backbones.verify import verify
-    from wordsight.tasks.generate import open_tower
+    from wordsight.assistant import verified
 
-    checks = {name: check._asdict() for name, check in verify(open_tower(options.run)).items()}
+    checks = {name: check._asdict() for name, check in verified(options.run).items()}
     for check in checks.values():
         if not math.isfinite(check["value"]):
             check["value"] = str(check["value"])  # which JSON has no number for
@@ -254,6 +254,7 @@ VERBS: dict[str, Verb] = {
     "ask": ASK,
     "search": SEARCH,
     "coverage": COVERAGE,
+    "chat": CHAT,
     "report": Verb(
         report,
         terminal.report,
@@ -339,8 +340,8 @@ VERBS: dict[str, Verb] = {
     "verify": Verb(
         verify,
         terminal.verify,
-        "check what a two_tower run promises: read-only prompts, an untouched LM; exit code 1 where a "
-        "promise is broken",
+        "check what a two_tower run or an assistant promises: read-only prompts, an untouched LM; exit code "
+        "1 where a promise is broken",
         [_TOWER],
     ),
     "join": Verb(

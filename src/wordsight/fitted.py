@@ -29,6 +29,7 @@ from wordsight.sentences import ClassTexts, class_texts, fill
 
 if TYPE_CHECKING:
     from wordsight.backbones.generator import Generator
+    from wordsight.backbones.prefixed import PrefixedLM
     from wordsight.methods.limber_generator import LimberGenerator
 
 SIDES = ("image_fingerprint", "text_fingerprint")  # of a backbone
@@ -288,7 +289,8 @@ def open_generator(
             f"{str(name)!r} is a run of {run.settings.method}, which says nothing about images; give one of "
             f"limber: `wordsight fit method=limber data=...`"
         )
-    return _captioner(run, open_backbone(run, backbone, device=device, sides=SIDES[:1]), lm, dtype)
+    backbone = open_backbone(run, backbone, device=device, sides=SIDES[:1])
+    return captioner_of(run, backbone, _lm(run, backbone, lm, dtype))
 
 
 def _model(name: str, device: str | None, dtype: str | None, backbone: Backbone | str | None) -> Generator:
@@ -309,14 +311,10 @@ def _model(name: str, device: str | None, dtype: str | None, backbone: Backbone 
     return found
 
 
-def _captioner(run: Run, backbone: Backbone, moved: str | None, dtype: str | None) -> LimberGenerator:
+def _lm(run: Run, backbone: Backbone, moved: str | None, dtype: str | None) -> PrefixedLM:
     from wordsight.backbones.prefixed import PrefixedLM
-    from wordsight.data.grids import grid_shape
-    from wordsight.methods.limber import Limber
-    from wordsight.methods.limber_generator import LimberGenerator
 
-    own, path = run.settings.settings, run.folder / "weights.safetensors"
-    name = moved or own.text
+    name = moved or run.settings.settings.text
     lm = PrefixedLM.from_base(name, device=backbone.device, dtype=dtype or run.settings.dtype)
     if lm.origin != run.facts.lm:
         raise WordsightError(
@@ -324,6 +322,18 @@ def _captioner(run: Run, backbone: Backbone, moved: str | None, dtype: str | Non
             f"its weights are others, and what was learned would not fit. Give lm=... where it has moved, or "
             f"fit again"
         )
+    return lm
+
+
+def captioner_of(run: Run, backbone: Backbone, lm: PrefixedLM) -> LimberGenerator:
+    """What a run of limber became, on its LM and the backbone it was fitted on.
+
+    Errors: WordsightError for weights that do not fit."""
+    from wordsight.data.grids import grid_shape
+    from wordsight.methods.limber import Limber
+    from wordsight.methods.limber_generator import LimberGenerator
+
+    own, path = run.settings.settings, run.folder / "weights.safetensors"
     tensors, _ = read_tensors(path, sealed=True)
     said = tensors.get("generator.2.bias")
     method = Limber(lm, own, grid_shape(backbone, own.tokens), backbone.dim, 0 if said is None else len(said))

@@ -214,6 +214,16 @@ def ask(answer: Mapping[str, Any]) -> None:
         out(f"{entry['image']}  {entry['answer']}")
 
 
+def chat(answer: Mapping[str, Any]) -> None:
+    """Piece by piece, as they come; with the line itself where no person has typed it."""
+    for turn in answer["turns"]:
+        if turn["echo"]:
+            out(f"> {turn['you']}")
+        for piece in turn["said"]:
+            print(printable(piece), end="", flush=True)
+        out()
+
+
 def search(answer: Mapping[str, Any]) -> None:
     for found in answer["results"]:
         out(f"{found['score']:6.3f}  {found['image']}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,7 +18,9 @@ from PIL import Image
 from wordsight.config import WordsightError
 
 Seen: TypeAlias = Any  # what a generator makes of an image, for its own prompts: soft tokens, or the pixels
-Prompt: TypeAlias = Sequence[Any]  # texts (str) and seen images
+Prompt: TypeAlias = Sequence[Any]  # texts (str) and seen images, or the messages of a chat (dict)
+# what chat templates of reasoning models read, so that they answer at once; the others ignore it
+NO_THINKING = {"enable_thinking": False, "thinking": False, "reasoning_effort": "low"}
 
 
 class Turn(NamedTuple):
@@ -56,6 +58,19 @@ class Writing:
             )
 
 
+class Pieces(Iterator[str]):
+    """What is written, in pieces as they come."""
+
+    def __init__(self, texts: Iterable[str]):
+        self._texts = iter(texts)
+
+    def __next__(self) -> str:
+        return next(self._texts)
+
+    def close(self) -> None:
+        """No more is wanted."""
+
+
 class Generator(ABC):
     """Writes about images. Its LM and image tower are frozen, in eval mode, and no call keeps a gradient.
 
@@ -65,6 +80,8 @@ class Generator(ABC):
     name: str  # what the user wrote
     device: torch.device
     needs_image: bool = False  # whether it cannot be asked without an image
+    chats: bool = False  # whether it has a chat template
+    sees: bool = True  # whether it has an image input
 
     @abstractmethod
     def see(self, images: Sequence[Image.Image]) -> list[Seen]:
@@ -95,3 +112,39 @@ class Generator(ABC):
             prompt += [] if turn.image is None else [turn.image]
             prompt.append(f"Q: {turn.question} A:{told}")
         return prompt
+
+    def chatting(self, turns: Sequence[Turn]) -> Prompt:
+        """What is written after it is the reply to the last turn of a chat, in the form of the LM's chat
+        template. Errors: WordsightError for an LM that has none.
+        """
+        raise WordsightError(
+            f"the LM of {self.name!r} has no chat template, so it was hardly trained to chat; give one that "
+            f"was (its name often ends in -it, -instruct or -chat), or have this one go on from "
+            f'"Q: ... A:": --plain (plain=True in Python)'
+        )
+
+    def stream(self, prompt: Prompt, how: Writing, seed: int = 1) -> Pieces:
+        """What `write` writes after one prompt, in pieces as they come: all at once where a generator knows
+        no other way.
+        """
+        return Pieces(self.write([prompt], how, [seed]))
+
+    def fits(self, prompt: Prompt, how: Writing) -> bool:
+        """Whether a prompt and `how.max_new_tokens` fit into the LM's positions."""
+        return True
+
+
+def messages_of(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """The messages of a chat, in the form that chat templates read."""
+    messages = []
+    for turn in turns:
+        messages.append(message("user", turn.image, turn.question))
+        if turn.answer is not None:
+            messages.append(message("assistant", None, turn.answer))
+    return messages
+
+
+def message(role: str, image: Seen | None, text: str) -> dict[str, Any]:
+    """What one of them says, behind the image that it is about."""
+    content = [] if image is None else [{"type": "image", "image": image}]
+    return {"role": role, "content": [*content, {"type": "text", "text": text}]}

@@ -7,13 +7,13 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationConfig
@@ -30,12 +30,22 @@ from wordsight.backbones.checkpoint import (
     read_model,
     reading,
 )
-from wordsight.backbones.generator import Generator, Prompt, Seen, Turn, Writing
+from wordsight.backbones.generator import (
+    Generator,
+    Pieces,
+    Prompt,
+    Seen,
+    Turn,
+    Writing,
+    message,
+    messages_of,
+)
 from wordsight.backbones.hub import TOWER_FILES, find, first_line
 from wordsight.backbones.inner_lm import MLLMS
 from wordsight.backbones.lm import write_on
 from wordsight.backbones.processors import read_processor, with_images
 from wordsight.backbones.sampling import drawn
+from wordsight.backbones.streaming import Streamed
 from wordsight.config import WordsightError
 from wordsight.files import new_folder
 
@@ -116,7 +126,7 @@ class MLLM(Backbone, Generator):
 
     def captioning(self, image: Seen) -> Prompt:
         if self.processor.chat_template:
-            return [_message("user", image, ASKS_CAPTION)]
+            return [message("user", image, ASKS_CAPTION)]
         return [image, PROMPTS.get(self.model.config.model_type, ("",))[0]]
 
     def asking(self, turns: Sequence[Turn]) -> Prompt:
@@ -124,17 +134,28 @@ class MLLM(Backbone, Generator):
         trained on; or the paper's.
         """
         if self.processor.chat_template:
-            messages = []
-            for turn in turns:
-                messages.append(_message("user", turn.image, ASKS_SHORT.format(turn.question)))
-                if turn.answer is not None:
-                    messages.append(_message("assistant", None, turn.answer))
-            return messages
+            return messages_of([turn._replace(question=ASKS_SHORT.format(turn.question)) for turn in turns])
         own = PROMPTS.get(self.model.config.model_type)
         if own is None or len(turns) > 1:
             return super().asking(turns)
         text = own[1].format(turns[0].question)
         return [text] if turns[0].image is None else [turns[0].image, text]
+
+    @property
+    def chats(self) -> bool:
+        return bool(self.processor.chat_template)
+
+    def chatting(self, turns: Sequence[Turn]) -> Prompt:
+        return messages_of(turns) if self.chats else super().chatting(turns)
+
+    def stream(self, prompt: Prompt, how: Writing, seed: int = 1) -> Pieces:
+        row = self._row(prompt)
+        work = partial(self._tokens, [row], how, drawn(how.temperature, [seed], how.top_p))
+        return Streamed(work, partial(self.tokenizer.decode, skip_special_tokens=True))
+
+    def fits(self, prompt: Prompt, how: Writing) -> bool:
+        held = self._held
+        return not held or self._length(self._row(prompt)) + how.max_new_tokens <= held
 
     @torch.no_grad()
     def write(self, prompts: Sequence[Prompt], how: Writing, seeds: Sequence[int] | None = None) -> list[str]:
@@ -149,14 +170,23 @@ class MLLM(Backbone, Generator):
         return written
 
     def _write(self, rows: Sequence[tuple[str, list[Image.Image]]], how: Writing, settings: Any) -> list[str]:
+        return self.tokenizer.batch_decode(self._tokens(rows, how, settings), skip_special_tokens=True)
+
+    def _tokens(
+        self, rows: Sequence[tuple[str, list[Image.Image]]], how: Writing, settings: Any, **more: Any
+    ) -> Int[Tensor, "B new"]:
+        """What is written after each row; `settings` and `more` are those of transformers' `generate`."""
         inputs = self._inputs([text for text, _ in rows], [images for _, images in rows])
         given = inputs["input_ids"].shape[1]
         self._check_room(given, how.max_new_tokens)
         inputs.pop("labels", None)
-        settings |= {"max_new_tokens": how.max_new_tokens, "num_beams": how.beams}
-        tokens = write_on(self.model, **inputs, **settings)
-        start = 0 if self.model.config.is_encoder_decoder else given
-        return self.tokenizer.batch_decode(tokens[:, start:], skip_special_tokens=True)
+        settings = settings | {"max_new_tokens": how.max_new_tokens, "num_beams": how.beams}
+        tokens = write_on(self.model, **inputs, **settings, **more)
+        return tokens[:, 0 if self.model.config.is_encoder_decoder else given :]
+
+    def _length(self, row: tuple[str, list[Image.Image]]) -> int:
+        """Tokens of a prompt, those of its images included."""
+        return self._inputs([row[0]], [row[1]])["input_ids"].shape[1]
 
     def _row(self, prompt: Prompt) -> tuple[str, list[Image.Image]]:
         """A prompt as text with the places of images in it, and the images."""
@@ -165,9 +195,9 @@ class MLLM(Backbone, Generator):
             return text, [part for part in prompt if not isinstance(part, str)]
         with reading(self.name, "the chat template"):
             text = self.processor.apply_chat_template(
-                [_without_images(message) for message in prompt], add_generation_prompt=True, tokenize=False
+                [_without_images(one) for one in prompt], add_generation_prompt=True, tokenize=False
             )
-        parts = [part for message in prompt for part in message["content"]]
+        parts = [part for one in prompt for part in one["content"]]
         return text, [part["image"] for part in parts if part["type"] == "image"]
 
     def _inputs(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
@@ -179,8 +209,13 @@ class MLLM(Backbone, Generator):
                 f"{self.name!r} ({self.model.config.model_type}) cannot read {what}: {first_line(error)}"
             ) from error
 
+    @property
+    def _held(self) -> int | None:
+        """So many tokens it reads at most; None where it does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
     def _check_room(self, given: int, wanted: int) -> None:
-        held = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        held = self._held
         if held and given + wanted > held:
             raise WordsightError(
                 f"a prompt of {given} tokens, images included, and {wanted} new ones do not fit into the "
@@ -249,15 +284,10 @@ class MLLM(Backbone, Generator):
         return vector.shape[1]
 
 
-def _message(role: str, image: Seen | None, text: str) -> dict[str, Any]:
-    content = [] if image is None else [{"type": "image", "image": image}]
-    return {"role": role, "content": [*content, {"type": "text", "text": text}]}
-
-
-def _without_images(message: dict[str, Any]) -> dict[str, Any]:
+def _without_images(one: dict[str, Any]) -> dict[str, Any]:
     """A message as a chat template reads it: it writes the places of images and not them."""
-    kept = [{"type": "image"} if part["type"] == "image" else part for part in message["content"]]
-    return message | {"content": kept}
+    kept = [{"type": "image"} if part["type"] == "image" else part for part in one["content"]]
+    return one | {"content": kept}
 
 
 def _alike(rows: Sequence[tuple[str, list[Image.Image]]]) -> list[list[int]]:

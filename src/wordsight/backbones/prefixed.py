@@ -19,7 +19,15 @@ from transformers.modeling_utils import PreTrainedModel
 from wordsight.backbones import source_of
 from wordsight.backbones.checkpoint import Place, check_finite, padding_of
 from wordsight.backbones.hub import find
-from wordsight.backbones.lm import check_vocabulary, drop_dropout, load_lm, sketch, write_on
+from wordsight.backbones.lm import (
+    AdaptedLM,
+    alone,
+    check_vocabulary,
+    drop_dropout,
+    load_lm,
+    sketch,
+    write_on,
+)
 from wordsight.config import WordsightError
 
 SAMPLED = 4096  # tokens of the vocabulary whose vectors say how large a vector is
@@ -131,9 +139,12 @@ class PrefixedLM(nn.Module):
     # -- writing --
 
     @torch.no_grad()
-    def row(self, parts: Sequence[str | Tensor]) -> Float[Tensor, "Q W"]:
-        """What the LM reads of a prompt: its begin tokens, then texts and vectors [_, W] in their order."""
-        given = [self.embed(torch.tensor([self.begin], device=self.device, dtype=torch.long))[0]]
+    def row(self, parts: Sequence[str | Tensor], *, begin: bool = True) -> Float[Tensor, "Q W"]:
+        """What the LM reads of a prompt: its begin tokens, then texts and vectors [_, W] in their order.
+        Without `begin` the first text brings what begins it, as that of a chat template does.
+        """
+        first = self.begin if begin else []
+        given = [self.embed(torch.tensor([first], device=self.device, dtype=torch.long))[0]]
         for part in parts:
             if isinstance(part, str):
                 ids = self.tokenizer(part, add_special_tokens=False)["input_ids"]
@@ -141,19 +152,14 @@ class PrefixedLM(nn.Module):
             given.append(part.to(given[0]))
         return torch.cat(given)
 
-    @torch.no_grad()
+    @alone
     def write(self, rows: Sequence[Float[Tensor, "_ W"]], **settings: Any) -> list[list[int]]:
         """The tokens that follow each of `rows`; `settings` are those of transformers' `generate`, greedy
         unless they say otherwise. A row passes through the LM once: its keys and values are kept. Rows may be
         of unequal length, and what follows one does not depend on the others beyond rounding.
-        """
-        longest = max(map(len, rows))
-        gaps = torch.tensor([longest - len(row) for row in rows], device=self.device)
-        given = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
-        for place, row in enumerate(rows):  # gaps stand on the left, so that all end together
-            given[place, longest - len(row) :] = row
-        seen = torch.arange(longest, device=self.device) >= gaps[:, None]
-        return write_on(self.lm, inputs_embeds=given, attention_mask=seen.long(), **settings).tolist()
+
+        A text tower on the same LM changes its weights for moments, so the two take turns."""
+        return write_on(self.lm, **side_by_side(rows), **settings).tolist()
 
     # -- inside --
 
@@ -180,6 +186,34 @@ class PrefixedLM(nn.Module):
                 f"{self.lm.config.model_type} makes something else of vectors in place of tokens than of the "
                 f"tokens; give another LM, such as llama, qwen3, gemma3 or smollm3"
             )
+
+
+def side_by_side(rows: Sequence[Float[Tensor, "_ W"]]) -> dict[str, Tensor]:
+    """Rows of unequal length as one batch, for transformers' `generate`: gaps stand on the left, so that all
+    end together.
+    """
+    longest = max(map(len, rows))
+    gaps = torch.tensor([longest - len(row) for row in rows], device=rows[0].device)
+    given = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
+    for place, row in enumerate(rows):
+        given[place, longest - len(row) :] = row
+    seen = torch.arange(longest, device=rows[0].device) >= gaps[:, None]
+    return {"inputs_embeds": given, "attention_mask": seen.long()}
+
+
+@alone
+def write_adapted(
+    tower: AdaptedLM, rows: Sequence[Float[Tensor, "_ W"]], adapters: Sequence[str], **settings: Any
+) -> list[list[int]]:
+    """The tokens that follow each of `rows`, of which each says whether the adapters are on for it: as
+    `PrefixedLM.write`, by the LM of a text tower, all rows in one batch."""
+    tower._check_generation([[0]] * len(rows), list(adapters))
+    given = side_by_side(rows) | settings
+    if len(set(adapters)) > 1 and tower.adapted:
+        names = ["default" if row == "on" else "__base__" for row in adapters]
+        return write_on(tower.lm, **given, adapter_names=names).tolist()
+    with tower.adapters(adapters[0] == "on"):
+        return write_on(tower.plain, **given).tolist()
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -5,7 +5,6 @@ goes on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,22 +12,21 @@ from PIL import Image
 from torch import Tensor
 
 from wordsight.backbones import Backbone
-from wordsight.backbones.generator import Generator, Prompt, Seen, Writing
-from wordsight.backbones.sampling import drawn
-from wordsight.config import WordsightError
+from wordsight.backbones.generator import Seen
+from wordsight.backbones.lm_generator import LMGenerator
 from wordsight.methods.limber import Limber
 
 AT_ONCE = 64  # images that pass through the image tower together
 
 
-class LimberGenerator(Generator):
-    """Seen images are their soft tokens, [P, W] each; a prompt is the LM's begin token, and then its
-    parts.
-    """
+class LimberGenerator(LMGenerator):
+    """Seen images are their soft tokens, [P, W] each; all else is the LM's."""
+
+    sees = True
 
     def __init__(self, backbone: Backbone, method: Limber, *, name: str):
-        self.backbone, self.method, self.name = backbone, method.eval(), name
-        self.device = method.lm.device
+        super().__init__(method.lm, name=name)
+        self.backbone, self.method = backbone, method.eval()
 
     @torch.no_grad()
     def see(self, images: Sequence[Image.Image]) -> list[Seen]:
@@ -45,18 +43,3 @@ class LimberGenerator(Generator):
         grids: what it was trained on.
         """
         return list(self.method.prefix(grids.half().to(self.device), vectors.to(self.device)))
-
-    @torch.no_grad()
-    def write(self, prompts: Sequence[Prompt], how: Writing, seeds: Sequence[int] | None = None) -> list[str]:
-        lm = self.method.lm
-        rows = [lm.row(prompt) for prompt in prompts]
-        longest = max(map(len, rows)) + how.max_new_tokens
-        if lm.context is not None and longest > lm.context:
-            raise WordsightError(
-                f"a prompt of {longest - how.max_new_tokens} tokens, images included, and "
-                f"{how.max_new_tokens} new ones do not fit into the {lm.context} positions of "
-                f"{lm.lm.config.model_type}; show fewer examples, or ask for fewer tokens"
-            )
-        settings: dict[str, Any] = {"max_new_tokens": how.max_new_tokens, "num_beams": how.beams}
-        settings |= drawn(how.temperature, seeds or [1] * len(rows), how.top_p)
-        return [lm.text_of(tokens) for tokens in lm.write(rows, **settings)]

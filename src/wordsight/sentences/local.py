@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone, pick_device
+from wordsight.backbones.generator import NO_THINKING
 from wordsight.backbones.sampling import drawn
 from wordsight.files import WordsightError
 from wordsight.sentences.answers import marked
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from wordsight.sentences.writers import Ask, WriterSettings
 
 ROWS = 64  # answers that are written at once
-# what chat templates of reasoning models read, so that they answer at once; the others ignore it
-NO_THINKING = {"enable_thinking": False, "thinking": False, "reasoning_effort": "low"}
 
 
 def local_ask(settings: WriterSettings, tower: TextTower | None) -> Ask:

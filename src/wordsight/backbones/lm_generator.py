@@ -1,0 +1,116 @@
+"""lm_generator: a frozen LM that writes on from texts, and from whatever became vectors for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from wordsight.backbones.checkpoint import reading
+from wordsight.backbones.generator import (
+    NO_THINKING,
+    Generator,
+    Pieces,
+    Prompt,
+    Seen,
+    Turn,
+    Writing,
+    messages_of,
+)
+from wordsight.backbones.prefixed import PrefixedLM
+from wordsight.backbones.sampling import drawn
+from wordsight.backbones.streaming import Streamed
+from wordsight.config import WordsightError
+
+MARK = "\ufffc"  # stands for an image while a chat template writes the text around it
+
+
+class LMGenerator(Generator):
+    """An LM by itself, which sees nothing; a prompt is its begin token, and then its parts: texts, and
+    vectors [_, W] of images. Messages of a chat go through its chat template, which brings its own begin.
+    """
+
+    sees = False
+
+    def __init__(self, lm: PrefixedLM, *, name: str):
+        self.lm, self.name, self.device = lm, name, lm.device
+
+    @property
+    def chats(self) -> bool:
+        return bool(self.lm.tokenizer.chat_template)
+
+    def see(self, images: Sequence[Image.Image]) -> list[Seen]:
+        """Errors: WordsightError, always: it has no image input."""
+        raise WordsightError(
+            f"{self.name!r} has no image input; give a run of limber, which gives an LM one, or an "
+            f"image-text-to-text model"
+        )
+
+    def chatting(self, turns: Sequence[Turn]) -> Prompt:
+        if not self.chats:
+            return super().chatting(turns)
+        return messages_of(turns)
+
+    @torch.no_grad()
+    def write(self, prompts: Sequence[Prompt], how: Writing, seeds: Sequence[int] | None = None) -> list[str]:
+        rows = [self.row(prompt) for prompt in prompts]
+        self.check_room(rows, how)
+        settings = self._settings(how, seeds or [1] * len(rows))
+        return [self.lm.text_of(tokens) for tokens in self.lm.write(rows, **settings)]
+
+    def stream(self, prompt: Prompt, how: Writing, seed: int = 1) -> Pieces:
+        rows = [self.row(prompt)]
+        self.check_room(rows, how)
+        return Streamed(partial(self.lm.write, rows, **self._settings(how, [seed])), self.lm.text_of)
+
+    def fits(self, prompt: Prompt, how: Writing) -> bool:
+        context = self.lm.context
+        return context is None or len(self.row(prompt)) + how.max_new_tokens <= context
+
+    def row(self, prompt: Prompt) -> Tensor:
+        """A prompt as the vectors [Q, W] that the LM reads."""
+        if any(isinstance(part, dict) for part in prompt):
+            return self.lm.row(self._templated(prompt), begin=False)
+        return self.lm.row(prompt)
+
+    def check_room(self, rows: Sequence[Tensor], how: Writing) -> None:
+        """Errors: WordsightError where a row and what is to be written do not fit into the LM's positions."""
+        lm, longest = self.lm, max(map(len, rows))
+        if lm.context is not None and longest + how.max_new_tokens > lm.context:
+            raise WordsightError(
+                f"a prompt of {longest} tokens, images included, and {how.max_new_tokens} new ones do not "
+                f"fit into the {lm.context} positions of {lm.lm.config.model_type}; give a shorter text or "
+                f"fewer examples, or ask for fewer tokens"
+            )
+
+    def _settings(self, how: Writing, seeds: Sequence[int]) -> dict[str, Any]:
+        settings: dict[str, Any] = {"max_new_tokens": how.max_new_tokens, "num_beams": how.beams}
+        return settings | drawn(how.temperature, seeds, how.top_p)
+
+    def _templated(self, messages: Prompt) -> list[Any]:
+        """Messages as the chat template writes them: texts, with the images' vectors between them."""
+        images = [part["image"] for one in messages for part in one["content"] if part["type"] == "image"]
+        told = [{"role": one["role"], "content": _told(one["content"])} for one in messages]
+        with reading(self.name, "the chat template"):
+            text = self.lm.tokenizer.apply_chat_template(
+                told, add_generation_prompt=True, tokenize=False, **NO_THINKING
+            )
+        texts = text.split(MARK)
+        if len(texts) != len(images) + 1:
+            raise WordsightError(
+                f"the chat template of {self.name!r} writes {len(texts) - 1} of {len(images)} images; it "
+                f"cannot be used for questions about images"
+            )
+        parts: list[Any] = [texts[0]]
+        for image, after in zip(images, texts[1:]):
+            parts += [image, after]
+        return [part for part in parts if not isinstance(part, str) or part]
+
+
+def _told(content: Sequence[dict[str, Any]]) -> str:
+    """The text of a message, with a mark in place of each image."""
+    return "\n".join(MARK if part["type"] == "image" else part["text"].replace(MARK, "") for part in content)
