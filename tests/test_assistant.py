@@ -113,7 +113,9 @@ def test_it_does_what_each_run_does_by_itself(assistant, clamp, limber, images):
     texts = ["a red wall", "a blue wall"]
     assert np.array_equal(assistant.embed(texts=texts), backbone.encode_text(texts).numpy())
     chances = assistant.classify(images, ["red", "blue", "green"])
-    near = assistant.embed(images) @ backbone.encode_text(["a photo of a red.", "a photo of a blue."]).numpy().T
+    near = (
+        assistant.embed(images) @ backbone.encode_text(["a photo of a red.", "a photo of a blue."]).numpy().T
+    )
     for row, (red, blue) in zip(chances, near):
         assert abs(sum(row.values()) - 1) < 1e-9 and list(row.values()) == sorted(row.values())[::-1]
         assert (row["red"] > row["blue"]) == (red > blue)
@@ -128,7 +130,9 @@ def test_rows_with_and_without_adapters_share_a_batch(assistant, images):
 
 
 def test_threads_do_not_mix_them_up(assistant, images):
-    texts = [f"a wall number {letter} {other}" for letter in "abcdef" for other in "abcd"]  # LoRA is folded in
+    texts = [
+        f"a wall number {letter} {other}" for letter in "abcdef" for other in "abcd"
+    ]  # LoRA is folded in
     prompts = [[assistant.see(one)] for one in images]
 
     def work(number):

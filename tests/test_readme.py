@@ -4,6 +4,7 @@ to tiny models, and the server is one that answers.
 
 import csv
 import glob
+import io
 import itertools
 import re
 import shlex
@@ -72,6 +73,7 @@ def newcomer(tmp_path_factory, tiny_clip, lm):
         patch.setattr(hub, "_cached", known.get)
         patch.setattr(hub, "own", lambda name: None)
         patch.chdir(folder)
+        patch.setattr("sys.stdin", io.StringIO("/help\n"))  # of `chat`
         yield folder
 
 
