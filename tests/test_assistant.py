@@ -21,6 +21,7 @@ from wordsight.config import RunSettings, WordsightError
 from wordsight.fit import fit
 from wordsight.fitted import open_generator
 from wordsight.reader import read
+from wordsight.runs import Run
 
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }} {{ message.content }} {% endfor %}"
@@ -113,9 +114,8 @@ def test_it_does_what_each_run_does_by_itself(assistant, clamp, limber, images):
     texts = ["a red wall", "a blue wall"]
     assert np.array_equal(assistant.embed(texts=texts), backbone.encode_text(texts).numpy())
     chances = assistant.classify(images, ["red", "blue", "green"])
-    near = (
-        assistant.embed(images) @ backbone.encode_text(["a photo of a red.", "a photo of a blue."]).numpy().T
-    )
+    words = backbone.encode_text(["a photo of a red.", "a photo of a blue."]).numpy()
+    near = assistant.embed(images) @ words.T
     for row, (red, blue) in zip(chances, near):
         assert abs(sum(row.values()) - 1) < 1e-9 and list(row.values()) == sorted(row.values())[::-1]
         assert (row["red"] > row["blue"]) == (red > blue)
@@ -130,9 +130,7 @@ def test_rows_with_and_without_adapters_share_a_batch(assistant, images):
 
 
 def test_threads_do_not_mix_them_up(assistant, images):
-    texts = [
-        f"a wall number {letter} {other}" for letter in "abcdef" for other in "abcd"
-    ]  # LoRA is folded in
+    texts = [f"a wall {letter} {other}" for letter in "abcdef" for other in "abcd"]  # LoRA is folded in
     prompts = [[assistant.see(one)] for one in images]
 
     def work(number):
@@ -247,8 +245,10 @@ def test_a_folder_keeps_both_runs(assistant, own_lm, images, tmp_path, capsys):
         (own_lm / "model.safetensors").write_bytes(kept)
 
 
-def test_two_lms_are_refused(clamp, limber, table, tiny_clip, lm, tmp_path):
-    other = fitted("limber", table, tiny_clip, lm, tmp_path / "other", tokens=3, max_tokens=24)
+def test_two_lms_are_refused(clamp, limber, tmp_path):
+    other = shutil.copytree(limber, tmp_path / "other")
+    config, lm = (other / "config.yaml").read_text(), Run.open(limber).facts.lm
+    (other / "config.yaml").write_text(config.replace(lm, lm[::-1]))
     with pytest.raises(WordsightError, match="stand over different LMs"):
         Assistant.from_runs(clamp, other)
     with pytest.raises(WordsightError, match="give a two_tower run and a limber run"):
@@ -279,12 +279,13 @@ def spoken(monkeypatch, capsys, text, *words):
 def test_the_verb(clamp, limber, images, assistant, tmp_path, monkeypatch, capsys):
     lines = f"/image {images[0]}\n/caption\n/classes red, blue\n\nwhat is it\n/help\n/quit\n/caption\n"
     words = (clamp, limber, "--plain", "--max-new-tokens", "8", "--save", tmp_path / "folder")
-    code, out, err = spoken(monkeypatch, capsys, lines, *words)
+    code, out, _ = spoken(monkeypatch, capsys, lines, *words)
     assert code == 0 and out.count("> ") == 5 and assistant.caption(images[:1])[0] in out
     chat = assistant.chat(SHORT, plain=True)
     chat.show(assistant.see(images[0]))
     assert f"> what is it\n{''.join(chat.say('what is it'))}\n" in out and "%  red" in out
-    code, out, err = spoken(monkeypatch, capsys, lines, *words[2:5], tmp_path / "folder", "--json")
+    monkeypatch.setattr(Assistant, "open", lambda *_, **__: assistant)
+    code, out, _ = spoken(monkeypatch, capsys, lines, *words[2:5], tmp_path / "folder", "--json")
     turns = json.loads(out)["turns"]
     assert code == 0 and [turn["you"] for turn in turns][2:4] == ["/classes red, blue", "what is it"]
 
