@@ -170,6 +170,8 @@ def test_a_chat_goes_through_the_template_and_remembers(chatting, images):
     lm, told = chatting.generator.lm, f"\nwhat is it assistant {replies[0]} user and now reply "
     row = lm.row(["user ", image, told], begin=False)
     assert lm.text_of(lm.write([row], max_new_tokens=8)[0]).strip() == replies[1]
+    chat.forget()
+    assert not chat.turns and "".join(chat.say("what is it")) == replies[0]
 
 
 def test_the_beginning_of_a_long_chat_is_left_out_and_told(chatting, images, said):

@@ -30,6 +30,12 @@ class Chat:
         """An image that the generator has seen stands before what is said next."""
         self._image = image
 
+    def forget(self) -> None:
+        """What was said is forgotten; the last image stands before what is said next."""
+        shown = [turn.image for turn in self.turns if turn.image is not None]
+        self._image = self._image if self._image is not None or not shown else shown[-1]
+        self.turns = []
+
     def say(self, text: str) -> Reply:
         """The reply to a text, in pieces while it is written: `for piece in chat.say("What is it?")`. Once it
         has ended, or is closed, it is the last of `turns`.

@@ -15,6 +15,7 @@ HELP = {
     "/image PATH": "look at an image: what is said next is about it",
     "/classes A,B,...": "which of these classes it shows, by their names (@FILE: one a line)",
     "/caption": "what it shows, in a sentence",
+    "/new": "forget what was said; the image stays",
     "/help": "these lines",
     "/quit": "the end",
 }
@@ -30,6 +31,7 @@ class Session:
             "/image": self._show,
             "/classes": self._classify,
             "/caption": self._caption,
+            "/new": self._forget,
             "/help": self._help,
         }
 
@@ -67,6 +69,10 @@ class Session:
         if rest:
             raise WordsightError(f"/caption is about the image of /image, and takes no {rest!r}")
         return self.assistant.caption([self._path("/caption")])
+
+    def _forget(self, _: str) -> list[str]:
+        self.chat.forget()
+        return ["what was said is forgotten"]
 
     def _help(self, _: str) -> list[str]:
         return ["\n".join(f"{name:18} {told}" for name, told in HELP.items())]
