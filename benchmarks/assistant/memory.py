@@ -1,6 +1,6 @@
 """What is in memory: python benchmarks/assistant/memory.py CLAMP LIMBER, each way in a process of its own.
 
-RSS, in MB, once all is loaded and has written a few tokens; an LM in memory twice would show."""
+RSS, in MB, once all is loaded; an LM in memory twice would show."""
 
 import json
 import subprocess
@@ -22,7 +22,8 @@ clamp, limber = sys.argv[1:]
 gc.collect()
 ctypes.CDLL(None).malloc_trim(0)  # what reading has freed goes back
 lines = open("/proc/self/status").read().splitlines()
-print(json.dumps([int(line.split()[1]) // 1024 for name in ("RssAnon", "VmHWM") for line in lines if name in line]))
+sizes = dict(line.split(":", 1) for line in lines)
+print(json.dumps([int(sizes[name].split()[0]) // 1024 for name in ("RssAnon", "VmHWM")]))
 """
 
 
