@@ -19,8 +19,8 @@ from wordsight.config import RunSettings, WordsightError
 from wordsight.reader import read
 from wordsight.verb_ask import ASK
 from wordsight.verb_caption import CAPTION
-from wordsight.verb_coverage import COVERAGE
 from wordsight.verb_chat import CHAT
+from wordsight.verb_coverage import COVERAGE
 from wordsight.verb_search import SEARCH
 from wordsight.verb_sentences import SENTENCES
 
