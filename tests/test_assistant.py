@@ -225,6 +225,7 @@ def wordsight_chat(generator):
     return Chat(generator, plain=True)
 
 
+@pytest.mark.slow
 def test_a_folder_keeps_both_runs(assistant, own_lm, images, tmp_path, capsys):
     folder = assistant.save(tmp_path / "one")
     assert Assistant.open(folder).caption(images) == assistant.caption(images)

@@ -83,6 +83,7 @@ def test_a_caption_does_not_depend_on_its_batch(generator, table):
     assert said(generator, images[::-1], batch=4) == together[::-1]
 
 
+@pytest.mark.slow
 def test_drawn_captions_depend_on_the_seed_and_the_image_alone(generator, table):
     images, how = paths(table), Writing(max_new_tokens=12, temperature=1.5)
     first = said(generator, images, how)
@@ -92,6 +93,7 @@ def test_drawn_captions_depend_on_the_seed_and_the_image_alone(generator, table)
     assert said(generator, images, surest) == said(generator, images, Writing(max_new_tokens=12))
 
 
+@pytest.mark.slow
 def test_beams_find_what_is_at_least_as_likely(generator, table):
     images = paths(table)[:4]
     lm = generator.method.lm
@@ -172,6 +174,7 @@ def test_other_runs_and_verbs_say_what_to_do(run, backbone, photos, tmp_path, ta
         evaluate(other, scorer="micro")
 
 
+@pytest.mark.slow
 def test_an_export_needs_nothing_outside_it(run, generator, table, tmp_path):
     out = export(run.folder, tmp_path / "out")
     images = paths(table)[:4]
@@ -181,6 +184,7 @@ def test_an_export_needs_nothing_outside_it(run, generator, table, tmp_path):
     assert str(table.parent) not in (out / "config.yaml").read_text() + card
 
 
+@pytest.mark.slow
 def test_a_report_shows_captions(run, tmp_path):
     answer = report([run.folder], tmp_path / "report.html")
     assert "CIDEr-D" in answer["markdown"] and "RefCLIPScore" in (tmp_path / "report.html").read_text()

@@ -107,6 +107,7 @@ def test_the_file_says_where_each_sentence_is_from(told):
     assert sum(map(len, written["sentences"].values())) == len(seen) and kept["pairs"] == written["pairs"]
 
 
+@pytest.mark.slow
 def test_the_same_call_asks_nothing_and_writes_the_same_bytes(told, tmp_path):
     _, found, _ = told()
     before = Path(found["out"]).read_bytes()
@@ -128,12 +129,14 @@ def test_labels_of_test_images_change_nothing(told, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_validation_images_judge_where_they_are_as_many(told, tmp_path):
     table = write_table(tmp_path / "t.csv", parts=("train", "val", "test", "val"))
     _, found, _ = told(table=table, shots=None)
     assert found["images"] == 36 and found["gain"][1] > 0
 
 
+@pytest.mark.slow
 def test_a_fitted_method_is_fitted_anew_to_each_fold(told, monkeypatch):
     fitted, real = [], case.fit_method
 

@@ -145,6 +145,7 @@ def test_prompts_that_cannot_be_read_are_told(folders):
         generator.write([generator.asking([Turn(images(1)[0], "why " * 70)])], BRIEF)
 
 
+@pytest.mark.slow
 def test_a_two_tower_takes_its_image_tower_and_its_lm(folders, photos, tmp_path):
     """CLAMP on both sides of one model; the run is a backbone, and the LM inside writes as before."""
     given = {"data": str(photos), "backbone": str(folders("llava")), "method": "two_tower", "device": "cpu"}
@@ -159,6 +160,7 @@ def test_a_two_tower_takes_its_image_tower_and_its_lm(folders, photos, tmp_path)
     assert again.text.generate_tokens([ids[0].tolist()], max_new_tokens=5)[0].tolist() == before
 
 
+@pytest.mark.slow
 def test_a_saved_copy_gives_the_same_vectors_and_the_lm_decides_none(folders, tmp_path):
     first = load_backbone(folders("smolvlm"), device="cpu", text=False)
     first.save_pretrained(tmp_path / "copy")

@@ -296,6 +296,7 @@ def test_batches_hold_rows_of_like_length_within_the_budget():
     assert list(batches([50], 5, 20)) == [[0]]
 
 
+@pytest.mark.slow
 def test_causal_prompts_do_not_see_what_follows_them(tokenizer):
     made = tower(tokenizer, prompts_attend="causal")
     assert close(made.encode(TEXTS, "one"), made.encode(TEXTS, "two"))
@@ -356,6 +357,7 @@ def test_a_sliding_window_keeps_to_two_passes(tokenizer):
     assert readonly.window(make("qwen2", sliding_window=8, use_sliding_window=False).config) is None
 
 
+@pytest.mark.slow
 def test_bfloat16_agrees_with_float32(tokenizer, tmp_path):
     full = tower(tokenizer)
     half = tower(tokenizer, make(dtype=torch.bfloat16))

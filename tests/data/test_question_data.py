@@ -160,6 +160,7 @@ def test_questions_are_made_where_captions_agree(maker):
     assert not list(maker.colors("p", [*captions, maker.words("a black and white dog")]))
 
 
+@pytest.mark.slow
 def test_made_questions_have_no_answer_that_is_right_more_often_than_half(maker, shared):
     (rows,) = maker.questions(shared / "data" / "flickr8k" / "captions.csv", {"test": 480}).values()
     for kind in ("yes/no", "count", "color"):

@@ -140,6 +140,7 @@ def test_search_asks_by_h(table, tiny_clip, tmp_path):
     assert [match.score for match in plain] != pytest.approx(scores.tolist(), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_whole_and_measured_elsewhere(table, tiny_clip, tmp_path, capsys):
     run = fitted(table, tiny_clip, tmp_path / "run", "solved")
     out = export(run.folder, tmp_path / "out")

@@ -192,6 +192,7 @@ def test_a_run_holds_the_map_and_knows_its_lm(trained, lm):
     assert {"caption", "distill"} <= trained.events("train")[-1].keys()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_in_the_same_bits(table, tiny_clip, lm, trained, tmp_path, monkeypatch):
     import wordsight.train as loop
 
@@ -216,6 +217,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(table, tiny_clip, lm, trained,
     )
 
 
+@pytest.mark.slow
 def test_h_frozen_is_what_was_trained_by_itself(table, vit, tiny_clip, lm, tmp_path):
     """By another backbone's texts, beside an image encoder that has none."""
     run = fit(settings(table, vit, lm, tmp_path / "run", h="frozen", encoder=str(tiny_clip)))

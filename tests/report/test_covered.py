@@ -57,6 +57,7 @@ def test_coverage_of_other_classes_is_refused(tmp_path, file):
         report([folder], tmp_path / "r.html", coverage_file=file)
 
 
+@pytest.mark.slow
 def test_thousands_of_classes_are_reported_from_the_pairs_that_occur(tmp_path):
     names, classes = tuple(f"class {number}" for number in range(2000)), list(range(2000))
     pairs = {"true": classes, "predicted": [*classes[1:], 0], "images": [5] * 2000}

@@ -98,9 +98,9 @@ class TextTower(TextEncoding):
                 )
             self.pool = readonly.AttentionPool(inner, pooled, self.settings.heads)
         layers = [nn.Linear(pooled, pooled) for _ in range(self.settings.depth - 1)]
-        # its bias takes away what all texts share, most of an LM's states; CLIP's projection has none
-        last = nn.Linear(pooled, self.settings.dim)
-        nn.init.zeros_(last.bias)
+        last = nn.Linear(pooled, self.settings.dim, bias=False)
+        # takes away what all texts share, most of an LM's states; CLIP's projection has none
+        last.bias = nn.Parameter(torch.zeros(self.settings.dim))
         self.head = nn.Sequential(*(part for layer in layers for part in (layer, nn.GELU())), last)
         for part in (self.pool, self.head):
             if part is not None:
