@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -54,7 +55,10 @@ def colours_of(matches):
 @pytest.mark.parametrize("queries", [1, 7])
 @pytest.mark.parametrize(("count", "k"), [(1, 1), (5, 9), (50, 3), (101, 10), (101, 101)])
 @pytest.mark.parametrize("at_once", [1, 64, 2**22])
-def test_the_blocked_product_is_the_plain_one(monkeypatch, queries, count, k, at_once):
+@pytest.mark.parametrize("shared_from", [10, 50_000])  # with threads of its own for one query, and without
+def test_the_blocked_product_is_the_plain_one(monkeypatch, queries, count, k, at_once, shared_from):
+    monkeypatch.setattr(sys.modules["wordsight.search"], "SHARED_FROM", shared_from)
+    monkeypatch.setattr(torch, "get_num_threads", partial(int, 3))
     monkeypatch.setattr(sys.modules["wordsight.search"], "SCORES_AT_ONCE", at_once)
     stream = torch.Generator().manual_seed(count)
     vectors, asked = (unit(torch.randn(n, 8, generator=stream)) for n in (count, queries))

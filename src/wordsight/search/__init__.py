@@ -6,6 +6,8 @@ Every image is compared with the query, so the answer is exact: no approximate i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ from wordsight.runs import Run
 from wordsight.search.kept import Images, folder_images, source_images
 
 SCORES_AT_ONCE = 2**22  # scores that are held at a time, 16 MB, however many queries and images there are
+SHARED_FROM = 50_000  # vectors, from which threads pay for one query
 
 
 class Match(NamedTuple):
@@ -125,11 +128,21 @@ def closest(
     block = max(k, SCORES_AT_ONCE // len(queries))
     best, rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
     for start, part in zip(range(0, len(vectors), block), vectors.split(block)):
-        scores, places = (queries @ part.T).topk(min(k, len(part)))
+        scores, places = _products(queries, part).topk(min(k, len(part)))
         best, rows = torch.cat([best, scores], 1), torch.cat([rows, places + start], 1)
         best, order = best.topk(min(k, best.shape[1]))
         rows = rows.gather(1, order)
     return best, rows
+
+
+def _products(queries: Float[Tensor, "Q D"], part: Float[Tensor, "N D"]) -> Float[Tensor, "Q N"]:
+    """Of one query with many vectors a processor's library uses one core; here each takes its share."""
+    threads = torch.get_num_threads()
+    if len(queries) > 1 or part.device.type != "cpu" or len(part) < SHARED_FROM or threads == 1:
+        return queries @ part.T
+    with ThreadPoolExecutor(threads) as pool:
+        shares = pool.map(torch.mv, part.chunk(threads), repeat(queries[0]))
+    return torch.cat(list(shares))[None]
 
 
 def _backbone(data: str, name: str, device: str, dtype: str) -> Backbone:
