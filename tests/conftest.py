@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,18 @@ def stories_converter():
 def stories(shared, stories_converter, tmp_path_factory) -> Path:
     """A real, very small Llama that writes children's stories, in transformers' layout."""
     return stories_converter.convert(shared / "data", tmp_path_factory.mktemp("lm") / "stories")
+
+
+@pytest.fixture(scope="module")
+def own_lm(lm, tmp_path_factory) -> Path:
+    """The LM with larger numbers, so that its tokens are not all equally likely; a test may replace it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(lm, tmp_path_factory.mktemp("lm") / "own")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8 if parameter.ndim > 1 else 1)
+    model.save_pretrained(folder)
+    return folder

@@ -3,6 +3,7 @@
 Apart from conftest.py, so that pytest's own process, which only hands tests out, imports no torch.
 """
 
+import csv
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -228,4 +230,21 @@ def without_digests(folder: Path) -> Path:
             facts.pop("files", None)
             facts.get("base", {}).pop("files", None)
             (folder / name).write_text(json.dumps(facts))
+    return folder
+
+
+def captioned(folder: Path, captions: Sequence[str], *, count: int = 3) -> Path:
+    """`count` images a colour in `folder`, the last of each for testing, with these captions, in which {name}
+    is the colour and {index} the image's place.
+    """
+    columns = [f"caption_{place}" for place in range(1, len(captions) + 1)]
+    rows = [["path", "split", *(columns if len(captions) > 1 else ["caption"])]]
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        for index in range(count):
+            paint(colour, 100 * number + index).save(folder / f"{name}{index}.png")
+            part = "test" if index == count - 1 else "train"
+            said = [caption.format(name=name, index=index) for caption in captions]
+            rows.append([f"{name}{index}.png", part, *said])
+    with open(folder / "captions.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
     return folder

@@ -1,6 +1,5 @@
 """One LM that classifies, embeds, captions, answers and chats: in memory once, and never mixed up."""
 
-import csv
 import io
 import json
 import shutil
@@ -9,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from standins import COLOURS, paint
+from standins import captioned
 
 import wordsight
 from wordsight.assistant import Assistant
@@ -32,29 +31,7 @@ SHORT = Writing(max_new_tokens=8)
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs")
-    rows = [["path", "split", "caption"]]
-    for number, (name, colour) in enumerate(COLOURS.items()):
-        for index in range(3):
-            paint(colour, 100 * number + index).save(folder / f"{name}{index}.png")
-            rows.append([f"{name}{index}.png", "test" if index == 2 else "train", f"a wall in {name}"])
-    with open(folder / "captions.csv", "w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def own_lm(lm, tmp_path_factory):
-    """The LM with larger numbers, so that its tokens are not all equally likely."""
-    from transformers import AutoModelForCausalLM
-
-    folder = shutil.copytree(lm, tmp_path_factory.mktemp("lm") / "own")
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(8 if parameter.ndim > 1 else 1)
-    model.save_pretrained(folder)
-    return folder
+    return captioned(tmp_path_factory.mktemp("pairs"), ["a wall in {name}"])
 
 
 def fitted(method, table, tower, lm, out, **own):

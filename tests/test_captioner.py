@@ -1,12 +1,10 @@
 """Captions of a finished run: batches, beams, drawn tokens, the verb, and what is measured of them."""
 
-import csv
 import json
-import shutil
 
 import pytest
 import torch
-from standins import COLOURS, paint
+from standins import COLOURS, captioned, paint
 
 from wordsight.backbones.generator import Writing
 from wordsight.captioner import Captions, caption
@@ -28,30 +26,7 @@ from wordsight.text_metrics import bleu, cider_d, tokens
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     """Fifteen images with two captions each, of which five are for testing."""
-    folder = tmp_path_factory.mktemp("captions")
-    rows = [["path", "split", "caption_1", "caption_2"]]
-    for number, (name, colour) in enumerate(COLOURS.items()):
-        for index in range(3):
-            paint(colour, 100 * number + index).save(folder / f"{name}{index}.png")
-            part = "test" if index == 2 else "train"
-            rows.append([f"{name}{index}.png", part, f"{name} paint", f"a wall in {name}"])
-    with open(folder / "captions.csv", "w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def own_lm(lm, tmp_path_factory):
-    """The LM with larger numbers, so that its tokens are not all equally likely; a test may replace it."""
-    from transformers import AutoModelForCausalLM
-
-    folder = shutil.copytree(lm, tmp_path_factory.mktemp("lm") / "own")
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(8 if parameter.ndim > 1 else 1)
-    model.save_pretrained(folder)
-    return folder
+    return captioned(tmp_path_factory.mktemp("captions"), ("{name} paint", "a wall in {name}"))
 
 
 @pytest.fixture(scope="module")

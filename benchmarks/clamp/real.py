@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from study import COVERED, SETS, spread
 
 from wordsight.backbones import Backbone, load_backbone
 from wordsight.backbones.llm import LLM
@@ -31,8 +32,6 @@ from wordsight.fitted import Fitted
 from wordsight.tasks.classify import featurise, figures, test_part
 from wordsight.tasks.retrieve import retrieval
 
-SETS = ("caltech101", "dtd10", "cifar10")
-COVERED = 5
 HELD = 5  # every fifth class of imagenet_sample is left out of the choice's training
 TEMPLATE = "a photo of a {}."
 ASKS = " In short, this is a picture of something that looks like this, and the one word for it is:"
@@ -210,11 +209,6 @@ def halves(found: dict[str, Any], known: dict[str, dict[str, bool]]) -> list[flo
         chosen = [[v for c, v in found[s]["recall"].items() if known[s][c] is wanted] for s in SETS]
         means.append(statistics.mean(statistics.mean(values) for values in chosen if values))
     return means
-
-
-def spread(values: list[float]) -> str:
-    deviation = f" ± {statistics.pstdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation}"
 
 
 def report(study: Study, seeds: list[int]) -> None:

@@ -32,6 +32,11 @@ def argument(*names: str, **options: Any) -> Argument:
     return names, options
 
 
+BACKBONE = argument("--backbone", metavar="NAME", help="where the run's backbone lies now, if it has moved")
+LM = argument("--lm", metavar="NAME", help="where the run's LM lies now, if it has moved")
+DEVICE = argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the run's")
+
+
 def options_first(words: Sequence[str], verb: Verb) -> list[str]:
     """The words behind a verb, with its options in front: argparse takes no words on both sides of an option.
     What follows `--` stays.

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,20 +14,17 @@ from wordsight.backbones.generator import Generator, Seen, Writing
 from wordsight.backbones.hub import run_folder
 from wordsight.config import WordsightError
 from wordsight.data import Picture
-from wordsight.data.account import Account
 from wordsight.data.features import NoneReadable, image_features
-from wordsight.data.given import pictures_in
+from wordsight.data.given import Reading, pictures_in
 from wordsight.data.grids import grid_features
 from wordsight.data.images import Unreadable, read_image
-from wordsight.files import csv_lines, writing
+from wordsight.files import csv_line, writing
 from wordsight.fitted import open_generator
 from wordsight.methods.limber_generator import LimberGenerator
 from wordsight.workers import progress
 
 AT_ONCE = 256  # images that are read and seen together
 BATCH, LARGE_BATCH = 16, 128  # captions that are written together, on a CPU and on an accelerator
-
-log = logging.getLogger("wordsight")
 
 
 class Caption(NamedTuple):
@@ -61,8 +57,8 @@ class Captions:
             raise WordsightError(f"batch={batch} writes nothing; give 1 or more")
         self.generator, self.how, self.seed = generator, how or Writing(), seed
         self.batch = batch or (BATCH if generator.device.type == "cpu" else LARGE_BATCH)
-        self.skipped: list[dict[str, str]] = []
-        self.account = Account()
+        self._reading = Reading()
+        self.account, self.skipped = self._reading.account, self._reading.skipped
         self._images, self._max_pixels = images, max_pixels
         self._csv = None if csv is None else Path(csv).expanduser()
 
@@ -71,9 +67,9 @@ class Captions:
             yield from self._captions()
             return
         with writing(self._csv) as file:
-            file.write(_line(["image", "caption"]))
+            file.write(csv_line(["image", "caption"]))
             for caption in self._captions():
-                file.write(_line([caption.picture.name, caption.text]))
+                file.write(csv_line([caption.picture.name, caption.text]))
                 yield caption
 
     def _captions(self) -> Iterator[Caption]:
@@ -86,13 +82,7 @@ class Captions:
                     yield from (Caption(some[row], text) for row, text in zip(rows, texts))
                     kept += len(rows)
                     advance(len(rows))
-        self.account.tell()
-        if self.skipped and not kept:
-            raise NoneReadable([(entry["image"], entry["reason"]) for entry in self.skipped])
-        if not kept:
-            raise WordsightError(
-                "there is no image among what was given; give image files, or folders of them"
-            )
+        self._reading.end(kept)
 
     def _write(self, pictures: Sequence[Picture], seen: Sequence[Seen]) -> list[str]:
         prompts = [self.generator.captioning(one) for one in seen]
@@ -106,9 +96,7 @@ class Captions:
             if isinstance(self.generator, LimberGenerator)
             else _read_now(self.generator, pictures, self._max_pixels)
         )
-        for name, reason in reasons:
-            log.warning("skipped %s: %s", name, reason)
-            self.skipped.append({"image": name, "reason": reason})
+        self._reading.skip(reasons)
         return seen
 
 
@@ -178,8 +166,3 @@ def _seed(seed: int, picture: Picture) -> int:
 
 def _parts(rows: Sequence[int], size: int) -> Iterable[Sequence[int]]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
-
-
-def _line(row: Sequence[Any]) -> bytes:
-    """A line; bytes of a file name that are not UTF-8 are written out."""
-    return csv_lines([row]).encode("utf-8", "backslashreplace")

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wordsight import help, hints, terminal
-from wordsight.arguments import Verb, argument, options_first, parser_of
+from wordsight.arguments import BACKBONE, Verb, argument, options_first, parser_of
 from wordsight.config import RunSettings, WordsightError
 from wordsight.reader import read
 from wordsight.verb_ask import ASK
@@ -246,7 +246,7 @@ VERBS: dict[str, Verb] = {
             ),
             argument("--add", action="append", metavar="A,B,...", help="choose among these classes, too"),
             argument("--sentences", metavar="FILE", help="sentences for new classes of --classes and --add"),
-            argument("--backbone", metavar="NAME", help="where the run's backbone lies now, if it has moved"),
+            BACKBONE,
             argument("--max-pixels", type=int, metavar="N", help="the largest image that is read, in pixels"),
         ],
     ),
@@ -292,7 +292,7 @@ VERBS: dict[str, Verb] = {
         [
             _RUN,
             argument("out", metavar="OUT", help="the new folder, for predict, load and the hub"),
-            argument("--backbone", metavar="NAME", help="where the run's backbone lies now, if it has moved"),
+            BACKBONE,
         ],
     ),
     "suite": Verb(

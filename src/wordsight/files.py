@@ -357,14 +357,16 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """CSV in which no text is a formula to a spreadsheet: one that begins like one stands behind a quote
     mark. A number is none, whatever its sign.
     """
-    return csv_lines([header, *rows])
-
-
-def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
-    """The lines of `csv_text`, for a file that is written piece by piece."""
     out = io.StringIO()
-    csv.writer(out).writerows([map(_disarmed, row) for row in rows])
+    csv.writer(out).writerows([map(_disarmed, row) for row in [header, *rows]])
     return out.getvalue()
+
+
+def csv_line(row: Sequence[Any]) -> bytes:
+    """A line of `csv_text`, for a file that is written piece by piece; bytes of a name that are not UTF-8 are
+    written out.
+    """
+    return csv_text(row, []).encode("utf-8", "backslashreplace")
 
 
 def _disarmed(cell: Any) -> Any:

@@ -108,9 +108,7 @@ def _fit_labelled(
         run = Run.start(folder, settings, facts, sentences, drawn.whole.account.to_dict())
         if own:
             keep_record(backbone, names, run.folder)
-        if run.finished:
-            run.check_content()
-            log.info("%s is finished already; nothing to fit", run.folder)
+        if run.is_done():
             return run
         run.rewind(math.inf)
         _complete(run, drawn, backbone, sentences, references)

@@ -24,7 +24,7 @@ from wordsight.contrast import place
 from wordsight.data import Pairs
 from wordsight.data.features import Features, image_features, text_features
 from wordsight.data.grids import Grids, grid_features
-from wordsight.data.pairs import fingerprint
+from wordsight.data.pairs import distinct_texts, fingerprint
 from wordsight.files import in_use
 from wordsight.fit_pairs import default_pairs_folder, named, seen_of, training_pairs
 from wordsight.methods.caption_prompt import CaptionPrompt
@@ -92,9 +92,7 @@ def fit_captions(
     folder = Path(settings.out or default_pairs_folder(settings)).expanduser()
     with in_use(folder):
         run = Run.start(folder, settings, _facts(parts), {}, pairs.account.to_dict())
-        if run.finished:
-            run.check_content()
-            log.info("%s is finished already; nothing to fit", run.folder)
+        if run.is_done():
             return run
         run.rewind(math.inf)
         _complete(run, parts)
@@ -240,13 +238,11 @@ def _batches(parts: Parts, seen: Seen, prompt: CaptionPrompt | None) -> tuple[Pa
     are too long.
     """
     settings, features = parts.settings, seen.features
-    distinct = list(dict.fromkeys(text for texts in seen.captions for text in texts))
-    row_of = {text: row for row, text in enumerate(distinct)}
+    distinct, rows = distinct_texts(seen.captions)
     tokens, cut = parts.lm.tokenise(distinct, parts.own.max_tokens)
     per_image: dict[str, Tensor | Grids] = {"grids": seen.grids}
     if prompt is not None and parts.own.h == "finetuned":
         targets = prompt.targets(features.vectors[:, 0])
         per_image["target"] = targets[:, None].expand(-1, features.vectors.shape[1], -1)
-    rows = [[row_of[text] for text in texts] for texts in seen.captions]
     batches = PairBatches(features.vectors, rows, tokens, settings.train.batch_size, settings.seed, per_image)
     return batches, cut

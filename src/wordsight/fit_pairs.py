@@ -28,11 +28,11 @@ from wordsight.config import RunSettings, WordsightError
 from wordsight.contrast import join_processes, rank_0_first
 from wordsight.data import Pairs
 from wordsight.data.features import image_features, text_features
-from wordsight.data.pairs import fingerprint, open_pairs
+from wordsight.data.pairs import distinct_texts, fingerprint, open_pairs
 from wordsight.data.splits import digests
 from wordsight.data.stream import Mixture, StreamBatches, needs_stream, open_stream
 from wordsight.files import in_use, plain_name
-from wordsight.methods.two_tower import OWN_START, TwoTower, TwoTowerSettings, tower_settings
+from wordsight.methods.two_tower import OWN_START, START, TwoTower, TwoTowerSettings, tower_settings
 from wordsight.runs import Run, RunFacts
 from wordsight.tasks import retrieve
 from wordsight.tasks.classify import tell_skipped
@@ -89,9 +89,7 @@ def fit_pairs(settings: RunSettings, backbone: Backbone | None = None) -> Run:
             with rank_0_first():
                 account = pairs.account.to_dict() if pairs is not None else None
                 run = Run.start(folder, settings, _facts(parts), {}, account)
-            if run.finished:
-                run.check_content()
-                log.info("%s is finished already; nothing to fit", run.folder)
+            if run.is_done():
                 return run
             if rank == 0:
                 run.rewind(math.inf)
@@ -119,8 +117,9 @@ def _parts(
         tower = _tower(settings, backbone)
     with named("settings.teacher", own.teacher):
         teacher = load(own.teacher) if own.teacher not in (None, OWN_START) else None
-    if teacher is not None and own.tau_d is None:
-        own = replace(own, tau_d=teacher.logit_scale)
+    if own.teacher is not None and own.tau_d is None:
+        scale = teacher.logit_scale if teacher is not None else math.exp(START["contrastive"])
+        own = replace(own, tau_d=scale)
     return Parts(settings, own, backbone, tower, teacher, pairs, rank, world)
 
 
@@ -316,8 +315,7 @@ def _batches(parts: Parts, pairs: Pairs) -> tuple[PairBatches, list[str], Float[
     features = image_features(parts.backbone, pairs.pictures, **recipe)
     tell_skipped(features, len(pairs))
     captions = [pairs.captions[index] for index in features.kept]
-    distinct = list(dict.fromkeys(text for texts in captions for text in texts))
-    row_of = {text: row for row, text in enumerate(distinct)}
+    distinct, rows = distinct_texts(captions)
     per_image, per_caption = {}, {}
     if parts.teacher is not None:
         kept = [pairs.pictures[index] for index in features.kept]
@@ -326,7 +324,7 @@ def _batches(parts: Parts, pairs: Pairs) -> tuple[PairBatches, list[str], Float[
     tokens = tower.tokenise(distinct)
     batches = PairBatches(
         features.vectors,
-        [[row_of[text] for text in texts] for texts in captions],
+        rows,
         [ids[:length] for ids, length in zip(tokens.ids.cpu(), tokens.lengths.tolist())],
         settings.train.batch_size,
         settings.seed,

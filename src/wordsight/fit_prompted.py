@@ -26,7 +26,7 @@ from wordsight.config import RunSettings, WordsightError
 from wordsight.contrast import place
 from wordsight.data import Pairs
 from wordsight.data.features import image_features, text_features
-from wordsight.data.pairs import fingerprint, open_pairs
+from wordsight.data.pairs import distinct_texts, fingerprint, open_pairs
 from wordsight.files import in_use, plain_name
 from wordsight.fit_pairs import seen_of, training_pairs
 from wordsight.methods.aape_captions import CONTRASTS, PENALTIES, Captioned, CaptionSettings, solve
@@ -63,9 +63,7 @@ def fit_prompted(settings: RunSettings, backbone: Backbone | None = None) -> Run
     folder = Path(settings.out or default_prompted_folder(settings)).expanduser()
     with in_use(folder):
         run = Run.start(folder, settings, _facts(settings, backbone, pairs), {}, pairs.account.to_dict())
-        if run.finished:
-            run.check_content()
-            log.info("%s is finished already; nothing to fit", run.folder)
+        if run.is_done():
             return run
         run.rewind(math.inf)
         _complete(run, backbone, pairs)
@@ -116,7 +114,7 @@ def _encoded(
     recipe = {"views": settings.views, "flip": settings.flip, "max_pixels": settings.max_pixels}
     features = image_features(backbone, pairs.pictures, **recipe)
     tell_skipped(features, len(pairs))
-    distinct, rows = retrieve.distinct_texts([pairs.captions[index] for index in features.kept])
+    distinct, rows = distinct_texts([pairs.captions[index] for index in features.kept])
     return features.vectors, Captioned(features.vectors[:, 0], text_features(backbone, distinct), rows)
 
 

@@ -15,11 +15,10 @@ import torch
 from wordsight.backbones.hub import run_folder
 from wordsight.config import WordsightError
 from wordsight.data import Picture
-from wordsight.data.account import Account
 from wordsight.data.features import Features, NoneReadable, image_features
-from wordsight.data.given import pictures_in
+from wordsight.data.given import Reading, pictures_in
 from wordsight.estimator import load
-from wordsight.files import csv_lines, writing
+from wordsight.files import csv_line, writing
 from wordsight.fitted import NO_BACKBONE, Closest, Decisive, Fitted
 from wordsight.names import class_list
 from wordsight.runs import Run
@@ -62,9 +61,9 @@ class Predictions:
         if unsure is not None and not 0 < unsure <= 1:
             raise WordsightError(f"unsure={unsure} is no probability; give one above 0 and up to 1, as 0.5")
         self.class_names = fitted.texts.names
-        self.skipped: list[dict[str, str]] = []
         self.unsure = unsure
-        self.account = Account()
+        self._reading = Reading()
+        self.account, self.skipped = self._reading.account, self._reading.skipped
         self._fitted, self._images, self._explain = fitted, images, explain
         self._max_pixels = max_pixels
         self._csv = None if csv is None else Path(csv).expanduser()
@@ -75,9 +74,9 @@ class Predictions:
             yield from answers
             return
         with writing(self._csv) as file:
-            file.write(_csv_bytes(self._header()))
+            file.write(csv_line(self._header()))
             for answer in answers:
-                file.write(_csv_bytes(self._row(answer)))
+                file.write(csv_line(self._row(answer)))
                 yield answer
 
     def best(self, answer: Answer, top: int = 1) -> list[tuple[str, float]]:
@@ -108,17 +107,11 @@ class Predictions:
         with progress("images") as advance:
             while batch := list(itertools.islice(pictures, BATCH)):
                 features = self._features(batch)
-                self._skip(features.skipped)
+                self._reading.skip(features.skipped)
                 yield from self._batch(batch, features)
                 kept += len(features.kept)
                 advance(len(batch))
-        self.account.tell()
-        if self.skipped and not kept:
-            raise NoneReadable([(entry["image"], entry["reason"]) for entry in self.skipped])
-        if not kept:
-            raise WordsightError(
-                "there is no image among what was given; give image files, or folders of them"
-            )
+        self._reading.end(kept)
 
     def _features(self, batch: list[Picture]) -> Features:
         backbone = self._fitted.backbone
@@ -138,11 +131,6 @@ class Predictions:
         for place, row, sentences, one in zip(features.kept, chances, closest, decisive):
             unsure = self.unsure is not None and bool(row.max() < self.unsure)
             yield Answer(batch[place].name, row, unsure, sentences, one)
-
-    def _skip(self, skipped: list[tuple[str, str]]) -> None:
-        for name, reason in skipped:
-            log.warning("skipped %s: %s", name, reason)
-            self.skipped.append({"image": name, "reason": reason})
 
     def _header(self) -> list[str]:
         own = ["image", "predicted", *(["unsure"] * (self.unsure is not None))]
@@ -223,8 +211,3 @@ def _plain(decisive: Decisive | None) -> dict[str, Any] | None:
 def _apart(name: str, class_names: Sequence[str]) -> str:
     """A column's name that no class has."""
     return name if name not in class_names else _apart(name + "_", class_names)
-
-
-def _csv_bytes(row: Sequence[Any]) -> bytes:
-    """A line; bytes of a file name that are not UTF-8 are written out."""
-    return csv_lines([row]).encode("utf-8", "backslashreplace")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ import yaml
 from torch import Tensor
 
 from wordsight.backbones import Backbone
+from wordsight.backbones.hub import FINISHED, WEIGHTS_FILE
 from wordsight.config import (
     LOCATED,
     METHODS,
@@ -51,12 +53,13 @@ from wordsight.methods import Captioner, Classifier, Embedder, Space
 from wordsight.reader import build, to_dict
 from wordsight.sentences import saved_sentences
 
+log = logging.getLogger("wordsight")
 NO_BACKBONE = "none"  # what config.yaml names as backbone where a run was fitted on feature matrices
 FORMAT = 2  # of the folder; a loader refuses any other
-FINISHED, EVENTS, SEEN = "finished.json", "metrics.jsonl", "seen.npy"
+EVENTS, SEEN = "metrics.jsonl", "seen.npy"
 STARTED = {"sentences.json", "config.yaml", "account.json"}  # what a start that was killed may leave
 # whose content finished.json keeps
-KEPT = ("weights.safetensors", "extra.safetensors", "sentences.json", SEEN)
+KEPT = (WEIGHTS_FILE, "extra.safetensors", "sentences.json", SEEN)
 # what does not decide a result: where things lie and how that was written, what it runs on and is called.
 # What data, backbone and sentences hold is compared instead, by fingerprints and by content.
 NOT_COMPARED = ("out", "device", "name", "data", "backbone", "sentences", "aliases")
@@ -181,6 +184,13 @@ class Run:
     def finished(self) -> bool:
         return is_finished(self.folder)
 
+    def is_done(self) -> bool:
+        """Whether nothing is left to fit, which is told. Errors: WordsightError where it is not as it was."""
+        if self.finished:
+            self.check_content()
+            log.info("%s is finished already; nothing to fit", self.folder)
+        return self.finished
+
     @property
     def state(self) -> Path:
         return self.folder / "state"
@@ -226,7 +236,7 @@ class Run:
         method = build_method(self.settings, self.facts, backbone)
         if self.settings.backbone == NO_BACKBONE:  # such methods compute in double precision
             method.double()
-        path = self.folder / "weights.safetensors"
+        path = self.folder / WEIGHTS_FILE
         try:
             method.load_weights(read_tensors(path, sealed=True)[0])
         except WordsightError as error:
@@ -261,7 +271,7 @@ class Run:
         """Write the weights; `extra` tensors lie in a file of their own."""
         if extra:
             write_tensors(self.folder / "extra.safetensors", extra)
-        write_tensors(self.folder / "weights.safetensors", method.weights(), {"format": str(FORMAT)})
+        write_tensors(self.folder / WEIGHTS_FILE, method.weights(), {"format": str(FORMAT)})
 
     def finish(self) -> None:
         """All is there: say so, with what each file holds. Written last."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wordsight import hints, terminal
-from wordsight.arguments import Verb, argument
+from wordsight.arguments import BACKBONE, DEVICE, LM, Verb, argument
 from wordsight.config import WordsightError
 
 EXAMPLE = "wordsight ask RUN img.jpg 'What is the man holding?'"
@@ -77,8 +77,8 @@ ASK = Verb(
         argument(
             "--max-new-tokens", type=int, default=16, metavar="N", help="tokens of an answer (default 16)"
         ),
-        argument("--backbone", metavar="NAME", help="where the run's backbone lies now, if it has moved"),
-        argument("--lm", metavar="NAME", help="where the run's LM lies now, if it has moved"),
-        argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the run's"),
+        BACKBONE,
+        LM,
+        DEVICE,
     ],
 )

@@ -8,7 +8,7 @@ import argparse
 from typing import Any
 
 from wordsight import hints, terminal
-from wordsight.arguments import Verb, argument
+from wordsight.arguments import BACKBONE, DEVICE, LM, Verb, argument
 from wordsight.config import WordsightError
 
 TEMPERATURE = 1.0  # of --sample
@@ -65,9 +65,9 @@ CAPTION = Verb(
             "--batch", type=int, metavar="N", help="captions written together (default 16, on a GPU 128)"
         ),
         argument("--csv", metavar="FILE", help="write a table: a line an image"),
-        argument("--backbone", metavar="NAME", help="where the run's backbone lies now, if it has moved"),
-        argument("--lm", metavar="NAME", help="where the run's LM lies now, if it has moved"),
-        argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the run's"),
+        BACKBONE,
+        LM,
+        DEVICE,
         argument("--max-pixels", type=int, metavar="N", help="the largest image that is read, in pixels"),
     ],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wordsight import hints, terminal
-from wordsight.arguments import Verb, argument
+from wordsight.arguments import DEVICE, Verb, argument
 from wordsight.config import WordsightError
 
 if TYPE_CHECKING:
@@ -121,6 +121,6 @@ CHAT = Verb(
         ),
         argument("--seed", type=int, default=1, metavar="N", help="what they are drawn from (default 1)"),
         argument("--backbone", metavar="NAME", help="where the limber run's backbone lies now"),
-        argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the run's"),
+        DEVICE,
     ],
 )

@@ -1,11 +1,10 @@
 """AAPE on captions: the closed form is the least of both losses, and a run is a backbone of h(x)."""
 
-import csv
 import json
 
 import pytest
 import torch
-from standins import COLOURS, paint
+from standins import captioned
 
 from wordsight import Index
 from wordsight.backbones import load_backbone, unit
@@ -72,16 +71,8 @@ def test_recall_counts_what_several_images_share():
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     """Twenty images with two captions each, of which five are for testing."""
-    folder = tmp_path_factory.mktemp("pairs")
-    rows = [["path", "split", "caption_1", "caption_2"]]
-    for number, (name, colour) in enumerate(COLOURS.items()):
-        for index in range(4):
-            paint(colour, 100 * number + index).save(folder / f"{name}{index}.png")
-            part = "test" if index == 3 else "train"
-            rows.append([f"{name}{index}.png", part, f"{name} paint", f"a wall in {name} {index}"])
-    with open(folder / "captions.csv", "w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    return folder / "captions.csv"
+    texts = ("{name} paint", "a wall in {name} {index}")
+    return captioned(tmp_path_factory.mktemp("pairs"), texts, count=4) / "captions.csv"
 
 
 def fitted(table, backbone, out, form="tuned", **more) -> Run:

@@ -1,11 +1,9 @@
 """Captions from images: the linear map, the frozen LM behind it, h, and the run that holds them."""
 
-import csv
-
 import pytest
 import torch
 from safetensors.torch import load_file
-from standins import COLOURS, paint
+from standins import captioned
 from torch.nn import functional as F
 
 from wordsight.backbones.prefixed import PrefixedLM
@@ -21,16 +19,7 @@ LITTLE = {"tokens": 3, "width": 8, "h_epochs": 3, "h_batch": 4, "max_tokens": 24
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     """Fifteen images with two captions each, of which five are for testing."""
-    folder = tmp_path_factory.mktemp("captions")
-    rows = [["path", "split", "caption_1", "caption_2"]]
-    for number, (name, colour) in enumerate(COLOURS.items()):
-        for index in range(3):
-            paint(colour, 100 * number + index).save(folder / f"{name}{index}.png")
-            part = "test" if index == 2 else "train"
-            rows.append([f"{name}{index}.png", part, f"{name} paint", f"a wall in {name}"])
-    with open(folder / "captions.csv", "w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    return folder
+    return captioned(tmp_path_factory.mktemp("captions"), ("{name} paint", "a wall in {name}"))
 
 
 def settings(data, tower, lm, out, loop=None, **own):

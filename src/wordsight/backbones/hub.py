@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # transformers takes seconds to import; whoever only looks fo
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 TOKENIZER_FILES += ("tokenizer.model",)
+FINISHED = "finished.json"  # what a run folder holds once all of it is there
+WEIGHTS_FILE = "weights.safetensors"
 GGUF = ".gguf"  # an LM in one file
 PIXEL_FILES = ("processor_config.json", "preprocessor_config.json")  # the first wins, as in transformers
 BUNDLED = ("micro_lm",)  # LMs that lie beside this file; `micro` is a whole backbone
@@ -239,6 +241,16 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def check_complete(folder: Path, name: str) -> None:
+    """Errors: WordsightError for a backbone's folder, or a run's, without what is written last."""
+    is_run = (folder / "config.yaml").is_file()
+    if not (folder / WEIGHTS_FILE).is_file() or (is_run and not (folder / FINISHED).is_file()):
+        raise WordsightError(
+            f"backbone {name!r} holds no {FINISHED if is_run else WEIGHTS_FILE}: its training is not "
+            f"finished (the same `wordsight fit` command goes on), or it is not complete"
+        )
 
 
 def first_line(error: Exception) -> str:

@@ -20,15 +20,14 @@ from torch import Tensor
 
 from wordsight.backbones import OWN_FILE, Backbone, fingerprint, load_backbone, place_of, unit
 from wordsight.backbones.checkpoint import exactly
-from wordsight.backbones.hub import first_line, read_facts, save_json
+from wordsight.backbones.hub import WEIGHTS_FILE, check_complete, first_line, read_facts, save_json
 from wordsight.backbones.text_tower import BASE_FOLDER, TextTower
 from wordsight.config import WordsightError
 from wordsight.files import new_folder, write_file, write_tensors
 from wordsight.reader import to_dict
 
 FORMAT = 1
-FINISHED = "finished.json"  # what a run folder holds once all of it is there
-WEIGHTS_FILE, TEXT_FOLDER, IMAGE_FOLDER, CARD = "weights.safetensors", "text", "image", "README.md"
+TEXT_FOLDER, IMAGE_FOLDER, CARD = "text", "image", "README.md"
 
 
 class LLM(Backbone):
@@ -85,12 +84,7 @@ class LLM(Backbone):
         path = Path(path)
         kinds = {"image": (str, type(None)), "image_fingerprint": str, "image_dtype": str}
         facts = read_facts(path / OWN_FILE, "backbone", "llm", FORMAT, **kinds)
-        is_run = (path / "config.yaml").is_file()
-        if not (path / WEIGHTS_FILE).is_file() or (is_run and not (path / FINISHED).is_file()):
-            raise WordsightError(
-                f"backbone {name!r} holds no {FINISHED if is_run else WEIGHTS_FILE}: its training is not "
-                f"finished (the same `wordsight fit` command goes on), or it is not complete"
-            )
+        check_complete(path, name)
         image = _load_image(path, facts, name, device)
         shape = {"image_mean": torch.empty(image.dim), "log_scale": torch.empty(())}
         found = exactly(path / WEIGHTS_FILE, shape, f"backbone {name!r}")

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from wordsight.backbones import OWN_FILE, Backbone, fingerprint, load_backbone, place_of, unit
 from wordsight.backbones.checkpoint import exactly
-from wordsight.backbones.hub import first_line, read_facts, save_json
+from wordsight.backbones.hub import WEIGHTS_FILE, check_complete, first_line, read_facts, save_json
 from wordsight.config import WordsightError
 from wordsight.files import new_folder, write_file, write_tensors
 
 FORMAT = 1
-FINISHED = "finished.json"  # what a run folder holds once all of it is there
-WEIGHTS_FILE, INNER_FOLDER, CARD = "weights.safetensors", "inner", "README.md"
+INNER_FOLDER, CARD = "inner", "README.md"
 
 
 def prompt_generator(dim: int, width: int, out: int) -> nn.Module:
@@ -64,11 +63,7 @@ class Prompted(Backbone):
         path = Path(path)
         kinds = {"inner": (str, type(None)), "width": int, "dtype": str, "image": str, "text": str}
         facts = read_facts(path / OWN_FILE, "backbone", "prompted", FORMAT, **kinds)
-        unfinished = (path / "config.yaml").is_file() and not (path / FINISHED).is_file()
-        if unfinished or not (path / WEIGHTS_FILE).is_file():
-            raise WordsightError(
-                f"backbone {name!r} is not complete; the `wordsight fit` command that made it goes on"
-            )
+        check_complete(path, name)
         inner = _load_inner(path, facts, name, device)
         h = prompt_generator(inner.dim, facts["width"], inner.dim)
         wanted = {f"h.{key}": value for key, value in h.state_dict().items()}

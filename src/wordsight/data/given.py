@@ -4,8 +4,9 @@ lists.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from sklearn.utils.validation import column_or_1d
 from wordsight.config import is_vectors
 from wordsight.data import Picture
 from wordsight.data.account import Account
+from wordsight.data.features import NoneReadable
 from wordsight.data.rows import read_file
 from wordsight.data.sources import read_pictures
 from wordsight.data.tables import is_table
 from wordsight.data.walk import Walker
 from wordsight.files import WordsightError, read_bytes
+
+log = logging.getLogger("wordsight")
 
 
 def pictures_of(images: Sequence[Any]) -> list[Picture]:
@@ -107,6 +111,31 @@ def pictures_in(images: Sequence[Any], account: Account) -> Iterator[Picture]:
         else:
             account.seen, account.kept = account.seen + 1, account.kept + 1
             yield picture
+
+
+class Reading:
+    """What became of images that were given in any number: `account` has what folders held beside them,
+    `skipped` those that could not be read, as {"image", "reason"}.
+    """
+
+    def __init__(self) -> None:
+        self.account, self.skipped = Account(), list[dict[str, str]]()
+
+    def skip(self, reasons: Iterable[tuple[str, str]]) -> None:
+        """Images that cannot be read, with why; each is told."""
+        for name, reason in reasons:
+            log.warning("skipped %s: %s", name, reason)
+            self.skipped.append({"image": name, "reason": reason})
+
+    def end(self, kept: int) -> None:
+        """All were asked for, and so many could be read. Errors: WordsightError where that is none."""
+        self.account.tell()
+        if self.skipped and not kept:
+            raise NoneReadable([(entry["image"], entry["reason"]) for entry in self.skipped])
+        if not kept:
+            raise WordsightError(
+                "there is no image among what was given; give image files, or folders of them"
+            )
 
 
 def _below(folder: Path, account: Account) -> Iterator[Picture]:

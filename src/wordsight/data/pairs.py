@@ -113,3 +113,10 @@ def _part(table: Table, part: str, source: str) -> str:
         return part
     table.account.remark(f"{source} marks every image as test; they are trained on, since data= names it")
     return {"train": "test", "test": ""}.get(part, part)
+
+
+def distinct_texts(captions: Sequence[Sequence[str]]) -> tuple[list[str], list[list[int]]]:
+    """The distinct captions of images, and which of them each image has."""
+    distinct = list(dict.fromkeys(text for texts in captions for text in texts))
+    row_of = {text: row for row, text in enumerate(distinct)}
+    return distinct, [[row_of[text] for text in texts] for texts in captions]

@@ -106,8 +106,6 @@ class TwoTowerSettings(TowerSettings):
                 "settings.teacher=start distils what the tower says before training, which at a random start "
                 "is nothing; set settings.start=ridge"
             )
-        if self.teacher == OWN_START and self.tau_d is None:
-            object.__setattr__(self, "tau_d", math.exp(START["contrastive"]))
         if self.layers is not None and (self.compile or self.shard):
             raise WordsightError(
                 "settings.layers reads a part of the LM, which compile and shard do not go with; set them "

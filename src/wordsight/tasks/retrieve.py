@@ -17,7 +17,7 @@ from wordsight.backbones.prompted import Prompted
 from wordsight.config import WordsightError
 from wordsight.data import Dataset, Pairs, open_dataset
 from wordsight.data.features import image_features, text_features
-from wordsight.data.pairs import open_pairs, sources_of
+from wordsight.data.pairs import distinct_texts, open_pairs, sources_of
 from wordsight.data.sources import is_captioned
 from wordsight.data.splits import Which, digests, select_classes
 from wordsight.data.tars import is_shards
@@ -99,13 +99,6 @@ def retrieval(backbone: Backbone, pairs: Pairs) -> dict[str, Any]:
         plain = image_features(backbone.inner, pairs.pictures)
         found["plain"] = recalls(plain.vectors[:, 0], texts, rows)
     return {**found, "skipped": [list(pair) for pair in features.skipped]}
-
-
-def distinct_texts(captions: Sequence[Sequence[str]]) -> tuple[list[str], list[list[int]]]:
-    """The distinct captions of images, and which of them each image has."""
-    distinct = list(dict.fromkeys(text for texts in captions for text in texts))
-    row_of = {text: row for row, text in enumerate(distinct)}
-    return distinct, [[row_of[text] for text in texts] for texts in captions]
 
 
 def recalls(
