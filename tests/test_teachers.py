@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from standins import COLOURS, ColourBackbone, paint
 
 import wordsight.teachers
@@ -12,7 +13,9 @@ from wordsight.cli import main
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import open_dataset
 from wordsight.data.pools import unlabelled
+from wordsight.estimator import Classifier, load
 from wordsight.fit import fit
+from wordsight.methods.pool import PoolLayer
 from wordsight.teachers import teacher_scores
 
 NAMES = np.array(list("abc"))
@@ -104,3 +107,47 @@ def test_vectors_cannot_be_seen_by_a_teacher_that_is_no_file(files, monkeypatch)
         WordsightError, match="teacher=large: the pool is of vectors, which no other backbone"
     ):
         accuracy(files, "student", teacher="large")
+
+
+def estimated(files, **own):
+    """A zero-shot classifier on the student's vectors, its accuracy on the test part, and itself."""
+    held = np.load(files / "student.npz")
+    kept = [0, 1, 12, 13, 24, 25]
+    clf = Classifier(str(files / "student.npz"), "zero_shot", class_names=list(NAMES))
+    clf.fit(held["train"][kept], np.repeat(NAMES, 2), unlabelled=held["train"], **own)
+    return clf.score(held["test"], np.repeat(NAMES, 12)), clf
+
+
+def test_the_estimator_takes_a_teacher_in_the_settings_own_sense(files, tmp_path):
+    assert estimated(files)[0] < 0.8
+    score, clf = estimated(files, teacher=str(files / "teacher.npz"))
+    assert 100 * score == accuracy(files, "student", teacher=str(files / "teacher.npz")) > 95
+    again = load(clf.save(tmp_path / "kept"))
+    held = np.load(files / "student.npz")["test"]
+    np.testing.assert_array_equal(again.predict_proba(held), clf.predict_proba(held))
+    assert again.settings_.teacher == str(files / "teacher.npz") and again.settings_.unlabelled == "python"
+
+
+def test_the_estimators_teacher_sees_images_that_can_be_read(tmp_path, monkeypatch):
+    chosen = ["blue", "green", "red"] * 4
+    pool = [paint(COLOURS[name], 2000 + number) for number, name in enumerate(chosen)]
+    images, labels = [paint(COLOURS[name], 7) for name in chosen[:3]], chosen[:3]
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    given, found = [pool[0], str(tmp_path / "torn.png"), *pool[1:]], []
+    monkeypatch.setattr(PoolLayer, "fit", lambda self, *own: found.append(own))
+    Classifier(ColourBackbone(), "zero_shot").fit(images, labels, unlabelled=given, teacher=ColourBackbone())
+    ((seen, scores, _, _, taught),) = found
+    assert [chosen[:3][row] for row in taught.argmax(1)] == chosen and len(seen) == len(pool)
+    torch.testing.assert_close(taught, scores)  # by the same words and the same template
+
+
+def test_a_teacher_of_an_estimator_that_does_not_fit_ends_in_a_sentence(files):
+    with pytest.raises(WordsightError, match=r"its part unlabelled has 30 rows, but unlabelled=.* 36 images"):
+        estimated(files, teacher=str(files / "short.npz"))
+    with pytest.raises(WordsightError, match="the pool is of vectors, which no other backbone can see"):
+        estimated(files, teacher=ColourBackbone())
+    clf, rows = Classifier(None, "zero_shot"), np.eye(3, 8)
+    with pytest.raises(WordsightError, match="labels images without labels, and there are none"):
+        clf.fit(rows, NAMES, teacher=str(files / "teacher.npz"))
+    with pytest.raises(WordsightError, match="which transclip classifies itself"):
+        Classifier(None, "transclip").fit(rows, NAMES, unlabelled=rows, teacher=str(files / "teacher.npz"))

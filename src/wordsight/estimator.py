@@ -18,19 +18,20 @@ from torch import Tensor
 
 from wordsight.backbones import Backbone, load_backbone, pick_device, unit
 from wordsight.backbones.hub import run_folder
+from wordsight.backbones.vectors import Vectors
 from wordsight.config import RunSettings, WordsightError
-from wordsight.data.features import image_features
-from wordsight.data.given import encoded_labels, is_matrix, names_in, pictures_of
+from wordsight.data.given import encoded_labels, features_of, is_matrix, names_in, pictures_of
 from wordsight.data.splits import digests
 from wordsight.fit import DEFAULT_SENTENCES
 from wordsight.fitted import Decisive, Fitted, encode_classes, facts_of, is_embedder, open_embedder
 from wordsight.fitting import fit_method
 from wordsight.methods import Classifier as Method
-from wordsight.methods import FitData, Pool
+from wordsight.methods import FitData
 from wordsight.reader import to_dict
 from wordsight.runs import NO_BACKBONE, Run, RunFacts
 from wordsight.sentences import ClassTexts, read_sentences
 from wordsight.sentences.self_written import sentences_for
+from wordsight.teachers import given_pool
 
 FROM_PYTHON = "python"  # what config.yaml names as data where the images came from Python
 CARRIED = (
@@ -90,10 +91,18 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     # -- scikit-learn's verbs --
 
-    def fit(self, X: Any, y: Sequence[Any], *, unlabelled: Any = None) -> Classifier:
+    def fit(
+        self,
+        X: Any,
+        y: Sequence[Any],
+        *,
+        unlabelled: Any = None,
+        teacher: Backbone | str | None = None,
+    ) -> Classifier:
         """Fit on images (or features) and one label each, and on `unlabelled` ones of the same kind, if any.
-        An image that cannot be read is left out and, where it had a label, listed in `skipped_`."""
-        settings = self._run_settings()
+        A `teacher`, another, larger backbone or a file of its vectors of these, labels them softly. An image
+        that cannot be read is left out and, where it had a label, listed in `skipped_`."""
+        settings = self._run_settings(unlabelled, teacher)
         if y is None:
             raise WordsightError("Classifier requires y to be passed, but the target y is None")
         if self.backbone is None or is_matrix(X):
@@ -104,15 +113,15 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.classes_, labels = encoded_labels(y, len(X))
         names = self._names()
         backbone = self._open_backbone()
-        vectors, kept, self.skipped_ = self._vectors(X, backbone, self.views)
-        labels = torch.from_numpy(labels)[kept]
-        facts, sentences, texts = self._words(backbone, names, vectors, labels)
-        data = FitData(vectors, labels, texts, settings.seed)
+        features = features_of(X, backbone, views=self.views, flip=self.flip)
+        labels, self.skipped_ = torch.from_numpy(labels)[features.kept], features.skipped
+        facts, sentences, texts = self._words(backbone, names, features.vectors, labels)
+        data = FitData(features.vectors, labels, texts, settings.seed)
         if unlabelled is not None:
-            data = data._replace(pool=self._pool(unlabelled, backbone, vectors.shape[-1], texts))
+            data = data._replace(pool=given_pool(unlabelled, backbone, texts, settings, teacher))
             facts = replace(facts, pool_classes=facts.classes)
         method = fit_method(settings, facts, data, backbone)
-        self.fitted_ = Fitted(method, backbone, facts, sentences, texts)
+        self.fitted_, self.settings_ = Fitted(method, backbone, facts, sentences, texts), settings
         self.n_features_in_ = facts.dim
         self.seen_ = {digest for digest in digests(X) if digest is not None} if isinstance(X, list) else set()
         return self
@@ -204,7 +213,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if self.class_names is not None or self.classes_.dtype.kind != "U":  # else labels are the names
             labels = tuple(self.classes_.tolist())
             facts = replace(facts, labels=labels, label_type=self.classes_.dtype.str)
-        run = Run.start(folder, self._run_settings(), facts, fitted.sentences)
+        run = Run.start(folder, self.settings_, facts, fitted.sentences)
         run.keep_seen(self.seen_)
         run.keep_weights(
             fitted.method, {"name_vectors": fitted.texts.name_vectors} if fitted.backbone is None else {}
@@ -238,14 +247,18 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     # -- inside --
 
-    def _run_settings(self) -> RunSettings:
-        backbone = (
-            self.backbone if isinstance(self.backbone, str) else getattr(self.backbone, "name", NO_BACKBONE)
-        )
+    def _run_settings(self, unlabelled: Any = None, teacher: Backbone | str | None = None) -> RunSettings:
         given = {name: getattr(self, name) for name in ("method", "template", *CARRIED)}
         settings, train = dict(self.settings or {}), dict(self.train or {})
         run = RunSettings(
-            data=FROM_PYTHON, backbone=backbone, shots=None, settings=settings, train=train, **given
+            data=FROM_PYTHON,
+            backbone=_name_of(self.backbone) or NO_BACKBONE,
+            unlabelled=None if unlabelled is None else FROM_PYTHON,
+            teacher=_name_of(teacher),
+            shots=None,
+            settings=settings,
+            train=train,
+            **given,
         )
         pick_device(run.device)
         return run
@@ -276,46 +289,17 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if backbone is None:
             facts = RunFacts(names, vectors.shape[-1], 1.0, self.template)
             return facts, dict.fromkeys(names, ()), _prototypes(names, vectors[:, 0], labels)
-        facts = facts_of(backbone, names, self.template)
-        source = self.sentences if self.sentences is not None else DEFAULT_SENTENCES
+        own = isinstance(backbone, Vectors)  # which brings the vectors of its names and sentences
+        facts = facts_of(backbone, names, "{}" if own else self.template)
+        source = self.sentences if own or self.sentences is not None else DEFAULT_SENTENCES
         sentences = sentences_for(source, names, self.aliases, backbone)
         return facts, sentences, encode_classes(backbone, facts, names, sentences)
 
-    def _vectors(
-        self, X: Any, backbone: Backbone | None, views: int = 1
-    ) -> tuple[Float[Tensor, "n V D"], list[int], list[tuple[str, str]]]:
-        """Unit vectors of what could be read, which those were, and what was skipped."""
-        if backbone is None or is_matrix(X):
-            matrix = torch.from_numpy(np.array(X))
-            if backbone is not None and matrix.shape[1] != backbone.dim:
-                raise WordsightError(
-                    f"a feature matrix of width {matrix.shape[1]} does not fit backbone {backbone.name!r}, "
-                    f"whose "
-                    f"vectors have {backbone.dim}"
-                )
-            return unit(matrix)[:, None], list(range(len(matrix))), []
-        features = image_features(backbone, pictures_of(X), views=views, flip=self.flip)
-        return features.vectors, features.kept, features.skipped
-
-    def _pool(self, X: Any, backbone: Backbone | None, dim: int, texts: ClassTexts) -> Pool:
-        """Images without labels that may show the classes that have some."""
-        found, _, skipped = self._vectors(X, backbone)
-        if not len(found):
-            told = f": {skipped[0][1]}" if skipped else ""
-            raise WordsightError(
-                f"unlabelled= holds no image that can be read{told}; give some, or leave it out"
-            )
-        if found.shape[-1] != dim:
-            raise WordsightError(f"unlabelled= has vectors of width {found.shape[-1]}, the others of {dim}")
-        return Pool(found[:, 0], texts)
-
     def _readable(self, X: Any, backbone: Backbone | None) -> Float[Tensor, "n V D"]:
-        vectors, _, skipped = self._vectors(X, backbone)
-        if skipped:
-            raise WordsightError(
-                f"{len(skipped)} images cannot be read; the first: {skipped[0][0]}: {skipped[0][1]}"
-            )
-        return vectors
+        found = features_of(X, backbone, flip=self.flip)
+        for name, reason in found.skipped:
+            raise WordsightError(f"{len(found.skipped)} images cannot be read; the first: {name}: {reason}")
+        return found.vectors
 
     def _images(self, X: Any) -> Float[Tensor, "n D"]:
         """Unit vectors of what a fitted classifier is asked about."""
@@ -352,7 +336,8 @@ def load(
         template=fitted.facts.template,
         **{name: getattr(settings, name) for name in CARRIED},
     )
-    _adopt(classifier, fitted)
+    pooled = {"unlabelled": settings.unlabelled, "teacher": settings.teacher}
+    _adopt(classifier, fitted, replace(classifier._run_settings(), **pooled))
     classifier.seen_ = run.seen()
     if fitted.facts.labels:
         classifier.classes_ = np.array(fitted.facts.labels, dtype=fitted.facts.label_type or None)
@@ -369,14 +354,20 @@ def _zero_shot(run: Run, backbone: Backbone, names: tuple[str, ...]) -> Classifi
             "captions"
         )
     classifier = Classifier(str(run.folder), "zero_shot", template=run.settings.template)
-    _adopt(classifier, Fitted.by_names(backbone, names, run.settings.template))
+    fitted = Fitted.by_names(backbone, names, run.settings.template)
+    _adopt(classifier, fitted, classifier._run_settings())
     return classifier
 
 
-def _adopt(classifier: Classifier, fitted: Fitted) -> None:
+def _adopt(classifier: Classifier, fitted: Fitted, settings: RunSettings) -> None:
     """What `fit` sets, of a method that was fitted elsewhere."""
     classifier.fitted_, classifier.classes_ = fitted, np.asarray(fitted.texts.names)
     classifier.skipped_, classifier.seen_, classifier.n_features_in_ = [], set(), fitted.facts.dim
+    classifier.settings_ = settings
+
+
+def _name_of(backbone: Backbone | str | None) -> str | None:
+    return backbone.name if isinstance(backbone, Backbone) else backbone
 
 
 def _prototypes(names: tuple[str, ...], vectors: Float[Tensor, "n D"], labels: Tensor) -> ClassTexts:

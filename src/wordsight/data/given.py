@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
+from wordsight.backbones import Backbone, unit
 from wordsight.config import is_vectors
 from wordsight.data import Picture
 from wordsight.data.account import Account
-from wordsight.data.features import NoneReadable
+from wordsight.data.features import Features, NoneReadable, image_features
 from wordsight.data.rows import read_file
 from wordsight.data.sources import read_pictures
 from wordsight.data.tables import is_table
@@ -61,6 +63,20 @@ def is_matrix(X: Any) -> bool:
     return len(getattr(X, "shape", ())) == 2
 
 
+def features_of(X: Any, backbone: Backbone | None, *, views: int = 1, flip: bool = True) -> Features:
+    """Unit vectors of a list of images, or of a feature matrix of the backbone's width; of any width without
+    a backbone. Errors: WordsightError for another width."""
+    if backbone is not None and not is_matrix(X):
+        return image_features(backbone, pictures_of(X), views=views, flip=flip)
+    matrix = torch.from_numpy(np.array(X))
+    if backbone is not None and matrix.shape[1] != backbone.dim:
+        raise WordsightError(
+            f"a feature matrix of width {matrix.shape[1]} does not fit backbone {backbone.name!r}, whose "
+            f"vectors have {backbone.dim}"
+        )
+    return Features(unit(matrix)[:, None], list(range(len(matrix))), [])
+
+
 def _read(path: Path) -> bytes:
     try:
         return read_bytes(path, "image")
@@ -97,7 +113,7 @@ def names_in(names: Sequence[str], what: str) -> tuple[str, ...]:
     wrong = [name for name in names if not isinstance(name, str)]
     if wrong:
         raise WordsightError(f"{what} holds {wrong[0]!r}, a {type(wrong[0]).__name__}; class names are texts")
-    return tuple(names)
+    return tuple(map(str, names))  # of NumPy's own texts too
 
 
 def pictures_in(images: Sequence[Any], account: Account) -> Iterator[Picture]:
