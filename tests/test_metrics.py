@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 from wordsight import metrics
 
@@ -104,3 +105,13 @@ def test_equal_figures_share_the_mean_of_their_places():
     assert metrics.ranks({"a": 3.0, "b": 5.0, "c": 3.0, "d": 1.0}) == {"a": 2.5, "b": 1.0, "c": 2.5, "d": 4.0}
     assert metrics.ranks({"a": 1.0, "b": 1.0, "c": 1.0}) == dict.fromkeys("abc", 2.0)
     assert metrics.ranks({"a": 0.1 + 0.2, "b": 0.3}) == {"a": 1.5, "b": 1.5}
+
+
+def test_average_precision_is_that_of_scikit_learn():
+    stream = torch.Generator().manual_seed(0)
+    scores, shown = torch.randn(40, 5, generator=stream), torch.rand(40, 5, generator=stream) < 0.3
+    shown[:, 4] = False
+    found = metrics.average_precision(scores, shown)
+    assert found[4] is None
+    expected = [100 * average_precision_score(shown[:, place], scores[:, place]) for place in range(4)]
+    assert found[:4] == pytest.approx(expected, abs=1e-9)

@@ -243,7 +243,7 @@ class RunSettings:
     method: str = "aape"  # of `wordsight list`, or package.module:Class
     shots: int | None = 16  # labelled images per class; null takes all, as a two_tower always does
     classes: Literal["all", "base", "new"] = "all"  # base: the first half of the classes, rounded up
-    # a JSON file {class: [sentences]}, the name of a template set, or self: the backbone's own LM writes them
+    # a JSON file {class: [sentences]}, a template set, own (templates of the data), or self (the LM inside)
     sentences: str | None = None
     aliases: str | None = None  # a JSON file {class name: key in the sentence file}
     # one for every dataset, as AAPE's paper has it; `own` takes the dataset's own where it has one

@@ -19,11 +19,13 @@ import torch
 from wordsight.backbones import Backbone, load_backbone, pick_device
 from wordsight.config import METHODS, RunSettings, WordsightError, default_folder, is_vectors, resolve
 from wordsight.data import Dataset, Split, open_dataset
+from wordsight.data.account import counted, few
 from wordsight.data.features import Features, image_features
 from wordsight.data.glyphs import refuse_photos, warn_of_photos
 from wordsight.data.pools import unlabelled
 from wordsight.data.sources import is_captioned
 from wordsight.data.splits import conflict_note, digests, few_shot, fingerprint, held_out, select_classes
+from wordsight.data.trees import TEMPLATES
 from wordsight.files import in_use
 from wordsight.fitted import Fitted, encode_classes, facts_of
 from wordsight.fitting import fit_method
@@ -31,7 +33,7 @@ from wordsight.methods import Classifier, FitData, Labelled, PairMethod, Pool
 from wordsight.metrics import Best
 from wordsight.reader import read
 from wordsight.runs import Run, predictions_file
-from wordsight.sentences import read_sentences
+from wordsight.sentences import OWN, ClassTexts, fill, read_sentences
 from wordsight.sentences.self_written import SELF, keep_record, sentences_for
 from wordsight.tasks import classify
 from wordsight.teachers import teacher_scores
@@ -93,10 +95,11 @@ def _fit_labelled(
     own = settings.sentences == SELF
     late = own or is_vectors(settings.backbone)  # words that only the backbone knows
     names = drawn.whole.class_names
-    sentences = {} if late else read_sentences(settings.sentences, names, settings.aliases)
+    given = sentences_given(settings, drawn.whole)
+    sentences = {} if late else read_sentences(given, names, settings.aliases)
     backbone = backbone or load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype)
     if late:
-        sentences = sentences_for(settings.sentences, names, settings.aliases, backbone)
+        sentences = sentences_for(given, names, settings.aliases, backbone)
     facts = facts_of(
         backbone,
         drawn.dataset.class_names,
@@ -132,6 +135,8 @@ def _complete(run: Run, drawn: Drawn, backbone: Backbone, sentences: Sentences, 
     words = resolve(METHODS, settings.method, "method").needs_words
     texts = encode_classes(backbone, run.facts, dataset.class_names, sentences, words=words)
     seconds["texts"] = round(time.monotonic() - began, 3)
+    if words and backbone.has_text:
+        tell_alike(texts, backbone)
     began = time.monotonic()
     pool = pool_of(run, drawn, backbone, sentences)
     data = FitData(features.vectors, labels, texts, settings.seed, val, pool)
@@ -173,6 +178,11 @@ def draw(settings: RunSettings, source: Dataset | None = None) -> Drawn:
         raise WordsightError(
             f"{settings.data} has one class only, {', '.join(map(repr, dataset.class_names))}; at least 2 "
             f"are needed to choose among{pairs * is_captioned(settings.data)}"
+        )
+    if settings.needs_labels and whole.test is not None and whole.test.shown is not None:
+        raise WordsightError(
+            f"the images of {settings.data} show several classes each, and method={settings.method} learns "
+            f"from one; method=zero_shot needs no labels"
         )
     labelled = dataset.train if settings.needs_labels else dataset.train.take([])
     pool = unlabelled(settings.unlabelled, whole, labelled, test) if settings.unlabelled else None
@@ -352,3 +362,31 @@ def sentence_source(settings: RunSettings) -> str | None:
         DEFAULT_SENTENCES,
     )
     return DEFAULT_SENTENCES
+
+
+def sentences_given(settings: RunSettings, dataset: Dataset) -> str | Sentences | None:
+    """The same with the data's own templates filled. Errors: WordsightError where the data brings none."""
+    source = settings.sentences
+    if source != OWN:
+        return source
+    if not dataset.templates:
+        raise WordsightError(
+            f"sentences=own fills the data's own templates, and {dataset.name} brings none; put a "
+            f"{TEMPLATES} with {{c}} for the class there, or give sentences=clip80"
+        )
+    return {name: tuple(fill(one, name) for one in dataset.templates) for name in dataset.class_names}
+
+
+def tell_alike(texts: ClassTexts, backbone: Backbone) -> None:
+    """A warning where the text tower reads the same of two classes, as of names that are no words to it, or
+    whose difference is cut off."""
+    pairs = texts.alike()
+    if pairs:
+        log.warning(
+            "%s of %d classes have one text vector, and only one of each can be predicted: %s; the text "
+            "tower of %s reads nothing that tells them apart",
+            counted(len(pairs), "pair"),
+            len(texts.names),
+            few([f"{one!r} and {other!r}" for one, other in pairs], "; "),
+            backbone.name,
+        )

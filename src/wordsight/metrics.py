@@ -111,6 +111,19 @@ def mean_class_recall(counts: Confusion) -> float:
     return sum(known) / len(known)
 
 
+def average_precision(scores: Float[Tensor, "B C"], shown: Bool[Tensor, "B C"]) -> list[float | None]:
+    """Of each class, with the images from its highest score to its lowest: the mean, over the images that
+    show it, of the share of such images up to there (VOC 2010 and later, CLIP_benchmark). None for a class
+    that no image shows.
+    """
+    order = torch.sort(scores, dim=0, descending=True, stable=True).indices
+    hits = shown.gather(0, order).double()
+    share = hits.cumsum(0) / torch.arange(1, len(hits) + 1, dtype=torch.float64)[:, None]
+    totals = hits.sum(0)
+    found = (share * hits).sum(0) / totals
+    return [100 * value if total else None for value, total in zip(found.tolist(), totals.tolist())]
+
+
 def harmonic_mean(base: float, new: float) -> float:
     """H = 2 B N / (B + N). Over several datasets or seeds the field takes H of the averaged B and N, not the
     average of H (protocol).

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from PIL import Image
 
 from wordsight.data.account import Account
@@ -54,12 +54,16 @@ class Encoded(Picture):
 class Split:
     pictures: Sequence[Picture]
     labels: Int[np.ndarray, " n"]  # indices into Dataset.class_names
+    # which classes each shows, where that may be any number: then `labels` say nothing
+    shown: Bool[np.ndarray, "n C"] | None = None
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def take(self, indices: Sequence[int]) -> Split:
-        return Split([self.pictures[i] for i in indices], self.labels[np.asarray(indices, dtype=np.int64)])
+        rows = np.asarray(indices, dtype=np.int64)
+        shown = None if self.shown is None else self.shown[rows]
+        return Split([self.pictures[i] for i in indices], self.labels[rows], shown)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Dataset:
     val: Split | None = None
     test: Split | None = None
     template: str | None = None  # the source's own template, where it has one
+    templates: tuple[str, ...] = ()  # all of them, where it brings an ensemble, with {} for the class
     account: Account = field(default_factory=Account)  # what was seen: kept, or left out and why
     unlabelled: Sequence[Picture] = ()  # images that the source gives no label
 

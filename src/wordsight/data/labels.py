@@ -168,8 +168,9 @@ def numbered(keys: Iterable[int], listed: Sequence[str], where: str) -> dict[Lab
     return dict(enumerate(map(nfc, listed)))
 
 
-def check_distinct(names: Sequence[str], where: str) -> None:
-    """Two labels must not share a name: their prompts would be equal, and no score could tell them apart."""
+def check_distinct(names: Sequence[str], where: str, *, unnamed: bool = False) -> None:
+    """Two labels must not share a name: their prompts would be equal, and no score could tell them apart.
+    `unnamed`: one of them may have an empty name."""
     spoken = [" ".join(nfc(name).replace("_", " ").lower().split()) for name in names]
     twice = [word for word, count in Counter(spoken).items() if count > 1]
     if twice:
@@ -180,7 +181,7 @@ def check_distinct(names: Sequence[str], where: str) -> None:
             f"{where} names a class twice (case, _ and spaces aside): {few(groups, ', then ')}; merge "
             f"them, or give each a name of its own"
         )
-    if "" in spoken:
+    if "" in spoken and not unnamed:
         raise WordsightError(f"{where} has a class without a name (label {spoken.index('')})")
 
 
@@ -237,8 +238,9 @@ def read_class_list(path: Path) -> list[str]:
 
 
 def class_lines(text: str) -> list[str]:
-    """The names of a classnames.txt, one a line."""
-    return [nfc(line.strip()) for line in text.splitlines() if line.strip()]
+    """The names of a classnames.txt, one a line. A blank line is a name, too (CLEVR has one): without it the
+    labels after it would shift. Blank lines at the end are none."""
+    return [nfc(line.strip()) for line in text.rstrip().splitlines()]
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:

@@ -46,6 +46,7 @@ class Row(NamedTuple):
     label: Label | None = None  # None: the source gives it none
     captions: tuple[str, ...] = ()
     part: str = "train"  # train, val or test
+    shows: tuple[int, ...] | None = None  # its classes, where it may have any number of them
 
 
 @dataclass
@@ -56,6 +57,10 @@ class Table:
     account: Account
     names: Mapping[Label, str] = field(default_factory=dict)
     template: str | None = None
+    templates: tuple[str, ...] = ()  # all that the source brings, with {} for the class
+
+    def __post_init__(self) -> None:
+        self.template = self.template or next(iter(self.templates), None)
 
 
 def why_not(name: str) -> str | None:

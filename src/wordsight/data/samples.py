@@ -18,10 +18,12 @@ from wordsight.data import Picture
 from wordsight.data.account import Account
 from wordsight.data.labels import LABEL_KEYS, Label, captions_of, label_of
 from wordsight.data.rows import IMAGES, Row, Want, is_hidden, why_not
+from wordsight.data.trees import Kind, classes_shown
 from wordsight.data.walk import HIDDEN
 from wordsight.files import parse_json
 
 FIELDS = ("cls", "txt", "json")
+SEVERAL = ".npy"  # of a sample that may have any number of labels
 NO_FILE = "that are links, devices or sparse files"
 CUT = "cut off by the end of the tar"
 AGAIN = "that are given again later in the tar"
@@ -40,6 +42,7 @@ class Content:
     at: str  # before each member's name in messages
     images: dict[str, tuple[int, int]] = field(default_factory=dict)  # member name -> start, size
     fields: dict[str, bytes] = field(default_factory=dict)
+    several: bool = False  # labels are key.npy, any number an image
     damage: str | None = None  # why what follows could not be read
 
     def leave(self, reason: str, member: str) -> None:
@@ -56,13 +59,15 @@ def read_tar(
     want: Want,
     label: str | None = None,
     part: str = "train",
+    kind: Kind = "classification",
 ) -> tuple[list[Row], str | None]:
     """The samples of a tar in its order, and what is wrong with it, if anything: what stands before is given.
 
     `loader(start, size)` gives what reads an image at its place. With want="labels" a label is key.cls, a
-    label in key.json, or key.txt, and several labels an image are an error. With want="captions" key.txt is a
-    caption, and a sample whose words cannot be read is told."""
-    content = Content(account, at)
+    label in key.json, or key.txt, and several labels an image are an error, unless they are the kind of the
+    data and lie in key.npy. With want="captions" key.txt is a caption, or of kind retrieval one a line, and a
+    sample whose words cannot be read is told."""
+    content = Content(account, at, several=kind == "multilabel" and want == "labels")
     _read_members(file, size, content)
     rows = []
     for key, image in _images_by_key(content).items():
@@ -74,8 +79,12 @@ def read_tar(
         except _Unreadable:
             account.leave(BAD_FIELD, name)
             continue
+        if kind == "retrieval":
+            captions = tuple(dict.fromkeys(line for text in captions for line in _lines(text)))
+        vector = content.fields.pop(f"{key}{SEVERAL}", None)
+        shows = classes_shown(vector, name) if vector is not None else None
         picture = Picture(name, loader(*content.images[image]))
-        rows.append(Row(picture, found, captions, part))
+        rows.append(Row(picture, found, captions, part, shows))
     for member in content.fields:
         content.leave(ALONE, member)
     return rows, content.damage
@@ -131,7 +140,7 @@ def _take_member(member: tarfile.TarInfo, tar: tarfile.TarFile, size: int, conte
         if name in content.images:
             content.leave(AGAIN, name)
         content.images[name] = (member.offset_data, member.size)
-    elif extension[1:] in FIELDS:
+    elif extension[1:] in FIELDS or (content.several and extension == SEVERAL):
         if key + extension in content.fields:
             content.leave(AGAIN, name)
         file = tar.extractfile(member)
@@ -139,6 +148,10 @@ def _take_member(member: tarfile.TarInfo, tar: tarfile.TarFile, size: int, conte
         content.fields[key + extension] = file.read()
     else:
         content.leave(why_not(name) or NO_FILE, name)
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _damage(file: BinaryIO, end: int, size: int) -> str | None:

@@ -18,7 +18,9 @@ docs/data.md says how each is read, and what is told of what is left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +29,11 @@ from wordsight.config import WordsightError, is_vectors
 from wordsight.data import Dataset, Picture, Split, arrays, caption_lists, catalogue, digits, hub, walk
 from wordsight.data.account import UNLABELLED, Account, counted, few
 from wordsight.data.folders import read_class_folders
-from wordsight.data.labels import check_distinct
-from wordsight.data.rows import CAPTIONS, MANIFEST, Table, Want, why_not
+from wordsight.data.labels import Label, check_distinct
+from wordsight.data.rows import CAPTIONS, MANIFEST, Row, Table, Want, why_not
 from wordsight.data.tables import has_captions, is_table, read_table
 from wordsight.data.tars import is_shards, read_tars, shards_of, tars_in
+from wordsight.data.trees import templates_of
 from wordsight.files import moves
 from wordsight.reader import nearest
 
@@ -52,7 +55,7 @@ def open_dataset(spec: str, label: str | None = None) -> Dataset:
     label are in `Dataset.unlabelled`."""
     spec = str(spec).strip()
     table = read(spec, "labels", label)
-    check_distinct(list(table.names.values()), repr(spec))
+    check_distinct(list(table.names.values()), repr(spec), unnamed=True)
     return _dataset(spec, table)
 
 
@@ -135,7 +138,8 @@ def _folder(path: Path, spec: str, want: Want, label: str | None) -> Table:
         return catalogue.read(path, key).table()
     if split := catalogue.own_split(path):
         return catalogue.read_own(path, split).table()
-    return read_class_folders(path, spec)
+    table = read_class_folders(path, spec)
+    return replace(table, templates=templates_of((path,), table.account))
 
 
 def _tars(path: Path, spec: str, want: Want, label: str | None) -> Table:
@@ -180,8 +184,9 @@ def _not_read(path: Path, spec: str) -> WordsightError:
 
 def _dataset(spec: str, table: Table) -> Dataset:
     names = list(table.names.values())
-    labelled = [row for row in table.rows if row.label is not None]
-    unlabelled = [row.picture for row in table.rows if row.label is None]
+    has = [row.label is not None or row.shows is not None for row in table.rows]
+    labelled = list(compress(table.rows, has))
+    unlabelled = [row.picture for row, known in zip(table.rows, has) if not known]
     account = table.account
     account.kept += len(labelled)
     for picture in unlabelled:
@@ -197,27 +202,53 @@ def _dataset(spec: str, table: Table) -> Dataset:
         raise WordsightError(
             f"{spec!r} has one class only ({few(names)}); at least 2 are needed to choose among{told}"
         )
-    index = {key: place for place, key in enumerate(table.names)}
-    parts = {}
-    for part in ("train", "val", "test"):
-        chosen = [row for row in labelled if row.part == part]
-        labels = np.array([index[row.label] for row in chosen if row.label is not None], dtype=np.int64)
-        if chosen or part == "train":
-            parts[part] = Split([row.picture for row in chosen], labels)
-    _tell_absent(parts, names, account)
+    if any(row.shows is not None for row in labelled):
+        parts = _several(labelled, len(names), spec)
+    else:
+        parts = _single(labelled, table.names)
+        _tell_absent(parts, names, account)
     _tell_odd(names, account)
     return Dataset(
         name=spec,
         class_names=tuple(names),
         template=table.template,
+        templates=table.templates,
         account=account,
         unlabelled=unlabelled,
         **parts,
     )
 
 
+def _single(labelled: Sequence[Row], names: Iterable[Label]) -> dict[str, Split]:
+    index = {key: place for place, key in enumerate(names)}
+    parts = {}
+    for part in ("train", "val", "test"):
+        chosen = [row for row in labelled if row.part == part]
+        labels = np.array([index[row.label] for row in chosen if row.label is not None], dtype=np.int64)
+        if chosen or part == "train":
+            parts[part] = Split([row.picture for row in chosen], labels)
+    return parts
+
+
+def _several(labelled: Sequence[Row], classes: int, spec: str) -> dict[str, Split]:
+    """Images that show any number of classes are tested on, whatever part they are of, and never fitted to:
+    a method learns one class an image. Errors: WordsightError where a label is beyond the class names."""
+    shown = np.zeros((len(labelled), classes), np.bool_)
+    for row, place in zip(labelled, shown):
+        if row.shows and max(row.shows) >= classes:
+            raise WordsightError(
+                f"{row.picture.name} of {spec!r} shows class {max(row.shows)}, but there are {classes} names"
+            )
+        place[list(row.shows or ())] = True
+    none = np.zeros(0, np.int64)
+    pictures = [row.picture for row in labelled]
+    return {"train": Split([], none), "test": Split(pictures, np.zeros(len(pictures), np.int64), shown)}
+
+
 def _tell_odd(names: Sequence[str], account: Account) -> None:
     """A remark on names that are perhaps several labels, or hold what no name holds."""
+    if "" in names:
+        account.remark(f"class {names.index('')} has an empty name: it is known by its template alone")
     joined = [name for name in names if re.search(r"\S *[|;] *\S", name)]
     if joined:
         account.remark(

@@ -90,6 +90,11 @@ def select_classes(dataset: Dataset, which: Which) -> Dataset:
     chosen = chosen_classes(len(dataset.class_names), which)
     if which == "all":
         return dataset
+    if dataset.test is not None and dataset.test.shown is not None:
+        raise WordsightError(
+            f"classes={which} parts images by their class, but those of {dataset.name} show several; leave "
+            f"it out"
+        )
     if len(chosen) < 2:
         raise WordsightError(
             f"classes={which} of {dataset.name} leaves {len(chosen)} of {len(dataset.class_names)} "
@@ -130,7 +135,8 @@ def fingerprint(split: Split) -> str:
     another label, or another order, which would change the draw, give another one. Reads every image once:
     digests are kept in the pictures."""
     whole = hashlib.blake2b(digest_size=8)
-    for picture, label, digest in zip(split.pictures, split.labels.tolist(), digests(split.pictures)):
+    labels = split.labels.tolist() if split.shown is None else map(np.flatnonzero, split.shown)
+    for picture, label, digest in zip(split.pictures, labels, digests(split.pictures)):
         content = "unreadable" if digest is None else digest.hex()
         whole.update(f"{nfc(picture.name)}\0{content}\0{label}\n".encode(errors="surrogatepass"))
     return f"{len(split)}, fingerprint {whole.hexdigest()}"

@@ -12,12 +12,11 @@ from pathlib import Path
 
 from wordsight.config import WordsightError
 from wordsight.data.account import Account
-from wordsight.data.labels import CLASSNAMES, Label, class_lines, in_label_order, numbered, part_of, settle
+from wordsight.data.labels import CLASSNAMES, Label, in_label_order, numbered, part_of, settle
 from wordsight.data.rows import Row, Table, Want, has_table, is_file, read_part
 from wordsight.data.samples import read_tar
-from wordsight.files import read_text
+from wordsight.data.trees import Kind, kind_of, names_of, tars_of, templates_of
 
-TEMPLATES = "zeroshot_classification_templates.txt"  # CLIP_benchmark's, with {c} for the class
 MOST_SHARDS = 1_000_000
 
 
@@ -81,7 +80,7 @@ def tars_in(folder: Path) -> dict[str, list[str]]:
 
 
 def _tars(folder: Path) -> list[str]:
-    return sorted(str(path) for path in folder.glob("*.tar") if is_file(str(path)))
+    return tars_of(folder, [str(path) for path in folder.glob("*.tar") if is_file(str(path))])
 
 
 def _found(path: str, source: str) -> list[str]:
@@ -131,11 +130,19 @@ def read_tars(parts: Mapping[str, Sequence[str]], spec: str, want: Want, label: 
     is no classnames.txt beside the tars or in the folder above."""
     account = Account("member")
     paths = [path for each in parts.values() for path in each]
+    folder = Path(paths[0]).parent
+    places = (folder, folder.parent)
+    kind = kind_of(places)
+    if kind == "retrieval" and want == "labels":
+        raise WordsightError(
+            f"{spec!r} holds images with captions and no classes (its dataset_type.txt says retrieval): "
+            f"`wordsight suite retrieval data={spec}` measures on it"
+        )
     names = dict(zip(paths, inner_names(paths)))
     rows = []
     for part, each in parts.items():
         for path in each:
-            found, damage = _read_local(path, names[path], account, want, label, part)
+            found, damage = _read_local(path, names[path], account, want, label, part, kind)
             if damage is not None and not found and not account.seen:
                 raise WordsightError(f"{path!r} is {damage}")
             if damage is not None:
@@ -148,18 +155,19 @@ def read_tars(parts: Mapping[str, Sequence[str]], spec: str, want: Want, label: 
         )
     labels = settle([row.label for row in rows], repr(spec))
     rows = [row._replace(label=label) for row, label in zip(rows, labels)]
-    folder = Path(paths[0]).parent
-    return Table(rows, account, _class_names(labels, folder, spec), _template(folder))
+    shown = [place for row in rows for place in row.shows or ()]
+    named = _class_names(shown or labels, places, spec, account)
+    return Table(rows, account, named, templates=templates_of(places, account))
 
 
 def _read_local(
-    path: str, name: str, account: Account, want: Want, label: str | None, part: str
+    path: str, name: str, account: Account, want: Want, label: str | None, part: str, kind: Kind
 ) -> tuple[list[Row], str | None]:
     loader = partial(_part_loader, path)
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            return read_tar(file, size, name, account, loader, want, label, part)
+            return read_tar(file, size, name, account, loader, want, label, part, kind)
     except OSError as error:
         return [], f"not readable: {error.strerror or error}"
 
@@ -168,26 +176,17 @@ def _part_loader(path: str, start: int, size: int) -> Callable[[], bytes]:
     return partial(read_part, path, start, size)
 
 
-def _class_names(labels: Sequence[Label | None], folder: Path, spec: str) -> dict[Label, str]:
+def _class_names(
+    labels: Sequence[Label | None], places: Sequence[Path], spec: str, account: Account
+) -> dict[Label, str]:
     order = in_label_order(labels)
     numbers = [label for label in order if isinstance(label, int)]
     if not numbers:
         return {label: str(label) for label in order}
-    listed = next(
-        (path for path in (folder / CLASSNAMES, folder.parent / CLASSNAMES) if path.is_file()), None
-    )
+    listed = names_of(places, account)
     if listed is None:
         raise WordsightError(
             f"the labels of {spec!r} are numbers, and words are needed: put {CLASSNAMES}, one name a "
-            f"line, into {str(folder)!r}"
+            f"line, into {str(places[0])!r}"
         )
-    return numbered(numbers, class_lines(read_text(listed, "class list")), repr(spec))
-
-
-def _template(folder: Path) -> str | None:
-    """CLIP_benchmark's first template, with {c} for the class."""
-    for path in (folder / TEMPLATES, folder.parent / TEMPLATES):
-        if path.is_file():
-            lines = read_text(path, "template list").splitlines()
-            return next((line.strip().replace("{c}", "{}") for line in lines if line.count("{c}") == 1), None)
-    return None
+    return numbered(numbers, listed, repr(spec))

@@ -25,7 +25,9 @@ from wordsight.sentences.templates import TEMPLATE_SETS, fill
 EncodeText = Callable[[Sequence[str]], Tensor]
 
 # sentences for scikit-learn's digits, so that a first run needs no file
+OWN = "own"  # sentences=own: the data's own templates, each filled with the class name
 DIGITS = Path(__file__).parent / "digits.json"
+SAME = 1e-5  # by which a text's vector may differ between batches
 CACHE_FORMAT = "wordsight-sentences-1"  # of the JSON that write_sentences writes
 
 
@@ -48,6 +50,17 @@ class ClassTexts:
             for vectors, name in zip(self.sentence_vectors, self.name_vectors)
         ]
         return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
+
+    def alike(self) -> list[tuple[str, str]]:
+        """Pairs of classes of one vector, up to rounding: nothing of their names reaches the text tower that
+        tells them apart.
+        """
+        vectors = self.means().double()
+        along = torch.linspace(1, 2, vectors.shape[1], dtype=torch.float64)
+        order = (vectors @ along.to(vectors)).argsort()  # equal ones become neighbours
+        same = (vectors[order[1:]] - vectors[order[:-1]]).abs().amax(1) < SAME
+        pairs = [sorted(order[place : place + 2].tolist()) for place in same.nonzero()[:, 0].tolist()]
+        return [(self.names[one], self.names[other]) for one, other in sorted(pairs)]
 
 
 def read_sentences(

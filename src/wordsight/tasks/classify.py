@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from wordsight import metrics
@@ -17,11 +17,14 @@ from wordsight.backbones import Backbone
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Dataset, Split, open_dataset
 from wordsight.data.features import Features, image_features
+from wordsight.data.images import hash_of
 from wordsight.data.splits import Which, digests, fingerprint, select_classes
 from wordsight.files import csv_text, write_file
 from wordsight.fitted import Closest, Fitted
 from wordsight.metrics import Best
 from wordsight.runs import Run, predictions_file
+from wordsight.sentences import OWN
+from wordsight.sentences.templates import TEMPLATE_SETS
 
 log = logging.getLogger("wordsight")
 
@@ -93,14 +96,20 @@ def evaluate(
         assert chosen.backbone is not None  # or other classes would have been refused
         tested = featurise(chosen.backbone, dataset.test, settings)
         result = {"event": "eval", "data": settings.data if own else data, "classes": part}
-        found = chosen.best(tested.vectors)
-        result |= figures(found, tested.labels, dataset.class_names)
-        result |= compared(found, references or {}, dataset.class_names, tested)
-        result["skipped"] = [list(pair) for pair in tested.features.skipped]
-        reasons = chosen.closest(tested.vectors) if any(chosen.texts.sentences) else None
-        write_predictions(
-            run, predictions_file(part, None if own else data), tested, found, dataset.class_names, reasons
-        )
+        result |= {"skipped": [list(pair) for pair in tested.features.skipped]}
+        result |= hashes(settings, chosen, whole)
+        if dataset.test.shown is not None:
+            shown = torch.from_numpy(dataset.test.shown)[tested.features.kept]
+            result |= figures_of_several(chosen.logits(tested.vectors), shown, dataset.class_names)
+        else:
+            found = chosen.best(tested.vectors)
+            result |= figures(found, tested.labels, dataset.class_names)
+            result |= compared(found, references or {}, dataset.class_names, tested)
+            # templates say of each class what they say of the others
+            explained = any(chosen.texts.sentences) and settings.sentences != OWN
+            reasons = chosen.closest(tested.vectors) if explained else None
+            file = predictions_file(part, None if own else data)
+            write_predictions(run, file, tested, found, dataset.class_names, reasons)
         run.log(result)
         results.append(result)
     return results
@@ -163,6 +172,39 @@ def figures(found: Best, labels: Int[Tensor, " B"], names: Sequence[str]) -> dic
         "largest_predicted_share": 100 * guess,  # a constant answer looks like a number; this shows it
         "class_recall": dict(zip(names, metrics.class_recall(counts))),
         "confusion": counts.to_dict(),
+    }
+
+
+def figures_of_several(
+    logits: Float[Tensor, "B C"], shown: Bool[Tensor, "B C"], names: Sequence[str]
+) -> dict[str, Any]:
+    """What an evaluation reports of images that show any number of classes; percentages. `chance` is the mean
+    average precision of scores that say nothing: the mean share of images that show a class."""
+    precision = metrics.average_precision(logits, shown)
+    known = [one for one in precision if one is not None]
+    if not known:
+        raise WordsightError("no test image shows any class, so nothing can be measured")
+    return {
+        "event": "multilabel",
+        "images": len(logits),
+        "mean_average_precision": sum(known) / len(known),
+        "chance": 100 * float(shown.double().mean(0)[shown.any(0)].mean()),
+        "average_precision": dict(zip(names, precision)),
+    }
+
+
+def hashes(settings: RunSettings, fitted: Fitted, whole: Dataset) -> dict[str, Any]:
+    """By which two evaluations are seen to be of the same class names and the same templates (or sentences),
+    and how many templates there are for each class."""
+    texts = fitted.texts
+    templates: Sequence[str] = (texts.template,)
+    if settings.needs_sentences:
+        named = whole.templates if settings.sentences == OWN else TEMPLATE_SETS.get(settings.sentences or "")
+        templates = named or [text for own in texts.sentences for text in own]
+    return {
+        "class_names_hash": hash_of("\n".join(texts.names).encode()).hex()[:16],
+        "templates_hash": hash_of("\n".join(templates).encode()).hex()[:16],
+        "templates": len(templates),
     }
 
 
