@@ -195,11 +195,12 @@ def check_run(verb: str, word: str) -> None:
 
 
 def check_run_or_model(verb: str, word: str) -> None:
-    """As `check_run`, but for a folder of transformers or a name that can only be a hub's."""
+    """As `check_run`, but for a folder of transformers, a GGUF file or a name that can only be a hub's."""
     path = Path(word).expanduser()
-    if not is_run(path) and (path / "config.json").is_file():
+    if not is_run(path) and ((path / "config.json").is_file() or path.suffix == ".gguf"):
         return
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", word) and not word.startswith(".") and not path.parent.exists():
+    hub_name = r"((hf|huggingface)\.co/)?[\w.-]+/[\w.-]+(:[\w.-]+)?"  # owner/name, owner/name:Q8_0
+    if re.fullmatch(hub_name, word) and not word.startswith(".") and not path.parent.exists():
         return
     check_run(verb, word)
 

@@ -1,14 +1,17 @@
 """LMs in GGUF files: unpacked once, and then like any folder."""
 
 import shutil
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from wordsight.backbones import hub
 from wordsight.backbones.checkpoint import Place
 from wordsight.backbones.gguf import _check_tokenizer
-from wordsight.backbones.hub import find
+from wordsight.backbones.hub import find, local
 from wordsight.backbones.lm import load_lm
 from wordsight.backbones.text_tower import TextTower
 from wordsight.backbones.tower_settings import TowerSettings
@@ -92,6 +95,72 @@ def test_what_is_no_gguf_file_is_told(file, tmp_path, capsys):
         find(str(tmp_path / "none.gguf"), "LM")
     command = ["sentences", "classes=cat", f"model={path}", "local=true", f"out={tmp_path / 'a.json'}"]
     assert main(command) == 2 and "of a family" in capsys.readouterr().err
+
+
+# -- in repositories of the hub --
+
+
+@pytest.fixture
+def cached(file, tmp_path, monkeypatch):
+    """Puts GGUF files of these names into a cache of the hub's layout, as the repository some/tiny-GGUF; the
+    hub itself is out of reach."""
+    root = tmp_path / "models--some--tiny-GGUF"
+    (root / "refs").mkdir(parents=True), (root / "refs" / "main").write_text("0" * 40)
+    for module in (huggingface_hub.constants, huggingface_hub.file_download):
+        monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path), raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def put(*names):
+        for name in names:
+            path = root / "snapshots" / ("0" * 40) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, path)
+
+    return put
+
+
+def test_a_repository_of_one_file_is_that_lm(cached, file):
+    cached("tiny-Q8_0.gguf", "mmproj-BF16.gguf", "imatrix_tiny.gguf")
+    folder = find(str(file), "LM")
+    for name in ("", ":Q8_0", ":q8_0", ":latest", "/tiny-Q8_0.gguf"):
+        assert find(f"some/tiny-GGUF{name}", "LM") == folder
+        assert find(f"hf.co/some/tiny-GGUF{name}", "LM") == folder
+    settings = TowerSettings(wrapper="a {}.", prompts=2, rank=2, heads=2)
+    assert TextTower.from_base("some/tiny-GGUF:Q8_0", settings).plain.name_or_path == "some/tiny-GGUF:Q8_0"
+    assert local("some/tiny-GGUF:Q8_0").name == "0" * 40
+
+
+def test_of_several_files_one_is_chosen(cached, tmp_path, capsys):
+    cached("tiny-Q8_0.gguf", "tiny-UD-Q4_K_XL.gguf", "BF16/tiny.gguf", "Q2_K/tiny-Q2_K-00001-of-00002.gguf")
+    command = ["sentences", "classes=cat", "model=some/tiny-GGUF", "local=true", f"out={tmp_path / 'a.json'}"]
+    assert main(command) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "in several GGUF files, BF16, Q2_K, Q8_0, UD-Q4_K_XL; choose one: some/tiny-GGUF:BF16" in said
+    for name in (":Q8_0", ":BF16", ":q4_k_xl", ":UD-Q4_K_XL", "/BF16/tiny.gguf"):
+        assert (find(f"some/tiny-GGUF{name}", "LM") / "config.json").is_file()
+    with pytest.raises(WordsightError, match="join parts of one by llama-gguf-split"):
+        find("some/tiny-GGUF:Q2_K", "LM")
+    for name in (":Q6_K", "/other.gguf", ":K_XL"):
+        with pytest.raises(
+            WordsightError, match=f"some/tiny-GGUF{name}' is not a local folder.*owner/name:Q8_0"
+        ):
+            find(f"some/tiny-GGUF{name}", "LM")
+    with pytest.raises(WordsightError, match=r"GGUF file '.*none.gguf' does not exist"):
+        find(str(tmp_path / "none.gguf"), "LM")
+
+
+def test_what_the_cache_lacks_is_asked_of_the_hub(cached, file, monkeypatch):
+    held = [SimpleNamespace(rfilename=name) for name in ("README.md", "a-Q4_0.gguf", "a-Q8_0.gguf")]
+    monkeypatch.setattr(hub.HfApi, "model_info", lambda self, name, **_: SimpleNamespace(siblings=held))
+    asked = []
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *given: asked.append(given) or file)
+    assert find("some/other-GGUF:Q4_0", "LM") == find(str(file), "LM")
+    assert asked == [("some/other-GGUF", "a-Q4_0.gguf")]
+    with pytest.raises(WordsightError, match="holds an LM in several GGUF files, Q4_0, Q8_0"):
+        find("some/other-GGUF", "LM")
+    with pytest.raises(WordsightError, match=r"has no GGUF file Q5_0; it has a-Q4_0.gguf, a-Q8_0.gguf"):
+        find("some/other-GGUF:Q5_0", "LM")
+    assert len(asked) == 1
 
 
 class Letters:

@@ -6,7 +6,9 @@ the file's content, and everything else works on that folder as on any other."""
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from wordsight.backbones import hub
@@ -20,6 +22,49 @@ log = logging.getLogger("wordsight")
 PLAIN_TEXT = "a photo of a small red house by the sea"  # of which every LM knows whole words
 MANY = 10_000  # pieces, from which on a vocabulary holds words
 MAGIC = b"GGUF"
+BESIDE = ("mmproj", "imatrix")  # GGUF files that are no LM: image projectors, statistics of quantising
+PARTS = re.compile(r"-\d{5}-of-\d{5}$")  # of a file that was cut into several
+QUANTISED = re.compile(r"(UD-)?(I?Q\d\w*|TQ\d_\d|MXFP\d\w*|[BF]F?16|F32|FP16|FP32)$", re.IGNORECASE)
+
+
+def chosen(files: Iterable[str], wanted: str, repository: str) -> str | None:
+    """Which of a repository's files is meant: a GGUF file by its path, or by its quantisation (Q8_0), in any
+    case; the only one where nothing is `wanted`. None: it has no such file.
+
+    Errors: WordsightError where nothing is wanted and there are several, and for one in several parts."""
+    held: dict[str, list[str]] = {}
+    for file in sorted(files):
+        if file.endswith(hub.GGUF) and not PurePosixPath(file).name.lower().startswith(BESIDE):
+            held.setdefault(_quantisation(file), []).append(file)
+    if not wanted and len(held) > 1:
+        raise WordsightError(
+            f"{repository!r} holds an LM in several GGUF files, {', '.join(held)}; choose one: "
+            f"{repository}:{next(iter(held))}"
+        )
+    found = [file for name, some in held.items() for file in some if _is_meant(file, name, wanted)]
+    if len(found) > 1 or (found and PARTS.search(PurePosixPath(found[0]).stem)):
+        raise WordsightError(
+            f"{repository}{f':{wanted}' if wanted else ''} is several GGUF files ({hub.listed(found)}), and "
+            f"one is read; choose one by its path, {repository}/FILE.gguf, and join parts of one by "
+            f"llama-gguf-split --merge"
+        )
+    return found[0] if found else None
+
+
+def _is_meant(file: str, quantisation: str, wanted: str) -> bool:
+    if wanted.endswith(hub.GGUF):
+        return file == wanted
+    return f"-{quantisation}".lower().endswith(f"-{wanted}".lower()) or not wanted
+
+
+def _quantisation(file: str) -> str:
+    """How a file's numbers are rounded, as its name or its folder's ends: Q8_0, UD-Q4_K_XL, BF16; or else its
+    name.
+    """
+    path = PurePosixPath(file)
+    stem = PARTS.sub("", path.stem)
+    said = QUANTISED.search(stem) or QUANTISED.search(path.parent.name)
+    return said[0] if said else stem
 
 
 def unpacked(file: Path) -> Path:

@@ -1,5 +1,6 @@
-"""hub: the folder behind a name, and saving into one. A local folder is itself; a GGUF file is unpacked into
-one (gguf.py); a hub name is looked for in the cache before the network is asked.
+"""hub: the folder behind a name, and saving into one. A local folder is itself; a GGUF file, here or in a
+repository of the hub, is unpacked into one (gguf.py); a hub name is looked for in the cache before the
+network is asked.
 
 Reading what lies in a folder, but for our own facts, is checkpoint.py's.
 """
@@ -10,11 +11,11 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 
 from wordsight.backbones import OWN_FILE
 from wordsight.config import WordsightError
@@ -29,6 +30,8 @@ TOKENIZER_FILES += ("tokenizer.model",)
 FINISHED = "finished.json"  # what a run folder holds once all of it is there
 WEIGHTS_FILE = "weights.safetensors"
 GGUF = ".gguf"  # an LM in one file
+# owner/name, a GGUF file of it as llama.cpp and ollama name it, owner/name:Q8_0, or by its path in it
+IN_REPOSITORY = re.compile(r"(?:hf\.co/|huggingface\.co/)?([\w.-]+/[\w.-]+)(?::([\w.-]+)|/([\w./-]+\.gguf))?")
 PIXEL_FILES = ("processor_config.json", "preprocessor_config.json")  # the first wins, as in transformers
 BUNDLED = ("micro_lm",)  # LMs that lie beside this file; `micro` is a whole backbone
 # jinja: a chat template; the last are for whoever passes a model on
@@ -42,7 +45,7 @@ WAYS_ON = {
     "image encoder": LAYOUT,
     "text encoder": LAYOUT,
     "image-text model": LAYOUT,
-    "LM": f"{LAYOUT}, or a GGUF file; micro_lm is bundled, for trials",
+    "LM": f"{LAYOUT}, or a GGUF file (owner/name:Q8_0 on the hub); micro_lm is bundled, for trials",
 }
 NEEDS = {  # besides config.json and weights: one of these files each
     "backbone": (TOKENIZER_FILES, PIXEL_FILES),
@@ -62,13 +65,18 @@ def find(name: str, what: str) -> Path:
     """
     if (here := _here(name)) is not None:
         return here
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    repository, wanted = _of_hub(name)
+    if repository.startswith((".", "/", "~")) or repository.count("/") > 1:
         raise WordsightError(f"{what} folder {name!r} does not exist; {WAYS_ON[what]}")
-    cached = _cached(name)
-    if cached is not None and _complete(cached, what):
+    cached = _cached(repository)
+    if cached is not None and not wanted and _complete(cached, what):
         return cached
+    if cached is not None and (folder := _gguf_in(cached, wanted, repository)) is not None:
+        return folder
     try:
-        return _download(name)
+        return _download(repository, wanted)
+    except WordsightError:
+        raise
     except Exception as error:
         if cached is not None and _weights_there(cached):
             return cached  # what it lacks is said by whoever reads it
@@ -80,14 +88,36 @@ def find(name: str, what: str) -> Path:
 
 def local(name: str) -> Path | None:
     """The folder behind a name, or None where the network would have to be asked."""
-    return _here(name) or _cached(name)
+    return _here(name) or _cached(_of_hub(name)[0])
+
+
+def _of_hub(name: str) -> tuple[str, str]:
+    """The repository that a hub name is of, and which GGUF file in it is meant: its quantisation or path, or
+    nothing.
+    """
+    found = IN_REPOSITORY.fullmatch(name)
+    if found is None:
+        return name, ""
+    repository, quantisation, file = found.groups()
+    return repository, file or (quantisation if quantisation not in (None, "latest") else "")
+
+
+def _gguf_in(cached: Path, wanted: str, repository: str) -> Path | None:
+    """The LM of a repository's GGUF file, where the file is in the cache."""
+    from wordsight.backbones.gguf import chosen, unpacked
+
+    if not wanted and _weights_there(cached):
+        return None
+    files = [file.relative_to(cached).as_posix() for file in cached.rglob(f"*{GGUF}")]
+    file = chosen(files, wanted, repository)
+    return None if file is None else unpacked(cached / file)
 
 
 def _here(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if path.suffix == GGUF:
+    if path.suffix == GGUF and (path.is_file() or path.parent.is_dir() or _of_hub(name)[0] == name):
         if not path.is_file():
             raise WordsightError(f"GGUF file {name!r} does not exist")
         from wordsight.backbones.gguf import unpacked
@@ -112,17 +142,32 @@ def _weights_there(folder: Path) -> bool:
     return any(folder.glob("model*.safetensors"))
 
 
-def _download(name: str) -> Path:
-    """All that a tower is read from. Where main holds pickles alone: the conversion by the hub's own bot."""
+def _download(name: str, wanted: str) -> Path:
+    """All that a tower is read from. Where main holds pickles alone: the conversion by the hub's own bot. Of
+    a repository of GGUF files, or where one is `wanted`: that file, unpacked.
+    """
     info = HfApi().model_info(name, timeout=10)  # one quick question instead of long retries
     files = [file.rfilename for file in info.siblings or ()]
     revision = None
-    if files and not any(re.fullmatch(r"model[^/]*\.safetensors", file) for file in files):
+    plain = any(re.fullmatch(r"model[^/]*\.safetensors", file) for file in files)
+    if wanted or (not plain and any(file.endswith(GGUF) for file in files)):
+        return _download_gguf(name, wanted, files)
+    if files and not plain:
         from transformers.safetensors_conversion import get_conversion_pr_reference
 
         with contextlib.suppress(Exception):
             revision = get_conversion_pr_reference(HfApi(), name)
     return Path(snapshot_download(name, allow_patterns=TOWER_FILES, revision=revision))
+
+
+def _download_gguf(name: str, wanted: str, files: Sequence[str]) -> Path:
+    from wordsight.backbones.gguf import chosen, unpacked
+
+    file = chosen(files, wanted, name)
+    if file is None:
+        held = listed(file for file in files if file.endswith(GGUF)) or "none"
+        raise WordsightError(f"{name!r} has no GGUF file {wanted or 'of an LM'}; it has {held}")
+    return unpacked(Path(hf_hub_download(name, file)))
 
 
 def own(name: str) -> Path | None:

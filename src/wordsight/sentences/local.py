@@ -46,9 +46,8 @@ def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
     from wordsight.backbones.lm import write_on
 
     device, name = pick_device(settings.device), str(Path(settings.model).expanduser())
-    if name.endswith(hub.GGUF):
-        name = str(hub.find(name, "LM"))
     try:
+        name = str(hub.find(name, "LM"))
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", use_safetensors=True)
     except Exception as error:  # transformers raises of every kind where a file is damaged
