@@ -15,6 +15,7 @@ from wordsight.assistant import Assistant
 from wordsight.assistant.session import Session
 from wordsight.backbones.generator import Generator, Turn, Writing
 from wordsight.backbones.lm_generator import LMGenerator
+from wordsight.backbones.prefixed import PrefixedLM
 from wordsight.cli import main
 from wordsight.config import RunSettings, WordsightError
 from wordsight.fit import fit
@@ -165,6 +166,37 @@ def test_the_beginning_of_a_long_chat_is_left_out_and_told(chatting, images, sai
     assert chat.turns == before
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_chat_reads_only_what_is_new_and_says_what_the_whole_says(chatting, images, monkeypatch, plain):
+    """Beside calls with adapters, which read by other weights; with an image in the middle, and past the
+    LM's positions."""
+    assistant, read = chatting, []
+    write = PrefixedLM.write
+
+    def counted(self, rows, **settings):
+        past = settings.get("past_key_values")
+        read.append((len(rows[0]) - (past.get_seq_length() if past else 0), len(rows[0])))
+        return write(self, rows, **settings)
+
+    def talk():
+        chat = assistant.chat(SHORT, plain=plain)
+        for number in range(6):
+            if number in (0, 2):
+                chat.show(assistant.see(images[number]))
+            "".join(chat.say(f"so {number}"))
+            if number == 1:
+                assistant.embedder.text.encode([f"a wall {letter}" for letter in "abcdefgh"])
+                assistant.write([["so"]], "on")
+        return chat.turns, [turn.answer for turn in chat.turns]
+
+    monkeypatch.setattr(PrefixedLM, "write", counted)
+    turns, replies = talk()
+    new, whole = map(sum, zip(*read))
+    assert len(turns) < 6 and new < 0.85 * whole  # some were dropped: then all is read anew
+    monkeypatch.setattr("wordsight.backbones.lm_generator.has_past", lambda lm: False)
+    assert talk()[1] == replies
+
+
 class Scripted(LMGenerator):
     """Writes what it is given, letter by letter."""
 
@@ -172,6 +204,9 @@ class Scripted(LMGenerator):
 
     def __init__(self, text):
         self.text, self.name = text, "scripted"
+
+    def remembering(self):
+        return self
 
     def fits(self, prompt, how):
         return True

@@ -22,7 +22,7 @@ class Chat:
     line. A conversation belongs to one thread; of one assistant there may be several, in several threads."""
 
     def __init__(self, generator: Generator, how: Writing = DEFAULT, *, plain: bool = False, seed: int = 1):
-        self.generator, self.how, self.plain, self.seed = generator, how, plain, seed
+        self.generator, self.how, self.plain, self.seed = generator.remembering(), how, plain, seed
         self.turns: list[Turn] = []
         self._image: Seen | None = None
 

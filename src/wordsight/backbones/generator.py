@@ -129,6 +129,12 @@ class Generator(ABC):
         """
         return Pieces(self.write([prompt], how, [seed]))
 
+    def remembering(self) -> Generator:
+        """For one conversation: what writes and streams the same, and where it can keeps what its LM read, so
+        that of a longer prompt of `stream` only what is new is read.
+        """
+        return self
+
     def fits(self, prompt: Prompt, how: Writing) -> bool:
         """Whether a prompt and `how.max_new_tokens` fit into the LM's positions."""
         return True

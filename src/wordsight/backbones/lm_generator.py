@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from wordsight.backbones.generator import (
     Writing,
     messages_of,
 )
+from wordsight.backbones.past import Past, has_past
 from wordsight.backbones.prefixed import PrefixedLM
 from wordsight.backbones.sampling import drawn
 from wordsight.backbones.streaming import Streamed
@@ -35,6 +37,7 @@ class LMGenerator(Generator):
     """
 
     sees = False
+    past: Past | None = None  # of one conversation
 
     def __init__(self, lm: PrefixedLM, *, name: str):
         self.lm, self.name, self.device = lm, name, lm.device
@@ -63,9 +66,16 @@ class LMGenerator(Generator):
         return [self.lm.text_of(tokens) for tokens in self.lm.write(rows, **settings)]
 
     def stream(self, prompt: Prompt, how: Writing, seed: int = 1) -> Pieces:
-        rows = [self.row(prompt)]
-        self.check_room(rows, how)
-        return Streamed(partial(self.lm.write, rows, **self._settings(how, [seed])), self.lm.text_of)
+        row = self.row(prompt)
+        self.check_room([row], how)
+        past = self.past if how.beams == 1 else None  # beams share out what was read among themselves
+        write = partial(self.lm.write, [row]) if past is None else partial(past.write, row)
+        return Streamed(partial(write, **self._settings(how, [seed])), self.lm.text_of)
+
+    def remembering(self) -> Generator:
+        other = copy.copy(self)
+        other.past = Past(self.lm) if has_past(self.lm) else None
+        return other
 
     def fits(self, prompt: Prompt, how: Writing) -> bool:
         context = self.lm.context
