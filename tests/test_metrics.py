@@ -67,15 +67,52 @@ def test_calibration_error_by_hand():
         return torch.tensor([confidence, 1 - confidence]).log()
 
     logits = torch.stack([sure(0.9), sure(0.9), sure(0.6), sure(0.6)])
+
     # bin of 0.9: accuracy 1/2, gap 0.4; bin of 0.6: accuracy 1, gap 0.4
-    found = metrics.best(logits)
-    assert metrics.calibration_error(found, torch.tensor([0, 1, 0, 0])) == pytest.approx(40, abs=1e-3)
-    assert metrics.calibration_error(found, torch.tensor([0, 1, 0, 0]), bins=1) == pytest.approx(
-        0, abs=1e-3
-    )  # 0.75 sure, 0.75 right
+    def error(logits, labels, **bins):
+        found = metrics.best(logits)
+        right = (found.predicted == torch.tensor(labels)).numpy()
+        return metrics.calibration_curve(found.confidence.numpy(), right, **bins).error
+
+    assert error(logits, [0, 1, 0, 0]) == pytest.approx(40, abs=1e-3)
+    assert error(logits, [0, 1, 0, 0], bins=1) == pytest.approx(0, abs=1e-3)  # 0.75 sure, 0.75 right
     certain = torch.tensor([[1000.0, 0.0], [0.0, 1000.0]])  # confidence 1 falls into the last bin
-    assert metrics.calibration_error(metrics.best(certain), torch.tensor([0, 1])) == 0
-    assert metrics.calibration_error(metrics.best(certain), torch.tensor([1, 0])) == 100
+    assert error(certain, [0, 1]) == 0 and error(certain, [1, 0]) == 100
+
+
+def test_a_temperature_makes_labels_likeliest():
+    """Labels drawn from softmax(z) make z / 3 too flat and 4 z too steep: 1/3 and 4 mend it."""
+    scores = 2 * torch.randn(4000, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.multinomial(scores.softmax(1), 1, generator=torch.Generator().manual_seed(1))[:, 0]
+    plain = metrics.temperature(scores, labels)
+    assert plain == pytest.approx(1, abs=0.05)
+    assert metrics.temperature(4 * scores, labels) == pytest.approx(4 * plain, rel=1e-3)
+    losses = [torch.nn.functional.cross_entropy(scores / (plain * f), labels) for f in (0.97, 1, 1.03)]
+    assert min(losses) == losses[1]
+    found, same = metrics.best(4 * scores, temperature=4.0), metrics.best(scores)
+    assert torch.allclose(found.calibrated, same.confidence, atol=1e-6)
+    assert torch.equal(found.predicted, same.predicted) and not torch.allclose(
+        found.confidence, same.confidence
+    )
+
+
+def test_there_is_no_temperature_where_no_number_is_best():
+    right, labels = torch.eye(3), torch.arange(3)
+    assert metrics.temperature(right, labels) is None  # the smaller the better
+    assert metrics.temperature(-right, labels) is None  # the larger the better
+    assert metrics.temperature(right[:0], labels[:0]) is None
+
+
+def test_precision_recall_and_f1_are_scikit_learn_s():
+    from sklearn.metrics import precision_recall_fscore_support
+
+    rng = torch.Generator().manual_seed(0)
+    labels, predicted = (torch.randint(6, (200,), generator=rng) for _ in range(2))
+    labels, predicted = labels % 5, predicted % 4  # no image of class 5; 4 and 5 are never predicted
+    found = metrics.class_scores(metrics.confusion(predicted, labels, 6))
+    known = precision_recall_fscore_support(labels, predicted, labels=range(6), zero_division=np.nan)
+    for ours, theirs in zip(found, known):
+        assert ours == pytest.approx(100 * theirs, nan_ok=True)
 
 
 # -- intervals and ranks

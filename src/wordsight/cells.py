@@ -114,7 +114,7 @@ def pictures_needed(cells: Sequence[Cell]) -> dict[tuple, tuple[RunSettings, dic
                 dataset = prepare(whole, settings.shots, settings.seed, part)
                 if part == settings.classes:
                     add(settings, settings.data, dataset.train.pictures, settings.views)
-                    if settings.needs_val and dataset.val is not None:
+                    if dataset.val is not None:
                         add(settings, settings.data, dataset.val.pictures)
                 add(settings, settings.data, test_part(dataset).pictures)
         for target in targets:

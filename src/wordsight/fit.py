@@ -36,6 +36,7 @@ from wordsight.runs import Run, predictions_file
 from wordsight.sentences import OWN, ClassTexts, fill, read_sentences
 from wordsight.sentences.self_written import SELF, keep_record, sentences_for
 from wordsight.tasks import classify
+from wordsight.tasks.calibrate import ALL_FITTED, Temperature
 from wordsight.teachers import teacher_scores
 
 DEFAULT_SENTENCES = "clip7"  # what stands in where a method wants sentences and none were given
@@ -313,7 +314,7 @@ def _keep_folds(run: Run, folds: int, best: Mapping[str, Best], data: FitData, s
     settings, classes = run.settings, run.facts.classes
     own, *others = best
     result = {"event": "eval", "data": settings.data, "classes": settings.classes, "folds": folds}
-    result |= classify.figures(best[own], data.labels, classes)
+    result |= classify.figures(best[own], data.labels, classes, Temperature(reason=ALL_FITTED))
     right = {name: (rows.predicted == data.labels).numpy() for name, rows in best.items()}
     if others:
         result["references"] = {

@@ -138,11 +138,12 @@ class Fitted:
         """Scores on the CPU, in float32."""
         return predict_logits(self.method, images.to(self.device))
 
-    def best(self, images: Float[Tensor, "B D"]) -> Best:
+    def best(self, images: Float[Tensor, "B D"], temperature: float = 1.0) -> Best:
         """What figures need of the scores, as many images at a time as keep them few: memory grows with the
-        images and the class vectors alone."""
+        images and the class vectors alone. `temperature` is what calibrated confidences divide by."""
         at_once = max(1, SCORES_AT_ONCE // len(self.texts.names))
-        return Best.joined([best(self.logits(some)) for some in images.split(at_once)])
+        found = [best(self.logits(some), temperature=temperature) for some in images.split(at_once)]
+        return Best.joined(found)
 
     @torch.inference_mode()
     def closest(self, images: Float[Tensor, "B D"], top: int = 1) -> list[list[Closest]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 TOP = 5  # classes of the highest scores that are kept of each image
+BINS = 15  # of a reliability diagram
+COLDEST, HOTTEST = 1e-3, 1e3  # what a temperature is looked for between
 LEVEL = 95  # percent of every interval
 ROUNDING = 1e-18  # a variance, in squared points, that equal figures have where sums round
 
@@ -22,6 +25,7 @@ class Best(NamedTuple):
     predicted: Int[Tensor, " B"]
     confidence: Float[Tensor, " B"]  # of the predicted class: its softmax
     top: Int[Tensor, "B K"]  # the classes of the highest scores, the highest first
+    calibrated: Float[Tensor, " B"]  # the confidence of scores that were divided by a temperature
 
     def take(self, rows: Int[Tensor, " n"]) -> Best:
         return Best(*(column[rows] for column in self))
@@ -32,9 +36,13 @@ class Best(NamedTuple):
         return cls(*(torch.cat(columns) for columns in zip(*parts)))
 
 
-def best(logits: Float[Tensor, "B C"], k: int = TOP) -> Best:
-    confidence, predicted = logits.softmax(1).max(1)
-    return Best(predicted, confidence, logits.topk(min(k, logits.shape[1]), dim=1).indices)
+def best(logits: Float[Tensor, "B C"], k: int = TOP, temperature: float = 1.0) -> Best:
+    highest, predicted = logits.max(1)
+    confidence = (highest - logits.logsumexp(1)).exp()
+    calibrated = confidence
+    if temperature != 1.0:
+        calibrated = (highest / temperature - (logits / temperature).logsumexp(1)).exp()
+    return Best(predicted, confidence, logits.topk(min(k, logits.shape[1]), dim=1).indices, calibrated)
 
 
 def accuracy(found: Best, labels: Int[Tensor, " B"]) -> float:
@@ -124,6 +132,22 @@ def average_precision(scores: Float[Tensor, "B C"], shown: Bool[Tensor, "B C"]) 
     return [100 * value if total else None for value, total in zip(found.tolist(), totals.tolist())]
 
 
+class ClassScores(NamedTuple):
+    """Of each class, in percent: NaN where there is nothing to take a share of."""
+
+    precision: Float[np.ndarray, " C"]  # of the images that were predicted so
+    recall: Float[np.ndarray, " C"]  # of the images that are so
+    f1: Float[np.ndarray, " C"]  # their harmonic mean; 0 where images were missed and none was found
+
+
+def class_scores(counts: Confusion) -> ClassScores:
+    """Precision, recall and F1 of each class: scikit-learn's, but for its 0 where a share is of nothing."""
+    right = 100.0 * counts.right
+    sizes = (counts.guessed, counts.totals, (counts.guessed + counts.totals) / 2)
+    nothing = np.full(counts.classes, np.nan)
+    return ClassScores(*(np.divide(right, size, out=nothing.copy(), where=size > 0) for size in sizes))
+
+
 def harmonic_mean(base: float, new: float) -> float:
     """H = 2 B N / (B + N). Over several datasets or seeds the field takes H of the averaged B and N, not the
     average of H (protocol).
@@ -131,14 +155,52 @@ def harmonic_mean(base: float, new: float) -> float:
     return 2 * base * new / (base + new) if base + new > 0 else 0.0
 
 
-def calibration_error(found: Best, labels: Int[Tensor, " B"], bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017): mean gap between confidence and accuracy over equal-width
-    bins, weighted by their share.
-    """
-    confidence, right = found.confidence, (found.predicted == labels).float()
-    place = (confidence * bins).long().clamp_max(bins - 1)
-    gaps = torch.zeros(bins).index_add_(0, place, confidence - right)
-    return 100 * gaps.abs().sum().item() / len(labels)
+class Curve(NamedTuple):
+    """A reliability diagram: what bins of equal width in confidence hold. NaN where a bin is empty."""
+
+    images: Int[np.ndarray, " bins"]
+    confidence: Float[np.ndarray, " bins"]  # mean, in percent
+    accuracy: Float[np.ndarray, " bins"]  # in percent
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error (Guo et al. 2017): mean gap between confidence and accuracy, weighted by
+        each bin's share of the images."""
+        gaps = np.nan_to_num(np.abs(self.confidence - self.accuracy))
+        return float((gaps * self.images).sum() / max(1, self.images.sum()))
+
+
+def calibration_curve(
+    confidence: Float[np.ndarray, " B"], right: Bool[np.ndarray, " B"], bins: int = BINS
+) -> Curve:
+    """How often an answer is right, by how sure it is."""
+    place = np.clip((confidence * bins).astype(np.int64), 0, bins - 1)
+    images = np.bincount(place, minlength=bins)
+    sums = [np.bincount(place, weights=one, minlength=bins) for one in (confidence, right)]
+    means = [np.divide(100 * one, images, out=np.full(bins, np.nan), where=images > 0) for one in sums]
+    return Curve(images, means[0], means[1])
+
+
+def temperature(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"]) -> float | None:
+    """What scores are to be divided by, so that the labels are likeliest (Guo et al. 2017, section 4.2):
+    where the mean score of the labels is that which the softmax expects.
+
+    None where no number between COLDEST and HOTTEST is best: where every image is right, the smaller the
+    better, which says nothing of other images; where scores are no better than a guess, the larger."""
+    from scipy.optimize import brentq
+
+    scores, rows = logits.double(), torch.arange(len(logits))
+    told = scores[rows, labels].mean()
+
+    def slope(log_temperature: float) -> float:
+        shares = (scores / math.exp(log_temperature)).softmax(1)
+        return float((shares * scores).sum(1).mean() - told)
+
+    ends = math.log(COLDEST), math.log(HOTTEST)
+    if not len(logits) or slope(ends[0]) <= 0 or slope(ends[1]) >= 0:
+        return None
+    found: Any = brentq(slope, *ends, xtol=1e-4)
+    return math.exp(found)
 
 
 def recall_at(similarity: Float[Tensor, "Q N"], relevant: Bool[Tensor, "Q N"], k: int) -> float:

@@ -22,7 +22,7 @@ from wordsight.config import RunSettings
 from wordsight.demo import BACKBONE, bold, fitted_before, print_table, watched, wide_console, wrapped
 from wordsight.files import csv_text, write_file
 from wordsight.fit import fit
-from wordsight.report.page import Page, Panel, Section, confusion_matrix, render
+from wordsight.report.layout import Page, Panel, Section, confusion_matrix, render
 from wordsight.report.reading import matrix
 from wordsight.report.tables import Table
 from wordsight.runs import Run

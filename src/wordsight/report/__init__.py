@@ -2,8 +2,10 @@
 
 reading     what a run folder says was measured       rows        runs that differ in their seed are one row
 comparison  methods against one another, in pairs     tables      one structure, and what the tables hold
-covered     classes that captions name, and others
-writers     Markdown, CSV, LaTeX                      page        the HTML file, with plots and images
+by_data     datasets as columns, the average last     classes     precision, recall, F1; what is confused
+reliability how sure beside how right
+two_runs    two runs, image by image                  covered     classes that captions name, and others
+writers     Markdown, CSV, LaTeX                      page        the HTML file: panels, plots, images, layout
 
 Nothing is computed by a model here: sentences that explain a prediction are read from the run folder."""
 
@@ -21,7 +23,8 @@ from wordsight.report.covered import coverage_split, read_coverage
 from wordsight.report.reading import NO_LABELS
 from wordsight.report.rows import ABSENT, Row, Value, make_rows, open_runs, read_rows, run_folders
 from wordsight.report.tables import best_cells, cells
-from wordsight.report.writers import as_csv, as_latex, as_markdown, comparison_csv
+from wordsight.report.two_runs import two_runs
+from wordsight.report.writers import as_csv, as_latex, as_markdown, other_csv
 
 __all__ = [
     "ABSENT",
@@ -50,12 +53,13 @@ def report(
     reference: str | None = None,  # whom the others are compared with; by default aape, or the first
     coverage_file: str | Path | None = None,  # of `wordsight coverage --json`: covered and uncovered classes
 ) -> dict[str, Any]:
-    """Compare finished runs; returns {"html", "csv": paths, "markdown": text, "skipped", "left_out"} and,
-    where asked for, "latex".
+    """Compare finished runs; returns {"html", "csv": paths, "files": all that were written, "markdown": text,
+    "skipped", "left_out"}, where asked for "latex", and of two runs "image_by_image".
 
     A folder that is no run stands for all runs below it. A run that is not finished or cannot be read is
-    told, and is in `skipped` where it was given itself, else in `left_out`, as {"run", "reason"}. Where
-    methods can be compared, a second CSV, *-comparison.csv, says how they stand.
+    told, and is in `skipped` where it was given itself, else in `left_out`, as {"run", "reason"}. Beside the
+    CSV lie others in full precision: *-classes.csv; *-datasets.csv where there are several;
+    *-comparison.csv where methods can be compared; of two runs *-images.csv.
     Errors: WordsightError where no run is left, for a reference that is not there, or where a file cannot be
     written."""
     from wordsight.report.page import as_html  # it draws, which a table needs not
@@ -74,18 +78,23 @@ def report(
     rows = make_rows(runs)
     compared = comparisons(rows, reference)
     split = coverage_split(rows, coverage) if coverage else None
-    html = as_html(rows, compared, split=split, folder=page.parent, left_out=left_out)
+    two = two_runs(runs)
+    html = as_html(rows, compared, split=split, two=two, folder=page.parent, left_out=left_out)
     files = {table: as_csv(rows), page: html}
-    files |= {table.with_name(f"{table.stem}-comparison.csv"): comparison_csv(compared)} if compared else {}
-    files |= {latex: as_latex(rows, compared)} if latex else {}
+    for name, content in other_csv(rows, compared, two).items():
+        files[table.with_name(f"{table.stem}-{name}.csv")] = content
+    files |= {latex: as_latex(rows, compared, two)} if latex else {}
     for path, content in files.items():
         write_file(path, content)
     written: dict[str, Any] = {
         "html": str(page),
         "csv": str(table),
-        "markdown": as_markdown(rows, compared, split),
+        "markdown": as_markdown(rows, compared, split, two),
+        "files": [str(path) for path in files],
         **dict.fromkeys(("latex",) if latex else (), str(latex)),
     }
+    if two is not None:
+        written["image_by_image"] = two.to_dict()
     for name, given in (("skipped", True), ("left_out", False)):
         written[name] = [
             {"run": str(folder), "reason": reason}

@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 from wordsight.config import WordsightError
 from wordsight.data.account import few
 from wordsight.files import nfc, read_json
-from wordsight.report.reading import PARTS, Evaluation, whole
+from wordsight.report.reading import PARTS, Evaluation
 from wordsight.report.rows import ABSENT, Row, Value, short_data, short_names
 from wordsight.report.tables import Table, last_of
+from wordsight.report.values import whole
 
 REFERENCE = "zero_shot"  # whose recall a gain is over
 SPLIT = (

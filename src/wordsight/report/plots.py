@@ -4,7 +4,6 @@ another where there is no room beside; the page writes the legend.
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 import re
@@ -16,13 +15,14 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from wordsight.metrics import Confusion, harmonic_mean
+from wordsight.metrics import Confusion, Curve, harmonic_mean
 from wordsight.report.comparison import by_place
 from wordsight.report.reading import ALL_LABELS, NO_LABELS
 from wordsight.report.rows import Row
 
 # Okabe and Ito: told apart by colour-blind readers
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
+TOO_SURE, UNSURE = "#eba06b", "#9fd0ec"
 MARKERS = "os^D"  # where there are more lines than colours
 TITLES = {"all": "all classes", "H": "H of base and new classes", "base": "base classes"}
 LEGEND_LETTERS = 110  # of a name in the legend of a plot that stands alone
@@ -177,10 +177,41 @@ def confusion_plot(counts: Confusion) -> Figure:
         figure = Figure(figsize=(4.7, 4.1), layout="constrained")
         axes = figure.subplots()
         edges = (0, counts.classes, counts.classes, 0)
-        drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", extent=edges)
+        drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="none", extent=edges)
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
         figure.colorbar(drawn, label="share of the true class", shrink=0.8)
+    return figure
+
+
+def reliability_plot(curve: Curve, title: str) -> Figure:
+    """How often answers are right, by how sure they are, over the share of images that are so sure. The part
+    of a bar in another colour is how far a bin is off; its accuracy is the dark line.
+    """
+    bins = len(curve.images)
+    width = 100 / bins
+    middles = (np.arange(bins) + 0.5) * width
+    filled = curve.images > 0
+    middles, sure, right = middles[filled], curve.confidence[filled], curve.accuracy[filled]
+    with rc_context({"font.size": 11}):
+        figure = Figure(figsize=(4.7, 4.7), layout="constrained")
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        level = np.minimum(sure, right)
+        axes.bar(middles, level, width, color=COLOURS[0])
+        gaps = (("too sure", TOO_SURE, sure - right), ("not sure enough", UNSURE, right - sure))
+        for name, colour, gap in gaps:
+            axes.bar(middles, np.maximum(gap, 0), width, bottom=level, color=colour, label=name)
+        ends = middles - width / 2, middles + width / 2
+        axes.hlines(right, *ends, color="#1d2430", linewidth=1.6, label="accuracy")
+        axes.plot((0, 100), (0, 100), color="#555555", linestyle=(0, (5, 3)), linewidth=1.2)
+        axes.set(ylim=(0, 100), ylabel="accuracy, %")
+        axes.set_title(title, fontsize=11)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+        below.bar(middles, 100 * curve.images[filled] / curve.images.sum(), width, color="#8a94a2")
+        below.set(xlim=(0, 100), xlabel="confidence, %", ylabel="images, %")
+        for one in (axes, below):
+            one.spines[["top", "right"]].set_visible(False)
+        figure.align_ylabels()
     return figure
 
 
@@ -199,17 +230,6 @@ def svg(figure: Figure) -> str:
     tag, _, rest = text[text.index("<svg") :].partition(">")
     tag = re.sub(r' (width|height)="[^"]*"', "", tag)  # the page decides
     return re.sub(r"<metadata>.*?</metadata>", "", f"{tag}>{rest}", flags=re.DOTALL)
-
-
-def png(figure: Figure) -> str:
-    """A figure as the address of a PNG that lies in the page."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=160)
-    return data_address(out.getvalue(), "png")
-
-
-def data_address(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def legend_text(text: str) -> str:

@@ -14,12 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Int
-
 from wordsight.config import RunSettings, WordsightError
 from wordsight.files import csv_rows, read_bytes, read_json, read_tensors, read_text
 from wordsight.metrics import Confusion
+from wordsight.report.reliability import Reliability, reliability
+from wordsight.report.values import counts, mapping, number, numbers, parsed, texts, whole
 from wordsight.runs import Run, predictions_file
 
 ROLES = ("zero_shot", "linear_probe")  # what every fit is measured beside
@@ -33,7 +32,6 @@ CAPTION_FIGURES = {
 }
 WAYS = {"image_to_text": "i→t", "text_to_image": "t→i"}  # of retrieval
 ROUNDED = 1e-3  # percent by which an accuracy, once float32, may differ from its table's
-LARGEST = 2.0**53  # of a count: beyond it a float is no longer exact
 NO_LABELS = 0  # the shots of a method that takes none
 ALL_LABELS = 10**9  # shots=null, sorted after every number
 
@@ -61,6 +59,7 @@ class Evaluation:
     names: tuple[str, ...] = ()
     counts: Confusion | None = field(default=None, compare=False)
     references: Mapping[str, Reference] = field(default_factory=dict)
+    reliability: Reliability | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,18 @@ class Prediction:
     cosine: float | None = None
 
 
+def by_probability(one: Prediction) -> float:
+    return -one.probability
+
+
 class Measured:
     """A finished run with what was measured of it, read once. What cannot be read is told when it is met."""
 
     def __init__(self, run: Run):
         self.run = run
-        self._right: dict[tuple[str, str], dict[str, bool]] = {}  # read once, by data and part
+        # read once, by data and part
+        self._right: dict[tuple[str, str], dict[str, bool]] = {}
+        self._predictions: dict[tuple[str, str], list[Prediction]] = {}
 
     @property
     def settings(self) -> RunSettings:
@@ -188,9 +193,18 @@ class Measured:
         mine = [one for one in self.evaluations if (one.data, one.part) == (self.settings.data, part)]
         return mine[-1] if mine else None
 
-    def predictions(self) -> list[Prediction]:
-        """Of the run's own test images. Errors: WordsightError where there is no such table."""
-        path, rows = self._predicted(predictions_file("all" if self.settings.classes == "all" else "base"))
+    def predictions(self, data: str | None = None, part: str | None = None) -> list[Prediction]:
+        """Of the run's own test images, or of other data. Errors: WordsightError where there is no such
+        table.
+        """
+        part = part or ("all" if self.settings.classes == "all" else "base")
+        key = (data or self.settings.data, part)
+        if key not in self._predictions:
+            self._predictions[key] = self._read_predictions(*key)
+        return self._predictions[key]
+
+    def _read_predictions(self, data: str, part: str) -> list[Prediction]:
+        path, rows = self._predicted(predictions_file(part, None if data == self.settings.data else data))
         absent = [name for name in COLUMNS if rows and not any(name in row for row in rows)]
         if absent:
             raise WordsightError(
@@ -239,35 +253,6 @@ class Measured:
             log.warning("%s: %d of %d %s could not be read and are left out", self.folder, unread, of, noun)
 
 
-# -- values of the right kind, or None --
-
-
-def number(value: Any, most: float = LARGEST, least: float = 0.0) -> float | None:
-    """A finite number within bounds; a truth value is none, and neither is NaN."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        return None
-    return float(value)
-
-
-def whole(value: Any) -> int | None:
-    return int(value) if isinstance(value, int) and number(value) is not None else None
-
-
-def mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def numbers(value: Any, count: int, most: float = 100.0, least: float = 0.0) -> tuple[float, ...] | None:
-    """So many numbers in a list."""
-    found = [number(one, most, least) for one in value] if isinstance(value, list) else []
-    whole = tuple(one for one in found if one is not None)
-    return whole if len(whole) == len(found) == count else None
-
-
-def texts(value: Any) -> tuple[str, ...]:
-    return tuple(one for one in value if isinstance(one, str)) if isinstance(value, list) else ()
-
-
 # -- events --
 
 
@@ -276,15 +261,16 @@ def evaluation(event: Mapping[str, Any], others: Mapping[str, Reference]) -> Eva
     data, part, accuracy = event.get("data"), event.get("classes"), number(event.get("accuracy"), 100)
     if not isinstance(data, str) or part not in PARTS or accuracy is None:
         return None
-    names, counts = matrix(event)
+    names, found = matrix(event)
     interval = numbers(event.get("interval"), 2)
-    rest = {
+    rest: dict[str, Any] = {
         "images": whole(event.get("images")),
         "chance": number(event.get("chance"), 100),
         "folds": whole(event.get("folds")),
         "interval": interval and (interval[0], interval[1]),
     }
-    return Evaluation(data, part, accuracy, **rest, names=names, counts=counts, references=others)
+    rest |= {"reliability": reliability(event), "references": others}
+    return Evaluation(data, part, accuracy, **rest, names=names, counts=found)
 
 
 def matrix(event: Mapping[str, Any]) -> tuple[tuple[str, ...], Confusion | None]:
@@ -295,12 +281,6 @@ def matrix(event: Mapping[str, Any]) -> tuple[tuple[str, ...], Confusion | None]
     if len(columns) < 3 or len({len(column) for column in columns}) > 1 or not len(columns[0]):
         return (), None
     return names, Confusion(*columns, classes=len(names))
-
-
-def counts(value: Any, most: float = LARGEST) -> Int[np.ndarray, " n"] | None:
-    """Whole numbers in a list."""
-    fits = isinstance(value, list) and all(type(one) is int and 0 <= one <= most for one in value)
-    return np.array(value, np.int64) if fits else None
 
 
 def references(event: Mapping[str, Any], events: list[dict[str, Any]]) -> dict[str, Reference]:
@@ -371,10 +351,3 @@ def right_by_image(rows: Sequence[Mapping[str, str]]) -> dict[str, bool]:
         place = name if times[name] == 1 else f"{name}\0{times[name]}"  # no file has such a name
         found[sys.intern(place)] = row["label"] == row["predicted"]
     return found
-
-
-def parsed(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

@@ -73,6 +73,7 @@ class Table:
     best: frozenset[tuple[int, str]] = frozenset()  # (row, column) of what is set in bold
     begins: frozenset[int] = frozenset()  # rows that begin another group
     words: frozenset[str] = WORDS
+    dense: bool = False  # of cells so short that it stays a table on a phone
 
     @classmethod
     def of(cls, lines: Sequence[Mapping[str, Any]], **rest: Any) -> Table:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 
 from wordsight.files import csv_text, printable
+from wordsight.report.by_data import BY_DATA, by_data, data_records
+from wordsight.report.classes import class_records
 from wordsight.report.comparison import Comparison
 from wordsight.report.covered import Split
 from wordsight.report.rows import Row
@@ -25,6 +27,7 @@ from wordsight.report.tables import (
     standings_table,
     varying,
 )
+from wordsight.report.two_runs import TwoRuns, beside_records, beside_table
 
 OURS = {"±": r"$\pm$", "–": "--", "−": "$-$", "→": r"$\rightarrow$"}  # in LaTeX
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
@@ -35,9 +38,14 @@ SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasc
 # -- the whole report --
 
 
-def as_markdown(rows: Sequence[Row], compared: Sequence[Comparison] = (), split: Split | None = None) -> str:
-    """The figures, data and backbone columns where they vary; then the references, retrieval, and how methods
-    stand against one another.
+def as_markdown(
+    rows: Sequence[Row],
+    compared: Sequence[Comparison] = (),
+    split: Split | None = None,
+    two: TwoRuns | None = None,
+) -> str:
+    """The figures, data and backbone columns where they vary; then the references, retrieval, two runs image
+    by image, the datasets beside one another, and how methods stand against one another.
     """
     varied = varying(rows)
     parts = [markdown_table(figures_table(rows, varied)), notes(rows), line_of(sources(rows))]
@@ -48,6 +56,13 @@ def as_markdown(rows: Sequence[Row], compared: Sequence[Comparison] = (), split:
         ("**Covered and uncovered classes**", split.table if split else None, split.note if split else ""),
     ):
         parts += [title, markdown_table(table), legend] if table else []
+    if two is not None:
+        parts += ["**Image by image**", *([markdown_table(beside_table(two.parts))] if two.parts else [])]
+        parts.append("\n".join(f"- {markdown(sentence)}" for sentence in two.words))
+    tables = by_data(rows)
+    for each in tables:
+        parts += [f"**{markdown(each.title)}**", markdown_table(each.table)]
+    parts += [BY_DATA] if tables else []
     for one in compared:
         parts.append(f"**Against {markdown(one.reference)}** ({markdown(one.title)})")
         parts.append(markdown_table(standings_table(one)))
@@ -55,10 +70,13 @@ def as_markdown(rows: Sequence[Row], compared: Sequence[Comparison] = (), split:
     return "\n\n".join(filter(None, [*parts, COMPARED if compared else ""]))
 
 
-def as_latex(rows: Sequence[Row], compared: Sequence[Comparison] = ()) -> str:
+def as_latex(rows: Sequence[Row], compared: Sequence[Comparison] = (), two: TwoRuns | None = None) -> str:
     """The same tables for a paper; they need \\usepackage{booktabs}."""
     caption = " ".join(filter(None, (LEGEND, notes(rows), sources(rows))))
     parts = [latex_table(figures_table(rows, varying(rows)), caption)]
+    if two is not None and two.parts:
+        parts.append(latex_table(beside_table(two.parts), f"Image by image. {' '.join(two.words)}"))
+    parts += [latex_table(one.table, f"{one.title}. {BY_DATA}") for one in by_data(rows)]
     for one in compared:
         words = " ".join([COMPARED, *one.words])
         parts.append(latex_table(standings_table(one), f"Against {one.reference} ({one.title}). {words}"))
@@ -70,9 +88,15 @@ def as_csv(rows: Sequence[Row]) -> str:
     return csv_table(figures_records(rows))
 
 
-def comparison_csv(compared: Sequence[Comparison]) -> str:
-    """Every mean, rank and difference in full precision; an empty cell where there is none."""
-    return csv_table(standings_records(compared))
+def other_csv(rows: Sequence[Row], compared: Sequence[Comparison], two: TwoRuns | None) -> dict[str, str]:
+    """The further tables in full precision, by what their files end in; an empty cell where there is none."""
+    tables = {
+        "classes": class_records(rows),
+        "datasets": data_records(by_data(rows)),
+        "comparison": standings_records(compared) if compared else None,
+        "images": beside_records(two.parts) if two is not None and two.parts else None,
+    }
+    return {name: csv_table(table) for name, table in tables.items() if table is not None and table.rows}
 
 
 # -- one table --
@@ -111,21 +135,23 @@ def csv_table(table: Table) -> str:
 
 def latex_table(table: Table, caption: str) -> str:
     """A table environment with booktabs' rules."""
-    from pandas import DataFrame  # half a second to import, which nothing else of a report needs
-
-    rows = [
+    kinds = "".join("l" if column in table.words else "r" for column in table.columns)
+    body = [
         [
             f"\\textbf{{{latex(text)}}}" if (index, column) in table.best else latex(text)
             for column, text in zip(table.columns, row)
         ]
         for index, row in enumerate(table.rows)
     ]
-    frame = DataFrame(rows, columns=[latex(column) for column in table.columns])
-    kinds = "".join("l" if column in table.words else "r" for column in table.columns)
-    styled = frame.style.hide(axis="index")
-    return styled.to_latex(
-        hrules=True, column_format=kinds, position_float="centering", caption=latex(caption)
+    lines = [" & ".join(cells) + r" \\" for cells in (map(latex, table.columns), *body)]
+    rules = (r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule")
+    opened = (
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{latex(caption)}}}",
+        rf"\begin{{tabular}}{{{kinds}}}",
     )
+    return "\n".join((*opened, *rules, r"\end{tabular}", r"\end{table}", ""))
 
 
 # -- one text --

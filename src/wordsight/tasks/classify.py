@@ -25,6 +25,7 @@ from wordsight.metrics import Best
 from wordsight.runs import Run, predictions_file
 from wordsight.sentences import OWN
 from wordsight.sentences.templates import TEMPLATE_SETS
+from wordsight.tasks.calibrate import UNFITTED, Temperature, calibration, fit_temperature
 
 log = logging.getLogger("wordsight")
 
@@ -76,6 +77,9 @@ def evaluate(
     whole = unseen(whole, run.seen(), run, told=not drawn)
     halves = not classes and settings.classes != "all" and own
     parts: list[Which] = ["base", "new"] if halves else [classes or "all"]
+    # of new classes no label may be used: they have the temperature of the base classes
+    which = settings.classes if own else classes or "all"
+    temperature = fit_temperature(fitted, whole, settings, which, None if own else run.seen())
     results = []
     for part in parts:
         dataset = select_classes(whole, part)
@@ -102,8 +106,8 @@ def evaluate(
             shown = torch.from_numpy(dataset.test.shown)[tested.features.kept]
             result |= figures_of_several(chosen.logits(tested.vectors), shown, dataset.class_names)
         else:
-            found = chosen.best(tested.vectors)
-            result |= figures(found, tested.labels, dataset.class_names)
+            found = chosen.best(tested.vectors, temperature.value or 1.0)
+            result |= figures(found, tested.labels, dataset.class_names, temperature)
             result |= compared(found, references or {}, dataset.class_names, tested)
             # templates say of each class what they say of the others
             explained = any(chosen.texts.sentences) and settings.sentences != OWN
@@ -157,17 +161,24 @@ def tell_skipped(features: Features, asked: int) -> None:
         log.info("skipped %d of %d images:\n%s%s", len(features.skipped), asked, listed, more)
 
 
-def figures(found: Best, labels: Int[Tensor, " B"], names: Sequence[str]) -> dict[str, Any]:
+def figures(
+    found: Best,
+    labels: Int[Tensor, " B"],
+    names: Sequence[str],
+    temperature: Temperature = UNFITTED,
+) -> dict[str, Any]:
     """What an evaluation reports; percentages. `interval` is Wilson's, of the accuracy, over images."""
+    right = (found.predicted == labels).numpy()
     counts = metrics.confusion(found.predicted, labels, len(names))
-    right, guess = int(counts.right.sum()), int(counts.guessed.max()) / len(labels)
+    guess = int(counts.guessed.max()) / len(labels)
     return {
         "images": len(labels),
         "accuracy": metrics.accuracy(found, labels),
-        "interval": metrics.accuracy_interval(right, len(labels)),
+        "interval": metrics.accuracy_interval(int(right.sum()), len(labels)),
         "top5": metrics.top_k(found, labels, len(names)),
         "mean_class_recall": metrics.mean_class_recall(counts),
-        "calibration_error": metrics.calibration_error(found, labels),
+        "calibration_error": metrics.calibration_curve(found.confidence.numpy(), right).error,
+        "calibration": calibration(found, labels, temperature),
         "chance": 100 / len(names),
         "largest_predicted_share": 100 * guess,  # a constant answer looks like a number; this shows it
         "class_recall": dict(zip(names, metrics.class_recall(counts))),

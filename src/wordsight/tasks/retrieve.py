@@ -23,6 +23,7 @@ from wordsight.data.splits import Which, digests, select_classes
 from wordsight.data.tars import is_shards
 from wordsight.fitted import Fitted, open_embedder
 from wordsight.runs import Run
+from wordsight.tasks.calibrate import fit_temperature
 from wordsight.tasks.classify import featurise, figures, tell_skipped, unseen
 
 RANKS = (1, 5, 10)
@@ -148,7 +149,9 @@ def _zero_shot(
     assert dataset.test is not None  # `unseen` gave it one
     tested = featurise(backbone, dataset.test, run.settings)
     result = {"event": "eval", "data": source, "classes": classes or "all"}
-    result |= figures(fitted.best(tested.vectors), tested.labels, dataset.class_names)
+    temperature = fit_temperature(fitted, whole, run.settings, classes or "all", run.seen())
+    found = fitted.best(tested.vectors, temperature.value or 1.0)
+    result |= figures(found, tested.labels, dataset.class_names, temperature)
     return result | {"skipped": [list(pair) for pair in tested.features.skipped]}
 
 
