@@ -17,6 +17,7 @@ from standins import CLASSIFIERS, command, fill_folder
 from wordsight import cells, suites
 from wordsight.cells import Outcome
 from wordsight.cli import main
+from wordsight.cluster import WorkerKilled
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import open_dataset
 from wordsight.files import plain_name
@@ -31,7 +32,6 @@ from wordsight.suites import (
     plan,
     run_suite,
 )
-from wordsight.workers import WorkerKilled
 
 FOUR = ("red", "green", "blue", "yellow")
 QUICK = {"epochs": 1, "min_steps": 2}
@@ -467,7 +467,7 @@ def test_a_worker_that_is_killed_costs_its_run_alone(data, tmp_path, monkeypatch
     planned = cells_of(settings_for(data, tmp_path, methods=names, seeds=(1,)))
     begun: list[list[str]] = []
 
-    def each(work, items, *, jobs, processes):
+    def each(work, items, *, jobs, processes, needs=None):
         assert processes
         begun.append([cell.label for cell in items])
         for place, cell in enumerate(items):

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from wordsight import workers
-from wordsight.workers import Meter, WorkerKilled, each, progress
+from wordsight.cluster import WorkerKilled
+from wordsight.workers import Meter, each, progress
 
 
 def square(number):

@@ -26,6 +26,7 @@ _EXPORTS = {
     "RunSettings": "wordsight.config",
     "WordsightError": "wordsight.config",
     "write_sentences": "wordsight.sentences.writers",
+    "engine": "wordsight.cluster",
 }
 __all__ = ["__version__", *_EXPORTS]
 

@@ -11,20 +11,24 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from wordsight.backbones import Backbone, load_backbone
+from wordsight.backbones import Backbone, load_backbone, pick_device
+from wordsight.cluster import Cluster, Needs, WorkerKilled, current
 from wordsight.config import RunSettings, WordsightError, is_vectors
 from wordsight.data import Dataset, Picture, open_dataset
 from wordsight.data.features import image_features
 from wordsight.data.splits import prepare
-from wordsight.files import plain_name
+from wordsight.files import cache_folder, plain_name
 from wordsight.fit import fit, sentence_source, template_of
 from wordsight.fitted import encode_classes, facts_of
 from wordsight.runs import Run, is_finished
 from wordsight.sentences.self_written import sentences_for
 from wordsight.tasks.classify import evaluate, tell_skipped, test_part
-from wordsight.workers import WorkerKilled, each
+from wordsight.workers import each
+
+ENDED = "its process was ended from outside, perhaps for lack of memory; the same command tries again"
 
 log = logging.getLogger("wordsight")
 
@@ -84,8 +88,10 @@ def tower_of(settings: RunSettings) -> Backbone:
 
 def featurise_all(cells: Sequence[Cell], backbone: Backbone | None) -> None:
     """Every image and text that the cells need goes through its tower here, so that no two of them compute
-    it.
+    it. Errors: WordsightError where the machines of the cluster that is on do not share the cells' folders.
     """
+    if cells and (cluster := current()) is not None:
+        check_machines(cluster, Path(os.path.commonpath([cell.folder for cell in cells])))
     for (data, _, views, *_), (settings, pictures) in pictures_needed(cells).items():
         several = f", {views} views" if views > 1 else ""
         log.info("%s: features of %s images%s", plain_name(data), f"{len(pictures):,}", several)
@@ -95,6 +101,14 @@ def featurise_all(cells: Sequence[Cell], backbone: Backbone | None) -> None:
     asked = ("data", "sentences", "aliases", "template", "dtype", "method")
     for cell in {tuple(getattr(cell.settings, name) for name in asked): cell for cell in cells}.values():
         texts_needed(cell, backbone or tower_of(cell.settings))
+
+
+def check_machines(cluster: Cluster, folder: Path) -> None:
+    cluster.check_shared(folder)
+    try:
+        cluster.check_shared(cache_folder())
+    except WordsightError as error:
+        log.warning("%s in WORDSIGHT_CACHE: until then each encodes its images anew", error)
 
 
 def pictures_needed(cells: Sequence[Cell]) -> dict[tuple, tuple[RunSettings, dict[str, Picture]]]:
@@ -213,10 +227,10 @@ Outcomes: TypeAlias = Generator[Outcome, None, None]
 
 def outcomes(cells: Sequence[Cell], jobs: int | None, backbone: Backbone | None) -> Outcomes:
     """Outcomes as they come: in this process where a backbone is given or one job is enough; by default in as
-    many processes as there are cores.
+    many processes as there are cores, or on the cluster that is on.
     """
     jobs = min(jobs or len(os.sched_getaffinity(0)), len(cells))
-    if backbone is not None or jobs <= 1:
+    if backbone is not None or (jobs <= 1 and current() is None) or not cells:
         return (run_cell(cell, backbone) for cell in cells)
     return in_processes(cells, jobs)
 
@@ -228,16 +242,20 @@ def in_processes(cells: Sequence[Cell], jobs: int) -> Outcomes:
     Where one of them is killed from outside, those that were at work are run again one by one, to find out
     which of them it is, and the others go on."""
     left = {cell.folder: cell for cell in cells}
+    needs = Needs(gpus=int(pick_device(cells[0].settings.device).type == "cuda"))
     while left:
         try:
-            with contextlib.closing(each(run_cell, [*left.values()], jobs=jobs, processes=True)) as found:
+            with contextlib.closing(
+                each(run_cell, [*left.values()], jobs=jobs, processes=True, needs=needs)
+            ) as found:
                 for outcome in found:
                     del left[outcome.cell.folder]
                     yield outcome
-        except WorkerKilled:
-            for cell in [*left.values()][:jobs]:
+        except WorkerKilled as killed:
+            known = killed.item is not None  # on a cluster, where it was tried several times
+            for cell in [killed.item] if known else [*left.values()][:jobs]:
                 del left[cell.folder]
-                yield alone(cell)
+                yield Outcome(cell, error=ENDED) if known else alone(cell)
 
 
 def alone(cell: Cell) -> Outcome:
@@ -246,5 +264,4 @@ def alone(cell: Cell) -> Outcome:
     try:
         return next(iter(list(each(run_cell, [cell], jobs=1, processes=True))))
     except WorkerKilled:
-        said = "its process was ended from outside, perhaps for lack of memory; the same command tries again"
-        return Outcome(cell, seconds=time.monotonic() - began, error=said)
+        return Outcome(cell, seconds=time.monotonic() - began, error=ENDED)

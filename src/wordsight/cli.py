@@ -102,7 +102,9 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
     given = read(help.EvaluateSettings, *options.words)
     from wordsight.tasks import evaluate
 
-    return list(map(_short, evaluate(options.run, **vars(given))))
+    own = {name: value for name, value in vars(given).items() if name not in ("engine", "address")}
+    with given.on():
+        return list(map(_short, evaluate(options.run, **own)))
 
 
 def predict(options: argparse.Namespace) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import re
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from wordsight.cluster import Where
 from wordsight.files import WordsightError, load_yaml, plain_name
 from wordsight.reader import Settings, build, coerce, nearest, to_dict
 
@@ -228,7 +228,7 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class RunSettings(Where):
     """Everything that decides a run's result. Saved as config.yaml in the run folder.
 
     However it is made, every value has its annotated type, and `settings` and `train` are the method's own

@@ -80,10 +80,12 @@ def fit(
     settings = run if run is not None and not values else read(RunSettings, given, values)
     pick_device(settings.device)  # one that is not here is told before any work
     kind = resolve(METHODS, settings.method, "method")
-    if issubclass(kind, PairMethod):  # imported late: the half of transformers that LMs need
-        module, _, name = kind.fits.partition(":")
-        return getattr(importlib.import_module(module), name)(settings, backbone)
-    return _fit_labelled(settings, backbone, references, source)
+    with settings.on():
+        settings = replace(settings, engine="here", address=None)  # a run folder names no cluster
+        if issubclass(kind, PairMethod):  # imported late: the half of transformers that LMs need
+            module, _, name = kind.fits.partition(":")
+            return getattr(importlib.import_module(module), name)(settings, backbone)
+        return _fit_labelled(settings, backbone, references, source)
 
 
 def _fit_labelled(

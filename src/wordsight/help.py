@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from wordsight.cluster import Where
 from wordsight.config import BACKBONES, METHODS, WordsightError, plugins, resolve
 from wordsight.reader import nearest
 
@@ -39,7 +40,7 @@ DATA_FORMS = (
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(Where):
     """What `eval` takes beside the run."""
 
     data: str | None = None  # other images, in any form of `fit`'s data=; null: those the run was tested on
@@ -68,7 +69,7 @@ class AboutSettings:
 
 
 @dataclass(frozen=True)
-class SearchSettings:
+class SearchSettings(Where):
     """What `search` takes beside the folder and the query."""
 
     # as in `fit`; or a run, whose backbone it is; auto: the data itself where it is a file of vectors, or

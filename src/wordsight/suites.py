@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from wordsight.backbones import Backbone
 from wordsight.cells import Cell, Outcome, featurise_all, outcomes, run_cell, said_once, source, tower_of
+from wordsight.cluster import Where
 from wordsight.config import AUTO, METHODS, RunSettings, WordsightError, absolute, resolve
 from wordsight.data import Dataset
 from wordsight.data.splits import Which
@@ -69,7 +70,7 @@ SUITES: dict[str, Suite] = {
 
 
 @dataclass(frozen=True)
-class SuiteSettings:
+class SuiteSettings(Where):
     """Which suite over what. What is not given here is the method's own, or its YAML's."""
 
     suite: str  # few-shot, base-to-new, cross-dataset, domain-shift or cost
@@ -118,7 +119,7 @@ def run_suite(settings: SuiteSettings, *, backbone: Backbone | None = None) -> d
     source.cache_clear()  # files may have changed since another suite in this process
     settings = replace(settings, data=tuple(absolute(data) or data for data in settings.data))
     done: list[Outcome] = []
-    with said_once():
+    with said_once(), settings.on():
         cells = plan(settings, suite, open_all(settings, suite))
         todo = [cell for cell in cells if not cell.finished]
         featurise_all(todo, backbone)

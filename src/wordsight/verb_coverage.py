@@ -14,7 +14,8 @@ from wordsight.arguments import Verb, argument
 def coverage(options: argparse.Namespace) -> dict[str, Any]:
     from wordsight.coverage import coverage
 
-    return coverage(options.captions, options.classes, by=options.by, cut_off=options.cut_off)
+    names = ("by", "cut_off", "engine", "address")
+    return coverage(options.captions, options.classes, **{name: getattr(options, name) for name in names})
 
 
 COVERAGE = Verb(
@@ -48,5 +49,12 @@ COVERAGE = Verb(
             metavar="N",
             help="a class is covered where more than N captions name it (default 5)",
         ),
+        argument(
+            "--engine",
+            choices=("here", "ray"),
+            default="here",
+            help="ray: on the machines of a Ray cluster, at --address or $RAY_ADDRESS",
+        ),
+        argument("--address", metavar="HOST:PORT", help="of the Ray cluster's head"),
     ],
 )

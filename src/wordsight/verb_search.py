@@ -28,7 +28,9 @@ def search(options: argparse.Namespace) -> dict[str, Any]:
 
     query = Path(options.image) if options.image else text
     _check_image(query)
-    index = Index.open(options.data, **vars(settings))
+    names = ("backbone", "device", "dtype", "max_pixels")
+    with settings.on():
+        index = Index.open(options.data, **{name: getattr(settings, name) for name in names})
     matches = index.search(query, options.k)
     return {
         "data": options.data,

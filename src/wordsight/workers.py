@@ -1,5 +1,5 @@
-"""Workers: one pool for whatever is done many times, in threads or in processes, and one way to show how far
-it is.
+"""Workers: one pool for whatever is done many times, in threads, in processes or on a cluster (cluster.py),
+and one way to show how far it is.
 
 The pool is joblib's. What it lacks is added here: ending early keeps no thread at work and leaves no process
 behind, and what a process logs is logged by the process that asked. Imports no torch at the top."""
@@ -15,10 +15,12 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any, TypeVar, cast
+
+from wordsight.cluster import AGAIN, ONE_CPU, Needs, WorkerKilled, current
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,27 +35,26 @@ log = logging.getLogger("wordsight")
 _shown = threading.Lock()  # held by the one progress that is shown
 
 
-class WorkerKilled(Exception):
-    """A worker process was ended from outside, as the system does when memory runs out. The items that it and
-    its neighbours had in hand have no result.
-    """
-
-
 # -- the pool --
 
 
 def each(
-    work: Callable[[Item], Result],
+    work: Callable[..., Result],
     items: Iterable[Item],
     *,
     jobs: int,
+    given: Sequence[Any] = (),
     processes: bool = False,
+    needs: Needs = ONE_CPU,
     label: str = "",
     total: int | None = None,
     ending: Callable[[], None] | None = None,
 ) -> Generator[Result, None, None]:
-    """`work(item)` of every item, `jobs` at a time, as the results come: in threads, or in processes of one
-    thread each. With a `label`, progress is shown.
+    """`work(item, *given)` of every item, `jobs` at a time, as the results come: in threads, or in processes
+    of one thread each. With a `label`, progress is shown.
+
+    Where an engine is on (`cluster.engine`), its machines are the processes, as many as have room for
+    what one `needs`; `given` is sent to each machine once.
 
     When the caller stops early, or Ctrl-C does, threads end the item they are at and processes are killed;
     `each` returns when none is left. Before it waits for threads, `ending` is called, which may hurry them. A
@@ -62,18 +63,27 @@ def each(
     if total is None and isinstance(items, Sized):
         total = len(items)
     begun = progress(label, total) if label else contextlib.nullcontext(_nothing)
-    pool = _in_processes if processes else partial(_in_threads, ending=ending)
-    with begun as advance, contextlib.closing(pool(work, items, jobs)) as results:
+    far = current() if processes else None
+    if far is not None:
+        pool = _on_cluster(far.each(partial(_in_cluster, work), items, given, needs))
+    else:
+        here = partial(_with, work, tuple(given)) if given else work
+        pool = _in_processes(here, items, jobs) if processes else _in_threads(here, items, jobs, ending)
+    with begun as advance, contextlib.closing(pool) as results:
         for result in results:
             advance()
             yield result
+
+
+def _with(work: Callable[..., Result], given: tuple[Any, ...], item: Any) -> Result:
+    return work(item, *given)
 
 
 def _in_threads(
     work: Callable[[Item], Result],
     items: Iterable[Item],
     jobs: int,
-    ending: Callable[[], None] | None = None,
+    ending: Callable[[], None] | None,
 ) -> Generator[Result, None, None]:
     turns = _Turns()
     try:
@@ -122,16 +132,26 @@ def _in_processes(
     call = partial(_in_worker, work)
     with _terminated_as_interrupted():
         try:
-            for result, records in _parallel(call, items, jobs, "loky"):
-                for record in records:
-                    logging.getLogger(record.name).handle(record)
-                yield result
+            yield from _told(_parallel(call, items, jobs, "loky"))
         except TerminatedWorkerError as error:
-            raise WorkerKilled("a worker process was ended from outside") from error
+            raise WorkerKilled(f"a worker process was ended from outside, {AGAIN}") from error
         finally:
             # joblib's default "auto" is all that its stub knows of
             executor = get_reusable_executor(reuse=True)  # pyright: ignore[reportArgumentType]
             executor.shutdown(wait=True, kill_workers=True)
+
+
+def _on_cluster(results: Generator[Any, None, None]) -> Generator[Any, None, None]:
+    with _terminated_as_interrupted(), contextlib.closing(results):
+        yield from _told(results)
+
+
+def _told(results: Iterable[tuple[Result, list[logging.LogRecord]]]) -> Iterator[Result]:
+    """The results, and what was logged beside them is logged here."""
+    for result, records in results:
+        for record in records:
+            logging.getLogger(record.name).handle(record)
+        yield result
 
 
 def _parallel(call: Callable[[Item], Any], items: Iterable[Item], jobs: int, backend: str) -> Iterator[Any]:
@@ -184,15 +204,27 @@ class _Kept(logging.Handler):
 _kept = _Kept()
 
 
-def _in_worker(work: Callable[[Item], Result], item: Item) -> tuple[Result, list[logging.LogRecord]]:
+def _in_worker(work: Callable[..., Result], item: Any, *given: Any) -> tuple[Result, list[logging.LogRecord]]:
     _kept.records = []
-    return work(item), _kept.records
+    return work(item, *given), _kept.records
+
+
+def _in_cluster(
+    work: Callable[..., Result], item: Any, *given: Any
+) -> tuple[Result, list[logging.LogRecord]]:
+    if log.handlers != [_kept]:
+        _keep_records()
+    return _in_worker(work, item, *given)
+
+
+def _keep_records() -> None:
+    log.handlers, log.propagate = [_kept], False
+    _shown.acquire()  # the process that asked shows how far all are
 
 
 def _begin_worker(parent: int, level: int) -> None:
-    log.handlers, log.propagate = [_kept], False
+    _keep_records()
     log.setLevel(level)
-    _shown.acquire()  # the process that asked shows how far all are
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

@@ -11,19 +11,18 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Int
 
+from wordsight import cluster
+from wordsight.cluster import Engine
 from wordsight.config import WordsightError
 from wordsight.coverage.forms import BETWEEN, forms_of
 from wordsight.coverage.matching import check, count
-from wordsight.files import write_file
 from wordsight.reader import nearest
 from wordsight.workers import each
 
@@ -41,6 +40,8 @@ def coverage(
     by: By = "phrases",
     cut_off: int = CUT_OFF,
     jobs: int | None = None,  # processes; by default one a core
+    engine: Engine = "here",  # ray: on the machines of a Ray cluster
+    address: str | None = None,  # its HOST:PORT
 ) -> dict[str, Any]:
     """How many captions name each class, each caption once a class.
 
@@ -48,15 +49,13 @@ def coverage(
     or a name a line), or the names. Returns {"captions", "classes", "by", "cut_off", "count", "covered",
     "coverage", "counts": {class: captions}}. As in the paper by="chunks", noun chunks by spaCy. Differs: the
     default finds the names as phrases, which needs no model, and captions are counted, not occurrences.
-    Errors: WordsightError for sources and classes that cannot be read, where nothing is said or named, and
-    where a package is missing."""
+    Errors: WordsightError for sources and classes that cannot be read, where nothing is said or named,
+    where a package is missing, and where no cluster answers."""
     names, forms = _checked(classes, by, cut_off)
     sources = [captions] if isinstance(captions, (str, Path)) else captions
     pieces = _pieces(map(str, sources), PIECE[by])
-    with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder) / "forms.json")
-        write_file(file, json.dumps(forms))
-        said, counts = _counted(partial(_count, by, file), pieces, len(names), ALONE[by], jobs)
+    with cluster.engine(engine, address):
+        said, counts = _counted(pieces, (by, json.dumps(forms)), len(names), ALONE[by], jobs)
     if not said:
         raise WordsightError(f"{', '.join(map(repr, map(str, sources)))} holds no captions")
     covered = int((counts > cut_off).sum())
@@ -105,19 +104,21 @@ def _pieces(sources: Iterable[str], size: int) -> Iterator[str]:
         yield text
 
 
-def _count(by: str, file: str, text: str) -> tuple[int, Int[np.ndarray, " C"]]:
-    return text.count(BETWEEN) + 1, count(by, file, text)
+def _count(text: str, by: str, forms: str) -> tuple[int, Int[np.ndarray, " C"]]:
+    return text.count(BETWEEN) + 1, count(by, forms, text)
 
 
 def _counted(
-    work: Any, pieces: Iterator[str], classes: int, alone: int, jobs: int | None
+    pieces: Iterator[str], given: tuple[str, str], classes: int, alone: int, jobs: int | None
 ) -> tuple[int, Int[np.ndarray, " C"]]:
-    """Captions and counts of all pieces: here where there are few, else over all cores."""
+    """Captions and counts of all pieces: here where there are few, else over all cores, or a cluster's."""
     jobs = jobs or len(os.sched_getaffinity(0))
     first = list(itertools.islice(pieces, alone))
     rest = itertools.chain(first, pieces)
-    few = len(first) < alone or jobs == 1
-    found = map(work, rest) if few else each(work, rest, jobs=jobs, processes=True, label="parts of captions")
+    if len(first) < alone or (jobs == 1 and cluster.current() is None):
+        found = (_count(text, *given) for text in rest)
+    else:
+        found = each(_count, rest, jobs=jobs, given=given, processes=True, label="parts of captions")
     captions, counts = 0, np.zeros(classes, np.int64)
     for number, part in found:
         captions, counts = captions + number, counts + part

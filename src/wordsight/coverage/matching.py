@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,6 @@ from jaxtyping import Int
 
 from wordsight.config import WordsightError
 from wordsight.coverage.forms import BETWEEN, missing, plain
-from wordsight.files import read_json
 
 MODEL = "en_core_web_sm"  # the paper's
 SMALL = frozenset(
@@ -27,11 +26,13 @@ class Named(NamedTuple):
     forms: Int[np.ndarray, " n"]
 
 
-def count(by: str, file: str, text: str) -> Int[np.ndarray, " C"]:
-    """Captions of a text, joined by BETWEEN, that name each class; `file` is `write_forms`'."""
-    forms, classes = _forms(file)
+def count(by: str, named: str, text: str) -> Int[np.ndarray, " C"]:
+    """Captions of a text, joined by BETWEEN, that name each class; `named` is what `forms_of` gives, in
+    JSON.
+    """
+    forms, classes = _forms(named)
     ways: Mapping[str, Callable[[str, str], Named]] = {"phrases": _phrases, "chunks": _chunks}
-    return _classes_named(ways[by](file, text), forms, classes)
+    return _classes_named(ways[by](named, text), forms, classes)
 
 
 def check(by: str) -> None:
@@ -56,20 +57,20 @@ def _classes_named(named: Named, forms: Mapping[str, list[int]], classes: int) -
 
 
 @cache
-def _forms(file: str) -> tuple[dict[str, list[int]], int]:
-    forms: dict[str, list[int]] = read_json(Path(file), "forms")
+def _forms(named: str) -> tuple[dict[str, list[int]], int]:
+    forms: dict[str, list[int]] = json.loads(named)
     return forms, 1 + max(number for numbers in forms.values() for number in numbers)
 
 
 # -- phrases --
 
 
-def _phrases(file: str, text: str) -> Named:
+def _phrases(named: str, text: str) -> Named:
     """Every form, wherever it stands between two words: "dog" in "hot dog" too. One pass over the text, by
     Aho and Corasick's automaton (1975).
     """
     words = plain(text)
-    met = np.array(list(_automaton(file).iter(words)), dtype=np.int64).reshape(-1, 2)
+    met = np.array(list(_automaton(named).iter(words)), dtype=np.int64).reshape(-1, 2)
     return Named(np.searchsorted(_ends(words), met[:, 0]), met[:, 1])
 
 
@@ -80,9 +81,9 @@ def _ends(words: str) -> Int[np.ndarray, " n"]:
 
 
 @cache
-def _automaton(file: str) -> Any:
+def _automaton(named: str) -> Any:
     found = _automaton_class()()
-    for number, form in enumerate(_forms(file)[0]):
+    for number, form in enumerate(_forms(named)[0]):
         found.add_word(form, number)
     found.make_automaton()
     return found
@@ -100,11 +101,11 @@ def _automaton_class() -> Any:
 # -- noun chunks --
 
 
-def _chunks(file: str, text: str) -> Named:
+def _chunks(named: str, text: str) -> Named:
     """Noun chunks that are a form, articles, numbers and pronouns before it aside. As in the paper, which
     does not say how a chunk and a name are compared: "big dog" is no "dog" here.
     """
-    known = {form: number for number, form in enumerate(_forms(file)[0])}
+    known = {form: number for number, form in enumerate(_forms(named)[0])}
     met = [
         (place, known[form])
         for place, doc in enumerate(_parser().pipe(text.split(BETWEEN)))

@@ -4,25 +4,30 @@ cache (store.py) and is found by content.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt8, UInt64
 from PIL import Image
 from torch import Tensor
 
 from wordsight.backbones import Backbone, tell_truncated, unit
+from wordsight.cluster import Cluster, Needs, current
 from wordsight.config import WordsightError
 from wordsight.data import Encoded, ImageValue, Picture
 from wordsight.data.images import MAX_PIXELS, Unreadable, check_size, hash_of, read_image, size_of, view_box
-from wordsight.data.store import SHARD_ROWS, Store, is_unit
+from wordsight.data.store import SHARD_ROWS, Form, Sent, Store, is_unit
 from wordsight.workers import each, progress
 
 # change them when views or pixel values change: they are part of the key
@@ -31,6 +36,8 @@ PIXEL_RECIPE = "grey values of more than 8 bits by what they hold"
 # where torch may round factors of float32 to the 10 bits of TF32, as it does in convolutions unasked
 TF32 = ("cuda",)
 MAX_WORKERS = 16
+PART_CHUNKS = 16  # that a machine of a cluster is sent at once at most,
+PARTS_A_SLOT = 4  # or fewer, so that all have as much to do
 
 
 @dataclass(frozen=True)
@@ -85,9 +92,7 @@ def image_features(
     store = Store(
         folder, (views, tower.dim), "image", tower.image_fingerprint, recipe, PIXEL_RECIPE, *rounding(tower)
     )
-    job = ImageJob(
-        tower, tower.encode_image, pictures, views, seed, flip, max_pixels or MAX_PIXELS, batch_size, store
-    )
+    job = ImageJob(tower, None, pictures, views, seed, flip, max_pixels or MAX_PIXELS, batch_size, store)
     rows, kept, skipped = job.run()
     vectors = np.stack(rows) if rows else np.empty((0, views, tower.dim), np.float32)
     return Features(backbone.image_vectors(torch.from_numpy(vectors)), kept, skipped)
@@ -149,7 +154,8 @@ def _bad_vector(row: Float[np.ndarray, "*shape"]) -> str:
 
 class ImageJob:
     """Reads, decodes and encodes what the store lacks: several workers, each with a whole pipeline of its
-    own. `encode` is what the tower makes of pixels, vectors or grids.
+    own. The tower makes vectors of pixels, or grids of so many `tokens`. Where an engine is on, its
+    machines do the same by parts, and their rows are kept here.
 
     While one worker's batch is in the tower another decodes, and on the CPU each core runs its own
     single-threaded forward pass: that avoids the waiting of threads that share one operation, which costs
@@ -158,16 +164,16 @@ class ImageJob:
     def __init__(
         self,
         tower: Backbone,
-        encode: Callable[[Tensor], Tensor],  # [B, 3, H, W] to [B, ...]
+        tokens: int | None,
         pictures: Sequence[Picture],
         views: int,
         seed: int,
         flip: bool,
         max_pixels: int,
         batch_size: int | None,
-        store: Store,
+        store: Store | Sent,
     ):
-        self.tower, self.encode, self.pictures, self.store = tower, encode, pictures, store
+        self.tower, self.tokens, self.pictures, self.store = tower, tokens, pictures, store
         self.views, self.seed, self.flip, self.max_pixels = views, seed, flip, max_pixels
         self.digests: dict[int, bytes] = {}  # by index, of what could be loaded
         # reasons, by index where nothing could be loaded, by digest where no vector could be made
@@ -192,7 +198,7 @@ class ImageJob:
         """The rows of the pictures that could be read, which these are, and the others with the reason.
 
         Errors: NoneReadable when no picture can be read."""
-        self._fill()
+        self._fill_far(far) if (far := current()) is not None else self._fill(self._chunks())
         reasons = {index: reason for index in range(len(self.pictures)) if (reason := self.reason(index))}
         skipped = [(self.pictures[index].name, reason) for index, reason in reasons.items()]
         kept = [index for index in range(len(self.pictures)) if index not in reasons]
@@ -200,12 +206,14 @@ class ImageJob:
             raise NoneReadable(skipped)
         return [self.store.rows[self.digests[index]] for index in kept], kept, skipped
 
-    def _fill(self) -> None:
+    def _chunks(self) -> list[range]:
         count = len(self.pictures)
-        chunks = [range(start, min(start + self.chunk, count)) for start in range(0, count, self.chunk)]
+        return [range(start, min(start + self.chunk, count)) for start in range(0, count, self.chunk)]
+
+    def _fill(self, chunks: list[range]) -> None:
         try:
             with (
-                progress("images", count) as advance,
+                progress("images", sum(map(len, chunks))) as advance,
                 closing(each(self._work, chunks, jobs=self.workers)) as finished,
             ):
                 for done in finished:
@@ -213,6 +221,54 @@ class ImageJob:
         finally:  # Ctrl-C too: the batches in the tower have ended, and every finished row is kept
             torch.set_num_threads(self.threads)  # the workers' setting would be the default of later threads
             self.store.flush()
+
+    # -- on a cluster --
+
+    def _fill_far(self, cluster: Cluster) -> None:
+        tower, threads, gpu = self.tower, max(1, self.threads // self.workers), self.device == "cuda"
+        needs = Needs(self.workers if gpu else threads, int(gpu))
+        given = (
+            cluster.keep(tower.image_fingerprint, tower),
+            Recipe(self.tokens, self.views, self.seed, self.flip, self.max_pixels, self.batch_size),
+            (self.chunk, self.workers if gpu else 1, threads),
+            self.store.form,
+            self.store.known,
+        )
+        some = self._parts(cluster.slots(needs))
+        parts = each(encode_part, some, jobs=self.workers, given=given, processes=True, needs=needs)
+        try:
+            with progress("images", len(self.pictures)) as advance, closing(parts):
+                for part in parts:
+                    self._take(part)
+                    advance(part.count)
+        finally:
+            self.store.flush()
+        lost = [index for index, digest in self.digests.items() if digest not in self.store.rows]
+        self._fill([range(index, index + 1) for index in lost if not self.reason(index)])
+
+    def _parts(self, slots: int) -> Iterator[tuple[int, Sequence[Picture]]]:
+        """Runs of pictures, of whole chunks, with where each begins: so small that all slots have some."""
+        chunks = len(self.pictures) // self.chunk // (PARTS_A_SLOT * slots)
+        size = self.chunk * max(1, min(chunks, PART_CHUNKS))
+        for start in range(0, len(self.pictures), size):
+            yield start, self.pictures[start : start + size]
+
+    def _take(self, part: Part) -> None:
+        """Keep what a machine found. What it could not load and this one can is no damaged image."""
+        self.digests |= part.digests
+        self.unread |= part.unread
+        for index in (index for index in part.unread if isinstance(index, int)):
+            with contextlib.suppress(Unreadable):
+                self.pictures[index].read()
+                raise WordsightError(
+                    f"{self.pictures[index].name} is read here, but not on machine {part.host} of the "
+                    f"cluster: {part.unread[index]}; data must lie under the same path on every machine"
+                )
+        self.store.find(part.digests.values())
+        for digest, row in part.rows.items():
+            if digest not in self.store.rows:
+                self.store.add(digest, row, keep=digest not in part.large)
+        self.store.flush_if_due()
 
     def _work(self, indices: range) -> int:
         torch.set_num_threads(max(1, self.threads // self.workers))
@@ -275,9 +331,56 @@ class ImageJob:
         if not pixels:
             return {}
         batch = torch.cat(list(pixels.values()))
+        tower, tokens = self.tower, self.tokens
+        encode = tower.encode_image if tokens is None else partial(tower.encode_grid, tokens=tokens)
         if self.device == "cuda":
             batch = batch.pin_memory()
         with self.in_tower, torch.inference_mode():
-            parts = [self.encode(part) for part in batch.split(self.batch_size)]
+            parts = [encode(part) for part in batch.split(self.batch_size)]
             parts = [part.to(self.store.form.dtype).cpu() for part in parts]
         return dict(zip(pixels, torch.cat(parts).unflatten(0, (-1, self.views)).numpy()))
+
+
+class Recipe(NamedTuple):
+    """What an ImageJob makes of pictures, for another machine."""
+
+    tokens: int | None
+    views: int
+    seed: int
+    flip: bool
+    max_pixels: int
+    batch_size: int
+
+
+class Part(NamedTuple):
+    """What a machine of a cluster made of some pictures, each by its index among all."""
+
+    host: str
+    count: int
+    digests: dict[int, bytes]
+    unread: dict[int | bytes, str]
+    rows: dict[bytes, np.ndarray]  # that the asking machine lacked
+    large: set[bytes]  # of which its cache keeps none
+
+
+def encode_part(
+    part: tuple[int, Sequence[Picture]],
+    tower: Backbone,
+    recipe: Recipe,
+    pace: tuple[int, int, int],
+    form: Form,
+    known: UInt64[np.ndarray, " n"],
+) -> Part:
+    """An ImageJob for another machine: `pace` is its chunk, workers and threads, as the asking machine would
+    have them, so that its vectors come out to the bit.
+    """
+    (start, pictures), (tokens, views, seed, flip, max_pixels, batch_size) = part, recipe
+    store = Sent(form, known)
+    torch.set_num_threads(pace[2])
+    job = ImageJob(tower, tokens, pictures, views, seed, flip, max_pixels, batch_size, store)
+    job.chunk, job.workers, job.threads = pace[0], pace[1], pace[1] * pace[2]
+    job._fill(job._chunks())
+    digests = {start + index: digest for index, digest in job.digests.items()}
+    unread = {start + key if isinstance(key, int) else key: why for key, why in job.unread.items()}
+    rows = {digest: row for digest, row in store.rows.items() if row.size}
+    return Part(socket.gethostname(), len(pictures), digests, unread, rows, store.large)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +73,8 @@ def grid_features(
     recipe = (VIEW_RECIPE, seed, flip) if views > 1 else "centre"
     key = ("grid", tokens, tower.image_fingerprint, recipe, PIXEL_RECIPE, *rounding(tower))
     store = Store(folder, (views, *shape), *key, form=GRIDS)
-    encode = partial(tower.encode_grid, tokens=tokens)
     largest = max_pixels or MAX_PIXELS
-    job = ImageJob(tower, encode, pictures, views, seed, flip, largest, batch_size, store)
+    job = ImageJob(tower, tokens, pictures, views, seed, flip, largest, batch_size, store)
     return Grids(*job.run(), shape)
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt64
 from safetensors import SafetensorError, safe_open
 
 from wordsight.data.images import hash_of
@@ -93,6 +93,12 @@ class Store:
         if not self._take(wanted):  # another process may have merged them into a new one
             self._index()
             self._take(wanted - self.rows.keys())
+
+    @property
+    def known(self) -> UInt64[np.ndarray, " n"]:
+        """The first halves of all digests that it has, sorted."""
+        halves = np.frombuffer(b"".join(self.places), np.uint64).reshape(-1, 2)[:, 0]
+        return np.sort(halves)
 
     def add(self, digest: bytes, row: Row, keep: bool = True) -> None:
         """A new row, which the next flush writes; with `keep=False` only this call has it."""
@@ -207,6 +213,32 @@ class Store:
             f"{getattr(error, 'strerror', None) or error}; what it held is intact. Free some space or name "
             f"another folder in WORDSIGHT_CACHE, then give the same command: it goes on from here"
         )
+
+
+class Sent:
+    """In place of a store, where images are encoded for another machine: the new rows, for its store."""
+
+    def __init__(self, form: Form, known: UInt64[np.ndarray, " n"]):
+        self.form, self.known = form, known  # the sorted first halves of the digests that it has
+        self.rows: dict[bytes, Row] = {}  # empty: it has them
+        self.large: set[bytes] = set()  # that its store does not keep
+
+    def find(self, digests: Iterable[bytes]) -> None:
+        for digest in digests:
+            half = np.frombuffer(digest, np.uint64, 1)[0]
+            place = np.searchsorted(self.known, half)
+            if place < len(self.known) and self.known[place] == half:
+                self.rows.setdefault(digest, np.empty(0))
+
+    def add(self, digest: bytes, row: Row, keep: bool = True) -> None:
+        self.rows[digest] = row
+        if not keep:
+            self.large.add(digest)
+
+    def flush(self) -> None:
+        """Nothing is written here."""
+
+    flush_if_due = flush
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:

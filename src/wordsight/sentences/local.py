@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone, pick_device
 from wordsight.backbones.generator import NO_THINKING
 from wordsight.backbones.sampling import drawn
+from wordsight.cluster import Needs
 from wordsight.files import WordsightError
 from wordsight.sentences.answers import marked
 from wordsight.sentences.servers import Reply
@@ -35,6 +36,14 @@ def local_ask(settings: WriterSettings, tower: TextTower | None) -> Ask:
     if tower is not None:
         return asker(tower.tokenizer, tower.generate_tokens, settings)
     return asker(*_causal_lm(settings), settings)
+
+
+def needs_of(settings: WriterSettings, tower: TextTower | None) -> Needs:
+    """What a process of a cluster needs to write as this one would: its threads, and a GPU for one here."""
+    import torch
+
+    device = pick_device(settings.device) if tower is None else tower.device
+    return Needs(torch.get_num_threads(), int(torch.device(device).type == "cuda"))
 
 
 def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:

@@ -7,10 +7,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from wordsight.cluster import Needs, Where, current
 from wordsight.files import WordsightError, nfc
 from wordsight.sentences import CACHE_FORMAT, cached_texts
 from wordsight.sentences.answers import clean
@@ -28,7 +29,7 @@ log = logging.getLogger("wordsight")
 
 
 @dataclass(frozen=True)
-class WriterSettings:
+class WriterSettings(Where):
     """Which LLM writes, what it is asked, and how often. The temperature is CuPL's; so is the manner of the
     questions, not their words.
     """
@@ -69,10 +70,17 @@ class WriterSettings:
             )
         if self.local and self.base_url is not None:
             raise WordsightError("local=true runs the model here, base_url= asks a server: give one of them")
+        if self.engine == "ray" and not self.local:
+            raise WordsightError(
+                f"engine=ray runs a model on many machines, with local=true; a server answers workers="
+                f"{self.workers} questions at once, so give more of them"
+            )
 
 
 # [(question, seed)] -> an answer to each, in order
 Ask = Callable[[Sequence[tuple[str, int]]], Iterable[Reply]]
+# the classes that a batch asked about, and an empty answer of each that had one
+Asked: TypeAlias = tuple[list[str], dict[str, Reply]]
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,15 @@ class Writer:
     jobs: int = 1
     rows: int = 0
     stop: Callable[[], None] | None = None  # ends at once what is under way
+
+
+@dataclass(frozen=True)
+class FarWriter:
+    """A model that answers in the processes of a cluster, each with `needs`, about so many `rows` at once."""
+
+    needs: Needs
+    rows: int
+    tower: TextTower | None  # None: the settings name the model
 
 
 def write_sentences(
@@ -130,7 +147,7 @@ def write_answers(
     """
     cache = load_record(path, header)
     if not all(cache["sentences"].get(name) for name in asked):
-        with writing(path, header, wait=wait) as record:
+        with settings.on(), writing(path, header, wait=wait) as record:
             _Call(record, asked, settings).run(tower)
             cache = record.cache
     elif waiting(path):  # a call was stopped between its last two steps, or another one adds classes
@@ -150,11 +167,14 @@ def header_of(settings: WriterSettings, questions: Sequence[str]) -> dict[str, A
 
 
 @contextlib.contextmanager
-def _writer(settings: WriterSettings, tower: TextTower | None) -> Iterator[Writer]:
+def _writer(settings: WriterSettings, tower: TextTower | None) -> Iterator[Writer | FarWriter]:
     if tower is not None or settings.local:
-        from wordsight.sentences.local import ROWS, local_ask
+        from wordsight.sentences.local import ROWS, needs_of
 
-        yield Writer(local_ask(settings, tower), rows=ROWS)
+        if current() is not None:
+            yield FarWriter(needs_of(settings, tower), ROWS, tower)
+        else:
+            yield Writer(_local_ask(settings, tower), rows=ROWS)
         return
     with connected(settings) as server:
         yield Writer(server.ask_all, settings.workers, stop=server.stop)
@@ -184,19 +204,15 @@ class _Call:
             self._settle(done)
         self._warn()
 
-    def _asked(self, writer: Writer) -> Iterator[str]:
+    def _asked(self, writer: Writer | FarWriter) -> Iterator[str]:
         """Ask whatever has no answer yet. Gives the classes about which all is asked."""
         batches = self._batches(writer.rows)
         left = Counter(name for batch in batches for name in _names(batch))
         yield from [name for name in self.jobs if not left[name]]
 
-        def ending() -> None:  # after a failure what is under way is paid for, and waited for
-            if writer.stop is not None and self.failure is None:
-                writer.stop()
-
-        label = "batches" if writer.rows else "questions"
-        work = partial(self._ask, writer.ask)
-        for names, empty in each(work, batches, jobs=writer.jobs, label=label, ending=ending):
+        far = isinstance(writer, FarWriter)
+        asked = self._far(writer, batches) if far else self._here(writer, batches)
+        for names, empty in asked:
             for name in names:
                 left[name] -= 1
                 if left[name] == 0:
@@ -215,37 +231,36 @@ class _Call:
                 batches.append(list(group))
         return [batch for batch in batches if any(self._answered(job) is None for job in batch)]
 
-    def _tries(self, job: Job) -> list[Job]:
-        """The same question with the seeds that are tried in turn: none of them is first for another."""
-        return [job._replace(seed=job.seed + i * self.settings.per_question) for i in range(TRIES)]
-
     def _answered(self, job: Job) -> Job | None:
-        return next((tried for tried in self._tries(job) if tried in self.record.answers), None)
+        tries = _tries(job, self.settings)
+        return next((tried for tried in tries if tried in self.record.answers), None)
 
-    def _ask(self, ask: Ask, batch: list[Job]) -> tuple[list[str], dict[str, Reply]]:
-        """Ask a batch, and again what is answered with nothing. Gives its classes, and an empty answer of
-        each that had one."""
-        left, empty = batch, {}
-        for attempt in range(TRIES):
-            tried = [self._tries(job)[attempt] for job in left]
-            unanswered = []
-            for job, asked, reply in zip(left, tried, self._replies(ask, tried)):
-                text = clean(reply.text, reply.cut, SIGNS_A_TOKEN * self.settings.max_tokens)
-                if text:
-                    self.record.add(asked, text)
-                else:
-                    unanswered.append(job)
-                    empty[job.name] = reply
-            left = unanswered
-            if not left:
-                break
-        return _names(batch), empty
+    def _here(self, writer: Writer, batches: list[list[Job]]) -> Iterator[Asked]:
+        def ending() -> None:  # after a failure what is under way is paid for, and waited for
+            if writer.stop is not None and self.failure is None:
+                writer.stop()
 
-    def _replies(self, ask: Ask, jobs: Sequence[Job]) -> Iterator[Reply]:
+        replies, label = partial(self._replies, writer.ask), "batches" if writer.rows else "questions"
+        work = partial(_ask, replies, self.settings, self.record.add)
+        return each(work, batches, jobs=writer.jobs, label=label, ending=ending)
+
+    def _far(self, writer: FarWriter, batches: list[list[Job]]) -> Iterator[Asked]:
+        """The same on a cluster; what comes back is on the disk before the class counts as asked about."""
+        given = (self.settings, writer.tower, writer.needs.cpus)
+        found = each(
+            _write, batches, jobs=1, given=given, processes=True, label="batches", needs=writer.needs
+        )
+        with contextlib.closing(found):
+            for answers, asked in found:
+                for job, text in answers:
+                    self.record.add(job, text)
+                yield asked
+
+    def _replies(self, ask: Ask, questions: Sequence[tuple[str, int]]) -> Iterator[Reply]:
         if self.failure is not None:
             raise self.failure
         try:
-            yield from ask([(job.question, job.seed) for job in jobs])
+            yield from ask(questions)
         except WordsightError as error:
             self.failure = self.failure or error
             raise
@@ -292,6 +307,54 @@ class _Call:
                 f"{settings.per_question} times: the server ignores the temperature (`transformers serve` "
                 "does unless the model's generation_config.json has do_sample)"
             )
+
+
+def _tries(job: Job, settings: WriterSettings) -> list[Job]:
+    """The same question with the seeds that are tried in turn: none of them is first for another."""
+    return [job._replace(seed=job.seed + i * settings.per_question) for i in range(TRIES)]
+
+
+def _ask(ask: Ask, settings: WriterSettings, keep: Callable[[Job, str], None], batch: list[Job]) -> Asked:
+    """Ask a batch, and again what is answered with nothing."""
+    left, empty = batch, {}
+    for attempt in range(TRIES):
+        tried = [_tries(job, settings)[attempt] for job in left]
+        unanswered = []
+        for job, asked, reply in zip(left, tried, ask([(one.question, one.seed) for one in tried])):
+            text = clean(reply.text, reply.cut, SIGNS_A_TOKEN * settings.max_tokens)
+            if text:
+                keep(asked, text)
+            else:
+                unanswered.append(job)
+                empty[job.name] = reply
+        left = unanswered
+        if not left:
+            break
+    return _names(batch), empty
+
+
+def _write(
+    batch: list[Job], settings: WriterSettings, tower: TextTower | None, threads: int
+) -> tuple[list[tuple[Job, str]], Asked]:
+    """Ask a batch in a process of a cluster. Gives the answers, too."""
+    import torch
+
+    torch.set_num_threads(threads)
+    answers: list[tuple[Job, str]] = []
+    ask = _loaded(settings) if tower is None else _local_ask(settings, tower)
+    asked = _ask(ask, settings, lambda job, text: answers.append((job, text)), batch)
+    return answers, asked
+
+
+@cache
+def _loaded(settings: WriterSettings) -> Ask:
+    return _local_ask(settings, None)
+
+
+def _local_ask(settings: WriterSettings, tower: TextTower | None) -> Ask:
+    from wordsight.sentences.local import local_ask
+
+    return local_ask(settings, tower)
 
 
 def _names(batch: Sequence[Job]) -> list[str]:
