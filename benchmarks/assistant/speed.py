@@ -31,7 +31,7 @@ LINES = (
 
 def talk(assistant: Assistant, options: argparse.Namespace) -> list[tuple[int, int, list[float]]]:
     """Of each line: vectors of the whole prompt, tokens written, and the seconds of both ways, each up to the
-    first piece of the reply and to its end.
+    first piece of the reply and up to its end.
     """
     how = Writing(max_new_tokens=options.max_new_tokens)
     kept, anew = (Chat(assistant.generator, how, plain=options.plain) for _ in range(2))
@@ -76,7 +76,7 @@ def main() -> None:
     else:
         assistant = Assistant.open(options.name)
     rounds = [talk(assistant, options) for _ in range(options.rounds)]
-    print("| turn | prompt | written | first piece: kept | anew | whole reply: kept | anew |")
+    print("| turn | prompt | written | kept: first piece | whole reply | anew: first piece | whole reply |")
     print("|---|---|---|---|---|---|---|")
     totals = [0.0] * 4
     for turn, same in enumerate(zip(*rounds), 1):

@@ -15,9 +15,8 @@ from wordsight.backbones.hub import run_folder
 from wordsight.config import WordsightError
 from wordsight.data import Picture
 from wordsight.data.features import NoneReadable, image_features
-from wordsight.data.given import Reading, pictures_in
+from wordsight.data.given import Reading, pictures_in, readable
 from wordsight.data.grids import grid_features
-from wordsight.data.images import Unreadable, read_image
 from wordsight.files import csv_line, writing
 from wordsight.fitted import open_generator
 from wordsight.methods.limber_generator import LimberGenerator
@@ -149,13 +148,7 @@ def _from_cache(
 def _read_now(
     generator: Generator, pictures: Sequence[Picture], max_pixels: int | None
 ) -> tuple[dict[int, Seen], list[tuple[str, str]]]:
-    images, reasons = {}, []
-    for index, picture in enumerate(pictures):
-        try:
-            value = picture.read()[0]
-            images[index] = read_image(value, max_pixels) if max_pixels else read_image(value)
-        except Unreadable as error:
-            reasons.append((picture.name, str(error)))
+    images, reasons = readable(pictures, max_pixels)
     return dict(zip(images, generator.see(list(images.values())) if images else [])), reasons
 
 

@@ -128,7 +128,7 @@ def test_the_interval_is_over_images_and_the_table_holds_every_answer(asked):
 def test_one_question_about_many_images(asked, tmp_path):
     (tmp_path / "0.png").write_bytes(b"no image")
     namer = Namer()
-    with pytest.raises(WordsightError, match="no image to ask about that can be read"):
+    with pytest.raises(WordsightError, match=r"none of 1 images could be read; the first: .*0\.png"):
         list(Answers(namer, [tmp_path / "0.png"], "Why?"))
     answers = Answers(namer, [tmp_path], " What \n colour? ")
     said = [one.answer for one in answers]

@@ -163,6 +163,11 @@ def padding_of(tokenizer: Any) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
 
 
+def positions_of(config: Any) -> int | None:
+    """So many tokens an LM reads at most; None where its configuration does not say."""
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
 def weight_files(place: Place) -> list[Path]:
     """model.safetensors, or the shards that its index names, each of them there."""
     folder = place.folder

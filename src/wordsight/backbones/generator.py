@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from PIL import Image
 
+from wordsight.backbones.sampling import drawn
 from wordsight.config import WordsightError
 
 Seen: TypeAlias = Any  # what a generator makes of an image, for its own prompts: soft tokens, or the pixels
@@ -56,6 +57,11 @@ class Writing:
                 f"beams={self.beams} looks for the likeliest text and temperature={self.temperature} draws "
                 f"one; give one of the two"
             )
+
+    def settings(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """The same in terms of transformers' `generate`, for rows that draw from these seeds."""
+        known: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "num_beams": self.beams}
+        return known | drawn(self.temperature, seeds, self.top_p)
 
 
 class Pieces(Iterator[str]):
@@ -117,6 +123,8 @@ class Generator(ABC):
         """What is written after it is the reply to the last turn of a chat, in the form of the LM's chat
         template. Errors: WordsightError for an LM that has none.
         """
+        if self.chats:
+            return messages_of(turns)
         raise WordsightError(
             f"the LM of {self.name!r} has no chat template, so it was hardly trained to chat; give one that "
             f"was (its name often ends in -it, -instruct or -chat), or have this one go on from "
@@ -135,9 +143,27 @@ class Generator(ABC):
         """
         return self
 
+    @property
+    def context(self) -> int | None:
+        """So many tokens its LM reads at most, those of images included; None where it does not say."""
+        return None
+
+    def length(self, prompt: Prompt) -> int:
+        """How many tokens a prompt is, for its LM: asked where `context` is known."""
+        raise NotImplementedError
+
     def fits(self, prompt: Prompt, how: Writing) -> bool:
         """Whether a prompt and `how.max_new_tokens` fit into the LM's positions."""
-        return True
+        return self.context is None or self.length(prompt) + how.max_new_tokens <= self.context
+
+    def check_length(self, given: int, how: Writing) -> None:
+        """Errors: WordsightError where a prompt of so many tokens and what is to be written do not fit."""
+        if self.context is not None and given + how.max_new_tokens > self.context:
+            raise WordsightError(
+                f"a prompt of {given} tokens, images included, and {how.max_new_tokens} new ones do not fit "
+                f"into the {self.context} positions of {self.name!r}; give a shorter text or fewer examples, "
+                f"or ask for fewer tokens"
+            )
 
 
 def messages_of(turns: Sequence[Turn]) -> list[dict[str, Any]]:

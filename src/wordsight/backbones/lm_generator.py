@@ -18,13 +18,10 @@ from wordsight.backbones.generator import (
     Pieces,
     Prompt,
     Seen,
-    Turn,
     Writing,
-    messages_of,
 )
 from wordsight.backbones.past import Past, has_past
 from wordsight.backbones.prefixed import PrefixedLM
-from wordsight.backbones.sampling import drawn
 from wordsight.backbones.streaming import Streamed
 from wordsight.config import WordsightError
 
@@ -53,33 +50,31 @@ class LMGenerator(Generator):
             f"image-text-to-text model"
         )
 
-    def chatting(self, turns: Sequence[Turn]) -> Prompt:
-        if not self.chats:
-            return super().chatting(turns)
-        return messages_of(turns)
-
     @torch.no_grad()
     def write(self, prompts: Sequence[Prompt], how: Writing, seeds: Sequence[int] | None = None) -> list[str]:
         rows = [self.row(prompt) for prompt in prompts]
         self.check_room(rows, how)
-        settings = self._settings(how, seeds or [1] * len(rows))
-        return [self.lm.text_of(tokens) for tokens in self.lm.write(rows, **settings)]
+        written = self.lm.write(rows, **how.settings(seeds or [1] * len(rows)))
+        return [self.lm.text_of(tokens) for tokens in written]
 
     def stream(self, prompt: Prompt, how: Writing, seed: int = 1) -> Pieces:
         row = self.row(prompt)
         self.check_room([row], how)
         past = self.past if how.beams == 1 else None  # beams share out what was read among themselves
         write = partial(self.lm.write, [row]) if past is None else partial(past.write, row)
-        return Streamed(partial(write, **self._settings(how, [seed])), self.lm.text_of)
+        return Streamed(partial(write, **how.settings([seed])), self.lm.text_of)
 
     def remembering(self) -> Generator:
         other = copy.copy(self)
         other.past = Past(self.lm) if has_past(self.lm) else None
         return other
 
-    def fits(self, prompt: Prompt, how: Writing) -> bool:
-        context = self.lm.context
-        return context is None or len(self.row(prompt)) + how.max_new_tokens <= context
+    @property
+    def context(self) -> int | None:
+        return self.lm.context
+
+    def length(self, prompt: Prompt) -> int:
+        return len(self.row(prompt))
 
     def row(self, prompt: Prompt) -> Tensor:
         """A prompt as the vectors [Q, W] that the LM reads."""
@@ -89,17 +84,7 @@ class LMGenerator(Generator):
 
     def check_room(self, rows: Sequence[Tensor], how: Writing) -> None:
         """Errors: WordsightError where a row and what is to be written do not fit into the LM's positions."""
-        lm, longest = self.lm, max(map(len, rows))
-        if lm.context is not None and longest + how.max_new_tokens > lm.context:
-            raise WordsightError(
-                f"a prompt of {longest} tokens, images included, and {how.max_new_tokens} new ones do not "
-                f"fit into the {lm.context} positions of {lm.lm.config.model_type}; give a shorter text or "
-                f"fewer examples, or ask for fewer tokens"
-            )
-
-    def _settings(self, how: Writing, seeds: Sequence[int]) -> dict[str, Any]:
-        settings: dict[str, Any] = {"max_new_tokens": how.max_new_tokens, "num_beams": how.beams}
-        return settings | drawn(how.temperature, seeds, how.top_p)
+        self.check_length(max(map(len, rows)), how)
 
     def _templated(self, messages: Prompt) -> list[Any]:
         """Messages as the chat template writes them: texts, with the images' vectors between them."""

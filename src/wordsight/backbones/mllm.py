@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
-from transformers.generation.configuration_utils import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForImageTextToText
 
@@ -25,7 +24,7 @@ from wordsight.backbones.checkpoint import (
     Place,
     check_finite,
     config_facts,
-    padding_of,
+    positions_of,
     read_config,
     read_model,
     reading,
@@ -44,7 +43,7 @@ from wordsight.backbones.hub import TOWER_FILES, find, first_line
 from wordsight.backbones.inner_lm import MLLMS
 from wordsight.backbones.lm import write_on
 from wordsight.backbones.processors import read_processor, with_images
-from wordsight.backbones.sampling import drawn
+from wordsight.backbones.sampling import keep_ends
 from wordsight.backbones.streaming import Streamed
 from wordsight.config import WordsightError
 from wordsight.files import new_folder
@@ -89,10 +88,7 @@ class MLLM(Backbone, Generator):
         self.model = frozen.to(device, self.dtype)  # pyright: ignore[reportArgumentType]
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.image_token = _image_token(processor, model, name)
-        ends = {self.tokenizer.eos_token_id, *_listed(getattr(model.generation_config, "eos_token_id", None))}
-        pad = padding_of(self.tokenizer)
-        # what a folder's own settings of generation say of sampling and penalties is not asked for here
-        self.model.generation_config = GenerationConfig(eos_token_id=sorted(ends - {None}), pad_token_id=pad)
+        keep_ends(self.model, self.tokenizer)
         vision = getattr(model.config, "vision_config", None)
         size = getattr(vision, "image_size", None)
         self.side = size if isinstance(size, int) else SIDE
@@ -145,17 +141,18 @@ class MLLM(Backbone, Generator):
     def chats(self) -> bool:
         return bool(self.processor.chat_template)
 
-    def chatting(self, turns: Sequence[Turn]) -> Prompt:
-        return messages_of(turns) if self.chats else super().chatting(turns)
-
     def stream(self, prompt: Prompt, how: Writing, seed: int = 1) -> Pieces:
         row = self._row(prompt)
-        work = partial(self._tokens, [row], how, drawn(how.temperature, [seed], how.top_p))
+        work = partial(self._tokens, [row], how, [seed])
         return Streamed(work, partial(self.tokenizer.decode, skip_special_tokens=True))
 
-    def fits(self, prompt: Prompt, how: Writing) -> bool:
-        held = self._held
-        return not held or self._length(self._row(prompt)) + how.max_new_tokens <= held
+    @property
+    def context(self) -> int | None:
+        return positions_of(self.model.config.get_text_config())
+
+    def length(self, prompt: Prompt) -> int:
+        text, images = self._row(prompt)
+        return self._inputs([text], [images])["input_ids"].shape[1]
 
     @torch.no_grad()
     def write(self, prompts: Sequence[Prompt], how: Writing, seeds: Sequence[int] | None = None) -> list[str]:
@@ -163,30 +160,27 @@ class MLLM(Backbone, Generator):
         drawn_from = list(seeds or [1] * len(rows))
         written = [""] * len(rows)
         for some in _alike(rows):  # a batch is of texts with images, or of texts alone
-            settings = drawn(how.temperature, [drawn_from[place] for place in some], how.top_p)
-            texts = self._write([rows[place] for place in some], how, settings)
+            own = [drawn_from[place] for place in some]
+            tokens = self._tokens([rows[place] for place in some], how, own)
+            texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
             for place, text in zip(some, texts):
                 written[place] = text
         return written
 
-    def _write(self, rows: Sequence[tuple[str, list[Image.Image]]], how: Writing, settings: Any) -> list[str]:
-        return self.tokenizer.batch_decode(self._tokens(rows, how, settings), skip_special_tokens=True)
-
     def _tokens(
-        self, rows: Sequence[tuple[str, list[Image.Image]]], how: Writing, settings: Any, **more: Any
+        self,
+        rows: Sequence[tuple[str, list[Image.Image]]],
+        how: Writing,
+        seeds: Sequence[int],
+        **more: Any,
     ) -> Int[Tensor, "B new"]:
-        """What is written after each row; `settings` and `more` are those of transformers' `generate`."""
+        """What is written after each row; `more` is of transformers' `generate`."""
         inputs = self._inputs([text for text, _ in rows], [images for _, images in rows])
         given = inputs["input_ids"].shape[1]
-        self._check_room(given, how.max_new_tokens)
+        self.check_length(given, how)
         inputs.pop("labels", None)
-        settings = settings | {"max_new_tokens": how.max_new_tokens, "num_beams": how.beams}
-        tokens = write_on(self.model, **inputs, **settings, **more)
+        tokens = write_on(self.model, **inputs, **how.settings(seeds), **more)
         return tokens[:, 0 if self.model.config.is_encoder_decoder else given :]
-
-    def _length(self, row: tuple[str, list[Image.Image]]) -> int:
-        """Tokens of a prompt, those of its images included."""
-        return self._inputs([row[0]], [row[1]])["input_ids"].shape[1]
 
     def _row(self, prompt: Prompt) -> tuple[str, list[Image.Image]]:
         """A prompt as text with the places of images in it, and the images."""
@@ -208,19 +202,6 @@ class MLLM(Backbone, Generator):
             raise WordsightError(
                 f"{self.name!r} ({self.model.config.model_type}) cannot read {what}: {first_line(error)}"
             ) from error
-
-    @property
-    def _held(self) -> int | None:
-        """So many tokens it reads at most; None where it does not say."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-
-    def _check_room(self, given: int, wanted: int) -> None:
-        held = self._held
-        if held and given + wanted > held:
-            raise WordsightError(
-                f"a prompt of {given} tokens, images included, and {wanted} new ones do not fit into the "
-                f"{held} positions of {self.name!r}; show fewer examples, or ask for fewer tokens"
-            )
 
     # -- the image tower --
 
@@ -320,7 +301,3 @@ def _image_token(processor: Any, model: PreTrainedModel, name: str) -> str:
             f"{wanted}; they do not belong together"
         )
     return token
-
-
-def _listed(value: int | Sequence[int] | None) -> list[int]:
-    return [] if value is None else [value] if isinstance(value, int) else list(value)

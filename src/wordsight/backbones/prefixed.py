@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.generation.configuration_utils import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from wordsight.backbones import source_of
-from wordsight.backbones.checkpoint import Place, check_finite, padding_of
+from wordsight.backbones.checkpoint import Place, check_finite, positions_of
 from wordsight.backbones.hub import find
 from wordsight.backbones.lm import (
     AdaptedLM,
@@ -28,6 +27,7 @@ from wordsight.backbones.lm import (
     sketch,
     write_on,
 )
+from wordsight.backbones.sampling import keep_ends
 from wordsight.config import WordsightError
 
 SAMPLED = 4096  # tokens of the vocabulary whose vectors say how large a vector is
@@ -56,9 +56,7 @@ class PrefixedLM(nn.Module):
             )
         self.end: int = tokenizer.eos_token_id
         self.begin = _begin(tokenizer)
-        self.ends = sorted({self.end, *_listed(getattr(lm.generation_config, "eos_token_id", None))})
-        # what a folder's own settings of generation say of sampling and penalties is not asked for here
-        lm.generation_config = GenerationConfig(eos_token_id=self.ends, pad_token_id=padding_of(tokenizer))
+        self.ends = keep_ends(lm, tokenizer)
         with torch.no_grad():
             known = lm.get_input_embeddings().get_parameter("weight").shape[0]
             step = max(1, known // SAMPLED)
@@ -84,8 +82,7 @@ class PrefixedLM(nn.Module):
     @property
     def context(self) -> int | None:
         """So many vectors and tokens it reads at most; None where it does not say."""
-        config = self.lm.config
-        return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return positions_of(self.lm.config)
 
     def train(self, mode: bool = True) -> PrefixedLM:
         """Whatever is trained around it: the LM itself stays as it is used."""
@@ -247,7 +244,3 @@ def _begin(tokenizer: Any) -> list[int]:
     whole, plain = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
     places = [place for place in range(len(whole)) if whole[place : place + len(plain)] == plain]
     return whole[: places[0]] if places else []
-
-
-def _listed(value: int | Sequence[int] | None) -> list[int]:
-    return [] if value is None else [value] if isinstance(value, int) else list(value)

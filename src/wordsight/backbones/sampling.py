@@ -36,6 +36,21 @@ def drawn(temperature: float, seeds: Sequence[int], top_p: float = 1.0) -> dict[
     return {"do_sample": False, "logits_processor": LogitsProcessorList(steps)}
 
 
+def keep_ends(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a text: the tokenizer's, and those that the model's folder names. `generate` keeps
+    them alone: what the folder says of sampling and penalties is not asked for here.
+    """
+    from transformers.generation.configuration_utils import GenerationConfig
+
+    from wordsight.backbones.checkpoint import padding_of
+
+    named = getattr(model.generation_config, "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(named if isinstance(named, list | tuple) else [named])} - {None}
+    kept = sorted(ends)
+    model.generation_config = GenerationConfig(eos_token_id=kept, pad_token_id=padding_of(tokenizer))
+    return kept
+
+
 class Draws:
     """Each row draws its tokens from a seed of its own, so that what is written does not depend on which
     other rows run beside it.

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wordsight.backbones import batches, readonly, unit
-from wordsight.backbones.checkpoint import padding_of
+from wordsight.backbones.checkpoint import padding_of, positions_of
 from wordsight.backbones.lm import AdaptedLM, alone
 from wordsight.config import WordsightError
 
@@ -287,7 +287,7 @@ class TextEncoding(AdaptedLM):
     def _room(self) -> int:
         """How many tokens a text may have."""
         config, extra = self.plain.config, self.settings.prompts + self.settings.front
-        held = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        held = positions_of(config)
         if held and config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
             held -= (config.pad_token_id or 0) + 1  # their positions begin after the pad token's
         reads = [self.tokenizer.model_max_length] if self.settings.kind == "encoder" else []

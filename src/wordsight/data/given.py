@@ -22,6 +22,7 @@ from wordsight.config import is_vectors
 from wordsight.data import Picture
 from wordsight.data.account import Account
 from wordsight.data.features import Features, NoneReadable, image_features
+from wordsight.data.images import MAX_PIXELS, Unreadable, read_image
 from wordsight.data.rows import read_file
 from wordsight.data.sources import read_pictures
 from wordsight.data.tables import is_table
@@ -152,6 +153,21 @@ class Reading:
             raise WordsightError(
                 "there is no image among what was given; give image files, or folders of them"
             )
+
+
+def readable(
+    pictures: Sequence[Picture], max_pixels: int | None = None
+) -> tuple[dict[int, Image.Image], list[tuple[str, str]]]:
+    """The pictures that can be read, RGB and upright, by their places, and the names of the others with why
+    not.
+    """
+    images, reasons = {}, []
+    for place, picture in enumerate(pictures):
+        try:
+            images[place] = read_image(picture.read()[0], max_pixels or MAX_PIXELS)
+        except Unreadable as error:
+            reasons.append((picture.name, str(error)))
+    return images, reasons
 
 
 def _below(folder: Path, account: Account) -> Iterator[Picture]:

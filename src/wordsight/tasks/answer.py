@@ -18,9 +18,7 @@ from wordsight.backbones import Backbone
 from wordsight.backbones.generator import Generator, Seen, Turn, Writing
 from wordsight.config import WordsightError
 from wordsight.data import Picture
-from wordsight.data.account import Account
-from wordsight.data.given import pictures_in
-from wordsight.data.images import Unreadable, read_image
+from wordsight.data.given import Reading, pictures_in, readable
 from wordsight.data.questions import Question, Questions, open_questions
 from wordsight.data.splits import Which, digests
 from wordsight.files import csv_text, plain_name, write_file
@@ -73,7 +71,7 @@ class Asker:
     ):
         """`at_once` questions are one batch; so many images are `remembered`."""
         self.generator, self.how, self.at_once, self.remembered = generator, how, at_once, remembered
-        self.skipped: dict[str, str] = {}  # reasons by the names of images that cannot be read
+        self.reading = Reading()
         self._seen: OrderedDict[str, Seen] = OrderedDict()
 
     def ask(
@@ -122,14 +120,12 @@ class Asker:
     def _see(self, pictures: Sequence[Picture]) -> dict[str, Seen]:
         """What the generator makes of each picture that can be read, by name."""
         by_name = {picture.name: picture for picture in pictures}
-        images = {}
-        for name in by_name.keys() - self._seen.keys() - self.skipped.keys():
-            try:
-                images[name] = read_image(by_name[name].read()[0])
-            except Unreadable as error:
-                self.skipped[name] = str(error)
-                log.warning("skipped %s: %s", name, error)
-        self._seen |= zip(images, self.generator.see(list(images.values())) if images else [])
+        known = self._seen.keys() | {one["image"] for one in self.reading.skipped}
+        new = [picture for name, picture in by_name.items() if name not in known]
+        images, reasons = readable(new)
+        self.reading.skip(reasons)
+        seen = self.generator.see(list(images.values())) if images else []
+        self._seen |= zip([new[place].name for place in images], seen)
         found = {name: self._seen[name] for name in by_name if name in self._seen}
         while len(self._seen) > self.remembered:
             self._seen.popitem(last=False)
@@ -174,13 +170,9 @@ class Answers:
         if examples is not None:
             examples.check_shots(shots)
             self.shown = examples.shown(shots, seed, 0)
-        self.account = Account()
         self._asker = Asker(generator, how or Writing())
-        self._images = images
-
-    @property
-    def skipped(self) -> list[dict[str, str]]:
-        return [{"image": name, "reason": reason} for name, reason in self._asker.skipped.items()]
+        reading = self._asker.reading
+        self.account, self.skipped, self._images = reading.account, reading.skipped, images
 
     def __iter__(self) -> Iterator[Said]:
         pictures, kept = pictures_in(self._images, self.account), 0
@@ -191,10 +183,7 @@ class Answers:
                 if text is not None:
                     kept += 1
                     yield Said(picture.name, cut(text), text)
-        self.account.tell()
-        if not kept:
-            why = "".join(f"; {one['image']}: {one['reason']}" for one in self.skipped[:1])
-            raise WordsightError(f"there is no image to ask about that can be read{why}; give image files")
+        self._asker.reading.end(kept)
 
 
 # -- measuring --
@@ -341,7 +330,7 @@ def measured(
     blind = measure(asker, questions, shots=shots, seed=seed, look="none") if alone else None
     event = {"event": "answers", "data": questions.name, "part": questions.measured()[0]}
     event |= {"shots": shots, "seed": seed} | figures(answers, blind, constants(questions))
-    event["skipped"] = [list(pair) for pair in asker.skipped.items()]
+    event["skipped"] = [[one["image"], one["reason"]] for one in asker.reading.skipped]
     return event, table(answers)
 
 

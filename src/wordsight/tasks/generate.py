@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from wordsight.backbones import load_backbone
 from wordsight.backbones.sampling import drawn
@@ -76,11 +76,12 @@ def _spoken(tower: TextTower, ids: list[int]) -> str:
 def _check_room(tower: TextTower, given: int, wanted: int) -> None:
     if wanted < 1:
         raise WordsightError(f"max_new_tokens={wanted} writes nothing; give 1 or more")
-    config: Any = tower.plain.config
-    held = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    from wordsight.backbones.checkpoint import positions_of  # with transformers, which the tower has read
+
+    held = positions_of(tower.plain.config)
     if held and given + wanted > held:
         raise WordsightError(
             f"a text of {given} tokens and {wanted} new ones do not fit into the {held} positions of "
-            f"{config.model_type}; "
+            f"{tower.plain.config.model_type}; "
             "give a shorter text, or fewer new tokens"
         )
