@@ -33,7 +33,7 @@ TRIES = 5  # how often an item is done again whose process or machine ended
 AHEAD = 2  # items under way for each that is done at once: the next lie ready, and an autoscaler sees them
 LOOK_SECONDS = 10.0  # after which the cluster is asked anew how large it is
 CONNECT_SECONDS = 5.0  # a cluster that is there takes a connection at once
-SENT = ("WORDSIGHT_", "HF_")  # environment variables that the processes are given, too
+SENT = ("WORDSIGHT_", "HF_")  # environment variables that the processes are given, but for secrets
 # what an HTTP/2 server, as Ray's is, answers with a frame of settings, and nothing else does
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 AGAIN = "perhaps for lack of memory; the same command goes on from here"
@@ -330,7 +330,8 @@ _got: dict[str, Any] = {}  # what was sent, by reference
 
 
 def _start() -> Start:
-    environment = {name: value for name, value in os.environ.items() if name.startswith(SENT)}
+    names = [name for name in os.environ if name.startswith(SENT) and "TOKEN" not in name]
+    environment = {name: os.environ[name] for name in names}
     return Start(__version__, os.getcwd(), environment, log.getEffectiveLevel())
 
 
