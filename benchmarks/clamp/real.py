@@ -13,18 +13,18 @@ import argparse
 import csv
 import json
 import math
-import re
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
-from study import COVERED, SETS, spread
+from study import SETS, counts, spread
 
 from wordsight.backbones import Backbone, load_backbone
 from wordsight.backbones.llm import LLM
 from wordsight.backbones.text_tower import TextTower
 from wordsight.config import RunSettings
+from wordsight.coverage import CUT_OFF
 from wordsight.data import open_dataset
 from wordsight.data.pairs import open_pairs
 from wordsight.fit import fit
@@ -188,17 +188,12 @@ def writing(text: TextTower, captions: list[str], adapters: str) -> dict[str, An
     }
 
 
-def coverage(study: Study) -> dict[str, dict[str, bool]]:
-    """Whether a class's name stands in more than 5 of Flickr8k's training captions (as CLAMP counts)."""
+def covered(study: Study) -> dict[str, dict[str, bool]]:
+    """Whether a class is named in more than 5 of Flickr8k's training captions (as CLAMP counts)."""
     captions = [text for texts in open_pairs(f"{study.data}/flickr8k").captions for text in texts]
-    padded = [f" {' '.join(re.findall('[a-z0-9]+', text.lower()))} " for text in captions]
-
-    def covered(name: str) -> bool:
-        words = " ".join(re.findall("[a-z0-9]+", name.lower()))
-        return sum(f" {words} " in text or f" {words}s " in text for text in padded) > COVERED
-
     names = {source: open_dataset(f"{study.data}/{source}").class_names for source in SETS}
-    return {source: {name: covered(name) for name in listed} for source, listed in names.items()}
+    named = {source: counts(captions, listed, study.out) for source, listed in names.items()}
+    return {source: {name: row[name] > CUT_OFF for name in row} for source, row in named.items()}
 
 
 def halves(found: dict[str, Any], known: dict[str, dict[str, bool]]) -> list[float]:
@@ -212,7 +207,7 @@ def halves(found: dict[str, Any], known: dict[str, dict[str, bool]]) -> list[flo
 
 
 def report(study: Study, seeds: list[int]) -> None:
-    known = coverage(study)
+    known = covered(study)
     for source, listed in known.items():
         print(f"{source}: {sum(listed.values())} of {len(listed)} class names covered")
     ways = [(way, f"recall@{k}") for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]

@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import statistics
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ import torch
 from wordsight.backbones import Backbone, load_backbone
 from wordsight.backbones.join import JoinSettings, join
 from wordsight.config import RunSettings
+from wordsight.coverage import CUT_OFF, coverage
 from wordsight.data import open_dataset
 from wordsight.data.images import read_image
 from wordsight.data.pairs import open_pairs
@@ -28,8 +29,6 @@ from wordsight.tasks.retrieve import retrieval
 
 SETS = ("caltech101", "dtd10", "cifar10")
 SENTENCES = 2  # of CuPL's, a class
-# a class counts as covered when its name occurs more often in the training captions (CLAMP, after UniCL)
-COVERED = 5
 MINILM = {"kind": "encoder", "wrapper": "plain", "prompts": 0, "centre": True, "max_tokens": 24}
 TOWERS: dict[str, dict] = {
     "CLAMP": {"start": "ridge", "teacher": "JOINED", "tau_d": 16.0},
@@ -141,23 +140,18 @@ class Study:
         """
         asked = self.settings("photos")
         pairs = open_pairs(asked.data, template=asked.template, sentences=asked.sentences)
-        counted = Counter(
-            " " + " ".join(re.findall(r"[a-z0-9]+", text.lower())) + " "
-            for texts in pairs.captions
-            for text in texts
-        )
-        names = {
-            source: json.loads((self.data / source / "classes.json").read_text())["classes"]
+        captions = [text for texts in pairs.captions for text in texts]
+        return {
+            source: counts(captions, open_dataset(str(self.data / source)).class_names, self.out)
             for source in SETS
         }
 
-        def count(name: str) -> int:
-            words = " ".join(re.findall(r"[a-z0-9]+", name.lower()))
-            return sum(
-                times for text, times in counted.items() if f" {words} " in text or f" {words}s " in text
-            )
 
-        return {source: {name: count(name) for name in listed} for source, listed in names.items()}
+def counts(captions: Sequence[str], names: Sequence[str], folder: Path) -> dict[str, int]:
+    """How many captions name each class, as `wordsight coverage` counts them."""
+    file = folder / "captions.txt"
+    file.write_text("".join(" ".join(text.split()) + "\n" for text in captions), encoding="utf-8")
+    return coverage(file, names)["counts"]
 
 
 def spread(values: list[float]) -> str:
@@ -171,7 +165,7 @@ def spread(values: list[float]) -> str:
 def report(study: Study, seeds: list[int]) -> None:
     names = ["ridge", *TOWERS]
     once = ("ridge", "CLAMP, untrained")
-    counts = study.coverage()
+    named = study.coverage()
     lines = [
         "| zero-shot | " + " | ".join(SETS) + " | **mean** | covered | uncovered | s |",
         "|---|" + "---|" * (len(SETS) + 4),
@@ -191,7 +185,7 @@ def report(study: Study, seeds: list[int]) -> None:
                         chosen := [
                             value
                             for c, value in each[source]["recall"].items()
-                            if (counts[source][c] > COVERED) is wanted
+                            if (named[source][c] > CUT_OFF) is wanted
                         ]
                     )
                 ]
@@ -202,11 +196,11 @@ def report(study: Study, seeds: list[int]) -> None:
             f"{spread(halves[1])} | {found[-1]['seconds']:.0f} |"
         )
     print("\n".join(lines))
-    for source, found in counts.items():
-        covered = [name for name, count in found.items() if count > COVERED]
+    for source, found in named.items():
+        covered = [name for name, count in found.items() if count > CUT_OFF]
         print(
             f"{source}: {len(covered)} of {len(found)} class names covered, "
-            f"{statistics.mean(found.values()):.0f} occurrences a class"
+            f"{statistics.mean(found.values()):.0f} captions a class"
         )
     ways = [(way, k) for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
     print(
