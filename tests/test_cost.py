@@ -9,7 +9,8 @@ import torch
 from wordsight import cost, meter
 from wordsight.backbones import load_backbone
 from wordsight.config import WordsightError
-from wordsight.suites import SuiteSettings, run_suite
+from wordsight.suite_settings import SuiteSettings
+from wordsight.suites import run_suite
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import pytest
 
 import wordsight
 from wordsight.config import RunSettings
-from wordsight.suites import SuiteSettings, run_suite
+from wordsight.suite_settings import SuiteSettings
+from wordsight.suites import run_suite
 from wordsight.tasks import evaluate
 
 NAME = "nearest_mean:NearestMean"

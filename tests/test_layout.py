@@ -50,6 +50,8 @@ ORDER = [
     "demo",
     "cost",
     "cells",
+    "suite_settings",
+    "plan",
     "suites",
     "prediction",
     "search",

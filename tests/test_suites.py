@@ -21,17 +21,11 @@ from wordsight.cluster import WorkerKilled
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import open_dataset
 from wordsight.files import plain_name
+from wordsight.plan import classifiers, method_entries, plan
 from wordsight.reader import read
 from wordsight.runs import FINISHED, Run
-from wordsight.suites import (
-    SUITES,
-    Suite,
-    SuiteSettings,
-    classifiers,
-    method_entries,
-    plan,
-    run_suite,
-)
+from wordsight.suite_settings import SUITES, Suite, SuiteSettings
+from wordsight.suites import run_suite
 
 FOUR = ("red", "green", "blue", "yellow")
 QUICK = {"epochs": 1, "min_steps": 2}
@@ -75,7 +69,15 @@ def cells_of(settings):
 
 
 def test_the_table_is_the_protocol():
-    assert list(SUITES) == ["few-shot", "base-to-new", "cross-dataset", "domain-shift", "cost"]
+    assert list(SUITES) == [
+        "few-shot",
+        "base-to-new",
+        "cross-dataset",
+        "domain-shift",
+        "zeroshot-24",
+        "retrieval",
+        "cost",
+    ]
     assert SUITES["few-shot"].shots == (1, 2, 4, 8, 16) and SUITES["few-shot"].classes == "all"
     assert SUITES["base-to-new"] == Suite(SUITES["base-to-new"].summary, shots=(16,), classes="base")
     assert (
@@ -83,6 +85,7 @@ def test_the_table_is_the_protocol():
         and not SUITES["cross-dataset"].same_names
         and SUITES["domain-shift"].same_names
     )
+    assert SUITES["zeroshot-24"].shots == (None,) and SUITES["retrieval"].captions
     assert SUITES["cross-dataset"].shots == SUITES["domain-shift"].shots == (16,) and SUITES["cost"].measured
     with pytest.raises(dataclasses.FrozenInstanceError):
         SUITES["cost"].measured = False
@@ -342,7 +345,7 @@ def test_where_nothing_can_run_it_is_an_error(data, backbone, tmp_path):
         ({"methods": ("two_tower",)}, "two_tower learns from image-text pairs"),
         ({"methods": ("aape", "aape")}, "methods=aape and methods=aape have the same folder name, 'aape'"),
         ({"methods": ("none.yaml",)}, "'none.yaml' does not exist"),
-        ({"data": ()}, "base-to-new needs one or more datasets: data=A"),
+        ({"data": ()}, "base-to-new needs datasets; give one or more: data=A"),
         ({"data": ("nowhere",)}, "data='nowhere' does not exist"),
         ({"seeds": ()}, r"seeds=\(\) is not possible"),
         ({"jobs": 0}, "jobs=0 is not possible; give a number from 1 on, such as jobs=2"),

@@ -6,26 +6,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from wordsight.backbones import Backbone, load_backbone, pick_device
 from wordsight.cluster import Cluster, Needs, WorkerKilled, current
 from wordsight.config import RunSettings, WordsightError, is_vectors
-from wordsight.data import Dataset, Picture, open_dataset
-from wordsight.data.features import image_features
+from wordsight.data import Dataset, Pairs, Picture, open_dataset
+from wordsight.data.features import NoneReadable, image_features
+from wordsight.data.pairs import fingerprint, open_pairs
 from wordsight.data.splits import prepare
-from wordsight.files import cache_folder, plain_name
-from wordsight.fit import fit, sentence_source, template_of
+from wordsight.files import cache_folder, in_use, plain_name
+from wordsight.fit import fit, sentence_source, sentences_given, template_of
 from wordsight.fitted import encode_classes, facts_of
 from wordsight.runs import Run, is_finished
+from wordsight.sentences import OWN
 from wordsight.sentences.self_written import sentences_for
 from wordsight.tasks.classify import evaluate, tell_skipped, test_part
+from wordsight.tasks.retrieve import WAYS, retrieval
 from wordsight.workers import each
 
 ENDED = "its process was ended from outside, perhaps for lack of memory; the same command tries again"
@@ -40,10 +44,13 @@ class Cell:
     label: str
     settings: RunSettings
     targets: tuple[str, ...] = ()
+    captions: bool = False  # it is measured on images with captions
 
     @property
     def name(self) -> str:
         settings = self.settings
+        if settings.shots is None:
+            return f"{plain_name(settings.data)}  {plain_name(settings.backbone)}  {self.label}"
         shots = f"{settings.shots} shot{'s' * (settings.shots != 1)}"
         return f"{plain_name(settings.data)}  {self.label}  {shots}  seed {settings.seed}"
 
@@ -74,7 +81,24 @@ def source(data: str, label: str | None) -> Dataset:
     return open_dataset(data, label)
 
 
+def whole_of(settings: RunSettings) -> Dataset:
+    """The data of a run: the test part alone, without a test part all of it, where a run draws nothing and
+    learns from no label, so that no other image is read.
+    """
+    whole = source(settings.data, settings.label)
+    if settings.shots is not None or settings.needs_labels:
+        return whole
+    return replace(whole, train=whole.train.take([]), val=None, test=test_part(whole))
+
+
 @cache
+def pairs_of(data: str) -> Pairs:
+    """The captioned images that a source marks as test, or all, where it marks none."""
+    marked = open_pairs(data, "test")
+    return marked if len(marked) else open_pairs(data)
+
+
+@lru_cache(maxsize=2)
 def tower(name: str, device: str, dtype: str) -> Backbone:
     return load_backbone(name, device=device, dtype=dtype)
 
@@ -96,11 +120,13 @@ def featurise_all(cells: Sequence[Cell], backbone: Backbone | None) -> None:
         several = f", {views} views" if views > 1 else ""
         log.info("%s: features of %s images%s", plain_name(data), f"{len(pictures):,}", several)
         options = {"views": views, "flip": settings.flip, "max_pixels": settings.max_pixels}
-        found = image_features(backbone or tower_of(settings), list(pictures.values()), **options)
-        tell_skipped(found, len(pictures))
-    asked = ("data", "sentences", "aliases", "template", "dtype", "method")
+        with contextlib.suppress(NoneReadable):  # its cells say so
+            found = image_features(backbone or tower_of(settings), list(pictures.values()), **options)
+            tell_skipped(found, len(pictures))
+    asked = ("data", "sentences", "aliases", "template", "dtype", "method", "backbone")
     for cell in {tuple(getattr(cell.settings, name) for name in asked): cell for cell in cells}.values():
-        texts_needed(cell, backbone or tower_of(cell.settings))
+        if not cell.captions:  # which its run encodes
+            texts_needed(cell, backbone or tower_of(cell.settings))
 
 
 def check_machines(cluster: Cluster, folder: Path) -> None:
@@ -112,17 +138,20 @@ def check_machines(cluster: Cluster, folder: Path) -> None:
 
 
 def pictures_needed(cells: Sequence[Cell]) -> dict[tuple, tuple[RunSettings, dict[str, Picture]]]:
-    """{(data, dtype, views, flip): (settings of one such run, {name: picture})}. A draw that the data does
-    not allow is left to its cell to say.
+    """{(data, dtype, views, flip, ...): (settings of one such run, {name: picture})}. A draw that the data
+    does not allow is left to its cell to say.
     """
     needed: dict[tuple, tuple[RunSettings, dict[str, Picture]]] = {}
 
     def add(settings: RunSettings, data: str, pictures: Sequence[Picture], views: int = 1) -> None:
-        key = (data, settings.dtype, views, settings.flip or views == 1, settings.label)
+        flip = settings.flip or views == 1
+        key = (data, settings.dtype, views, flip, settings.label, settings.backbone)
         needed.setdefault(key, (settings, {}))[1].update({picture.name: picture for picture in pictures})
 
-    for settings, targets in ((cell.settings, cell.targets) for cell in cells):
-        whole = source(settings.data, settings.label)
+    for settings in (cell.settings for cell in cells if cell.captions):
+        add(settings, settings.data, pairs_of(settings.data).pictures)
+    for settings, targets in ((cell.settings, cell.targets) for cell in cells if not cell.captions):
+        whole = whole_of(settings)
         with contextlib.suppress(WordsightError):
             for part in ("base", "new") if settings.classes == "base" else (settings.classes,):
                 dataset = prepare(whole, settings.shots, settings.seed, part)
@@ -140,9 +169,12 @@ def texts_needed(cell: Cell, backbone: Backbone) -> None:
     """Class names and sentences of the data of a run, and of other data's classes."""
     settings = cell.settings
     datasets = [source(data, settings.label) for data in (settings.data, *cell.targets)]
-    if is_vectors(settings.backbone):  # its words are vectors already
+    asked = replace(settings, sentences=sentence_source(settings))
+    # vectors are words already; and templates that are not there its cell misses
+    if is_vectors(settings.backbone) or (asked.sentences == OWN and not datasets[0].templates):
         return
-    known = sentences_for(sentence_source(settings), datasets[0].class_names, settings.aliases, backbone)
+    given = sentences_given(asked, datasets[0])
+    known = sentences_for(given, datasets[0].class_names, settings.aliases, backbone)
     template = template_of(settings, datasets[0])
     for dataset in datasets:
         facts = facts_of(backbone, dataset.class_names, template)
@@ -159,17 +191,43 @@ def run_cell(cell: Cell, backbone: Backbone | None = None) -> Outcome:
     try:
         with warnings_alone():
             backbone = backbone or tower_of(settings)
-            whole = source(settings.data, settings.label)
-            run = fit(settings, backbone=backbone, references=False, source=whole)
-            lacks = (*lacking(run, backbone, whole), *untested(run, cell.targets, backbone))
+            if cell.captions:
+                run, lacks = retrieved(settings, backbone), ()
+            else:
+                whole = whole_of(settings)
+                run = fit(settings, backbone=backbone, references=False, source=whole)
+                lacks = (*lacking(run, backbone, whole), *untested(run, cell.targets, backbone))
     except WordsightError as error:
         return Outcome(cell, seconds=time.monotonic() - began, error=str(error))
+    return Outcome(cell, figures_of(run), time.monotonic() - began, lacks)
+
+
+def figures_of(run: Run) -> dict[str, float]:
+    """The first figure of each evaluation, for a line of progress."""
     own = run.settings.data
-    figures = {
+    found = {
         event["classes"] if event["data"] == own else plain_name(event["data"]): event["accuracy"]
         for event in run.events("eval")
     }
-    return Outcome(cell, figures, time.monotonic() - began, lacks)
+    several = run.events("multilabel")
+    found |= {f"{event['classes']} mAP": event["mean_average_precision"] for event in several}
+    ways = ((way, event) for event in run.events("retrieval") for way in WAYS)
+    return found | {f"{way.replace('_', ' ')} @1": event[way]["recall@1"] for way, event in ways}
+
+
+def retrieved(settings: RunSettings, backbone: Backbone) -> Run:
+    """A run that learns nothing: a backbone as it is, measured on images with captions."""
+    if not backbone.has_text:
+        raise WordsightError(f"backbone {backbone.name!r} encodes no text, and captions are to be found")
+    pairs, folder = pairs_of(settings.data), str(settings.out)
+    facts = facts_of(backbone, (), settings.template, pairs=fingerprint(pairs))
+    with in_use(Path(folder)):
+        run = Run.start(folder, settings, facts, {}, pairs.account.to_dict())
+        if not run.is_done():
+            run.rewind(math.inf)
+            run.log({"event": "retrieval", "data": settings.data, **retrieval(backbone, pairs)})
+            run.finish()
+    return run
 
 
 @contextlib.contextmanager

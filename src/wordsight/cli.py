@@ -147,7 +147,8 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
 
 def suite(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_words("suite", options.words)
-    from wordsight.suites import SuiteSettings, run_suite
+    from wordsight.plan import SuiteSettings
+    from wordsight.suites import run_suite
 
     settings = read(SuiteSettings, *options.words, {"suite": options.suite})
     return run_suite(settings)
@@ -303,7 +304,9 @@ VERBS: dict[str, Verb] = {
         "run an evaluation suite: wordsight suite base-to-new methods=aape,coop data=photos/ seeds=1,2,3",
         [
             argument(
-                "suite", metavar="SUITE", help="few-shot, base-to-new, cross-dataset, domain-shift or cost"
+                "suite",
+                metavar="SUITE",
+                help="few-shot, base-to-new, cross-dataset, domain-shift, zeroshot-24, retrieval or cost",
             ),
             _WORDS,
         ],

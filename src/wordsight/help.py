@@ -88,7 +88,7 @@ SETTINGS = {  # of which verb, or of what any run takes: the dataclass that hold
     "run": "wordsight.config:RunSettings",
     "train": "wordsight.config:TrainSettings",
     "fit": "wordsight.config:RunSettings",
-    "suite": "wordsight.suites:SuiteSettings",
+    "suite": "wordsight.suite_settings:SuiteSettings",
     "join": "wordsight.backbones.join:JoinSettings",
     "sentences": "wordsight.sentences.writers:WriterSettings",
     "eval": "wordsight.help:EvaluateSettings",

@@ -256,6 +256,8 @@ def export(answer: Mapping[str, Any]) -> None:
 
 def suite(answer: Mapping[str, Any]) -> None:
     out(answer["markdown"])
+    if answer.get("absent"):
+        out(f"\nnot there, {len(answer['absent'])} of the suite's datasets: {', '.join(answer['absent'])}")
     by_text: dict[str, list[str]] = {}
     for failed in answer.get("failed", []):
         by_text.setdefault(failed["says"], []).append(failed["run"])
@@ -270,6 +272,8 @@ def suite(answer: Mapping[str, Any]) -> None:
         f"\n{answer['fitted']} of {answer['runs']} runs fitted now; all of them in a page: wordsight report "
         f"{answer['out']}"
     )
+    if answer["files"]:
+        out(f"in CLIP_benchmark's form: {os.path.dirname(answer['files'][-1])}")
 
 
 def sentences(answer: Mapping[str, Any]) -> None:

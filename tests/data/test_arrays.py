@@ -15,7 +15,8 @@ from wordsight.cli import main
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.data import open_dataset
 from wordsight.export import export
-from wordsight.suites import SuiteSettings, run_suite
+from wordsight.suite_settings import SuiteSettings
+from wordsight.suites import run_suite
 
 NAMES = ["sea_lion", "ox", "bee", "ant"]
 DIM = 6

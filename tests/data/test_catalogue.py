@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from huggingface_hub import DatasetInfo
 
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import open_dataset
@@ -289,7 +290,9 @@ def part(names, **columns):
 
 
 def hub(monkeypatch, name, parts):
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda self, name, timeout: None)
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.dataset_info", lambda self, name, timeout: DatasetInfo(id=name)
+    )
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config: datasets.DatasetDict(parts))
     return open_dataset(name)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from huggingface_hub import DatasetInfo
 from PIL import Image
 from standins import paint
 
@@ -235,7 +236,8 @@ def test_hugging_face(tmp_path, monkeypatch):
 
     asked = []
     monkeypatch.setattr(
-        "huggingface_hub.HfApi.dataset_info", lambda self, name, timeout: asked.append((name, timeout))
+        "huggingface_hub.HfApi.dataset_info",
+        lambda self, name, timeout: asked.append((name, timeout)) or DatasetInfo(id=name),
     )
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config: asked.append((name, config)) or both)
     assert len(open_dataset("org/name@big").train) == 2 and len(open_dataset("hf:name").train) == 2

@@ -13,9 +13,13 @@ from wordsight.config import WordsightError
 from wordsight.data import Picture, catalogue
 from wordsight.data.account import Account, few
 from wordsight.data.columns import Columns, table_of
-from wordsight.data.labels import LABEL_KEYS, PARTS, unknown_parts
+from wordsight.data.labels import CLASSNAMES, LABEL_KEYS, PARTS, unknown_parts
 from wordsight.data.rows import Table, Want, read_file
+from wordsight.data.tars import read_tars, tars_in
+from wordsight.data.trees import COUNT, KIND, TEMPLATES
 
+TREE = f"test/{COUNT}"  # a file that says of a dataset that it is in CLIP_benchmark's layout
+TREE_FILES = ["test/*", CLASSNAMES, TEMPLATES, KIND]  # what of it is fetched
 OTHER_SPLIT = "in a split of another name"
 
 
@@ -25,13 +29,18 @@ def read_hub(name: str, spec: str, want: Want, label: str | None = None) -> Tabl
     """
     import datasets
     import datasets.config
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, snapshot_download
 
     name, _, config = name.partition("@")
+    tree = loaded = None
     try:
         if not (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___").lower()).is_dir():
-            HfApi().dataset_info(name, timeout=10)  # one quick question instead of half a minute of retries
-        loaded = datasets.load_dataset(name, config or None)
+            # one quick question instead of half a minute of retries
+            files = HfApi().dataset_info(name, timeout=10).siblings or ()
+            if TREE in {file.rfilename for file in files}:
+                tree = Path(snapshot_download(name, repo_type="dataset", allow_patterns=TREE_FILES))
+        if tree is None:
+            loaded = datasets.load_dataset(name, config or None)
     except Exception as error:  # the hub's client raises errors of six libraries
         raise WordsightError(
             f"{spec!r} is neither a path here nor a Hugging Face dataset that could be read: "
@@ -39,7 +48,11 @@ def read_hub(name: str, spec: str, want: Want, label: str | None = None) -> Tabl
             f"`save_to_disk(folder)` or as .parquet, and give that path; or set HF_ENDPOINT to a mirror you "
             f"reach"
         ) from error
-    return _table(loaded, spec, want, label, catalogue.hints(name))
+    if tree is None:
+        return _table(loaded, spec, want, label, catalogue.hints(name))
+    table = read_tars(tars_in(tree), spec, want, label)
+    table.account.remark(f"of {spec} the test part was fetched, and is all that is read")
+    return table
 
 
 def is_saved(folder: Path) -> bool:

@@ -11,6 +11,7 @@ from wordsight.report.comparison import by_place
 from wordsight.report.reading import NO_LABELS
 from wordsight.report.rows import ABSENT, FIGURES, Row, short_names, split_by
 from wordsight.report.tables import Table, shots_record
+from wordsight.report.zero_shot import judged
 
 BY_DATA = (
     "Accuracy in percent, mean over seeds. Average: over all these datasets, for what was measured on each "
@@ -111,8 +112,11 @@ def shown(value: float | None) -> str:
 
 
 def by_data(rows: Sequence[Row]) -> list[DataTable]:
-    """One for each part of the classes, where there are two datasets or more."""
-    own = [row for row in rows if row.trained == row.tested]
+    """One for each part of the classes, where there are two datasets or more. What was measured by words
+    alone has a table of its own (zero_shot.py).
+    """
+    apart = {id(one.row) for one in judged(rows)}
+    own = [row for row in rows if row.trained == row.tested and id(row) not in apart]
     found = tables_of(own, "")
     for group in split_by([row for row in rows if row.trained != row.tested], trained_on):
         trained = group[0].trained

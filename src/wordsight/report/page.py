@@ -41,6 +41,7 @@ from wordsight.report.tables import (
     varying,
 )
 from wordsight.report.two_runs import TwoRuns
+from wordsight.report.zero_shot import EACH, TITLE, zero_shot
 
 
 def as_html(
@@ -60,7 +61,12 @@ def as_html(
     title = f"{len(places)} run{'s' * (len(places) != 1)}, wordsight {__version__}. {LEGEND}"
     galleries = Galleries(folder or Path.cwd())
     overall = [beside_section(two, galleries)] if two else []
-    overall += [*by_data_sections(rows), *comparison_sections(compared), *retrieval_sections(rows)]
+    overall += [
+        *zero_shot_sections(rows),
+        *by_data_sections(rows),
+        *comparison_sections(compared),
+        *retrieval_sections(rows),
+    ]
     overall += coverage_sections(split)
     each = [data_section(group, rows, galleries) for group in groups]
     sections = [*overall, *each] if len(each) > 1 else [*each, *overall]
@@ -69,6 +75,15 @@ def as_html(
 
 def same_place(row: Row) -> tuple[str, str]:
     return row.data, row.backbone
+
+
+def zero_shot_sections(rows: Sequence[Row]) -> list[Section]:
+    """Words alone: datasets as columns, beside what is printed; then a line for each of them."""
+    found = zero_shot(rows)
+    if found is None:
+        return []
+    panels = (Panel("Top-1", table=found.table, after=found.notes), Panel("Each", (EACH,), table=found.each))
+    return [Section(TITLE, panels)]
 
 
 def by_data_sections(rows: Sequence[Row]) -> list[Section]:

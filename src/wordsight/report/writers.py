@@ -28,6 +28,7 @@ from wordsight.report.tables import (
     varying,
 )
 from wordsight.report.two_runs import TwoRuns, beside_records, beside_table
+from wordsight.report.zero_shot import EACH, TITLE, zero_shot
 
 OURS = {"±": r"$\pm$", "–": "--", "−": "$-$", "→": r"$\rightarrow$"}  # in LaTeX
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
@@ -49,6 +50,10 @@ def as_markdown(
     """
     varied = varying(rows)
     parts = [markdown_table(figures_table(rows, varied)), notes(rows), line_of(sources(rows))]
+    words = zero_shot(rows)
+    if words is not None:
+        parts += [f"**{TITLE}**", markdown_table(words.table), *map(line_of, words.notes)]
+        parts += [markdown_table(words.each), EACH]
     for title, table, legend in (
         ("**Beside zero-shot and a linear probe**", references_table(rows, varied), BESIDE),
         ("**Retrieval**, recall@k", retrieval_table(rows), ""),
@@ -76,6 +81,8 @@ def as_latex(rows: Sequence[Row], compared: Sequence[Comparison] = (), two: TwoR
     parts = [latex_table(figures_table(rows, varying(rows)), caption)]
     if two is not None and two.parts:
         parts.append(latex_table(beside_table(two.parts), f"Image by image. {' '.join(two.words)}"))
+    words = zero_shot(rows)
+    parts += [latex_table(words.table, " ".join((f"{TITLE}.", *words.notes)))] if words is not None else []
     parts += [latex_table(one.table, f"{one.title}. {BY_DATA}") for one in by_data(rows)]
     for one in compared:
         words = " ".join([COMPARED, *one.words])
@@ -90,9 +97,11 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def other_csv(rows: Sequence[Row], compared: Sequence[Comparison], two: TwoRuns | None) -> dict[str, str]:
     """The further tables in full precision, by what their files end in; an empty cell where there is none."""
+    words = zero_shot(rows)
     tables = {
         "classes": class_records(rows),
         "datasets": data_records(by_data(rows)),
+        "zero-shot": words.records if words is not None else None,
         "comparison": standings_records(compared) if compared else None,
         "images": beside_records(two.parts) if two is not None and two.parts else None,
     }
