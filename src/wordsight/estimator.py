@@ -139,8 +139,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """The label of each image, of the type it was fitted on."""
-        chosen = self._logits(X).argmax(1).numpy()
-        return self.classes_[chosen]
+        images = self._images(X)
+        return self.classes_[self.fitted_.best(images).predicted.numpy()]
 
     # -- beyond scikit-learn --
 

@@ -320,10 +320,10 @@ def cache_folder() -> Path:
 
 def printable(text: str) -> str:
     """`text` without control characters, which could move the cursor or rename the terminal: each is written
-    out.
-
-    So are signs that turn the direction of text, and bytes of file names that are not UTF-8. Line ends and
-    tabs stay."""
+    out, as are signs that turn the direction of text, and bytes of file names that are not UTF-8. Line ends
+    and tabs stay."""
+    if text.isprintable():  # nearly every text, and much sooner known
+        return text
     return "".join(
         sign if sign in "\n\t" or not moves(sign) else sign.encode("unicode_escape").decode() for sign in text
     )

@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from wordsight.methods.limber_generator import LimberGenerator
 
 SIDES = ("image_fingerprint", "text_fingerprint")  # of a backbone
-IMAGES_AT_ONCE = 4096  # that are compared with all sentences together
-SCORES_AT_ONCE = 2**24  # of images times classes
+SCORES_AT_ONCE = 2**24  # of images times classes, or sentences: 64 MB
 LEAST_RAISED = 1e-4  # below it, a score has changed by rounding alone
 
 log = logging.getLogger("wordsight")
@@ -129,7 +128,11 @@ class Fitted:
         told = {**(self.backbone.sentences or {}), **self.sentences, **(sentences or {})}
         known = {name: tuple(told.get(name, ())) for name in names}
         words = self.method.needs_words
-        texts = encode_classes(self.backbone, self.facts, names, known, words=words)
+        same = tuple(names) == self.texts.names and tuple(known.values()) == self.texts.sentences
+        if same and not isinstance(self.backbone, Vectors):  # which may know other words by now
+            texts = self.texts
+        else:
+            texts = encode_classes(self.backbone, self.facts, names, known, words=words)
         return replace(
             self, method=copy.deepcopy(self.method), sentences={**self.sentences, **known}, texts=texts
         )
@@ -141,9 +144,8 @@ class Fitted:
     def best(self, images: Float[Tensor, "B D"], temperature: float = 1.0) -> Best:
         """What figures need of the scores, as many images at a time as keep them few: memory grows with the
         images and the class vectors alone. `temperature` is what calibrated confidences divide by."""
-        at_once = max(1, SCORES_AT_ONCE // len(self.texts.names))
-        found = [best(self.logits(some), temperature=temperature) for some in images.split(at_once)]
-        return Best.joined(found)
+        parts = images.split(at_once(len(self.texts.names)))
+        return Best.joined([best(self.logits(some), temperature=temperature) for some in parts])
 
     @torch.inference_mode()
     def closest(self, images: Float[Tensor, "B D"], top: int = 1) -> list[list[Closest]]:
@@ -159,7 +161,7 @@ class Fitted:
             vectors.append(rows if len(rows) else name_row[None])
         known = torch.cat(vectors).to(self.device)
         found: list[list[Closest]] = []
-        for some in images.split(IMAGES_AT_ONCE):
+        for some in images.split(at_once(len(lines))):
             prompts = self.method.explain(some.to(self.device))
             values, places = (prompts @ known.to(prompts).T).topk(min(top, len(lines)))
             found += [
@@ -206,6 +208,11 @@ class Fitted:
         without = int(chances.argmax())
         sentence = self.texts.sentences[row][lowest]
         return Decisive(names[row], runner_up, sentence, raised, names[without], float(chances[without]))
+
+
+def at_once(classes: int) -> int:
+    """How many images are scored together, so that memory grows neither with images nor with classes."""
+    return max(1, SCORES_AT_ONCE // classes)
 
 
 def with_each_left_out(texts: ClassTexts, row: int) -> ClassTexts:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from wordsight.backbones.hub import run_folder
 from wordsight.config import WordsightError
@@ -19,7 +21,7 @@ from wordsight.data.features import Features, NoneReadable, image_features
 from wordsight.data.given import Reading, pictures_in
 from wordsight.estimator import load
 from wordsight.files import csv_line, writing
-from wordsight.fitted import NO_BACKBONE, Closest, Decisive, Fitted
+from wordsight.fitted import NO_BACKBONE, Closest, Decisive, Fitted, at_once
 from wordsight.names import class_list
 from wordsight.runs import Run
 from wordsight.sentences import TEMPLATE_SETS
@@ -124,13 +126,17 @@ class Predictions:
     def _batch(self, batch: list[Picture], features: Features) -> Iterator[Answer]:
         if not features.kept:
             return
-        vectors = features.vectors[:, 0]
+        some = at_once(len(self.class_names))
+        names = [batch[place].name for place in features.kept]
+        for start, vectors in zip(range(0, len(names), some), features.vectors[:, 0].split(some)):
+            yield from self._scored(names[start:], vectors)
+
+    def _scored(self, names: Sequence[str], vectors: Float[Tensor, "n D"]) -> list[Answer]:
         chances = self._fitted.logits(vectors).double().softmax(1).numpy()
         closest = self._fitted.closest(vectors, self._explain) if self._explain else [()] * len(vectors)
         decisive = self._fitted.decisive(vectors) if self._explain else [None] * len(vectors)
-        for place, row, sentences, one in zip(features.kept, chances, closest, decisive):
-            unsure = self.unsure is not None and bool(row.max() < self.unsure)
-            yield Answer(batch[place].name, row, unsure, sentences, one)
+        unsure = [self.unsure is not None and bool(row.max() < self.unsure) for row in chances]
+        return [Answer(*columns) for columns in zip(names, chances, unsure, closest, decisive)]
 
     def _header(self) -> list[str]:
         own = ["image", "predicted", *(["unsure"] * (self.unsure is not None))]

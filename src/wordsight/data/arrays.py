@@ -34,7 +34,8 @@ def pictures_of_part(part: Part) -> list[Encoded]:
 
 def _rows(name: str, part: Part, account: Account) -> list[Row]:
     vectors = part.vectors.astype(np.float32)
-    usable = [bool(np.isfinite(views).all() and views.any(-1).all()) for views in vectors]
+    flat = vectors.reshape(len(vectors), -1, vectors.shape[-1])  # [n, views, D]
+    usable = (np.isfinite(flat).all((1, 2)) & flat.any(2).all(1)).tolist()
     rows = []
     for row, (image, good) in enumerate(zip(part.names, usable)):
         account.seen += 1

@@ -272,7 +272,7 @@ class ImageJob:
 
     def _work(self, indices: range) -> int:
         torch.set_num_threads(max(1, self.threads // self.workers))
-        values = self._load(indices)
+        values = self._load(self._not_stored(indices))
         with self.lock:
             self.store.find(values)
             new = [one for one in values if one not in self.store.rows and one not in self.claimed]
@@ -288,7 +288,17 @@ class ImageJob:
             self.store.flush_if_due()
         return len(indices)
 
-    def _load(self, indices: range) -> dict[bytes, ImageValue]:
+    def _not_stored(self, indices: range) -> list[int]:
+        """Those of unknown content or not in the cache: the others are not read again."""
+        if self.max_pixels < MAX_PIXELS:  # the cache may hold larger ones
+            return list(indices)
+        known = {at: one.digest for at in indices if "digest" in vars(one := self.pictures[at])}
+        with self.lock:
+            self.store.find(known.values())
+            self.digests |= {at: digest for at, digest in known.items() if digest in self.store.rows}
+        return [at for at in indices if at not in self.digests]
+
+    def _load(self, indices: Sequence[int]) -> dict[bytes, ImageValue]:
         values: dict[bytes, ImageValue] = {}
         for index in indices:
             try:

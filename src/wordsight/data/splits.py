@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from wordsight.config import WordsightError
-from wordsight.data import Dataset, Picture, Split
+from wordsight.data import Dataset, Encoded, Picture, Split
 from wordsight.data.account import counted, few
 from wordsight.data.images import Unreadable
 from wordsight.files import nfc
@@ -144,7 +144,8 @@ def fingerprint(split: Split) -> str:
 
 def digests(pictures: Sequence[Picture]) -> list[bytes | None]:
     """The content digest of each image, read by several threads; None where it cannot be loaded."""
-    missing = [picture for picture in pictures if "digest" not in vars(picture)]
+    # a vector is in memory already, and hashed sooner than a thread takes it
+    missing = [one for one in pictures if "digest" not in vars(one) and not isinstance(one, Encoded)]
     chunks = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
     failed: set[int] = set()
     if len(chunks) > 1:
