@@ -90,11 +90,7 @@ class Captions:
 
     def _see(self, pictures: Sequence[Picture]) -> dict[int, Seen]:
         """What the generator makes of each picture that can be read, by its place."""
-        seen, reasons = (
-            _from_cache(self.generator, pictures, self._max_pixels)
-            if isinstance(self.generator, LimberGenerator)
-            else _read_now(self.generator, pictures, self._max_pixels)
-        )
+        seen, reasons = seen_by(self.generator, pictures, self._max_pixels)
         self._reading.skip(reasons)
         return seen
 
@@ -128,6 +124,15 @@ def caption(
     given = [images] if isinstance(images, (str, Path)) else images
     generator = open_generator(run_folder(run), backbone=backbone, lm=lm, device=device)
     return Captions(generator, given, how, seed=seed, batch=batch, csv=csv, max_pixels=max_pixels)
+
+
+def seen_by(
+    generator: Generator, pictures: Sequence[Picture], max_pixels: int | None = None
+) -> tuple[dict[int, Seen], list[tuple[str, str]]]:
+    """What a generator makes of each picture that can be read, by its place, and why the others cannot."""
+    if isinstance(generator, LimberGenerator):
+        return _from_cache(generator, pictures, max_pixels)
+    return _read_now(generator, pictures, max_pixels)
 
 
 def _from_cache(

@@ -90,6 +90,9 @@ METHODS: dict[str, Entry] = {
     "aape_captions": Entry(
         "wordsight.methods.aape_captions:AAPECaptions", "AAPE's h(x) of captions: images for search"
     ),
+    "likelihood": Entry(
+        "wordsight.methods.likelihood:Likelihood", "a generative model is asked which class an image shows"
+    ),
     "limber": Entry(
         "wordsight.methods.limber:Limber",
         "a frozen language model says what images show, through a linear map (LiMBeR, with AAPE's h)",
@@ -229,16 +232,15 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class RunSettings(Where):
-    """Everything that decides a run's result. Saved as config.yaml in the run folder.
+    """Everything that decides a run's result, as config.yaml keeps it.
 
     However it is made, every value has its annotated type, and `settings` and `train` are the method's own
-    dataclasses with every default filled in. Errors: WordsightError for a value that cannot be.
-    """
+    dataclasses with every default filled in. Errors: WordsightError for a value that cannot be."""
 
     data: str  # for a two_tower: image-caption pairs or labelled images, several joined by ::
     label: str | None = None  # the column of labels, where data= is a table that has several
-    # a hub name, a folder, `micro` (bundled, for glyphs), or package.module:Class@folder; auto: the data
-    # itself where it is a file of vectors, or else CLIP ViT-B/16
+    # a hub name, a folder, `micro` (for glyphs), or package.module:Class@folder; auto: the data itself
+    # where it is a file of vectors, or else CLIP ViT-B/16
     backbone: str = AUTO
     method: str = "aape"  # of `wordsight list`, or package.module:Class
     shots: int | None = 16  # labelled images per class; null takes all, as a two_tower always does
@@ -264,8 +266,7 @@ class RunSettings(Where):
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"  # auto: CUDA where there is one; or cpu, cuda, cuda:1, mps
     name: str | None = None  # what reports call it; null: the method's name
-    # the run folder; by default runs/<data>-<method>-<shots>shot-<classes>-seed<seed>
-    out: str | None = None
+    out: str | None = None  # the run folder; null: runs/<data>-<method>-<shots>shot-<classes>-seed<seed>
     settings: Any = field(default_factory=dict)  # the method's own settings
     # TrainSettings that differ from the method's; null: it trains nothing
     train: Any = field(default_factory=dict)
@@ -356,7 +357,8 @@ def _training(kind: Any, settings: RunSettings) -> TrainSettings | None:
 
 # -- places --
 
-# settings that may name a file or folder
+# settings that may name a file or folder, and those of a method's own
+INNER = ("text", "teacher", "encoder", "model", "mapper")
 LOCATED = ("data", "backbone", "sentences", "aliases", "unlabelled", "teacher")
 
 
@@ -372,9 +374,7 @@ def relocated(settings: RunSettings, change: Callable[[str | None], str | None])
     """The same settings with every name changed that may be a path, those of the method's own included."""
     found = {name: change(getattr(settings, name)) for name in LOCATED}
     own = settings.settings
-    inner = {
-        name: change(getattr(own, name)) for name in ("text", "teacher", "encoder") if name in to_dict(own)
-    }
+    inner = {name: change(getattr(own, name)) for name in INNER if name in to_dict(own)}
     return replace(settings, **found, settings=replace(own, **inner))
 
 

@@ -23,7 +23,7 @@ from wordsight.config import RunSettings, WordsightError
 from wordsight.data.given import encoded_labels, features_of, is_matrix, names_in, pictures_of
 from wordsight.data.splits import digests
 from wordsight.fit import DEFAULT_SENTENCES
-from wordsight.fitted import Decisive, Fitted, encode_classes, facts_of, is_embedder, open_embedder
+from wordsight.fitted import Decisive, Fitted, encode_classes, facts_of, is_asking, is_embedder, open_embedder
 from wordsight.fitting import fit_method
 from wordsight.methods import Classifier as Method
 from wordsight.methods import FitData
@@ -324,6 +324,11 @@ def load(
     own, and scores these zero-shot. `backbone` names it where it has moved; it must be the same by content.
     """
     run = Run.open(run_folder(folder))
+    if is_asking(run):
+        raise WordsightError(
+            f"{folder} asks a model about images and is no classifier of vectors; "
+            f"`wordsight.predict({str(folder)!r}, images)` asks it, as `wordsight predict` does"
+        )
     if is_embedder(run):
         given = backbone if isinstance(backbone, Backbone) else None
         return _zero_shot(run, open_embedder(run, given), names_in(class_names, "class_names"))

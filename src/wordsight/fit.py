@@ -29,7 +29,7 @@ from wordsight.data.trees import TEMPLATES
 from wordsight.files import in_use
 from wordsight.fitted import Fitted, encode_classes, facts_of
 from wordsight.fitting import fit_method
-from wordsight.methods import Classifier, FitData, Labelled, PairMethod, Pool
+from wordsight.methods import Classifier, FitData, Labelled, Pool
 from wordsight.metrics import Best
 from wordsight.reader import read
 from wordsight.runs import Run, predictions_file
@@ -82,9 +82,10 @@ def fit(
     kind = resolve(METHODS, settings.method, "method")
     with settings.on():
         settings = replace(settings, engine="here", address=None)  # a run folder names no cluster
-        if issubclass(kind, PairMethod):  # imported late: the half of transformers that LMs need
+        if kind.fits:  # imported late: the half of transformers that LMs need
             module, _, name = kind.fits.partition(":")
-            return getattr(importlib.import_module(module), name)(settings, backbone)
+            more = {} if source is None else {"source": source}
+            return getattr(importlib.import_module(module), name)(settings, backbone, **more)
         return _fit_labelled(settings, backbone, references, source)
 
 

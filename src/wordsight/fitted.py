@@ -21,7 +21,7 @@ from wordsight.backbones.vectors import Vectors
 from wordsight.config import METHODS, WordsightError, is_vectors, resolve
 from wordsight.data.features import text_features
 from wordsight.files import read_tensors
-from wordsight.methods import Captioner, Classifier, Embedder, NoSettings
+from wordsight.methods import Asking, Captioner, Classifier, Embedder, NoSettings
 from wordsight.methods.zero_shot import ZeroShot
 from wordsight.metrics import Best, best
 from wordsight.runs import NO_BACKBONE, Run, RunFacts
@@ -107,6 +107,14 @@ class Fitted:
         other = load_backbone(data)
         assert isinstance(other, Vectors)  # what such a file is read as
         return replace(self, backbone=self.backbone.knowing(other), method=copy.deepcopy(self.method))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.texts.names
+
+    @property
+    def template(self) -> str:
+        return self.texts.template
 
     @property
     def device(self) -> torch.device:
@@ -355,6 +363,11 @@ def captioner_of(run: Run, backbone: Backbone, lm: PrefixedLM) -> LimberGenerato
 def is_run(name: str | Path) -> bool:
     """Whether a name is that of a run folder."""
     return (Path(name).expanduser() / "config.yaml").is_file()
+
+
+def is_asking(run: Run) -> bool:
+    """Whether a run asks a generator for classes (asked.py)."""
+    return issubclass(resolve(METHODS, run.settings.method, "method"), Asking)
 
 
 def is_captioner(run: Run) -> bool:

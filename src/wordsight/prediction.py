@@ -6,26 +6,29 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from wordsight.backbones.hub import run_folder
 from wordsight.config import WordsightError
 from wordsight.data import Picture
-from wordsight.data.features import Features, NoneReadable, image_features
+from wordsight.data.features import NoneReadable, image_features
 from wordsight.data.given import Reading, pictures_in
 from wordsight.estimator import load
 from wordsight.files import csv_line, writing
-from wordsight.fitted import NO_BACKBONE, Closest, Decisive, Fitted, at_once
+from wordsight.fitted import NO_BACKBONE, Closest, Decisive, Fitted, at_once, is_asking
 from wordsight.names import class_list
 from wordsight.runs import Run
 from wordsight.sentences import TEMPLATE_SETS
 from wordsight.workers import progress
+
+if TYPE_CHECKING:
+    from wordsight.asked import Asked
 
 BATCH = 256  # images whose vectors and probabilities are held at once
 
@@ -42,6 +45,79 @@ class Answer(NamedTuple):
     decisive: Decisive | None  # where asked for; None, too, where no sentence raised the class
 
 
+class Answered(NamedTuple):
+    """What is said of some pictures of a batch: those that can be read."""
+
+    kept: Sequence[int]  # places of these pictures
+    chances: np.ndarray  # [n, C]
+    closest: Sequence[Sequence[Closest]]
+    decisive: Sequence[Decisive | None]
+    skipped: Sequence[tuple[str, str]]  # names of the others, with why
+
+
+class Predictor(Protocol):
+    """Whatever says how likely classes are."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes, in the order of the probabilities."""
+        ...
+
+    def __call__(self, pictures: list[Picture], explain: int, max_pixels: int | None) -> Iterator[Answered]:
+        """Of the pictures of one batch, some at a time, with so many sentences each."""
+        ...
+
+
+@dataclass
+class ByVectors:
+    """A fitted method, by image vectors that are kept."""
+
+    fitted: Fitted
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.fitted.texts.names
+
+    def __call__(self, pictures: list[Picture], explain: int, max_pixels: int | None) -> Iterator[Answered]:
+        backbone = self.fitted.backbone
+        assert backbone is not None  # `predict` refuses runs without one
+        try:
+            features = image_features(backbone, pictures, max_pixels=max_pixels)
+        except NoneReadable as error:
+            yield Answered([], np.empty((0, len(self.names))), [], [], error.skipped)
+            return
+        some, told = at_once(len(self.names)), features.skipped
+        for start in range(0, len(features.kept), some):
+            rows = slice(start, start + some)
+            yield self._of(features.kept[rows], features.vectors[rows, 0], told, explain)
+            told = []
+
+    def _of(
+        self, kept: list[int], vectors: Float[Tensor, "n D"], told: list[tuple[str, str]], explain: int
+    ) -> Answered:
+        fitted = self.fitted
+        chances = fitted.logits(vectors).double().softmax(1).numpy()
+        closest = fitted.closest(vectors, explain) if explain else [()] * len(vectors)
+        decisive = fitted.decisive(vectors) if explain else [None] * len(vectors)
+        return Answered(kept, chances, closest, decisive, told)
+
+
+@dataclass
+class ByAsking:
+    """A generator that is asked."""
+
+    asked: Asked
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.asked.names
+
+    def __call__(self, pictures: list[Picture], explain: int, max_pixels: int | None) -> Iterator[Answered]:
+        for kept, scores, skipped in self.asked.stream(pictures):
+            chances = scores.values.double().softmax(1).numpy()
+            yield Answered(kept, chances, [()] * len(kept), [None] * len(kept), skipped)
+
+
 class Predictions:
     """Answers in the order of the images, made as they are asked for: iterate once.
 
@@ -52,7 +128,7 @@ class Predictions:
 
     def __init__(
         self,
-        fitted: Fitted,
+        predictor: Predictor,
         images: Sequence[Any],
         *,
         max_pixels: int | None = None,
@@ -62,11 +138,11 @@ class Predictions:
     ):
         if unsure is not None and not 0 < unsure <= 1:
             raise WordsightError(f"unsure={unsure} is no probability; give one above 0 and up to 1, as 0.5")
-        self.class_names = fitted.texts.names
+        self.class_names = predictor.names
         self.unsure = unsure
         self._reading = Reading()
         self.account, self.skipped = self._reading.account, self._reading.skipped
-        self._fitted, self._images, self._explain = fitted, images, explain
+        self._predictor, self._images, self._explain = predictor, images, explain
         self._max_pixels = max_pixels
         self._csv = None if csv is None else Path(csv).expanduser()
 
@@ -108,35 +184,17 @@ class Predictions:
         pictures, kept = pictures_in(self._images, self.account), 0
         with progress("images") as advance:
             while batch := list(itertools.islice(pictures, BATCH)):
-                features = self._features(batch)
-                self._reading.skip(features.skipped)
-                yield from self._batch(batch, features)
-                kept += len(features.kept)
+                for found in self._predictor(batch, self._explain, self._max_pixels):
+                    self._reading.skip(found.skipped)
+                    yield from self._answers_of(batch, found)
+                    kept += len(found.kept)
                 advance(len(batch))
         self._reading.end(kept)
 
-    def _features(self, batch: list[Picture]) -> Features:
-        backbone = self._fitted.backbone
-        assert backbone is not None  # `predict` refuses runs without one
-        try:
-            return image_features(backbone, batch, max_pixels=self._max_pixels)
-        except NoneReadable as error:
-            return Features(torch.empty(0, 1, backbone.dim), [], error.skipped)
-
-    def _batch(self, batch: list[Picture], features: Features) -> Iterator[Answer]:
-        if not features.kept:
-            return
-        some = at_once(len(self.class_names))
-        names = [batch[place].name for place in features.kept]
-        for start, vectors in zip(range(0, len(names), some), features.vectors[:, 0].split(some)):
-            yield from self._scored(names[start:], vectors)
-
-    def _scored(self, names: Sequence[str], vectors: Float[Tensor, "n D"]) -> list[Answer]:
-        chances = self._fitted.logits(vectors).double().softmax(1).numpy()
-        closest = self._fitted.closest(vectors, self._explain) if self._explain else [()] * len(vectors)
-        decisive = self._fitted.decisive(vectors) if self._explain else [None] * len(vectors)
-        unsure = [self.unsure is not None and bool(row.max() < self.unsure) for row in chances]
-        return [Answer(*columns) for columns in zip(names, chances, unsure, closest, decisive)]
+    def _answers_of(self, batch: list[Picture], found: Answered) -> Iterator[Answer]:
+        for place, row, sentences, one in zip(found.kept, found.chances, found.closest, found.decisive):
+            unsure = self.unsure is not None and bool(row.max() < self.unsure)
+            yield Answer(batch[place].name, row, unsure, sentences, one)
 
     def _header(self) -> list[str]:
         own = ["image", "predicted", *(["unsure"] * (self.unsure is not None))]
@@ -176,7 +234,8 @@ def predict(
 
     Errors: WordsightError for a run or classes that cannot be."""
     folder = run_folder(run)
-    settings, own = Run.open(folder).settings, Run.open(folder).facts.classes
+    opened = Run.open(folder)
+    settings, own = opened.settings, opened.facts.classes
     names = class_list(classes, own) if classes else list(own)
     names += [name for name in (class_list(add, own) if add else []) if name not in names]
     changed = bool(classes or add)
@@ -187,6 +246,18 @@ def predict(
             f"{run} was fitted on feature matrices without a backbone; `wordsight.load` in Python predicts "
             f"from such matrices"
         )
+    given = [images] if isinstance(images, (str, Path)) else images
+    wanted = {"max_pixels": max_pixels or settings.max_pixels, "unsure": unsure, "csv": csv}
+    if is_asking(opened):
+        from wordsight.asked import Asked  # with the half of transformers that LMs need
+
+        if explain or sentences:
+            raise WordsightError(
+                f"{run} asks a model by class names, so no sentence explains what it says; leave "
+                f"{'--sentences' if sentences else '--explain'} out"
+            )
+        asked = Asked.open(opened, backbone).with_classes(names)
+        return Predictions(ByAsking(asked), given, **wanted)
     classifier = load(folder, backbone=backbone, class_names=names if changed else ())
     if sentences:
         classifier = classifier.with_classes(names, sentences)
@@ -195,9 +266,7 @@ def predict(
             f"{run} was fitted with the template set {settings.sentences!r} in place of sentences, which "
             f"explains little; give `fit` a sentences=... file"
         )
-    given = [images] if isinstance(images, (str, Path)) else images
-    largest = max_pixels or settings.max_pixels
-    return Predictions(classifier.fitted_, given, max_pixels=largest, unsure=unsure, explain=explain, csv=csv)
+    return Predictions(ByVectors(classifier.fitted_), given, explain=explain, **wanted)
 
 
 def _plain(decisive: Decisive | None) -> dict[str, Any] | None:

@@ -222,7 +222,7 @@ class Run:
     def method(self, backbone: Backbone | None = None) -> Classifier:
         """The fitted method, with exactly the tensors it has saved; its classes are not yet set.
 
-        Errors: WordsightError for a two_tower, which is a backbone, and for what writes captions."""
+        Errors: WordsightError for a two_tower, which is a backbone, and for what writes."""
         if issubclass(resolve(METHODS, self.settings.method, "method"), Captioner):
             raise WordsightError(
                 f"{self.folder} is a {self.settings.method} and scores no classes; it says what images show: "

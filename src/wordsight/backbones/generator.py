@@ -10,13 +10,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from PIL import Image
 
 from wordsight.backbones.sampling import drawn
 from wordsight.config import WordsightError
+
+if TYPE_CHECKING:
+    from wordsight.backbones.prefixed import PrefixedLM
+    from wordsight.backbones.scoring import Behind
 
 Seen: TypeAlias = Any  # what a generator makes of an image, for its own prompts: soft tokens, or the pixels
 Prompt: TypeAlias = Sequence[Any]  # texts (str) and seen images, or the messages of a chat (dict)
@@ -78,16 +82,19 @@ class Pieces(Iterator[str]):
 
 
 class Generator(ABC):
-    """Writes about images. Its LM and image tower are frozen, in eval mode, and no call keeps a gradient.
-
-    Scores of given texts, the log probabilities of each behind a prompt, would stand beside `write` and take
-    the same prompts."""
+    """Writes about images, and says how likely a text is (scoring.py). Its LM and image tower are frozen, in
+    eval mode, and no call keeps a gradient."""
 
     name: str  # what the user wrote
     device: torch.device
     needs_image: bool = False  # whether it cannot be asked without an image
     chats: bool = False  # whether it has a chat template
     sees: bool = True  # whether it has an image input
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of all that decides what it says."""
 
     @abstractmethod
     def see(self, images: Sequence[Image.Image]) -> list[Seen]:
@@ -104,9 +111,25 @@ class Generator(ABC):
         Errors: WordsightError where a prompt and `how.max_new_tokens` do not fit into the LM's positions.
         """
 
-    def captioning(self, image: Seen) -> Prompt:
-        """What is written after it is the image's caption."""
-        return [image]
+    @property
+    @abstractmethod
+    def scored_by(self) -> PrefixedLM:
+        """The LM that goes on behind a prompt that was read."""
+
+    @abstractmethod
+    def read(self, prompts: Sequence[Prompt]) -> list[Behind]:
+        """What the LM holds behind prompts: those of equal length together."""
+
+    @abstractmethod
+    def tail(self, prompt: Prompt) -> str:
+        """The text of a prompt behind its last image, which decides how what follows is cut into tokens."""
+
+    def captioning(self, image: Seen | None, shown: Sequence[tuple[Seen, str]] = ()) -> Prompt:
+        """What is written after it is the image's caption, in the way of the images and captions that are
+        `shown` before it. None: without the image.
+        """
+        told = [part for one, caption in shown for part in (one, f"{caption}\n")]
+        return [*told, *([] if image is None else [image])]
 
     def asking(self, turns: Sequence[Turn]) -> Prompt:
         """What is written after it is the answer to the last turn; those before are shown with theirs. The

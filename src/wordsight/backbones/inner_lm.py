@@ -80,7 +80,7 @@ def inner_lm(whole: PreTrainedModel, name: str) -> PreTrainedModel:
 @torch.no_grad()
 def _check(whole: PreTrainedModel, lm: PreTrainedModel, name: str) -> None:
     most = vocabulary_size(lm)
-    ids = torch.tensor([[token % most for token in (11, 23, 5, 37, 8, 19)]])
+    ids = torch.tensor([[token % most for token in (11, 23, 5, 37, 8, 19)]], device=whole.device)
     mask = torch.ones_like(ids)
     theirs, ours = (model(input_ids=ids, attention_mask=mask).logits.float() for model in (whole, lm))
     close = max(CLOSE, 8 * torch.finfo(whole.dtype).eps)

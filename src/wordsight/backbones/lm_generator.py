@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from wordsight.backbones.generator import (
 )
 from wordsight.backbones.past import Past, has_past
 from wordsight.backbones.prefixed import PrefixedLM
+from wordsight.backbones.scoring import Behind, read_rows
 from wordsight.backbones.streaming import Streamed
 from wordsight.config import WordsightError
 
@@ -76,11 +78,36 @@ class LMGenerator(Generator):
     def length(self, prompt: Prompt) -> int:
         return len(self.row(prompt))
 
+    @property
+    def fingerprint(self) -> str:
+        return self.lm.origin
+
+    @property
+    def scored_by(self) -> PrefixedLM:
+        return self.lm
+
+    def read(self, prompts: Sequence[Prompt]) -> list[Behind]:
+        rows = [self.row(prompt) for prompt in prompts]
+        if not all(map(len, rows)):
+            raise WordsightError(
+                f"{self.name!r} begins a text with no token of its own, so that nothing stands before what "
+                f"it is to say; ask it something"
+            )
+        return read_rows(self.lm, rows)
+
+    def tail(self, prompt: Prompt) -> str:
+        parts = self._parts(prompt)
+        behind = itertools.takewhile(lambda part: isinstance(part, str), reversed(parts))
+        return "".join(reversed([*behind]))
+
     def row(self, prompt: Prompt) -> Tensor:
         """A prompt as the vectors [Q, W] that the LM reads."""
-        if any(isinstance(part, dict) for part in prompt):
-            return self.lm.row(self._templated(prompt), begin=False)
-        return self.lm.row(prompt)
+        chat = any(isinstance(part, dict) for part in prompt)
+        return self.lm.row(self._parts(prompt), begin=not chat)
+
+    def _parts(self, prompt: Prompt) -> list[Any]:
+        """A prompt as texts and vectors."""
+        return self._templated(prompt) if any(isinstance(part, dict) for part in prompt) else [*prompt]
 
     def check_room(self, rows: Sequence[Tensor], how: Writing) -> None:
         """Errors: WordsightError where a row and what is to be written do not fit into the LM's positions."""

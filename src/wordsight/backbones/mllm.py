@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForImageTextToText
 
@@ -36,14 +37,15 @@ from wordsight.backbones.generator import (
     Seen,
     Turn,
     Writing,
-    message,
     messages_of,
 )
 from wordsight.backbones.hub import TOWER_FILES, find, first_line
-from wordsight.backbones.inner_lm import MLLMS
+from wordsight.backbones.inner_lm import MLLMS, inner_lm
 from wordsight.backbones.lm import write_on
+from wordsight.backbones.prefixed import PrefixedLM
 from wordsight.backbones.processors import read_processor, with_images
 from wordsight.backbones.sampling import keep_ends
+from wordsight.backbones.scoring import Behind, alike
 from wordsight.backbones.streaming import Streamed
 from wordsight.config import WordsightError
 from wordsight.files import new_folder
@@ -120,10 +122,12 @@ class MLLM(Backbone, Generator):
         """The images as they are: how the model cuts one depends on the prompt around it."""
         return list(images)
 
-    def captioning(self, image: Seen) -> Prompt:
+    def captioning(self, image: Seen | None, shown: Sequence[tuple[Seen, str]] = ()) -> Prompt:
         if self.processor.chat_template:
-            return [message("user", image, ASKS_CAPTION)]
-        return [image, PROMPTS.get(self.model.config.model_type, ("",))[0]]
+            turns = [Turn(one, ASKS_CAPTION, caption) for one, caption in shown]
+            return messages_of([*turns, Turn(image, ASKS_CAPTION)])
+        own = PROMPTS.get(self.model.config.model_type, ("",))[0]
+        return [*super().captioning(image, shown), own]
 
     def asking(self, turns: Sequence[Turn]) -> Prompt:
         """Through the chat template, the examples as what was said before; in the form that a family was
@@ -136,6 +140,53 @@ class MLLM(Backbone, Generator):
             return super().asking(turns)
         text = own[1].format(turns[0].question)
         return [text] if turns[0].image is None else [turns[0].image, text]
+
+    # -- scoring --
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint({}, self.image_fingerprint, self.scored_by.origin)
+
+    @cached_property
+    def scored_by(self) -> PrefixedLM:
+        """The LM inside, on the same tensors."""
+        return PrefixedLM(inner_lm(self.model, self.name), self.tokenizer)
+
+    @torch.no_grad()
+    def read(self, prompts: Sequence[Prompt]) -> list[Behind]:
+        rows = [self._row(prompt) for prompt in prompts]
+        read = [self._inputs([text], [images]) for text, images in rows]
+        found = []
+        for some in alike([tuple(value.shape[1:] for value in one.values()) for one in read]):
+            inputs = {key: torch.cat([read[place][key] for place in some]) for key in read[some[0]]}
+            found.append(self._behind(some, inputs))
+        return found
+
+    def _behind(self, rows: list[int], inputs: dict[str, Tensor]) -> Behind:
+        """What the LM holds behind a batch. At which position it goes on, it says by those that its decoder
+        is given: they count otherwise than columns where images have two dimensions (Qwen2-VL).
+        """
+        cache, given, decoder = DynamicCache(), {}, self.model.get_decoder()
+        hook = decoder.register_forward_pre_hook(lambda *call: given.update(call[2]), with_kwargs=True)
+        try:
+            inputs.pop("labels", None)
+            found = self.model.base_model(**inputs, past_key_values=cache, use_cache=True)
+        finally:
+            hook.remove()
+        states, length, places = found.last_hidden_state, cache.get_seq_length(), given.get("position_ids")
+        last = (
+            torch.tensor(length - 1) if places is None else places.view(-1, *places.shape[-2:]).amax((0, -1))
+        )
+        return Behind(rows, cache, length, (last + 1).expand(len(rows)).to(self.device), states[:, -1])
+
+    def tail(self, prompt: Prompt) -> str:
+        text, images = self._row(prompt)
+        ids = self._inputs([text], [images])["input_ids"][0].tolist()
+        token = self.tokenizer.convert_tokens_to_ids(self.image_token)
+        last = max((place for place, one in enumerate(ids) if one == token), default=-1)
+        return self.tokenizer.decode(ids[last + 1 :], skip_special_tokens=True)
+
+    # -- chatting --
 
     @property
     def chats(self) -> bool:
@@ -188,8 +239,11 @@ class MLLM(Backbone, Generator):
             text = "".join(part if isinstance(part, str) else self.image_token for part in prompt)
             return text, [part for part in prompt if not isinstance(part, str)]
         with reading(self.name, "the chat template"):
-            text = self.processor.apply_chat_template(
-                [_without_images(one) for one in prompt], add_generation_prompt=True, tokenize=False
+            text = self.tokenizer.apply_chat_template(  # SmolVLM's own processor wants one for videos
+                [_without_images(one) for one in prompt],
+                chat_template=self.processor.chat_template,
+                add_generation_prompt=True,
+                tokenize=False,
             )
         parts = [part for one in prompt for part in one["content"]]
         return text, [part["image"] for part in parts if part["type"] == "image"]

@@ -75,6 +75,12 @@ class Method(nn.Module):
 
     Settings: ClassVar[type] = NoSettings
     needs_labels: ClassVar[bool] = True  # False: no labelled image changes what it does
+    needs_sentences: ClassVar[bool] = False  # whether sentences change what it does
+    # whether it chooses by validation images, where the data has some (its learning rate is not meant)
+    needs_val: ClassVar[bool] = False
+    # module:function that fits a run of it, by settings, an open backbone or None and open data or None;
+    # empty: as a classifier of image vectors
+    fits: ClassVar[str] = ""
 
     @classmethod
     def check(cls, settings: RunSettings) -> None:
@@ -99,15 +105,12 @@ class Classifier(Method, ABC):
     What fitting decides is in `state_dict()` (parameters and persistent buffers) and goes to the run folder;
     what `set_classes` derives from words is not."""
 
-    needs_sentences: ClassVar[bool] = False  # whether sentences change what it does
     needs_words: ClassVar[bool] = True  # false: it is fitted and predicts without any text vector
     keeps_words: ClassVar[bool] = False  # whether it is nothing but words of one kind, whatever others have
     needs_tower: ClassVar[bool] = (
         False  # whether it learns the tokens of a text tower, and so needs a backbone
     )
     needs_pool: ClassVar[bool] = False  # whether it is nothing without images that have no labels
-    # whether it chooses by validation images, where the data has some (its learning rate is not meant)
-    needs_val: ClassVar[bool] = False
     training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of tensors that prediction does without
 
     def __init__(self, class_names: tuple[str, ...], space: Backbone | Space, settings: Any):
@@ -271,10 +274,15 @@ class Classifier(Method, ABC):
         return images
 
 
+class Asking(Method):
+    """Asks a generator which class an image shows; nothing of it are vectors."""
+
+    needs_labels = False
+
+
 class PairMethod(Method):
     """Learned from image-text pairs."""
 
-    fits: ClassVar[str]  # module:function that fits a run of it, by settings and an open backbone or None
     needs_labels = False  # captions are enough
 
     @classmethod

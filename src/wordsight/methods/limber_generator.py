@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from wordsight.backbones import Backbone
+from wordsight.backbones import Backbone, fingerprint
 from wordsight.backbones.generator import Seen
 from wordsight.backbones.lm_generator import LMGenerator
 from wordsight.methods.limber import Limber
@@ -27,6 +27,10 @@ class LimberGenerator(LMGenerator):
     def __init__(self, backbone: Backbone, method: Limber, *, name: str):
         super().__init__(method.lm, name=name)
         self.backbone, self.method = backbone, method.eval()
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.method.weights(), self.lm.origin, self.backbone.image_fingerprint)
 
     @torch.no_grad()
     def see(self, images: Sequence[Image.Image]) -> list[Seen]:

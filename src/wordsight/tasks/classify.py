@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,16 +16,19 @@ from wordsight import metrics
 from wordsight.backbones import Backbone
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Dataset, Split, open_dataset
-from wordsight.data.features import Features, image_features
+from wordsight.data.features import Features, NoneReadable, image_features
 from wordsight.data.images import hash_of
 from wordsight.data.splits import Which, digests, fingerprint, select_classes
 from wordsight.files import csv_text, write_file
-from wordsight.fitted import Closest, Fitted
-from wordsight.metrics import Best
+from wordsight.fitted import Closest, Fitted, is_asking
+from wordsight.metrics import Best, best
 from wordsight.runs import Run, predictions_file
 from wordsight.sentences import OWN
 from wordsight.sentences.templates import TEMPLATE_SETS
 from wordsight.tasks.calibrate import UNFITTED, Temperature, calibration, fit_temperature
+
+if TYPE_CHECKING:
+    from wordsight.asked import Asked
 
 log = logging.getLogger("wordsight")
 
@@ -39,6 +42,15 @@ class Tested(NamedTuple):
     split: Split
 
 
+class Judged(NamedTuple):
+    """What a method says of test images."""
+
+    tested: Tested
+    figures: dict[str, Any]
+    best: Best | None = None  # None where an image shows several classes
+    reasons: Sequence[Sequence[Closest]] | None = None  # a sentence to each image, where there are some
+
+
 def evaluate(
     run: Run,
     *,
@@ -47,7 +59,7 @@ def evaluate(
     label: str | None = None,
     backbone: Backbone | str | None = None,
     references: Mapping[str, Fitted] | None = None,
-    fitted: Fitted | None = None,
+    fitted: Fitted | Asked | None = None,
     source: Dataset | None = None,
 ) -> list[dict[str, Any]]:
     """Figures of a run on its test images, kept in metrics.jsonl.
@@ -58,7 +70,7 @@ def evaluate(
     whatever way they are named. `source` is the data, where it is open already. `references` are other
     methods that are measured on the same images, for a paired comparison."""
     settings = run.settings
-    fitted = fitted or Fitted.open(run, backbone)
+    fitted = fitted or opened(run, backbone)
     if data is not None:
         fitted = fitted.knowing(data)
     whole = source if source is not None else open_dataset(data or settings.data, label or settings.label)
@@ -79,7 +91,9 @@ def evaluate(
     parts: list[Which] = ["base", "new"] if halves else [classes or "all"]
     # of new classes no label may be used: they have the temperature of the base classes
     which = settings.classes if own else classes or "all"
-    temperature = fit_temperature(fitted, whole, settings, which, None if own else run.seen())
+    temperature = UNFITTED
+    if isinstance(fitted, Fitted):
+        temperature = fit_temperature(fitted, whole, settings, which, None if own else run.seen())
     results = []
     for part in parts:
         dataset = select_classes(whole, part)
@@ -97,26 +111,66 @@ def evaluate(
                 f"to its "
                 "test part"
             )
-        assert chosen.backbone is not None  # or other classes would have been refused
-        tested = featurise(chosen.backbone, dataset.test, settings)
         result = {"event": "eval", "data": settings.data if own else data, "classes": part}
-        result |= {"skipped": [list(pair) for pair in tested.features.skipped]}
-        result |= hashes(settings, chosen, whole)
-        if dataset.test.shown is not None:
-            shown = torch.from_numpy(dataset.test.shown)[tested.features.kept]
-            result |= figures_of_several(chosen.logits(tested.vectors), shown, dataset.class_names)
-        else:
-            found = chosen.best(tested.vectors, temperature.value or 1.0)
-            result |= figures(found, tested.labels, dataset.class_names, temperature)
-            result |= compared(found, references or {}, dataset.class_names, tested)
-            # templates say of each class what they say of the others
-            explained = any(chosen.texts.sentences) and settings.sentences != OWN
-            reasons = chosen.closest(tested.vectors) if explained else None
+        result |= hashes(chosen.names, templates_of(chosen, whole, settings))
+        judged = judge(chosen, dataset.test, settings, temperature)
+        result |= judged.figures | {"skipped": [list(pair) for pair in judged.tested.features.skipped]}
+        if judged.best is not None:
+            result |= compared(judged.best, references or {}, dataset.class_names, judged.tested)
             file = predictions_file(part, None if own else data)
-            write_predictions(run, file, tested, found, dataset.class_names, reasons)
+            write_predictions(run, file, judged.tested, judged.best, dataset.class_names, judged.reasons)
         run.log(result)
         results.append(result)
     return results
+
+
+def opened(run: Run, backbone: Backbone | str | None) -> Fitted | Asked:
+    """What a run classifies by."""
+    if not is_asking(run):
+        return Fitted.open(run, backbone)
+    from wordsight.asked import Asked  # with the half of transformers that LMs need
+
+    return Asked.open(run, backbone)
+
+
+def judge(chosen: Fitted | Asked, split: Split, settings: RunSettings, temperature: Temperature) -> Judged:
+    """What a method says of a test part. Images that cannot be read are named."""
+    if not isinstance(chosen, Fitted):
+        return _answers(chosen, split)
+    assert chosen.backbone is not None  # or other classes would have been refused
+    tested = featurise(chosen.backbone, split, settings)
+    if split.shown is not None:
+        return _several(chosen.logits(tested.vectors), tested, chosen.names)
+    found = chosen.best(tested.vectors, temperature.value or 1.0)
+    # templates say of each class what they say of the others
+    explained = any(chosen.texts.sentences) and settings.sentences != OWN
+    reasons = chosen.closest(tested.vectors) if explained else None
+    return Judged(tested, figures(found, tested.labels, chosen.names, temperature), found, reasons)
+
+
+def _several(logits: Float[Tensor, "n C"], tested: Tested, names: Sequence[str]) -> Judged:
+    assert tested.split.shown is not None  # that is what several classes are known by
+    shown = torch.from_numpy(tested.split.shown)[tested.features.kept]
+    return Judged(tested, figures_of_several(logits, shown, names))
+
+
+def _answers(asked: Asked, split: Split) -> Judged:
+    kept, scores, skipped = asked.ask(split.pictures)
+    if not kept:
+        raise NoneReadable(skipped)
+    features = Features(torch.empty(len(kept), 1, 0), kept, skipped)
+    tell_skipped(features, len(split))
+    tested = Tested(features.vectors[:, 0], torch.from_numpy(split.labels)[kept], features, split)
+    if split.shown is not None:
+        return _several(scores.values, tested, asked.names)
+    found = best(scores.values)
+    how = {"answers": asked.settings.settings.by}
+    return Judged(
+        tested,
+        figures(found, tested.labels, asked.names) | how | scores.outside(),
+        found,
+        asked.reasons(scores),
+    )
 
 
 def same_images(whole: Dataset, run: Run) -> bool:
@@ -204,16 +258,20 @@ def figures_of_several(
     }
 
 
-def hashes(settings: RunSettings, fitted: Fitted, whole: Dataset) -> dict[str, Any]:
+def templates_of(chosen: Fitted | Asked, whole: Dataset, settings: RunSettings) -> Sequence[str]:
+    """What class names are put into, or the sentences about the classes."""
+    if not settings.needs_sentences:
+        return (chosen.template,)
+    assert isinstance(chosen, Fitted)  # what asks reads no sentence
+    named = whole.templates if settings.sentences == OWN else TEMPLATE_SETS.get(settings.sentences or "")
+    return named or [text for own in chosen.texts.sentences for text in own]
+
+
+def hashes(names: Sequence[str], templates: Sequence[str]) -> dict[str, Any]:
     """By which two evaluations are seen to be of the same class names and the same templates (or sentences),
     and how many templates there are for each class."""
-    texts = fitted.texts
-    templates: Sequence[str] = (texts.template,)
-    if settings.needs_sentences:
-        named = whole.templates if settings.sentences == OWN else TEMPLATE_SETS.get(settings.sentences or "")
-        templates = named or [text for own in texts.sentences for text in own]
     return {
-        "class_names_hash": hash_of("\n".join(texts.names).encode()).hex()[:16],
+        "class_names_hash": hash_of("\n".join(names).encode()).hex()[:16],
         "templates_hash": hash_of("\n".join(templates).encode()).hex()[:16],
         "templates": len(templates),
     }

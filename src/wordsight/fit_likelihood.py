@@ -1,0 +1,80 @@
+"""Fit likelihood: a run that asks a generative model for classes. Nothing is trained; what is kept is what is
+asked, and the examples that are shown before. The same run folder as of other methods, resumed by the same
+command."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from pathlib import Path
+
+from wordsight.asked import Asked, model_of
+from wordsight.backbones import Backbone
+from wordsight.backbones.generator import Generator
+from wordsight.config import RunSettings, WordsightError, default_folder
+from wordsight.data import Dataset, Split
+from wordsight.data.splits import digests, fingerprint
+from wordsight.files import in_use
+from wordsight.fit import draw, seen_images
+from wordsight.runs import Run, RunFacts
+from wordsight.tasks import classify
+
+
+def fit_likelihood(
+    settings: RunSettings, backbone: Backbone | None = None, source: Dataset | None = None
+) -> Run:
+    """Ask the model of one run about its test images; the same settings again give it back finished.
+    `backbone` is the model where it is open already and writes. Errors: WordsightError."""
+    drawn = draw(settings, source)
+    drawn.whole.account.tell()
+    shown = examples_of(drawn.dataset.train, settings.settings.examples, settings.seed)
+    unnamed = settings.settings.model is None
+    generator = backbone if unnamed and isinstance(backbone, Generator) else model_of(settings)
+    facts = RunFacts(
+        drawn.dataset.class_names,
+        dim=0,
+        logit_scale=1.0,
+        template=settings.settings.answer,
+        images=fingerprint(shown) if len(shown) else "",
+        test=fingerprint(classify.test_part(drawn.whole)),
+        lm=generator.fingerprint,
+    )
+    folder = Path(settings.out or default_folder(settings)).expanduser()
+    with in_use(folder):
+        run = Run.start(folder, settings, facts, {}, drawn.whole.account.to_dict())
+        if run.is_done():
+            return run
+        run.rewind(math.inf)
+        began = time.monotonic()
+        asked = Asked.showing(generator, settings, facts.classes, shown)
+        run.keep_seen(_shown_digests(shown) if drawn.everything else seen_images(settings, drawn.dataset))
+        run.keep_weights(asked)
+        classify.evaluate(run, fitted=asked, source=drawn.whole)
+        seconds = {"fit": round(time.monotonic() - began, 3)}
+        run.log({"event": "fit", "seconds": seconds, "images": len(shown), "parameters": 0, "skipped": []})
+        run.finish()
+    return run
+
+
+def examples_of(train: Split, count: int, seed: int) -> Split:
+    """So many labelled images, drawn by `seed`: of as many classes as there can be, in mixed order.
+
+    Errors: WordsightError for fewer images than are asked for."""
+    if count > len(train):
+        raise WordsightError(
+            f"settings.examples={count}, but the data has {len(train)} labelled images to show; give fewer"
+        )
+    rows = list(range(len(train)))
+    random.Random(seed).shuffle(rows)
+    turn: dict[int, int] = {}
+    order = []
+    for row in rows:  # first one of each class, then a second
+        label = int(train.labels[row])
+        turn[label] = turn.get(label, 0) + 1
+        order.append((turn[label], len(order), row))
+    return train.take([row for _, _, row in sorted(order)[:count]])
+
+
+def _shown_digests(shown: Split) -> set[bytes]:
+    return {digest for digest in digests(shown.pictures) if digest is not None}
