@@ -1,5 +1,5 @@
-"""The paper's headline at our scale: one LM and one frozen image tower, as a multimodal LLM that is asked for
-likelihoods (a run of limber) and as CLAMP (a run of two_tower), zero-shot on the same images, beside backbones.
+"""The paper's headline at our scale: one LM and one frozen image tower, as a multimodal LLM that is asked
+for likelihoods (a run of limber) and as CLAMP (a run of two_tower), zero-shot on the same images.
 
 python benchmarks/zeroshot/headline.py --limber RUN --backbone CLAMP=RUN joined=FOLDER \
     --data caltech101=FOLDER:5 dtd10=FOLDER cifar10=FOLDER:50 --out runs/headline

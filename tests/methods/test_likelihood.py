@@ -213,7 +213,7 @@ def test_settings_that_cannot_be_are_refused(own, said):
         LikelihoodSettings(**own)
 
 
-def test_a_model_without_an_image_input_and_one_that_was_replaced_are_refused(photos, lm, llava, run, tmp_path):
+def test_a_model_that_sees_nothing_and_one_that_was_replaced_are_refused(photos, lm, run, tmp_path):
     with pytest.raises(WordsightError, match="no image input"):
         asked(photos, lm, tmp_path / "lm")
     assert not (tmp_path / "lm").exists()

@@ -92,9 +92,9 @@ class Generator(ABC):
     sees: bool = True  # whether it has an image input
 
     @property
-    @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of all that decides what it says."""
+        """A hash of all that decides what it says. Errors: WordsightError where nobody can tell."""
+        raise self._unscored()
 
     @abstractmethod
     def see(self, images: Sequence[Image.Image]) -> list[Seen]:
@@ -112,17 +112,23 @@ class Generator(ABC):
         """
 
     @property
-    @abstractmethod
     def scored_by(self) -> PrefixedLM:
         """The LM that goes on behind a prompt that was read."""
+        raise self._unscored()
 
-    @abstractmethod
     def read(self, prompts: Sequence[Prompt]) -> list[Behind]:
         """What the LM holds behind prompts: those of equal length together."""
+        raise self._unscored()
 
-    @abstractmethod
     def tail(self, prompt: Prompt) -> str:
         """The text of a prompt behind its last image, which decides how what follows is cut into tokens."""
+        raise self._unscored()
+
+    def _unscored(self) -> WordsightError:
+        return WordsightError(
+            f"{self.name!r} writes and does not say how likely a text is; give a run of limber, or an "
+            f"image-text-to-text model of transformers"
+        )
 
     def captioning(self, image: Seen | None, shown: Sequence[tuple[Seen, str]] = ()) -> Prompt:
         """What is written after it is the image's caption, in the way of the images and captions that are
