@@ -71,7 +71,7 @@ class Asked:
     ) -> Asked:
         """With these examples, read now. Errors: WordsightError for one that cannot be read."""
         pictures = [_read(row, picture, settings.max_pixels) for row, picture in enumerate(shown.pictures)]
-        chosen = [names[label] for label in shown.labels.tolist()]
+        chosen = [tuple(names)[label] for label in shown.labels.tolist()]
         return cls(generator, settings, tuple(names), tuple(zip(pictures, chosen)))
 
     def weights(self) -> dict[str, Tensor]:
