@@ -115,7 +115,11 @@ class Asked:
 
     def ask(self, pictures: Sequence[Picture]) -> Found:
         """Scores of pictures, all held at once."""
-        parts = [*self.stream(pictures)]
+        parts = []
+        with progress("images", len(pictures)) as advance:
+            for found in self.stream(pictures):
+                parts.append(found)
+                advance(len(found.kept) + len(found.skipped))
         kept = [place for found in parts for place in found.kept]
         values = torch.cat([found.scores.values for found in parts])
         said = [text for found in parts for text in found.scores.said or ()]
@@ -127,13 +131,11 @@ class Asked:
     def stream(self, pictures: Sequence[Picture]) -> Iterator[Found]:
         """The same, some at a time."""
         empty = torch.empty(0, len(self.names))
-        with progress("images", len(pictures)) as advance:
-            for start in range(0, len(pictures), AT_ONCE):
-                some = pictures[start : start + AT_ONCE]
-                seen, reasons = seen_by(self.generator, some, self.settings.max_pixels)
-                scores = self.method.scores([*seen.values()]) if seen else Scores(empty, [], [])
-                yield Found([start + place for place in seen], scores, reasons)
-                advance(len(some))
+        for start in range(0, len(pictures), AT_ONCE):
+            some = pictures[start : start + AT_ONCE]
+            seen, reasons = seen_by(self.generator, some, self.settings.max_pixels)
+            scores = self.method.scores([*seen.values()]) if seen else Scores(empty, [], [])
+            yield Found([start + place for place in seen], scores, reasons)
 
 
 def _read(row: int, picture: Picture, max_pixels: int | None) -> Picture:
