@@ -99,11 +99,6 @@ class Asked:
         nearest = [self.names[row] for row in scores.values.argmax(1).tolist()]
         return [[Closest(*one)] for one in zip(nearest, scores.said, scores.cosines())]
 
-    @property
-    def template(self) -> str:
-        """What class names are put into."""
-        return self.settings.settings.answer
-
     @cached_property
     def method(self) -> Likelihood:
         """What scores."""

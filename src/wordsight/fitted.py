@@ -109,14 +109,6 @@ class Fitted:
         return replace(self, backbone=self.backbone.knowing(other), method=copy.deepcopy(self.method))
 
     @property
-    def names(self) -> tuple[str, ...]:
-        return self.texts.names
-
-    @property
-    def template(self) -> str:
-        return self.texts.template
-
-    @property
     def device(self) -> torch.device:
         return self.backbone.device if self.backbone is not None else torch.device("cpu")
 

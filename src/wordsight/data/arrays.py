@@ -35,7 +35,7 @@ def pictures_of_part(part: Part) -> list[Encoded]:
 def _rows(name: str, part: Part, account: Account) -> list[Row]:
     vectors = part.vectors.astype(np.float32)
     flat = vectors.reshape(len(vectors), -1, vectors.shape[-1])  # [n, views, D]
-    usable = (np.isfinite(flat).all((1, 2)) & flat.any(2).all(1)).tolist()
+    usable = [bool(np.isfinite(row).all() and row.any(1).all()) for row in flat]
     rows = []
     for row, (image, good) in enumerate(zip(part.names, usable)):
         account.seen += 1

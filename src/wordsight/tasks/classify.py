@@ -112,7 +112,7 @@ def evaluate(
                 "test part"
             )
         result = {"event": "eval", "data": settings.data if own else data, "classes": part}
-        result |= hashes(chosen.names, templates_of(chosen, whole, settings))
+        result |= hashes(dataset.class_names, templates_of(chosen, whole, settings))
         judged = judge(chosen, dataset.test, settings, temperature)
         result |= judged.figures | {"skipped": [list(pair) for pair in judged.tested.features.skipped]}
         if judged.best is not None:
@@ -140,12 +140,12 @@ def judge(chosen: Fitted | Asked, split: Split, settings: RunSettings, temperatu
     assert chosen.backbone is not None  # or other classes would have been refused
     tested = featurise(chosen.backbone, split, settings)
     if split.shown is not None:
-        return _several(chosen.logits(tested.vectors), tested, chosen.names)
+        return _several(chosen.logits(tested.vectors), tested, chosen.texts.names)
     found = chosen.best(tested.vectors, temperature.value or 1.0)
     # templates say of each class what they say of the others
     explained = any(chosen.texts.sentences) and settings.sentences != OWN
     reasons = chosen.closest(tested.vectors) if explained else None
-    return Judged(tested, figures(found, tested.labels, chosen.names, temperature), found, reasons)
+    return Judged(tested, figures(found, tested.labels, chosen.texts.names, temperature), found, reasons)
 
 
 def _several(logits: Float[Tensor, "n C"], tested: Tested, names: Sequence[str]) -> Judged:
@@ -260,9 +260,10 @@ def figures_of_several(
 
 def templates_of(chosen: Fitted | Asked, whole: Dataset, settings: RunSettings) -> Sequence[str]:
     """What class names are put into, or the sentences about the classes."""
+    if not isinstance(chosen, Fitted):
+        return (settings.settings.answer,)
     if not settings.needs_sentences:
-        return (chosen.template,)
-    assert isinstance(chosen, Fitted)  # what asks reads no sentence
+        return (chosen.texts.template,)
     named = whole.templates if settings.sentences == OWN else TEMPLATE_SETS.get(settings.sentences or "")
     return named or [text for own in chosen.texts.sentences for text in own]
 
