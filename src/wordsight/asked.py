@@ -49,11 +49,11 @@ class Asked:
     shown: tuple[tuple[Picture, str], ...] = ()
 
     @classmethod
-    def open(cls, run: Run, model: Backbone | str | None = None) -> Asked:
-        """What a run asks, its model named anew where that has moved. Errors: WordsightError where the model
-        or the pictures it is shown are not what they were."""
+    def open(cls, run: Run, model: Backbone | Generator | str | None = None) -> Asked:
+        """What a run asks, its model named anew where that has moved, or open already. Errors: WordsightError
+        where the model or the pictures it is shown are not what they were."""
         settings, name = run.settings, model if isinstance(model, str) else None
-        generator = model_of(settings, name)
+        generator = model if isinstance(model, Generator) else model_of(settings, name)
         if generator.fingerprint != run.facts.lm:
             raise WordsightError(
                 f"{generator.name!r} is not the model that {run.folder} was made with, or has changed since; "

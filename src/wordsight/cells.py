@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from wordsight.backbones import Backbone, load_backbone, pick_device
+from wordsight.backbones.generator import Generator as Writer
 from wordsight.cluster import Cluster, Needs, WorkerKilled, current
-from wordsight.config import RunSettings, WordsightError, is_vectors
+from wordsight.config import METHODS, RunSettings, WordsightError, is_vectors, resolve
 from wordsight.data import Dataset, Pairs, Picture, open_dataset
 from wordsight.data.features import NoneReadable, image_features
 from wordsight.data.pairs import fingerprint, open_pairs
 from wordsight.data.splits import prepare
 from wordsight.files import cache_folder, in_use, plain_name
 from wordsight.fit import fit, sentence_source, sentences_given, template_of
-from wordsight.fitted import encode_classes, facts_of
+from wordsight.fitted import encode_classes, facts_of, open_generator
+from wordsight.methods import Asking
 from wordsight.runs import Run, is_finished
 from wordsight.sentences import OWN
 from wordsight.sentences.self_written import sentences_for
@@ -53,6 +55,11 @@ class Cell:
             return f"{plain_name(settings.data)}  {plain_name(settings.backbone)}  {self.label}"
         shots = f"{settings.shots} shot{'s' * (settings.shots != 1)}"
         return f"{plain_name(settings.data)}  {self.label}  {shots}  seed {settings.seed}"
+
+    @property
+    def asks(self) -> bool:
+        """Whether it asks a generator, and needs no vectors."""
+        return issubclass(resolve(METHODS, self.settings.method, "method"), Asking)
 
     @property
     def finished(self) -> bool:
@@ -107,6 +114,19 @@ def tower_of(settings: RunSettings) -> Backbone:
     return tower(settings.backbone, settings.device, settings.dtype)
 
 
+@lru_cache(maxsize=1)
+def asked(name: str, device: str, dtype: str) -> Writer:
+    return open_generator(name, device=device, dtype=dtype)
+
+
+def model_of(cell: Cell, backbone: Backbone | None) -> Backbone | Writer:
+    """What a run is fitted on: the backbone that is open already, its own, or the generator that it asks."""
+    settings = cell.settings
+    if not cell.asks:
+        return backbone or tower_of(settings)
+    return asked(settings.settings.model or settings.backbone, settings.device, settings.dtype)
+
+
 # -- features, once ------------------------------------------------------------------------------------------
 
 
@@ -116,6 +136,7 @@ def featurise_all(cells: Sequence[Cell], backbone: Backbone | None) -> None:
     """
     if cells and (cluster := current()) is not None:
         check_machines(cluster, Path(os.path.commonpath([cell.folder for cell in cells])))
+    cells = [cell for cell in cells if not cell.asks]
     for (data, _, views, *_), (settings, pictures) in pictures_needed(cells).items():
         several = f", {views} views" if views > 1 else ""
         log.info("%s: features of %s images%s", plain_name(data), f"{len(pictures):,}", several)
@@ -190,13 +211,13 @@ def run_cell(cell: Cell, backbone: Backbone | None = None) -> Outcome:
     settings = cell.settings
     try:
         with warnings_alone():
-            backbone = backbone or tower_of(settings)
-            if cell.captions:
-                run, lacks = retrieved(settings, backbone), ()
+            model = model_of(cell, backbone)
+            if cell.captions and isinstance(model, Backbone):
+                run, lacks = retrieved(settings, model), ()
             else:
                 whole = whole_of(settings)
-                run = fit(settings, backbone=backbone, references=False, source=whole)
-                lacks = (*lacking(run, backbone, whole), *untested(run, cell.targets, backbone))
+                run = fit(settings, backbone=model, references=False, source=whole)
+                lacks = (*lacking(run, model, whole), *untested(run, cell.targets, model))
     except WordsightError as error:
         return Outcome(cell, seconds=time.monotonic() - began, error=str(error))
     return Outcome(cell, figures_of(run), time.monotonic() - began, lacks)
@@ -258,7 +279,7 @@ def said_once() -> Iterator[None]:
         log.removeFilter(is_new)
 
 
-def lacking(run: Run, backbone: Backbone, whole: Dataset) -> tuple[str, ...]:
+def lacking(run: Run, backbone: Backbone | Writer, whole: Dataset) -> tuple[str, ...]:
     """Why a run on base classes has no figures of the new ones, in the method's own words."""
     if run.settings.classes != "base" or any(event["classes"] == "new" for event in run.events("eval")):
         return ()
@@ -269,7 +290,7 @@ def lacking(run: Run, backbone: Backbone, whole: Dataset) -> tuple[str, ...]:
     return ()
 
 
-def untested(run: Run, targets: Sequence[str], backbone: Backbone) -> Iterator[str]:
+def untested(run: Run, targets: Sequence[str], backbone: Backbone | Writer) -> Iterator[str]:
     """Test a run on other data, where it was not yet; why it cannot be, in the method's own words."""
     tested = {event["data"] for event in run.events("eval")}
     for target in targets:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from wordsight.backbones import Backbone, load_backbone, pick_device
+from wordsight.backbones.generator import Generator
 from wordsight.config import METHODS, RunSettings, WordsightError, default_folder, is_vectors, resolve
 from wordsight.data import Dataset, Split, open_dataset
 from wordsight.data.account import counted, few
@@ -62,7 +63,7 @@ def fit(
     run: RunSettings | None = None,
     /,
     *,
-    backbone: Backbone | str | None = None,
+    backbone: Backbone | Generator | str | None = None,
     references: bool = True,
     source: Dataset | None = None,
     **values: Any,
@@ -72,8 +73,9 @@ def fit(
     `wordsight.fit(data="photos/", method="aape", shots=16, settings={"prompt": True})`, or a RunSettings. A
     method of labels becomes a classifier, one of image-text pairs a backbone (`load_backbone(run.folder)`).
     `references` measures zero-shot and a linear probe beside it. `source` is what `data` names, where it is
-    open already. What was left out of the data, and what stood in for missing sentences, is logged. Errors:
-    WordsightError; nothing half-done is left that the same call does not go on from."""
+    open already; `backbone` may be open too, and is the generator of a method that asks one. What was left
+    out of the data, and what stood in for missing sentences, is logged. Errors: WordsightError; nothing
+    half-done is left that the same call does not go on from."""
     if isinstance(backbone, str):  # the setting of that name; a Backbone is one that is loaded already
         values, backbone = {**values, "backbone": backbone}, None
     given = {} if run is None else {name: getattr(run, name) for name in RunSettings.__dataclass_fields__}
@@ -86,7 +88,8 @@ def fit(
             module, _, name = kind.fits.partition(":")
             more = {} if source is None else {"source": source}
             return getattr(importlib.import_module(module), name)(settings, backbone, **more)
-        return _fit_labelled(settings, backbone, references, source)
+        opened = backbone if isinstance(backbone, Backbone) else None
+        return _fit_labelled(settings, opened, references, source)
 
 
 def _fit_labelled(

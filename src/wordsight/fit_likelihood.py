@@ -22,15 +22,14 @@ from wordsight.tasks import classify
 
 
 def fit_likelihood(
-    settings: RunSettings, backbone: Backbone | None = None, source: Dataset | None = None
+    settings: RunSettings, backbone: Backbone | Generator | None = None, source: Dataset | None = None
 ) -> Run:
     """Ask the model of one run about its test images; the same settings again give it back finished.
-    `backbone` is the model where it is open already and writes. Errors: WordsightError."""
+    `backbone` is the model where it is open already. Errors: WordsightError."""
     drawn = draw(settings, source)
     drawn.whole.account.tell()
     shown = examples_of(drawn.dataset.train, settings.settings.examples, settings.seed)
-    unnamed = settings.settings.model is None
-    generator = backbone if unnamed and isinstance(backbone, Generator) else model_of(settings)
+    generator = backbone if isinstance(backbone, Generator) else model_of(settings)
     facts = RunFacts(
         drawn.dataset.class_names,
         dim=0,

@@ -20,7 +20,7 @@ from wordsight.config import (
 )
 from wordsight.data import Dataset
 from wordsight.files import plain_name
-from wordsight.methods import Classifier
+from wordsight.methods import Asking, Classifier
 from wordsight.reader import CONFIGS, build, read, read_yaml
 from wordsight.suite_settings import ZERO_SHOT, Suite, SuiteSettings, check_apart
 
@@ -103,7 +103,7 @@ def method_entries(settings: SuiteSettings) -> dict[str, dict[str, Any]]:
     for label, word in zip(labels, words):
         is_yaml = word.endswith(YAML) or word in shipped
         entries[label] = read_yaml(word) if is_yaml else {"method": word}
-        if not issubclass(method_of(entries[label]), Classifier):
+        if not issubclass(method_of(entries[label]), (Classifier, Asking)):
             name = entries[label].get("method", RunSettings.method)
             raise WordsightError(
                 f"methods={word}: {name} learns from image-text pairs and becomes a backbone; a suite "
@@ -166,7 +166,9 @@ def settings_of(settings: SuiteSettings, suite: Suite, asked: Asked) -> RunSetti
     trained = {"train": settings.train} if trains(entry) else {}
     texts = {"sentences": sentence_file(settings, data), "aliases": alias_file(settings, data)}
     given["words"] = words_of(settings, entry)
-    if settings.unlabelled is not None:
+    if issubclass(method_of(entry), Asking):  # by class names alone
+        texts, _ = {}, given.pop("unlabelled", None)
+    elif settings.unlabelled is not None:
         given["unlabelled"] = settings.unlabelled.replace(HERE, own_name(data))
     decided = {"data": data, "backbone": asked.backbone, "device": settings.device, "seed": asked.seed}
     decided |= {"shots": asked.shots, "classes": suite.classes, "name": asked.label}

@@ -19,6 +19,8 @@ from wordsight.methods.likelihood import Likelihood, LikelihoodSettings, answer_
 from wordsight.prediction import predict
 from wordsight.reader import read
 from wordsight.runs import Run
+from wordsight.suite_settings import SuiteSettings
+from wordsight.suites import run_suite
 from wordsight.tasks import evaluate
 
 NAMES = ("blue", "green", "red")  # of `photos`
@@ -157,6 +159,20 @@ def test_examples_are_shown_kept_with_the_run_and_not_counted(photos, llava, tmp
     with pytest.raises(WordsightError, match="examples=7, but the data has 6 labelled images"):
         asked(photos, llava, tmp_path / "more", examples=7)
     assert not (tmp_path / "more").exists()
+
+
+def test_a_suite_compares_it_with_what_compares_vectors(photos, llava, tiny_clip, tmp_path):
+    (tmp_path / "asked.yaml").write_text(f"method: likelihood\nsettings: {{model: {llava}}}\n")
+    given = {"suite": "few-shot", "shots": (1,), "seeds": (1, 2), "device": "cpu", "jobs": 1}
+    given |= {"data": (str(photos),), "backbone": str(tiny_clip), "out": str(tmp_path / "suite")}
+    methods = ("linear_probe", str(tmp_path / "asked.yaml"))
+    found = run_suite(SuiteSettings(**given, methods=methods, sentences="clip7"))
+    assert not found["failed"] and "| asked |" in found["markdown"]
+    folders = sorted(path.parent.name for path in (tmp_path / "suite").glob("*/*/finished.json"))
+    assert [name for name in folders if name.startswith("asked")] == [
+        "asked-1shot-seed1",
+        "asked-1shot-seed2",
+    ]
 
 
 def test_other_data_is_measured_by_its_own_classes(run, photos):

@@ -279,6 +279,15 @@ class Asking(Method):
 
     needs_labels = False
 
+    @classmethod
+    def own_words(cls, own: Any = None) -> str:
+        return "names"
+
+    @classmethod
+    def shares_words(cls) -> bool:
+        """It reads no class vector."""
+        return False
+
 
 class PairMethod(Method):
     """Learned from image-text pairs."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wordsight import metrics
 from wordsight.backbones import Backbone
+from wordsight.backbones.generator import Generator
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Dataset, Split, open_dataset
 from wordsight.data.features import Features, NoneReadable, image_features
@@ -57,7 +58,7 @@ def evaluate(
     data: str | None = None,
     classes: Which | None = None,
     label: str | None = None,
-    backbone: Backbone | str | None = None,
+    backbone: Backbone | Generator | str | None = None,
     references: Mapping[str, Fitted] | None = None,
     fitted: Fitted | Asked | None = None,
     source: Dataset | None = None,
@@ -124,10 +125,10 @@ def evaluate(
     return results
 
 
-def opened(run: Run, backbone: Backbone | str | None) -> Fitted | Asked:
+def opened(run: Run, backbone: Backbone | Generator | str | None) -> Fitted | Asked:
     """What a run classifies by."""
     if not is_asking(run):
-        return Fitted.open(run, backbone)
+        return Fitted.open(run, backbone if isinstance(backbone, (Backbone, str)) else None)
     from wordsight.asked import Asked  # with the half of transformers that LMs need
 
     return Asked.open(run, backbone)
