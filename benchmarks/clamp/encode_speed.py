@@ -1,12 +1,13 @@
 """1,000 class names through CLAMP's text tower, beside a plain dense forward over as many tokens, and beside
 the naive way.
 
-OMP_NUM_THREADS=1 python benchmarks/clamp/encode_speed.py ../shared/data The LM is a random Llama of 29M
-parameters: speed does not depend on its weights. Rounds are interleaved: dense, ours, naive, in turn; medians
-of this process's own time on the processor, which other work on the machine disturbs least. Dense: the bare
-LM without LoRA over rectangles without padding or mask that hold as many tokens as all texts with wrapper,
-plus their prompts. Naive: one pass, in the order given, batches of 64 padded to their longest, what all texts
-begin with run in each."""
+    OMP_NUM_THREADS=1 python benchmarks/clamp/encode_speed.py ../shared/data [--lm gemma3-270m --names 100]
+
+The LM is a random Llama of 29M parameters, for speed does not depend on its weights, or that of --lm. Rounds
+are interleaved: dense, ours, naive, in turn; medians of this process's own time on the processor, which other
+work on the machine disturbs least. Dense: the bare LM without LoRA over rectangles without padding or mask
+that hold as many tokens as all texts with wrapper, plus their prompts. Naive: one pass, in the order given,
+batches of 64 padded to their longest, what all texts begin with run in each."""
 
 import argparse
 import json
@@ -56,20 +57,8 @@ def naive(tower: TextTower, names: list[str]) -> torch.Tensor:
     return torch.cat([tower(names[start : start + 64], "one") for start in range(0, len(names), 64)])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--names", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--way", default="auto")
-    parser.add_argument("--budget", type=int, default=2048, help="tokens a batch, for ours and for dense")
-    parser.add_argument("--train", default="lora", help="prompts: a tower without LoRA")
-    options = parser.parse_args()
-
-    names = json.loads((options.data / "imagenet_sample" / "classes.json").read_text())["classes"]
-    names = names[:: max(1, len(names) // options.names)][: options.names]
-    cupl = json.loads(next((options.data / "sentences" / "cupl").rglob("imagenet*.json")).read_text())
-    torch.manual_seed(0)
+def small(options: argparse.Namespace, sentences: list[str]) -> TextTower:
+    """A random LM of eight layers, whose tokenizer has learned these sentences."""
     config = LlamaConfig(
         vocab_size=8000,
         hidden_size=512,
@@ -80,11 +69,28 @@ def main() -> None:
         bos_token_id=0,
         eos_token_id=1,
     )
-    tower = TextTower(
-        LlamaForCausalLM(config),
-        tokenizer_of([sentence for found in cupl.values() for sentence in found]),
-        TowerSettings(train=options.train),
-    )
+    return TextTower(LlamaForCausalLM(config), tokenizer_of(sentences), TowerSettings(train=options.train))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--names", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--way", default="auto")
+    parser.add_argument("--budget", type=int, default=2048, help="tokens a batch, for ours and for dense")
+    parser.add_argument("--lm", help="an LM of your own: a folder, a hub name or a GGUF file")
+    parser.add_argument("--train", default="lora", help="prompts: a tower without LoRA")
+    options = parser.parse_args()
+
+    names = json.loads((options.data / "imagenet_sample" / "classes.json").read_text())["classes"]
+    names = names[:: max(1, len(names) // options.names)][: options.names]
+    cupl = json.loads(next((options.data / "sentences" / "cupl").rglob("imagenet*.json")).read_text())
+    torch.manual_seed(0)
+    if options.lm:
+        tower = TextTower.from_base(options.lm, TowerSettings(train=options.train))
+    else:
+        tower = small(options, [sentence for found in cupl.values() for sentence in found])
     lengths = [len(ids) for ids in tower._tokens(names)]
     tokens = sum(lengths) + 24 * len(lengths)
     weights = sum(
