@@ -78,6 +78,7 @@ def with_images(
     given = {"images": [list(row) for row in images]} if any(images) else {}
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PaliGemma's, of NumPy
+        warnings.filterwarnings("ignore", "`max_length` is ignored")  # of tokenizers that name one
         return processor(
             text=list(texts), padding=True, padding_side="left", return_tensors="pt", **given, **settings
         )
