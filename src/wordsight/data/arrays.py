@@ -35,7 +35,8 @@ def pictures_of_part(part: Part) -> list[Encoded]:
 def _rows(name: str, part: Part, account: Account) -> list[Row]:
     vectors = part.vectors.astype(np.float32)
     flat = vectors.reshape(len(vectors), -1, vectors.shape[-1])  # [n, views, D]
-    usable = [bool(np.isfinite(row).all() and row.any(1).all()) for row in flat]
+    finite, known = np.all(np.isfinite(flat), axis=(1, 2)), np.all(np.any(flat, axis=2), axis=1)
+    usable = np.logical_and(finite, known).tolist()
     rows = []
     for row, (image, good) in enumerate(zip(part.names, usable)):
         account.seen += 1
