@@ -18,7 +18,7 @@ from wordsight.backbones.generator import Generator
 from wordsight.backbones.hub import WEIGHTS_FILE
 from wordsight.backbones.sentence_encoder import load_texts
 from wordsight.captioner import seen_by
-from wordsight.config import RunSettings, WordsightError
+from wordsight.config import DEFAULT_BACKBONE, RunSettings, WordsightError
 from wordsight.data import Picture, Split
 from wordsight.data.images import Unreadable, read_image
 from wordsight.files import read_tensors
@@ -151,4 +151,9 @@ def _picture(row: int, pixels: np.ndarray) -> Picture:
 def model_of(settings: RunSettings, name: str | None = None) -> Generator:
     """The generator that a run of likelihood asks. Errors: WordsightError for what is none."""
     given = name or settings.settings.model or settings.backbone
+    if given == DEFAULT_BACKBONE:  # nothing was named
+        raise WordsightError(
+            f"method={settings.method} asks a model: name one, such as settings.model=runs/limber or "
+            f"settings.model=llava-hf/llava-1.5-7b-hf"
+        )
     return open_generator(given, device=device_or_cpu(settings.device), dtype=settings.dtype)

@@ -26,6 +26,7 @@ from wordsight.config import RunSettings, WordsightError, relocated
 from wordsight.files import new_folder, read_text, write_file
 from wordsight.fitted import (
     SIDES,
+    is_asking,
     is_captioner,
     is_embedder,
     open_backbone,
@@ -60,6 +61,11 @@ def export(
     Errors: WordsightError for a run that is not finished, whose backbone is not the one that it was fitted
     on, or whose backbone does not come back the same from the folder; nothing is left of `out` then."""
     there = Run.open(hub.run_folder(run))
+    if is_asking(there):
+        raise WordsightError(
+            f"{there.folder} asks a model and has nothing of its own to export; copy the folder, and give "
+            f"backbone=... where the model lies elsewhere"
+        )
     with new_folder(out) as folder:
         if is_embedder(there):
             given = backbone if isinstance(backbone, Backbone) else None

@@ -311,8 +311,8 @@ def _model(name: str, device: str | None, dtype: str | None, backbone: Backbone 
     kind, _ = kind_of(name.removeprefix("hf:"), False)
     if kind != "mllm":
         raise WordsightError(
-            f"{name!r} has no image input and writes; give a run of limber, or an image-text-to-text model "
-            f"such as SmolVLM, LLaVA or Qwen2-VL"
+            f"{name!r} has no image input, or writes nothing; give a run of limber, or an "
+            f"image-text-to-text model such as SmolVLM, LLaVA or Qwen2-VL"
         )
     found = load_backbone(name, device=device or "auto", dtype=dtype or "float32", text=False)
     assert isinstance(found, Generator)

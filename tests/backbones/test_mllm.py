@@ -129,7 +129,9 @@ def test_what_is_not_whole_is_refused(folders, tmp_path, lm, vit):
     with pytest.raises(WordsightError, match="a pickle, which is never opened"):
         open_generator(broken)
     for other in (lm, vit):
-        with pytest.raises(WordsightError, match="has no image input and writes; give a run of limber"):
+        with pytest.raises(
+            WordsightError, match="has no image input, or writes nothing; give a run of limber"
+        ):
             open_generator(other)
     with pytest.raises(WordsightError, match="an image-text-to-text model, whose texts have no vectors"):
         load_backbone(folder)

@@ -12,6 +12,7 @@ from wordsight.backbones.scoring import Tree
 from wordsight.cli import main
 from wordsight.config import RunSettings, WordsightError
 from wordsight.estimator import load
+from wordsight.export import export
 from wordsight.files import csv_rows
 from wordsight.fit import fit
 from wordsight.fitted import open_generator
@@ -238,6 +239,10 @@ def test_a_model_that_sees_nothing_and_one_that_was_replaced_are_refused(photos,
         Asked.open(run, str(other))
     with pytest.raises(WordsightError, match="asks a model about images"):
         load(run.folder)
+    with pytest.raises(WordsightError, match="asks a model and has nothing of its own to export"):
+        export(run.folder, tmp_path / "exported")
+    with pytest.raises(WordsightError, match="asks a model: name one, such as settings"):
+        fit(RunSettings(str(photos), method="likelihood", shots=2))
 
 
 def test_the_tree_of_the_class_names_is_small():

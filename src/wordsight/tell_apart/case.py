@@ -20,7 +20,14 @@ from wordsight.data import Dataset, Split
 from wordsight.data.splits import fingerprint
 from wordsight.estimator import FROM_PYTHON
 from wordsight.fit import draw, featurise, pool_of, validation
-from wordsight.fitted import encode_classes, is_captioner, is_embedder, open_backbone, predict_logits
+from wordsight.fitted import (
+    encode_classes,
+    is_asking,
+    is_captioner,
+    is_embedder,
+    open_backbone,
+    predict_logits,
+)
 from wordsight.fitting import fit_method
 from wordsight.methods import Classifier, FitData, Labelled
 from wordsight.runs import NO_BACKBONE, Run
@@ -141,7 +148,7 @@ def open_case(run: Run, data: str | None, backbone: str | Backbone | None) -> Ca
 
 def _demand_words(run: Run, data: str | None) -> None:
     settings = run.settings
-    if is_embedder(run) or is_captioner(run):
+    if is_embedder(run) or is_captioner(run) or is_asking(run):
         raise WordsightError(
             f"{run.folder} is a {settings.method}, which has no classes to confuse; give a run over classes"
         )
