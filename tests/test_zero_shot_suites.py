@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import DatasetInfo
 from standins import COLOURS, ColourBackbone, paint
 
 from wordsight import cells
@@ -218,6 +219,26 @@ def test_mistakes_are_said_before_any_work(changes, words, root, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tree_on_the_hub_is_fetched_for_its_test_part(root, tmp_path, monkeypatch):
+    asked_for = []
+
+    def fetch(name, repo_type, allow_patterns):
+        asked_for.append((name, repo_type, set(allow_patterns) & {"test/*", "classnames.txt", "*.txt"}))
+        return str(root / "wds_vtab-cifar10")
+
+    def known(self, name, timeout):
+        if name != "clip-benchmark/wds_cars":
+            raise OSError("no such dataset")
+        return DatasetInfo(id=name, siblings=[{"rfilename": "test/nshards.txt"}])
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", known)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    pattern = "clip-benchmark/wds_{dataset_cleaned}"
+    result = run_suite(asked(root, tmp_path, data=(pattern,)), backbone=ColourBackbone())
+    assert result["runs"] == 2 and len(result["failed"]) == 23 and result["absent"] == []
+    assert asked_for == [("clip-benchmark/wds_cars", "dataset", {"test/*", "classnames.txt"})]
+
+
 # -- several classes, and captions ---------------------------------------------------------------------------
 
 
@@ -258,7 +279,9 @@ def test_retrieval_is_measured_on_a_tree_and_on_karpathy_s_file(tmp_path):
     (event,) = Run.open(tmp_path / "out" / "colours" / "flickr30k" / "zero_shot-seed1").events("retrieval")
     assert (event["images"], event["captions"]) == (4, 8) and event["image_to_text"]["recall@5"] == 100
     assert "**Retrieval**" in result["markdown"] and "i→t @1" in result["markdown"]
-    found = json.loads((tmp_path / "out" / "clip_benchmark").joinpath(files_of(result)[0]).read_text())
+    files = (Path(path) for path in result["files"][:-1])
+    found, coco = sorted((json.loads(path.read_text()) for path in files), key=lambda one: one["dataset"])
+    assert (found["dataset"], coco["dataset"]) == ("flickr30k", "mscoco_captions")
     assert found["task"] == "zeroshot_retrieval" and found["metrics"]["image_retrieval_recall@10"] == 1.0
     assert run_suite(settings, backbone=ColourBackbone())["fitted"] == 0
 

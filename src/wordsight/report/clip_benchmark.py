@@ -18,6 +18,11 @@ from wordsight.report.zero_shot import Judged, judged
 LANGUAGE = "en"
 FIRST = ("dataset", "model", "pretrained", "model_fullname", "task", "language")  # columns of the CSV
 # in CLIP_benchmark images are retrieved by a text; recall@k there is the share of queries with a hit
+CAPTIONED = {  # Karpathy's files, and its names of them
+    "dataset_coco-json": "mscoco_captions",
+    "dataset_flickr30k-json": "flickr30k",
+    "dataset_flickr8k-json": "flickr8k",
+}
 RECALLS = {"image_retrieval": "text_to_image", "text_retrieval": "image_to_text"}
 
 
@@ -34,13 +39,19 @@ def results(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
 
 def result(row: Row, task: str, metrics: Mapping[str, float | None]) -> dict[str, Any]:
     return {
-        "dataset": key_of(row.data) or plain_name(row.data),
+        "dataset": dataset_of(row.data),
         "model": plain_name(row.backbone),
         "pretrained": row.label,
         "task": task,
         "metrics": dict(metrics),
         "language": LANGUAGE,
     }
+
+
+def dataset_of(data: str) -> str:
+    """A dataset as CLIP_benchmark calls it, or by its folder's name."""
+    name = plain_name(data)
+    return key_of(data) or CAPTIONED.get(name) or name.removeprefix("wds_")
 
 
 def metrics_of(one: Judged) -> dict[str, float | None]:

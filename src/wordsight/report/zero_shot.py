@@ -15,6 +15,8 @@ from wordsight.report.reading import mapping, number, whole
 from wordsight.report.rows import ABSENT, Row, short_names, split_by
 from wordsight.report.tables import Table
 
+HASHES = {"names": "class_names", "templates": "templates"}  # columns, and what of an event they are
+SHORT = 5  # signs of a hash that are shown
 PRINTED = "published"  # what stands as the backbone of rows that others have printed
 TITLE = "Zero-shot"
 LEGEND = (
@@ -156,9 +158,16 @@ class ZeroShot:
 
     @property
     def each(self) -> Table:
-        """The same as it is shown."""
+        """The same as it is shown: without the backbone where there is one, hashes by their beginnings."""
         records = self.records
-        return Table(records.columns, tuple(tuple(map(shown, row)) for row in records.rows))
+        left = {"backbone"} if len({backbone for backbone, _ in self.lines}) == 1 else set()
+        kept = [at for at, column in enumerate(records.columns) if column not in left]
+        columns = tuple(records.columns[at] for at in kept)
+        rows = [
+            tuple(shown(row[at])[: SHORT if records.columns[at] in HASHES else None] for at in kept)
+            for row in records.rows
+        ]
+        return Table(columns, tuple(rows))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -179,7 +188,7 @@ def zero_shot(rows: Sequence[Row]) -> ZeroShot | None:
 
 
 def record_of(one: Judged, backbone: str) -> dict[str, Any]:
-    hashes = {name: str(one.event.get(f"{key}_hash", ""))[:8] for name, key in HASHES.items()}
+    hashes = {name: str(one.event.get(f"{key}_hash", "")) for name, key in HASHES.items()}
     return {
         "data": one.title,
         "backbone": backbone,
@@ -194,9 +203,6 @@ def record_of(one: Judged, backbone: str) -> dict[str, Any]:
         "largest": one.figure("largest_predicted_share"),
         **hashes,
     }
-
-
-HASHES = {"names": "class_names", "templates": "templates"}
 
 
 def other_size(one: Judged) -> str:
