@@ -266,7 +266,8 @@ def test_a_suite_ends_in_the_same_bytes_though_a_process_is_killed_in_the_middle
     for name in names:
         assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
     for run in {name.parent for name in names}:
-        events = [json.loads(line)["event"] for line in (tmp_path / "there" / run / "metrics.jsonl").open()]
+        lines = (tmp_path / "there" / run / "metrics.jsonl").read_text().splitlines()
+        events = [json.loads(line)["event"] for line in lines]
         assert events.count("fit") == events.count("eval") == 1
 
 
