@@ -57,7 +57,27 @@ def main() -> None:
     for place in options.limber:
         rows += _by_likelihood(place, sets, options)
         _write(options.out, rows)
+    _draw(options.out / "headline.png", rows)
     print((options.out / "table.md").read_text())
+
+
+def _draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Mean accuracy of each, and chance."""
+    from matplotlib import pyplot
+
+    means = [np.mean([one["accuracy"] for one in row["sets"].values()]) for row in rows]
+    chance = np.mean([one["chance"] for one in rows[0]["sets"].values()])
+    figure, axes = pyplot.subplots(figsize=(8, 0.34 * len(rows) + 1.2), layout="constrained")
+    asked = [row["name"].startswith(("likelihood", "constrained")) for row in rows]
+    bars = axes.barh(range(len(rows)), means, color=["#b0b8c4" if one else "#2f6fab" for one in asked])
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
+    axes.axvline(float(chance), color="black", linestyle=":", label="chance")
+    axes.invert_yaxis()
+    axes.set_xlabel(f"zero-shot accuracy in percent, mean of {len(rows[0]['sets'])} sets")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
 
 
 def some_of(dataset: Dataset, count: int | None) -> tuple[tuple[str, ...], Split]:
