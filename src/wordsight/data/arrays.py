@@ -34,7 +34,7 @@ def pictures_of_part(part: Part) -> list[Encoded]:
 
 def _rows(name: str, part: Part, account: Account) -> list[Row]:
     vectors = part.vectors.astype(np.float32)
-    flat = vectors.reshape(len(vectors), -1, vectors.shape[-1])  # [n, views, D]
+    flat = vectors if vectors.ndim == 3 else vectors[:, None]  # [n, views, D]
     finite, known = np.all(np.isfinite(flat), axis=(1, 2)), np.all(np.any(flat, axis=2), axis=1)
     usable = np.logical_and(finite, known).tolist()
     rows = []
