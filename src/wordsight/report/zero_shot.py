@@ -27,8 +27,8 @@ LEGEND = (
 EACH = (
     "top-1: mAP where images show several classes. chance: equal guessing. largest: the share of the most "
     "frequent prediction; where it is as high as the accuracy, the answer is constant. main: what DataComp "
-    "reports of the dataset, mean recall per class or else top-1. names, templates: hashes, equal where the "
-    "class names and the templates are."
+    "reports of the dataset, mean recall per class or else top-1. hashes: of the class names and of the "
+    "templates, equal where these are."
 )
 
 
@@ -158,16 +158,17 @@ class ZeroShot:
 
     @property
     def each(self) -> Table:
-        """The same as it is shown: without the backbone where there is one, hashes by their beginnings."""
+        """The same as it is shown: without the backbone where there is one, the beginnings of both hashes in
+        one column."""
         records = self.records
         left = {"backbone"} if len({backbone for backbone, _ in self.lines}) == 1 else set()
-        kept = [at for at, column in enumerate(records.columns) if column not in left]
-        columns = tuple(records.columns[at] for at in kept)
+        kept = [at for at, column in enumerate(records.columns) if column not in {*left, *HASHES}]
+        places = [records.columns.index(name) for name in HASHES]
         rows = [
-            tuple(shown(row[at])[: SHORT if records.columns[at] in HASHES else None] for at in kept)
+            (*(shown(row[at]) for at in kept), " ".join(shown(row[at])[:SHORT] for at in places))
             for row in records.rows
         ]
-        return Table(columns, tuple(rows))
+        return Table((*(records.columns[at] for at in kept), "hashes"), tuple(rows))
 
     @property
     def notes(self) -> tuple[str, ...]:
