@@ -118,6 +118,14 @@ def test_precision_recall_and_f1_are_scikit_learn_s():
 # -- intervals and ranks
 
 
+@pytest.mark.parametrize(("right", "images"), [(0, 1), (1, 1), (1, 2), (0, 9), (700, 999), (999, 999)])
+def test_the_interval_of_an_accuracy_is_wilson_s(right, images):
+    from scipy.stats import binomtest
+
+    known = binomtest(right, images).proportion_ci(method="wilson")
+    assert metrics.accuracy_interval(right, images) == pytest.approx([100 * known.low, 100 * known.high])
+
+
 def test_the_margin_of_a_mean_is_student_s_and_of_a_sum_welch_s():
     from scipy.stats import ttest_1samp, ttest_ind
 
