@@ -8,10 +8,10 @@ its own path. Shapes: B prompts of T columns, n nodes of the tree, C texts, W th
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ CACHE = 2**30  # bytes of keys and values that are held at once, where nobody sa
 MOST = 64  # prompts in one batch, where nobody says how many
 CLOSE = 1e-2  # by which scores may differ from those of the plain pass, in units of the logits' spread
 TRIED = ((5, 7, 9), (5, 7, 11, 2), (5, 3), (8, 7))  # texts of the check, in which beginnings are shared
+
+
+Masks: TypeAlias = Tensor | dict[str, Tensor]  # one for all layers, or one for each kind of them
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,9 @@ def alike(shapes: Sequence[Hashable]) -> list[list[int]]:
     return [*found.values()]
 
 
+Way: TypeAlias = Callable[[PrefixedLM, Behind, Tree], Tensor]  # [B, n]
+
+
 class Scorer:
     """Scores the nodes of a tree behind prompts, in the way that the LM allows: all branches at once under a
     mask in which a token sees the prompt and its own path, or, where the LM takes no such mask, with each
@@ -179,7 +185,8 @@ class Scorer:
         return (_nodes_by_mask if masked else _nodes_by_copies)(self.lm, behind, tree)
 
     @torch.no_grad()
-    def _agrees(self, way: object) -> bool:
+    def _agrees(self, way: Way) -> bool:
+        """Whether it gives what a plain pass of each text gives."""
         lm, tree = self.lm, Tree.of(TRIED)
         first = [*lm.begin, 4, 6]
         texts = [torch.tensor([[*first, *text]], device=lm.device) for text in TRIED]
@@ -193,7 +200,7 @@ class Scorer:
         prompt = lm.embed(torch.tensor([first], device=lm.device))[0]
         try:
             (behind,) = read_rows(lm, [prompt, prompt])
-            ours = tree.summed(way(lm, behind, tree))  # pyright: ignore[reportCallIssue]
+            ours = tree.summed(way(lm, behind, tree))
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
             return False
         return bool((ours - theirs).abs().max() <= CLOSE * max(float(plain[0].std()), 1e-3))
@@ -247,7 +254,7 @@ def _states_by_mask(
     return states
 
 
-def _masks(lm: PrefixedLM, seen: Bool[Tensor, "m S"], columns: Int[Tensor, " S"]) -> object:
+def _masks(lm: PrefixedLM, seen: Bool[Tensor, "m S"], columns: Int[Tensor, " S"]) -> Masks:
     """What may be seen, as numbers that are added to the scores (readonly.additive_mask); of each kind of
     layers by itself where the LM has several. `columns` counts along the texts: how far a token is behind.
     """

@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -276,14 +276,14 @@ def plain(text: str) -> str:
     return ARTICLES.sub("", " ".join(text.casefold().replace("_", " ").split()).strip(" .,!\"'"))
 
 
-def answer_tokens(tokenizer: object, tail: str, answers: Sequence[str]) -> list[list[int]]:
+def answer_tokens(tokenizer: Any, tail: str, answers: Sequence[str]) -> list[list[int]]:
     """Tokens of answers as they stand behind a prompt that ends in `tail`: after a space, unless it ends in
     one, and as the tokenizer cuts both together where it leaves the prompt's own tokens alone.
     """
     joint = " " if tail and not tail[-1].isspace() else ""
 
     def cut(texts: Sequence[str]) -> list[list[int]]:
-        return tokenizer(texts, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportCallIssue]
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     alone = cut([joint + answer for answer in answers])
     if not tail:
