@@ -92,7 +92,7 @@ class Gallery:
         if not names or any(name in self.by_name for name in names):
             return ""
         gone = self.gone or f"the images named are no longer in {self.data!r}"
-        return f"The images themselves are not shown: {gone.rstrip('.')}."
+        return f"The images themselves are not shown: {gone.partition(';')[0].rstrip('.')}."
 
 
 class Galleries:
