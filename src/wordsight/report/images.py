@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from wordsight.config import WordsightError
+from wordsight.config import WordsightError, is_vectors
 from wordsight.data import Dataset, Picture, open_dataset
 from wordsight.data.images import MAX_PIXELS, Unreadable, read_image
 from wordsight.report.reading import Measured, Prediction, by_probability
@@ -73,6 +73,9 @@ class Gallery:
 
     @cached_property
     def by_name(self) -> Mapping[str, Picture]:
+        if is_vectors(self.data):  # nothing to show, and seconds to open where it is large
+            self.gone = f"{self.data!r} holds their vectors alone"
+            return {}
         try:
             return {picture.name: picture for picture in pictures(open_dataset(self.data, self.label))}
         except (WordsightError, OSError) as error:
