@@ -243,6 +243,7 @@ def two_tower(photos, tiny_clip, lm, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_generate_with_adapters_on_off_and_both(two_tower, run_cli, refused, fitted, tmp_path):
     words = ("generate", two_tower, "a dog", "--max-new-tokens", "8")
     code, off, _ = run_cli(*words)

@@ -44,6 +44,7 @@ sys.stdin.read()
 # -- no cluster --
 
 
+@pytest.mark.slow
 def test_one_sentence_and_exit_code_2_where_no_cluster_is(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", type("Ray", (), {"is_initialized": staticmethod(lambda: False)}))
     with socket.create_server(("127.0.0.1", 0)) as closed:

@@ -240,6 +240,7 @@ def test_a_dataset_is_called_after_its_folder_wherever_the_path_ends(tmp_path, m
 # -- running -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_listed_and_the_rest_goes_on(data, backbone, tmp_path):
     settings = settings_for(data, tmp_path, shots=(2, 9))
     result = run_suite(settings, backbone=backbone)

@@ -184,6 +184,7 @@ def test_words_of_another_file_are_the_run_s_own_when_it_is_tested(file, tmp_pat
     assert wordsight.evaluate(run.folder)[0]["confusion"] == run.events("eval")[0]["confusion"]
 
 
+@pytest.mark.slow
 def test_a_suite_takes_several_files_and_a_report_shows_them(file, tmp_path, capsys):
     other = saved(tmp_path, **content(seed=4))
     asked = SuiteSettings(

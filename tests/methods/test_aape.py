@@ -139,6 +139,7 @@ def test_a_class_is_one_vector_and_one_number_and_equals_its_parts():
     torch.testing.assert_close(method.logits(images), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shots", [1, 8])
 def test_with_perfect_words_and_few_images_it_stays_near_them(shots):
     lost = []

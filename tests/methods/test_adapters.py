@@ -121,6 +121,7 @@ def test_tip_adapter_is_the_paper_s_closed_form(name, train, test, texts):
     )
 
 
+@pytest.mark.slow
 def test_validation_images_choose_what_the_votes_weigh(train, texts):
     val = draw(60, 0.3, 4)
     chosen, fixed = begun("tip_adapter", train, texts, val), begun("tip_adapter", train, texts)

@@ -70,6 +70,7 @@ def test_no_temperature_says_why(tmp_path):
     assert "Expected calibration error 20.0. No temperature was fitted: this run was evaluated before" in page
 
 
+@pytest.mark.slow
 def test_several_rows_have_a_table_of_errors(tmp_path):
     rows = read_rows([of(tmp_path / str(seed), FITTED, seed=seed) for seed in (1, 2)])
     assert "<th" in as_html(rows) and "error after" not in as_html(rows)  # one row says it in its sentence

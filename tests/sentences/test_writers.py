@@ -106,6 +106,7 @@ def only_empty(tmp_path, reply) -> tuple[str, list[int]]:
     return str(error.value), [asked["seed"] for asked in seen]
 
 
+@pytest.mark.slow
 def test_empty_answers_are_asked_again_with_other_seeds_and_then_an_error(tmp_path):
     said, seeds = only_empty(tmp_path, chat(None))
     assert "only empty answers about class 'fox'; try a larger max_tokens" in said

@@ -114,6 +114,7 @@ def test_off_is_the_untouched_lm_on_is_not_and_both_is_one_batch_of_the_two(clam
     }  # with the space that this tokenizer drops at a beginning
 
 
+@pytest.mark.slow
 def test_a_seed_says_what_is_drawn(clamp):
     tower, state = open_tower(str(clamp), device="cpu"), torch.get_rng_state()
     one, again, other = (
@@ -261,6 +262,7 @@ def test_one_lm_writes_the_sentences_embeds_them_and_classifies(
     )  # a second fit writes the same
 
 
+@pytest.mark.slow
 def test_the_estimator_asks_the_same_lm(short, clamp, tmp_path, monkeypatch):
     monkeypatch.setenv("WORDSIGHT_CACHE", str(tmp_path / "cache"))
     images = [paint(COLOURS[name], seed) for name in ("red", "green") for seed in range(3)]
