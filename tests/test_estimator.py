@@ -124,6 +124,7 @@ def test_two_classes_have_one_score(backbone, images, labels):
 # -- forms of an image ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", CLASSIFIERS)
 def test_every_form_of_an_image_is_the_same_image(backbone, images, labels, tmp_path, method):
     paths = [tmp_path / f"{row}.png" for row in range(len(images))]

@@ -247,6 +247,7 @@ def silent(handler):
     time.sleep(20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "says"),
     [

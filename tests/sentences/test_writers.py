@@ -225,6 +225,7 @@ def test_a_stop_between_the_last_two_steps_is_made_up_for(server, tmp_path, whol
     assert not seen and path.read_bytes() == whole and folder(tmp_path) == ["s.json"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_costs_one_answer(server, tmp_path, whole, monkeypatch):
     (url, seen), path, real, lines = server, tmp_path / "s.json", os.write, []
 
