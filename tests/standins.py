@@ -3,6 +3,7 @@
 Apart from conftest.py, so that pytest's own process, which only hands tests out, imports no torch.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -234,6 +235,22 @@ def without_digests(folder: Path) -> Path:
             facts.get("base", {}).pop("files", None)
             (folder / name).write_text(json.dumps(facts))
     return folder
+
+
+@contextlib.contextmanager
+def replaced(folder: Path):
+    """Meanwhile an LM's folder holds another: its word head is moved."""
+    from transformers import AutoModelForCausalLM
+
+    kept = (folder / "model.safetensors").read_bytes()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight.add_(0.5)
+    model.save_pretrained(folder)
+    try:
+        yield
+    finally:
+        (folder / "model.safetensors").write_bytes(kept)
 
 
 def captioned(folder: Path, captions: Sequence[str], *, count: int = 3) -> Path:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from standins import COLOURS, captioned, paint
+from standins import COLOURS, captioned, paint, replaced
 
 from wordsight.backbones.generator import Writing
 from wordsight.captioner import Captions, caption
@@ -166,18 +166,8 @@ def test_a_report_shows_captions(run, tmp_path):
 
 
 def test_a_replaced_lm_is_noticed(run, own_lm, table):
-    from transformers import AutoModelForCausalLM
-
-    kept = (own_lm / "model.safetensors").read_bytes()
-    model = AutoModelForCausalLM.from_pretrained(own_lm)
-    with torch.no_grad():
-        model.lm_head.weight.add_(0.5)
-    model.save_pretrained(own_lm)
-    try:
-        with pytest.raises(WordsightError, match="has been replaced since"):
-            caption(run.folder, paths(table))
-    finally:
-        (own_lm / "model.safetensors").write_bytes(kept)
+    with replaced(own_lm), pytest.raises(WordsightError, match="has been replaced since"):
+        caption(run.folder, paths(table))
 
 
 def test_an_lm_that_has_moved_is_named(run, own_lm, table, tmp_path, generator):

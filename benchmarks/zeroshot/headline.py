@@ -171,10 +171,7 @@ def _scores(
 
 def _of_nodes(nodes: torch.Tensor, tree: Tree, before: Sequence[int]) -> dict[str, np.ndarray]:
     """{form: [B, C]}; prompts of one length, so in their order."""
-    total = nodes.clone()
-    for node, parent in enumerate(tree.parents):
-        if parent >= 0:
-            total[:, node] += total[:, parent]
+    total = tree.totals(nodes)
     constrained = tree.summed(tree.among_siblings(nodes))
     found = {"summed": total[:, list(before)], "ended": total[:, list(tree.ends)], "constrained": constrained}
     return {name: values.cpu().numpy() for name, values in found.items()}

@@ -210,7 +210,8 @@ class MLLM(Backbone, Generator):
         rows = [self._row(prompt) for prompt in prompts]
         drawn_from = list(seeds or [1] * len(rows))
         written = [""] * len(rows)
-        for some in _alike(rows):  # a batch is of texts with images, or of texts alone
+        # a batch is of texts with images, or of texts alone
+        for some in alike([bool(images) for _, images in rows]):
             own = [drawn_from[place] for place in some]
             tokens = self._tokens([rows[place] for place in some], how, own)
             texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
@@ -323,13 +324,6 @@ def _without_images(one: dict[str, Any]) -> dict[str, Any]:
     """A message as a chat template reads it: it writes the places of images and not them."""
     kept = [{"type": "image"} if part["type"] == "image" else part for part in one["content"]]
     return one | {"content": kept}
-
-
-def _alike(rows: Sequence[tuple[str, list[Image.Image]]]) -> list[list[int]]:
-    """The places of rows with images, and of rows without any."""
-    seeing = [place for place, (_, images) in enumerate(rows) if images]
-    blind = [place for place, (_, images) in enumerate(rows) if not images]
-    return [side for side in (seeing, blind) if side]
 
 
 def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from wordsight.backbones.prefixed import PrefixedLM
+from wordsight.backbones.readonly import LAYERS
 
-ATTENTION = {"full_attention", "sliding_attention"}  # layers whose past is a key and a value a place
 MOVING = {"dynamic", "longrope"}  # positions that are turned otherwise once a text is long
 
 
@@ -61,9 +61,9 @@ class Past:
 def has_past(lm: PrefixedLM) -> bool:
     """Whether all layers of an LM look back by keys and values, in places that stay as they were read."""
     config = lm.lm.config.get_text_config()
-    layers = set(getattr(config, "layer_types", None) or ATTENTION)
+    layers = set(getattr(config, "layer_types", None) or ())
     takes = "past_key_values" in inspect.signature(type(lm.lm).forward).parameters
-    return takes and layers <= ATTENTION and not _turns(getattr(config, "rope_parameters", None)) & MOVING
+    return takes and layers <= set(LAYERS) and not _turns(getattr(config, "rope_parameters", None)) & MOVING
 
 
 def _turns(rope: Mapping[str, Any] | None) -> set[str]:

@@ -125,8 +125,12 @@ def additive_mask(
     seen = columns <= rows[:, None]
     if both:
         seen = seen | (rows >= width)[:, None]
-    hidden = ~(real[:, None] & seen)
-    return torch.zeros(hidden.shape, dtype=dtype, device=lengths.device).masked_fill(
+    return as_numbers(~(real[:, None] & seen), dtype)
+
+
+def as_numbers(hidden: Bool[Tensor, "B Q S"], dtype: torch.dtype) -> Float[Tensor, "B 1 Q S"]:
+    """A mask as numbers to add to the scores, for all heads alike: the least of `dtype` where it hides."""
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(
         hidden, torch.finfo(dtype).min
     )[:, None]
 

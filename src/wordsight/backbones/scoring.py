@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from wordsight.backbones.prefixed import PrefixedLM
-from wordsight.backbones.readonly import ALIBI, ATTENTIONS, LAYERS, keys_and_values, window
+from wordsight.backbones.readonly import ALIBI, ATTENTIONS, LAYERS, as_numbers, keys_and_values, window
 from wordsight.config import WordsightError
 
 TOGETHER = 512  # nodes that pass through the LM in one batch
@@ -102,11 +102,15 @@ class Tree:
 
     def summed(self, values: Float[Tensor, "B n"]) -> Float[Tensor, "B C"]:
         """The sum of each text's nodes."""
+        return self.totals(values)[:, list(self.ends)]
+
+    def totals(self, values: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
+        """The sum of each node and all that stand above it."""
         total = values.clone()
         for node, parent in enumerate(self.parents):
             if parent >= 0:
                 total[:, node] += total[:, parent]
-        return total[:, list(self.ends)]
+        return total
 
     def among_siblings(self, values: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
         """Log probabilities with all but the tree's own tokens taken away: of the nodes behind one, they add
@@ -258,11 +262,9 @@ def _masks(lm: PrefixedLM, seen: Bool[Tensor, "m S"], columns: Int[Tensor, " S"]
     """What may be seen, as numbers that are added to the scores (readonly.additive_mask); of each kind of
     layers by itself where the LM has several. `columns` counts along the texts: how far a token is behind.
     """
-    dtype = lm.lm.dtype
 
     def added(shown: Bool[Tensor, "m S"]) -> Float[Tensor, "1 1 m S"]:
-        numbers = torch.zeros(shown.shape, dtype=dtype, device=shown.device)
-        return numbers.masked_fill(~shown, torch.finfo(dtype).min)[None, None]
+        return as_numbers(~shown[None], lm.lm.dtype)
 
     sees = window(lm.lm.config)
     if sees is None:
@@ -282,7 +284,7 @@ def _nodes_by_copies(lm: PrefixedLM, behind: Behind, tree: Tree) -> Float[Tensor
     count = len(behind.positions)
     found = behind.states.new_empty(count, len(tree.tokens), dtype=torch.float32)
     _score(lm, behind.states[:, None], {-1: 0}, tree, found)
-    last = [node for node in tree.inner if node not in {tree.parents[one] for one in tree.inner}]
+    last = sorted(set(tree.inner) - {tree.parents[node] for node in tree.inner})
     size = max(1, CACHE // max(1, behind.bytes_each * count))
     for start in range(0, len(last), size):
         paths = [tree.path(node) for node in last[start : start + size]]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -154,6 +154,11 @@ def digests(pictures: Sequence[Picture]) -> list[bytes | None]:
                 failed |= {id(picture) for picture, digest in zip(chunk, found) if digest is None}
                 advance(len(chunk))
     return [None if id(picture) in failed else _digest(picture) for picture in pictures]
+
+
+def of_other_content(pictures: Sequence[Picture], known: Container[bytes | None]) -> list[int]:
+    """The places of the images whose content is not among these digests."""
+    return [place for place, digest in enumerate(digests(pictures)) if digest not in known]
 
 
 def _read(pictures: Sequence[Picture]) -> tuple[Sequence[Picture], list[bytes | None]]:

@@ -9,8 +9,8 @@ from statistics import fmean
 from wordsight.metrics import harmonic_mean
 from wordsight.report.comparison import by_place
 from wordsight.report.reading import NO_LABELS
-from wordsight.report.rows import ABSENT, FIGURES, Row, short_names, split_by
-from wordsight.report.tables import Table, shots_record
+from wordsight.report.rows import FIGURES, Row, short_names, split_by
+from wordsight.report.tables import Table, shots_record, shown
 from wordsight.report.zero_shot import judged
 
 BY_DATA = (
@@ -105,10 +105,6 @@ class DataTable:
 
 def group_of(line: Line) -> tuple[str, int]:
     return line.backbone, line.shots
-
-
-def shown(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.1f}"
 
 
 def by_data(rows: Sequence[Row]) -> list[DataTable]:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from wordsight import metrics
 from wordsight.config import RunSettings, WordsightError
-from wordsight.data import Dataset, Split
+from wordsight.data import Dataset
 from wordsight.data.features import image_features
-from wordsight.data.splits import Which, digests, few_shot, select_classes
+from wordsight.data.splits import Which, digests, few_shot, of_other_content, select_classes
 from wordsight.fitted import Fitted
 from wordsight.metrics import Best, Curve
 
@@ -47,7 +47,8 @@ def fit_temperature(
         drawn = few_shot(whole, settings.shots, settings.seed)[1] if whole.val and seen is None else whole.val
         if drawn is None or not len(drawn) or drawn.shown is not None:  # several classes have no softmax
             return Temperature(reason=NO_PART)
-        val = without(drawn, {*digests(whole.test.pictures if whole.test else ()), *(seen or ())})
+        tested = {*digests(whole.test.pictures if whole.test else ()), *(seen or ())}
+        val = drawn.take(of_other_content(drawn.pictures, tested))
         chosen = select_classes(replace(whole, val=val), which)
         val, fitted = chosen.val, fitted.with_classes(chosen.class_names)
         assert val is not None and fitted.backbone is not None  # or other classes would have been refused
@@ -65,12 +66,6 @@ def fit_temperature(
 def spread(count: int, most: int) -> list[int]:
     """So many places at most, evenly over all."""
     return list(range(count)) if count <= most else np.linspace(0, count - 1, most).astype(int).tolist()
-
-
-def without(split: Split, left_out: set[bytes | None]) -> Split:
-    """The images of other content than these."""
-    kept = [row for row, digest in enumerate(digests(split.pictures)) if digest not in left_out]
-    return split.take(kept)
 
 
 def calibration(found: Best, labels: Int[Tensor, " B"], temperature: Temperature) -> dict[str, Any]:

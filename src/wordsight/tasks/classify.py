@@ -19,7 +19,7 @@ from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Dataset, Split, open_dataset
 from wordsight.data.features import Features, NoneReadable, image_features
 from wordsight.data.images import hash_of
-from wordsight.data.splits import Which, digests, fingerprint, select_classes
+from wordsight.data.splits import Which, fingerprint, of_other_content, select_classes
 from wordsight.files import csv_text, write_file
 from wordsight.fitted import Closest, Fitted, is_asking
 from wordsight.metrics import Best, best
@@ -189,7 +189,7 @@ def test_part(whole: Dataset) -> Split:
 def unseen(whole: Dataset, seen: set[bytes], run: Run, told: bool = True) -> Dataset:
     """The data with its test part, without images of equal content to those that a run was fitted to."""
     test = test_part(whole)
-    kept = [row for row, digest in enumerate(digests(test.pictures)) if digest not in seen] if seen else None
+    kept = of_other_content(test.pictures, seen) if seen else None
     if kept is None or len(kept) == len(test):
         return replace(whole, test=test)
     left = len(test) - len(kept)

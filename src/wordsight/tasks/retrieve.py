@@ -19,7 +19,7 @@ from wordsight.data import Dataset, Pairs, open_dataset
 from wordsight.data.features import image_features, text_features
 from wordsight.data.pairs import distinct_texts, open_pairs, sources_of
 from wordsight.data.sources import is_captioned
-from wordsight.data.splits import Which, digests, select_classes
+from wordsight.data.splits import Which, of_other_content, select_classes
 from wordsight.data.tars import is_shards
 from wordsight.fitted import Fitted, open_embedder
 from wordsight.runs import Run
@@ -128,7 +128,7 @@ def test_pairs(source: str, own: bool, seen: set[bytes], run: Run) -> Pairs:
     if not len(pairs) and not own:
         pairs = open_pairs(source)
     pairs.account.tell()
-    kept = [row for row, digest in enumerate(digests(pairs.pictures)) if digest not in seen]
+    kept = of_other_content(pairs.pictures, seen)
     left = len(pairs) - len(kept)
     if not left:
         return pairs
