@@ -18,9 +18,9 @@ from wordsight.backbones.generator import Generator
 from wordsight.backbones.hub import WEIGHTS_FILE
 from wordsight.backbones.sentence_encoder import load_texts
 from wordsight.captioner import seen_by
-from wordsight.config import DEFAULT_BACKBONE, RunSettings, WordsightError
+from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Picture, Split
-from wordsight.data.images import Unreadable, read_image
+from wordsight.data.given import readable
 from wordsight.files import read_tensors
 from wordsight.fitted import Closest, open_generator
 from wordsight.methods.likelihood import Likelihood, Scores
@@ -70,7 +70,11 @@ class Asked:
         cls, generator: Generator, settings: RunSettings, names: Sequence[str], shown: Split
     ) -> Asked:
         """With these examples, read now. Errors: WordsightError for one that cannot be read."""
-        pictures = [_read(row, picture, settings.max_pixels) for row, picture in enumerate(shown.pictures)]
+        images, reasons = readable(shown.pictures, settings.max_pixels)
+        if reasons:
+            name, reason = reasons[0]
+            raise WordsightError(f"{name}, which is to be shown as an example, cannot be read: {reason}")
+        pictures = [_picture(row, np.array(image)) for row, image in images.items()]
         chosen = [tuple(names)[label] for label in shown.labels.tolist()]
         return cls(generator, settings, tuple(names), tuple(zip(pictures, chosen)))
 
@@ -112,7 +116,7 @@ class Asked:
         """Scores of pictures, all held at once."""
         parts = []
         with progress("images", len(pictures)) as advance:
-            for found in self.stream(pictures):
+            for found in self.stream(pictures, self.settings.max_pixels):
                 parts.append(found)
                 advance(len(found.kept) + len(found.skipped))
         kept = [place for found in parts for place in found.kept]
@@ -123,25 +127,14 @@ class Asked:
         scores = Scores(values, said if free else None, listed if free else None)
         return Found(kept, scores, [one for found in parts for one in found.skipped])
 
-    def stream(self, pictures: Sequence[Picture]) -> Iterator[Found]:
-        """The same, some at a time."""
+    def stream(self, pictures: Sequence[Picture], max_pixels: int | None) -> Iterator[Found]:
+        """The same, some at a time, of images of so many pixels at most."""
         empty = torch.empty(0, len(self.names))
         for start in range(0, len(pictures), AT_ONCE):
             some = pictures[start : start + AT_ONCE]
-            seen, reasons = seen_by(self.generator, some, self.settings.max_pixels)
+            seen, reasons = seen_by(self.generator, some, max_pixels)
             scores = self.method.scores([*seen.values()]) if seen else Scores(empty, [], [])
             yield Found([start + place for place in seen], scores, reasons)
-
-
-def _read(row: int, picture: Picture, max_pixels: int | None) -> Picture:
-    try:
-        value = picture.read()[0]
-        image = read_image(value, max_pixels) if max_pixels else read_image(value)
-    except Unreadable as error:
-        raise WordsightError(
-            f"{picture.name}, which is to be shown as an example, cannot be read: {error}"
-        ) from error
-    return _picture(row, np.array(image.convert("RGB")))
 
 
 def _picture(row: int, pixels: np.ndarray) -> Picture:
@@ -150,10 +143,5 @@ def _picture(row: int, pixels: np.ndarray) -> Picture:
 
 def model_of(settings: RunSettings, name: str | None = None) -> Generator:
     """The generator that a run of likelihood asks. Errors: WordsightError for what is none."""
-    given = name or settings.settings.model or settings.backbone
-    if given == DEFAULT_BACKBONE:  # nothing was named
-        raise WordsightError(
-            f"method={settings.method} asks a model: name one, such as settings.model=runs/limber or "
-            f"settings.model=llava-hf/llava-1.5-7b-hf"
-        )
+    given = name or Likelihood.model_name(settings)
     return open_generator(given, device=device_or_cpu(settings.device), dtype=settings.dtype)

@@ -115,7 +115,7 @@ def tower_of(settings: RunSettings) -> Backbone:
 
 
 @lru_cache(maxsize=1)
-def asked(name: str, device: str, dtype: str) -> Writer:
+def asked_model(name: str, device: str, dtype: str) -> Writer:
     return open_generator(name, device=device, dtype=dtype)
 
 
@@ -124,7 +124,8 @@ def model_of(cell: Cell, backbone: Backbone | None) -> Backbone | Writer:
     settings = cell.settings
     if not cell.asks:
         return backbone or tower_of(settings)
-    return asked(settings.settings.model or settings.backbone, settings.device, settings.dtype)
+    named = resolve(METHODS, settings.method, "method").model_name(settings)
+    return asked_model(named, settings.device, settings.dtype)
 
 
 # -- features, once ------------------------------------------------------------------------------------------

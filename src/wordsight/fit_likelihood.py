@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from wordsight.asked import Asked, model_of
@@ -14,7 +15,7 @@ from wordsight.backbones import Backbone
 from wordsight.backbones.generator import Generator
 from wordsight.config import RunSettings, WordsightError, default_folder
 from wordsight.data import Dataset, Split
-from wordsight.data.splits import digests, fingerprint
+from wordsight.data.splits import fingerprint
 from wordsight.files import in_use
 from wordsight.fit import draw, seen_images
 from wordsight.runs import Run, RunFacts
@@ -47,7 +48,8 @@ def fit_likelihood(
         run.rewind(math.inf)
         began = time.monotonic()
         asked = Asked.showing(generator, settings, facts.classes, shown)
-        run.keep_seen(_shown_digests(shown) if drawn.everything else seen_images(settings, drawn.dataset))
+        learned = replace(drawn.dataset, train=shown) if drawn.everything else drawn.dataset
+        run.keep_seen(seen_images(settings, learned))
         run.keep_weights(asked)
         classify.evaluate(run, fitted=asked, source=drawn.whole)
         seconds = {"fit": round(time.monotonic() - began, 3)}
@@ -73,7 +75,3 @@ def examples_of(train: Split, count: int, seed: int) -> Split:
         turn[label] = turn.get(label, 0) + 1
         order.append((turn[label], len(order), row))
     return train.take([row for _, _, row in sorted(order)[:count]])
-
-
-def _shown_digests(shown: Split) -> set[bytes]:
-    return {digest for digest in digests(shown.pictures) if digest is not None}

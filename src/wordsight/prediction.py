@@ -113,7 +113,7 @@ class ByAsking:
         return self.asked.names
 
     def __call__(self, pictures: list[Picture], explain: int, max_pixels: int | None) -> Iterator[Answered]:
-        for kept, scores, skipped in self.asked.stream(pictures):
+        for kept, scores, skipped in self.asked.stream(pictures, max_pixels):
             chances = scores.values.double().softmax(1).numpy()
             yield Answered(kept, chances, [()] * len(kept), [None] * len(kept), skipped)
 

@@ -103,6 +103,8 @@ def test_predicting_asks_again_and_takes_other_classes(run, photos, capsys):
     assert found["classes"][0]["class"] in ("sky", "grass", "a red wall")
     assert main(["predict", str(run.folder), pictures[0], "--explain"]) == 2
     assert "no sentence explains what it says" in capsys.readouterr().err
+    assert main(["predict", str(run.folder), pictures[0], "--max-pixels", "9"]) == 2
+    assert "none of 1 images could be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("own", [{}, {"score": "sum", "end": True}, {"by": "constrained"}, {"prior": 0.5}])
@@ -174,6 +176,9 @@ def test_a_suite_compares_it_with_what_compares_vectors(photos, llava, tiny_clip
         "asked-1shot-seed1",
         "asked-1shot-seed2",
     ]
+    unnamed = given | {"backbone": "auto", "out": str(tmp_path / "none"), "methods": ("likelihood",)}
+    with pytest.raises(WordsightError, match="likelihood asks a model: name one, such as settings"):
+        run_suite(SuiteSettings(**unnamed))
 
 
 def test_other_data_is_measured_by_its_own_classes(run, photos):

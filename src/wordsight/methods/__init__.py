@@ -274,10 +274,15 @@ class Classifier(Method, ABC):
         return images
 
 
-class Asking(Method):
+class Asking(Method, ABC):
     """Asks a generator which class an image shows; nothing of it are vectors."""
 
     needs_labels = False
+
+    @classmethod
+    @abstractmethod
+    def model_name(cls, settings: RunSettings) -> str:
+        """Who is asked. Errors: WordsightError where nobody was named."""
 
     @classmethod
     def own_words(cls, own: Any = None) -> str:

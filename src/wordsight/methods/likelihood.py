@@ -19,7 +19,7 @@ from torch import Tensor
 from wordsight.backbones import Backbone
 from wordsight.backbones.generator import Generator, Prompt, Seen, Turn, Writing
 from wordsight.backbones.scoring import Scorer, Tree, prompts_at_once
-from wordsight.config import RunSettings, WordsightError
+from wordsight.config import DEFAULT_BACKBONE, RunSettings, WordsightError
 from wordsight.methods import Asking
 from wordsight.sentences import fill
 
@@ -121,6 +121,17 @@ class Likelihood(Asking):
                 f"words={settings.words} is of class vectors, but method={settings.method} has none; leave "
                 f"it out"
             )
+
+    @classmethod
+    def model_name(cls, settings: RunSettings) -> str:
+        """Who is asked. Errors: WordsightError where nobody was named."""
+        named = settings.settings.model or settings.backbone
+        if named == DEFAULT_BACKBONE:  # what stands where nothing was given
+            raise WordsightError(
+                f"method={settings.method} asks a model: name one, such as settings.model=runs/limber or "
+                f"settings.model=llava-hf/llava-1.5-7b-hf"
+            )
+        return named
 
     def __init__(
         self,
