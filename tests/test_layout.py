@@ -59,6 +59,7 @@ ORDER = [
     "search",
     "coverage",
     "assistant",
+    "serve",
     "help",
     "hints",
     "terminal",
@@ -69,6 +70,7 @@ ORDER = [
     "verb_search",
     "verb_coverage",
     "verb_sentences",
+    "verb_serve",
     "cli",
     "__main__",
 ]

@@ -23,6 +23,7 @@ from wordsight.verb_chat import CHAT
 from wordsight.verb_coverage import COVERAGE
 from wordsight.verb_search import SEARCH
 from wordsight.verb_sentences import SENTENCES
+from wordsight.verb_serve import SERVE
 
 EXPLAINED = 3  # sentences an explanation shows at least
 LEFT_OUT_OF_JSON = ("confusion", "class_recall", "event")  # of an evaluation: they stand in metrics.jsonl
@@ -258,6 +259,7 @@ VERBS: dict[str, Verb] = {
     "search": SEARCH,
     "coverage": COVERAGE,
     "chat": CHAT,
+    "serve": SERVE,
     "report": Verb(
         report,
         terminal.report,

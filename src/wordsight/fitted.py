@@ -269,10 +269,10 @@ def open_backbone(
     return backbone
 
 
-def open_embedder(run: Run, backbone: Backbone | None = None) -> Backbone:
-    """The backbone that a two_tower run became."""
-    settings = run.settings
-    return backbone or load_backbone(run.folder, device=device_or_cpu(settings.device), dtype=settings.dtype)
+def open_embedder(run: Run, backbone: Backbone | None = None, *, device: str | None = None) -> Backbone:
+    """The backbone that a two_tower run became; on the run's device where no other is named."""
+    device = device or device_or_cpu(run.settings.device)
+    return backbone or load_backbone(run.folder, device=device, dtype=run.settings.dtype)
 
 
 def open_generator(

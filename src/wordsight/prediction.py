@@ -29,6 +29,7 @@ from wordsight.workers import progress
 
 if TYPE_CHECKING:
     from wordsight.asked import Asked
+    from wordsight.methods.likelihood import Scores
 
 BATCH = 256  # images whose vectors and probabilities are held at once
 
@@ -89,12 +90,13 @@ class ByVectors:
         some, told = at_once(len(self.names)), features.skipped
         for start in range(0, len(features.kept), some):
             rows = slice(start, start + some)
-            yield self._of(features.kept[rows], features.vectors[rows, 0], told, explain)
+            yield self.of(features.kept[rows], features.vectors[rows, 0], told, explain)
             told = []
 
-    def _of(
+    def of(
         self, kept: list[int], vectors: Float[Tensor, "n D"], told: list[tuple[str, str]], explain: int
     ) -> Answered:
+        """Of vectors that are there already."""
         fitted = self.fitted
         chances = fitted.logits(vectors).double().softmax(1).numpy()
         closest = fitted.closest(vectors, explain) if explain else [()] * len(vectors)
@@ -114,8 +116,12 @@ class ByAsking:
 
     def __call__(self, pictures: list[Picture], explain: int, max_pixels: int | None) -> Iterator[Answered]:
         for kept, scores, skipped in self.asked.stream(pictures, max_pixels):
-            chances = scores.values.double().softmax(1).numpy()
-            yield Answered(kept, chances, [()] * len(kept), [None] * len(kept), skipped)
+            yield self.of(kept, scores, skipped)
+
+    def of(self, kept: list[int], scores: Scores, told: list[tuple[str, str]]) -> Answered:
+        """Of scores that are there already."""
+        chances = scores.values.double().softmax(1).numpy()
+        return Answered(kept, chances, [()] * len(kept), [None] * len(kept), told)
 
 
 class Predictions:
@@ -142,7 +148,7 @@ class Predictions:
         self.unsure = unsure
         self._reading = Reading()
         self.account, self.skipped = self._reading.account, self._reading.skipped
-        self._predictor, self._images, self._explain = predictor, images, explain
+        self.predictor, self.explain, self._images = predictor, explain, images
         self._max_pixels = max_pixels
         self._csv = None if csv is None else Path(csv).expanduser()
 
@@ -172,7 +178,7 @@ class Predictions:
         }
         if self.unsure is not None:
             entry["unsure"] = answer.unsure
-        if self._explain:
+        if self.explain:
             entry["sentences"] = [
                 {"class": near.name, "sentence": near.sentence, "cosine": round(near.cosine, 4)}
                 for near in answer.sentences
@@ -184,14 +190,15 @@ class Predictions:
         pictures, kept = pictures_in(self._images, self.account), 0
         with progress("images") as advance:
             while batch := list(itertools.islice(pictures, BATCH)):
-                for found in self._predictor(batch, self._explain, self._max_pixels):
+                for found in self.predictor(batch, self.explain, self._max_pixels):
                     self._reading.skip(found.skipped)
-                    yield from self._answers_of(batch, found)
+                    yield from self.answers_of(batch, found)
                     kept += len(found.kept)
                 advance(len(batch))
         self._reading.end(kept)
 
-    def _answers_of(self, batch: list[Picture], found: Answered) -> Iterator[Answer]:
+    def answers_of(self, batch: Sequence[Picture], found: Answered) -> Iterator[Answer]:
+        """The answers about those pictures of a batch that could be read."""
         for place, row, sentences, one in zip(found.kept, found.chances, found.closest, found.decisive):
             unsure = self.unsure is not None and bool(row.max() < self.unsure)
             yield Answer(batch[place].name, row, unsure, sentences, one)

@@ -119,8 +119,12 @@ class Assistant:
         if kind == "vision":  # or a config.json without an image part of its own: an LM, or refused as none
             lm = PrefixedLM.from_base(name, device=pick_device(device or "auto"))
             return cls(None, LMGenerator(lm, name=name), name=name)
-        embedder = _embedder(name, device)
-        return cls(embedder, LMGenerator(_shared(embedder), name=name), name=name)
+        return cls.of_embedder(_embedder(name, device))
+
+    @classmethod
+    def of_embedder(cls, embedder: LLM) -> Assistant:
+        """Of what a two_tower run became. Errors: WordsightError where its LM does not write as it came."""
+        return cls(embedder, LMGenerator(_shared(embedder), name=embedder.name), name=embedder.name)
 
     def save(self, folder: str | Path) -> Path:
         """Write a folder that `open` reads: both runs, and which LM they stand over; the LM and the image

@@ -15,7 +15,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -40,6 +41,19 @@ Row = Float[np.ndarray, "*shape"]
 Found = TypeVar("Found")
 
 log = logging.getLogger("wordsight")
+_keeping = ContextVar("keeping", default=True)
+
+
+@contextlib.contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Within it, stores that are opened read what is there and write nothing: whatever strangers ask a server
+    would fill the disk.
+    """
+    before = _keeping.set(False)
+    try:
+        yield
+    finally:
+        _keeping.reset(before)
 
 
 def is_unit(rows: Float[np.ndarray, "... D"]) -> bool:
@@ -74,9 +88,10 @@ class Store:
         self.shape, self.form = shape, form
         features = Path(folder if folder is not None else cache_folder()).expanduser() / "features"
         name = repr((*key, shape, NAMES[form.dtype][0], RECIPE))
-        self.folder = features / hash_of(name.encode()).hex()
+        self.folder, self.keeps = features / hash_of(name.encode()).hex(), _keeping.get()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.keeps:
+                self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._cannot_write(error) from error
         self.rows: dict[bytes, Row] = {}
@@ -84,8 +99,10 @@ class Store:
         self.saved = time.monotonic()
         self.places: dict[bytes, Path] = {}
         self.sizes: dict[Path, int] = {}  # of every shard
-        _sweep(features)
-        self._index()
+        if self.keeps:
+            _sweep(features)
+        if self.folder.is_dir():
+            self._index()
 
     def find(self, digests: Iterable[bytes]) -> None:
         """Bring what the shards hold of `digests` into `rows`."""
@@ -103,7 +120,7 @@ class Store:
     def add(self, digest: bytes, row: Row, keep: bool = True) -> None:
         """A new row, which the next flush writes; with `keep=False` only this call has it."""
         self.rows[digest] = row
-        if keep:
+        if keep and self.keeps:
             self.fresh[digest] = row
 
     @property

@@ -1,0 +1,55 @@
+"""Serve: runs behind an HTTP API, with a page for people (docs/serve.md)."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from wordsight.config import WordsightError
+from wordsight.serve.settings import Settings
+
+OPTIONS: dict[str, Any] = {  # of uvicorn
+    "log_config": None,
+    "access_log": False,
+    "server_header": False,
+    "proxy_headers": False,
+    "lifespan": "on",
+    "ws": "none",
+    "timeout_graceful_shutdown": 5,
+}
+
+
+def serve(runs: Sequence[str], settings: Settings | None = None) -> None:
+    """Answer requests until SIGTERM or Ctrl-C, and then finish those under way.
+
+    `runs` are what the command line calls RUN: run folders, hf:org/name, folders of an assistant, or
+    image-text-to-text models. Errors: WordsightError for what cannot be served."""
+    settings = settings or Settings()
+    try:
+        import uvicorn
+
+        from wordsight.serve.app import make_app
+        from wordsight.serve.server import Server
+    except ModuleNotFoundError as error:
+        raise WordsightError(
+            f"serve needs the package {error.name}, which is not installed: pip install 'wordsight[serve]'"
+        ) from error
+    with _listening(settings.host, settings.port) as listening:
+        address = f"http://{settings.host}:{listening.getsockname()[1]}"
+        guard, state = make_app(runs, settings, address)
+        server = Server(uvicorn.Config(guard, **OPTIONS), state, settings.limits.drain_seconds)
+        server.run(sockets=[listening])
+    if state.failure is not None:
+        raise state.failure
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise WordsightError(
+            f"cannot listen at {host}, port {port}: {why}; give another --host or --port"
+        ) from error

@@ -1,0 +1,196 @@
+"""Service: what a request asks of the models, from checked input to plain values."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from wordsight.backbones import Backbone
+from wordsight.data.images import Unreadable
+from wordsight.data.passing import pixels_of
+from wordsight.prediction import Answer, Predictions
+from wordsight.serve.incoming import Sent
+from wordsight.serve.meters import Meters
+from wordsight.serve.models import Look, Model, Over, Shown, names_of, open_parts
+from wordsight.serve.refused import Refused
+from wordsight.serve.settings import Settings
+from wordsight.serve.worker import Work, Worker
+
+
+class Service:
+    """The models of one server, and the threads that decode images for them."""
+
+    def __init__(self, settings: Settings, meters: Meters):
+        self.settings, self.limits, self.meters = settings, settings.limits, meters
+        self.models: dict[str, Model] = {}
+        self.created = int(time.time())
+        self.decoders = ThreadPoolExecutor(os.cpu_count() or 1, "decoder")
+
+    def open(self, runs: Sequence[str]) -> None:
+        """Load what is served, one after another. Errors: WordsightError for what cannot be."""
+        for name, run in names_of(runs).items():
+            parts = open_parts(run, self.settings.device)
+            self.models[name] = Model(name, parts, self.limits, self.meters.told(name))
+
+    def close(self) -> None:
+        """End once all that waits is done."""
+        for model in self.models.values():
+            model.close()
+        self.decoders.shutdown()
+
+    def cards(self) -> list[dict[str, Any]]:
+        """The models as a client sees them."""
+        return [
+            {
+                "id": model.id,
+                "object": "model",
+                "created": self.created,
+                "owned_by": "wordsight",
+                "abilities": model.abilities,
+                "class_names": list(model.class_names),
+                "method": model.parts.method,
+                "unsure": False,
+                "limits": self.limits.to_dict(),
+            }
+            for model in self.models.values()
+        ]
+
+    def model(self, name: str | None, ability: str) -> Model:
+        """The model of that name, or the first that can. Errors: Refused where none is it, or it cannot."""
+        if name:
+            if name not in self.models:
+                raise Refused(404, f"model {name[:80]!r} is not served; {', '.join(self.models)} are")
+            found = [self.models[name]]
+        else:
+            found = list(self.models.values())
+        able = next((model for model in found if ability in model.abilities), None)
+        if able is None:
+            raise Refused(404, f"{'this model' if name else 'no model that is served'} can {ability}")
+        return able
+
+    # -- what is asked --
+
+    async def classify(self, model: Model, images: Sequence[Sent], over: Over, top: int) -> dict[str, Any]:
+        """The classes of images."""
+        predictions = await self._over(model, over)
+        answers = await self._answers(model, images, predictions)
+        results = [
+            _failed(image, answer)
+            if isinstance(answer, Exception)
+            else predictions.entry(answer._replace(image=image.name), top)
+            for image, answer in zip(images, answers)
+        ]
+        return {"model": model.id, "class_names": list(predictions.class_names), "results": results}
+
+    async def embed_images(self, model: Model, images: Sequence[Sent]) -> dict[str, Any]:
+        """Their unit vectors."""
+        vectors = await self._looked(model, images, None)
+        failed = [_failed(image, one) for image, one in zip(images, vectors) if isinstance(one, Exception)]
+        rows = [None if isinstance(vector, Exception) else vector.numpy() for vector in vectors]
+        return self._embedded(model, rows) | {"errors": failed}
+
+    async def embed_texts(self, model: Model, texts: Sequence[str]) -> dict[str, Any]:
+        """Their unit vectors, which meet the images' in one space. Errors: Refused without a text tower."""
+        backbone = model.parts.backbone
+        if backbone is None or not backbone.has_text:
+            raise Refused(404, "this model has no text tower")
+        return self._embedded(model, await self._done(model.tower, model.texts, texts)) | {"errors": []}
+
+    # -- inside --
+
+    def _embedded(self, model: Model, rows: Sequence[np.ndarray | None]) -> dict[str, Any]:
+        assert model.parts.backbone is not None  # of what embeds
+        listed = [None if row is None else [round(value, 6) for value in row.tolist()] for row in rows]
+        return {"model": model.id, "dim": model.parts.backbone.dim, "embeddings": listed}
+
+    async def _over(self, model: Model, over: Over) -> Predictions:
+        known = model.known(over)
+        if known is None:
+            worker = model.writer if model.parts.asked else model.tower
+            (known,) = await self._done(worker, model.encode, [over])
+        return known
+
+    async def _answers(
+        self, model: Model, images: Sequence[Sent], predictions: Predictions
+    ) -> list[Answer | Exception]:
+        if model.parts.asked is None:
+            return await self._looked(model, images, predictions)
+        items = [(Shown(image.load, self.limits.max_pixels), predictions) for image in images]
+        return self._counted(await self._each(model.writer, model.ask, items))
+
+    async def _looked(
+        self, model: Model, images: Sequence[Sent], predictions: Predictions | None
+    ) -> list[Any]:
+        """What becomes of each image in the image tower, or why it cannot be read."""
+        assert model.parts.backbone is not None
+        pixels = await asyncio.gather(*(self._pixels(model.parts.backbone, image) for image in images))
+        looks = [Look(one, predictions) for one in pixels if not isinstance(one, Exception)]
+        found = iter(await self._each(model.tower, model.look, looks))
+        return self._counted([one if isinstance(one, Exception) else next(found) for one in pixels])
+
+    async def _pixels(self, backbone: Backbone, image: Sent) -> Tensor | Exception:
+        def work() -> Tensor:
+            return pixels_of(backbone, image.load(), self.limits.max_pixels)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.decoders, work)
+        except Unreadable as error:
+            return error
+
+    def _counted(self, results: list[Any]) -> list[Any]:
+        bad = sum(isinstance(one, Exception) for one in results)
+        self.meters.images.labels("unreadable").inc(bad)
+        self.meters.images.labels("read").inc(len(results) - bad)
+        return results
+
+    async def _each(self, worker: Worker, work: Work, items: Sequence[Any]) -> list[Any]:
+        """Results, Unreadable ones as such. Errors: any other of an item, and Busy."""
+        futures = [asyncio.wrap_future(future) for future in worker.do(work, items)]
+        try:
+            found = await asyncio.gather(*futures, return_exceptions=True)
+        except asyncio.CancelledError:
+            for future in futures:
+                future.cancel()
+            raise
+        for one in found:
+            if isinstance(one, BaseException) and not isinstance(one, Unreadable):
+                raise one
+        return found
+
+    async def _done(self, worker: Worker, work: Work, items: Sequence[Any]) -> list[Any]:
+        """Results. Errors: those of any item, and Busy."""
+        found = await self._each(worker, work, items)
+        for one in found:
+            if isinstance(one, Exception):
+                raise one
+        return found
+
+
+def _failed(image: Sent, error: Exception) -> dict[str, Any]:
+    return {"image": image.name, "error": str(error)}
+
+
+def over_of(
+    model: Model,
+    classes: Sequence[str],
+    add: Sequence[str],
+    sentences: Mapping[str, Sequence[str]],
+    explain: int,
+) -> Over:
+    """Among which classes. Errors: Refused where there are none, or sentences describe none of them."""
+    names = tuple(classes or model.class_names)
+    names += tuple(name for name in add if name not in names)
+    if len(names) < 2:
+        raise Refused(422, "classes: give at least 2 names to choose among; this model has none of its own")
+    if explain and model.parts.asked is not None:
+        raise Refused(422, "explain: this model is asked by class names, so no sentence explains its answers")
+    if sentences and model.parts.asked is not None:
+        raise Refused(422, "sentences: this model is asked by class names alone")
+    return Over(names, tuple((name, tuple(texts)) for name, texts in sentences.items()), explain)

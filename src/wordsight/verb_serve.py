@@ -1,0 +1,95 @@
+"""The verb `serve`: from the command line's options to wordsight.serve. Imports no torch before it runs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+
+from wordsight import hints
+from wordsight.arguments import DEVICE, Verb, argument
+from wordsight.config import WordsightError
+from wordsight.files import read_text
+from wordsight.serve.settings import Limits, Settings
+from wordsight.verb_chat import OURS
+
+KEYS = "WORDSIGHT_API_KEYS"  # of the environment, separated by blanks or commas
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(options: argparse.Namespace) -> None:
+    for run in options.runs:
+        if not any(Path(run).expanduser().glob(OURS)):
+            hints.check_run_or_model("serve", run)
+    settings = _settings(options)
+    from wordsight.serve import serve
+
+    serve(options.runs, settings)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Limits)}
+    keys = _keys(options.keys)
+    names = ("host", "port", "search", "corrections", "device", "allow_private")
+    return Settings(
+        **{name: getattr(options, name) for name in names},
+        keys=keys,
+        allow_urls=tuple(options.allow_url or ()),
+        allow_hosts=_hosts(options, keys),
+        limits=Limits(**{name: value for name, value in given.items() if value is not None}),
+    )
+
+
+def _keys(file: str | None) -> tuple[str, ...]:
+    """One a line, or those of the environment. Errors: WordsightError for a file without any."""
+    if file is None:
+        return tuple(os.environ.get(KEYS, "").replace(",", " ").split())
+    lines = (line.strip() for line in read_text(file, "file of keys").splitlines())
+    if not (found := tuple(line for line in lines if line and not line.startswith("#"))):
+        raise WordsightError(f"{file} holds no key; write one a line, or leave --keys out")
+    return found
+
+
+def _hosts(options: argparse.Namespace, keys: tuple[str, ...]) -> tuple[str, ...]:
+    """By which names the server may be called: any where keys are asked for or it listens to others; else
+    those of this machine, so that no page elsewhere can have a browser ask it under a name of its own.
+    """
+    own = tuple(options.allow_host or ())
+    return (*own, *LOOPBACK) if own or (options.host in LOOPBACK and not keys) else ()
+
+
+def _limit(field: dataclasses.Field) -> tuple[tuple[str, ...], dict]:
+    kind = float if isinstance(field.default, float) else int
+    name = "--" + field.name.replace("_", "-")
+    return argument(name, type=kind, metavar="N", help=f"default {field.default:,}")
+
+
+SERVE = Verb(
+    serve,
+    None,
+    "answer over HTTP, with a page for people: wordsight serve RUN",
+    [
+        argument(
+            "runs",
+            nargs="+",
+            metavar="RUN",
+            help="run folders, hf:org/name, folders of an assistant, image-text-to-text models",
+        ),
+        argument("--host", default="127.0.0.1", metavar="NAME", help="where to listen (default 127.0.0.1)"),
+        argument("--port", type=int, default=8000, metavar="N", help="(default 8000)"),
+        argument("--search", metavar="FOLDER", help="images that can be searched"),
+        argument("--corrections", metavar="FILE", help="a CSV that corrected labels are kept in"),
+        argument("--keys", metavar="FILE", help=f"keys of clients, one a line; or the environment's {KEYS}"),
+        argument("--allow-url", action="append", metavar="HOST", help="whose images may be named by URL"),
+        argument("--allow-private", action="store_true", help="such hosts may be of this machine or network"),
+        argument(
+            "--allow-host",
+            action="append",
+            metavar="HOST",
+            help="by which name it may be called (Host), where a proxy stands before it",
+        ),
+        DEVICE,
+        *map(_limit, dataclasses.fields(Limits)),
+    ],
+)

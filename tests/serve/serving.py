@@ -1,0 +1,26 @@
+"""What tests of the server share."""
+
+import time
+
+HERE = "http://127.0.0.1:8000"
+
+
+def started(runs, **settings):
+    """A client of a server over these runs, once it is ready."""
+    from starlette.testclient import TestClient
+
+    from wordsight.serve.app import make_app
+    from wordsight.serve.settings import Settings
+
+    guard, state = make_app([str(run) for run in runs], Settings(**settings))
+    client = TestClient(guard, base_url=HERE, raise_server_exceptions=False)
+    client.__enter__()
+    while not state.ready:
+        assert state.failure is None, state.failure
+        time.sleep(0.01)
+    client.state = state
+    return client
+
+
+def files_of(paths, field="images"):
+    return [(field, (path.name, path.read_bytes(), "image/png")) for path in paths]
