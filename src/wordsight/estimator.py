@@ -23,7 +23,7 @@ from wordsight.config import RunSettings, WordsightError
 from wordsight.data.given import encoded_labels, features_of, is_matrix, names_in, pictures_of
 from wordsight.data.splits import digests
 from wordsight.fit import DEFAULT_SENTENCES
-from wordsight.fitted import Decisive, Fitted, encode_classes, facts_of, is_asking, is_embedder, open_embedder
+from wordsight.fitted import Decisive, Fitted, encode_classes, facts_of, is_asking, is_embedder, open_by_names
 from wordsight.fitting import fit_method
 from wordsight.methods import Classifier as Method
 from wordsight.methods import FitData
@@ -173,12 +173,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self, "fitted_")
         names, fitted = names_in(class_names, "class_names"), self.fitted_
-        known: Mapping[str, Sequence[str]] = {}
         if isinstance(sentences, Mapping):
             known = read_sentences(sentences, [name for name in names if name in sentences])
-        elif sentences is not None and fitted.backbone is not None:
-            new = [name for name in names if name not in fitted.facts.classes]
-            known = sentences_for(sentences, new, None, fitted.backbone)
+        else:
+            known = fitted.sentences_of_new(names, sentences)
         other = copy.copy(self)
         other.fitted_, other.classes_ = fitted.with_classes(names, known), np.asarray(names)
         return other
@@ -331,7 +329,10 @@ def load(
         )
     if is_embedder(run):
         given = backbone if isinstance(backbone, Backbone) else None
-        return _zero_shot(run, open_embedder(run, given), names_in(class_names, "class_names"))
+        fitted = open_by_names(run, names_in(class_names, "class_names"), given)
+        classifier = Classifier(str(run.folder), "zero_shot", template=run.settings.template)
+        _adopt(classifier, fitted, classifier._run_settings())
+        return classifier
     settings, fitted = run.settings, Fitted.open(run, backbone)
     classifier = Classifier(
         None if settings.backbone == NO_BACKBONE else settings.backbone,
@@ -347,21 +348,6 @@ def load(
     if fitted.facts.labels:
         classifier.classes_ = np.array(fitted.facts.labels, dtype=fitted.facts.label_type or None)
     return classifier.with_classes(class_names) if class_names else classifier
-
-
-def _zero_shot(run: Run, backbone: Backbone, names: tuple[str, ...]) -> Classifier:
-    if len(set(names)) < max(2, len(names)):
-        raise WordsightError(
-            f"{run.folder} is a {run.settings.method}, a backbone without classes of its own; name at least "
-            f"2 to choose among, "
-            "each once: --classes a,b (class_names= in Python). `wordsight eval` measures it on labelled "
-            "images or "
-            "captions"
-        )
-    classifier = Classifier(str(run.folder), "zero_shot", template=run.settings.template)
-    fitted = Fitted.by_names(backbone, names, run.settings.template)
-    _adopt(classifier, fitted, classifier._run_settings())
-    return classifier
 
 
 def _adopt(classifier: Classifier, fitted: Fitted, settings: RunSettings) -> None:

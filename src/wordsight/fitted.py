@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wordsight.backbones import Backbone, device_or_cpu, kind_of, load_backbone
+from wordsight.backbones import Backbone, device_or_cpu, kind_of, load_backbone, prints_of
 from wordsight.backbones.vectors import Vectors
 from wordsight.config import METHODS, WordsightError, is_vectors, resolve
 from wordsight.data.features import text_features
@@ -26,6 +26,7 @@ from wordsight.methods.zero_shot import ZeroShot
 from wordsight.metrics import Best, best
 from wordsight.runs import NO_BACKBONE, Run, RunFacts
 from wordsight.sentences import ClassTexts, class_texts, fill
+from wordsight.sentences.self_written import sentences_for
 
 if TYPE_CHECKING:
     from wordsight.backbones.generator import Generator
@@ -137,6 +138,13 @@ class Fitted:
             self, method=copy.deepcopy(self.method), sentences={**self.sentences, **known}, texts=texts
         )
 
+    def sentences_of_new(self, names: Sequence[str], source: str | None) -> Mapping[str, Sequence[str]]:
+        """What a file (or `self`) says about those of `names` that it was not fitted on."""
+        if source is None or self.backbone is None:
+            return {}
+        new = [name for name in names if name not in self.facts.classes]
+        return sentences_for(source, new, None, self.backbone)
+
     def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         """Scores on the CPU, in float32."""
         return predict_logits(self.method, images.to(self.device))
@@ -186,7 +194,7 @@ class Fitted:
             if not self.texts.sentences[row]:
                 continue
             places = (predicted == row).nonzero()[:, 0]
-            wider = replace(self, method=method, texts=with_each_left_out(self.texts, row))
+            wider = replace(self, method=method, texts=self.texts.with_each_left_out(row))
             left_out = wider.logits(images[places])[:, len(self.texts.names) :]
             for place, own in zip(places.tolist(), left_out):
                 found[place] = self._decided(scores[place], row, own)
@@ -213,22 +221,6 @@ class Fitted:
 def at_once(classes: int) -> int:
     """How many images are scored together, so that memory grows neither with images nor with classes."""
     return max(1, SCORES_AT_ONCE // classes)
-
-
-def with_each_left_out(texts: ClassTexts, row: int) -> ClassTexts:
-    """The same classes, and behind them one of them again and again, each time without one of its
-    sentences."""
-    own, vectors = texts.sentences[row], texts.sentence_vectors[row]
-    count = len(own)
-    fewer = [own[:i] + own[i + 1 :] for i in range(count)]
-    rows = [torch.cat([vectors[:i], vectors[i + 1 :]]) for i in range(count)]
-    return replace(
-        texts,
-        names=texts.names + (texts.names[row],) * count,
-        name_vectors=torch.cat([texts.name_vectors, texts.name_vectors[row].expand(count, -1)]),
-        sentences=(*texts.sentences, *fewer),
-        sentence_vectors=(*texts.sentence_vectors, *rows),
-    )
 
 
 @torch.inference_mode()
@@ -259,8 +251,8 @@ def open_backbone(
     if not isinstance(backbone, Backbone):
         device = device or device_or_cpu(run.settings.device)
         backbone = load_backbone(name, device=device, dtype=run.settings.dtype, text=len(sides) > 1)
-    for side in sides:
-        if getattr(backbone, side) != getattr(run.facts, side):
+    for side, found in zip(sides, prints_of(backbone, sides)):
+        if found != getattr(run.facts, side):
             raise WordsightError(
                 f"backbone {name!r} is not the one that {run.folder} was fitted on, or has changed since "
                 f"({side} differs); its features would not fit. Give backbone=... where it has moved, or "
@@ -273,6 +265,17 @@ def open_embedder(run: Run, backbone: Backbone | None = None, *, device: str | N
     """The backbone that a two_tower run became; on the run's device where no other is named."""
     device = device or device_or_cpu(run.settings.device)
     return backbone or load_backbone(run.folder, device=device, dtype=run.settings.dtype)
+
+
+def open_by_names(run: Run, names: Sequence[str], backbone: Backbone | None = None) -> Fitted:
+    """Zero-shot by a two_tower run, which has no classes of its own, over these."""
+    if len(set(names)) < max(2, len(names)):
+        raise WordsightError(
+            f"{run.folder} is a {run.settings.method}, a backbone without classes of its own; name at least "
+            f"2 to choose among, each once: --classes a,b (class_names= in Python). `wordsight eval` "
+            f"measures it on labelled images or captions"
+        )
+    return Fitted.by_names(open_embedder(run, backbone), names, run.settings.template)
 
 
 def open_generator(

@@ -19,11 +19,10 @@ from wordsight.config import WordsightError
 from wordsight.data import Picture
 from wordsight.data.features import NoneReadable, image_features
 from wordsight.data.given import Reading, pictures_in
-from wordsight.estimator import load
 from wordsight.files import csv_line, writing
-from wordsight.fitted import NO_BACKBONE, Closest, Decisive, Fitted, at_once, is_asking
+from wordsight.fitted import Closest, Decisive, Fitted, at_once, is_asking, is_embedder, open_by_names
 from wordsight.names import class_list
-from wordsight.runs import Run
+from wordsight.runs import NO_BACKBONE, Run
 from wordsight.sentences import TEMPLATE_SETS
 from wordsight.workers import progress
 
@@ -265,15 +264,15 @@ def predict(
             )
         asked = Asked.open(opened, backbone).with_classes(names)
         return Predictions(ByAsking(asked), given, **wanted)
-    classifier = load(folder, backbone=backbone, class_names=names if changed else ())
-    if sentences:
-        classifier = classifier.with_classes(names, sentences)
+    fitted = open_by_names(opened, names) if is_embedder(opened) else Fitted.open(opened, backbone)
+    if changed:
+        fitted = fitted.with_classes(names, fitted.sentences_of_new(names, sentences))
     elif explain and settings.sentences in TEMPLATE_SETS:
         log.info(
             f"{run} was fitted with the template set {settings.sentences!r} in place of sentences, which "
             f"explains little; give `fit` a sentences=... file"
         )
-    return Predictions(ByVectors(classifier.fitted_), given, explain=explain, **wanted)
+    return Predictions(ByVectors(fitted), given, explain=explain, **wanted)
 
 
 def _plain(decisive: Decisive | None) -> dict[str, Any] | None:

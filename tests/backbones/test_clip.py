@@ -195,7 +195,7 @@ def reference(folder, texts, dtype=torch.float32):
 
 
 def model_class(folder):
-    return clip_module.MODELS[json.loads((folder / "config.json").read_text())["model_type"]]
+    return clip_module.model_class(json.loads((folder / "config.json").read_text())["model_type"])
 
 
 PROCESSORS = {

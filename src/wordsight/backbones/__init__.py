@@ -9,6 +9,8 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -311,6 +313,12 @@ def pick_dtype(dtype: str) -> torch.dtype:
     if dtype not in DTYPES:
         raise WordsightError(f"dtype={dtype!r} is not a choice; the choices are {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+def prints_of(backbone: Backbone, sides: Sequence[str]) -> list[str]:
+    """Some of its fingerprints, at once: hashing two towers takes two cores."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(partial(getattr, backbone), sides))
 
 
 def fingerprint(tensors: dict[str, Tensor], *facts: object) -> str:

@@ -4,6 +4,7 @@ backbone. The bundled micro CLIP is one.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +19,6 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
-from transformers.models.clip.modeling_clip import CLIPModel
-from transformers.models.siglip.modeling_siglip import SiglipModel
-from transformers.models.vision_text_dual_encoder.modeling_vision_text_dual_encoder import (
-    VisionTextDualEncoderModel,
 )
 
 from wordsight.backbones import Backbone, TokenReader, batches, fingerprint, pick_dtype, tell_truncated, unit
@@ -45,10 +41,11 @@ from wordsight.backbones.pixels import Preprocess, read_preprocess
 from wordsight.config import WordsightError
 from wordsight.files import new_folder
 
-MODELS: dict[str, type[PreTrainedModel]] = {
-    "clip": CLIPModel,
-    "siglip": SiglipModel,  # SigLIP 2's checkpoints of fixed resolution are of this type too
-    "vision-text-dual-encoder": VisionTextDualEncoderModel,
+MODELS = {  # model_type: the class of transformers, imported where a checkpoint is of it
+    "clip": "clip.modeling_clip:CLIPModel",
+    "siglip": "siglip.modeling_siglip:SiglipModel",  # SigLIP 2 of fixed resolution is of this type too
+    "vision-text-dual-encoder": "vision_text_dual_encoder.modeling_vision_text_dual_encoder"
+    ":VisionTextDualEncoderModel",
 }
 TOKENS_PER_BATCH = 8192  # padding counted: bounds the memory of a text batch whatever its length
 
@@ -257,8 +254,14 @@ def _read(place: Place) -> Parts:
         raise WordsightError(f"{place} is of model_type {kind!r}: {_what_it_is(str(kind))}")
     config = read_config(place)
     tokenizer, preprocess = read_tokenizer(place), read_preprocess(place, kind)
-    model = cast("DualEncoder", read_model(MODELS[kind], place, config))
+    model = cast("DualEncoder", read_model(model_class(kind), place, config))
     return Parts(model, tokenizer, preprocess)
+
+
+def model_class(kind: str) -> type[PreTrainedModel]:
+    """The class of transformers of a model_type in `MODELS`."""
+    module, _, name = MODELS[kind].partition(":")
+    return getattr(importlib.import_module(f"transformers.models.{module}"), name)
 
 
 def _check(parts: Parts, name: str) -> None:

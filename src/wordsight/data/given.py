@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d
 
 from wordsight.backbones import Backbone, unit
 from wordsight.config import is_vectors
@@ -88,6 +86,10 @@ def _read(path: Path) -> bytes:
 def encoded_labels(y: Any, images: int) -> tuple[np.ndarray, np.ndarray]:
     """The classes in sorted order, and which of them each label is. Errors: WordsightError for labels that
     are not one of a kind for each image."""
+    # a second or two to import, which predicting need not wait for
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import column_or_1d
+
     y = column_or_1d(y, warn=True)
     if images != len(y):
         raise WordsightError(f"{images} images and {len(y)} labels; each image needs one label")

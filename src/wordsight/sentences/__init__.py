@@ -8,7 +8,7 @@ import heapq
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,21 @@ class ClassTexts:
             for vectors, name in zip(self.sentence_vectors, self.name_vectors)
         ]
         return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
+
+    def with_each_left_out(self, row: int) -> ClassTexts:
+        """The same classes, and behind them one of them again and again, each time without one of its
+        sentences."""
+        own, vectors = self.sentences[row], self.sentence_vectors[row]
+        count = len(own)
+        fewer = [own[:i] + own[i + 1 :] for i in range(count)]
+        rows = [torch.cat([vectors[:i], vectors[i + 1 :]]) for i in range(count)]
+        return replace(
+            self,
+            names=self.names + (self.names[row],) * count,
+            name_vectors=torch.cat([self.name_vectors, self.name_vectors[row].expand(count, -1)]),
+            sentences=(*self.sentences, *fewer),
+            sentence_vectors=(*self.sentence_vectors, *rows),
+        )
 
     def alike(self) -> list[tuple[str, str]]:
         """Pairs of classes of one vector, up to rounding: nothing of their names reaches the text tower that
