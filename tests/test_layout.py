@@ -40,6 +40,8 @@ ORDER = [
     "teachers",
     "fitting",
     "tasks",
+    "doubts",
+    "folds",
     "fit_pairs",
     "fit_captions",
     "fit_prompted",

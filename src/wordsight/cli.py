@@ -116,7 +116,7 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
     from wordsight.prediction import predict
 
     explain = max(options.top, EXPLAINED) if options.explain else 0
-    names = ("classes", "add", "sentences", "unsure", "csv", "backbone", "max_pixels")
+    names = ("classes", "add", "sentences", "unsure", "error", "csv", "backbone", "max_pixels")
     wanted = {name: getattr(options, name) for name in names}
     answers = predict(options.run, options.images, explain=explain, **wanted)
     entries = (answers.entry(answer, options.top) for answer in answers)
@@ -235,6 +235,12 @@ VERBS: dict[str, Verb] = {
                 type=float,
                 metavar="P",
                 help="mark answers whose best probability is below P, as 0.5",
+            ),
+            argument(
+                "--error",
+                type=float,
+                metavar="RATE",
+                help="the classes of each image that are not ruled out at this error rate, as 0.1",
             ),
             argument(
                 "--explain",

@@ -169,20 +169,10 @@ def plugins(what: str) -> dict[str, importlib.metadata.EntryPoint]:
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=group)}
 
 
-LEAST = dict.fromkeys(
-    (
-        "epochs",
-        "min_steps",
-        "lr",
-        "weight_decay",
-        "eps",
-        "momentum",
-        "warmup_epochs",
-        "warmup_lr",
-        "warmup_steps",
-    ),
-    0,
-) | {"batch_size": 1, "max_steps": 1, "log_steps": 1, "save_seconds": 0, "clip_norm": 0}
+LEAST = {"batch_size": 1, "max_steps": 1, "log_steps": 1, "save_seconds": 0, "clip_norm": 0} | dict.fromkeys(
+    ("epochs", "min_steps", "lr", "weight_decay", "eps", "momentum"), 0
+)
+LEAST |= dict.fromkeys(("warmup_epochs", "warmup_lr", "warmup_steps"), 0)
 
 
 @dataclass(frozen=True)
@@ -259,6 +249,8 @@ class RunSettings(Where):
     # another backbone, or a file of its vectors of the same images, whose words label these softly
     teacher: str | None = None
     seed: int = 1  # draws the shots, and what training starts from and sees in which order
+    # predict's error= without validation images: parts that are left out of as many further fits; 0: none
+    folds: int = 0
     views: int = 1  # image views in the feature cache: the centre crop, and augmented ones after it
     flip: bool = True  # augmented views may be mirrored; false for glyphs
     max_pixels: int | None = None  # the largest image that is decoded, in pixels; null: about 200 million
@@ -275,9 +267,9 @@ class RunSettings(Where):
         hints = typing.get_type_hints(type(self))
         for name in hints.keys() - {"settings", "train"}:
             object.__setattr__(self, name, coerce(getattr(self, name), hints[name], name))
-        for name in ("shots", "views", "max_pixels"):
+        for name, least in (("shots", 1), ("views", 1), ("max_pixels", 1), ("folds", 0)):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and value < least:
                 raise WordsightError(f"{name}={value} is not possible; {COUNTS[name]}")
         if self.template != "own" and self.template.count("{}") != 1:
             raise WordsightError(
@@ -327,6 +319,7 @@ COUNTS = {
     "shots": "it is the number of labelled images per class, 1 or more, or null for all",
     "views": "view 1 is the centre crop, more are augmented ones",
     "max_pixels": "it is the largest image that is decoded, in pixels",
+    "folds": "it is a number of parts, 2 or more, or 0 for none",
 }
 
 

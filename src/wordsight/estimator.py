@@ -20,8 +20,10 @@ from wordsight.backbones import Backbone, load_backbone, pick_device, unit
 from wordsight.backbones.hub import run_folder
 from wordsight.backbones.vectors import Vectors
 from wordsight.config import RunSettings, WordsightError
-from wordsight.data.given import encoded_labels, features_of, is_matrix, names_in, pictures_of
+from wordsight.data.given import encoded_labels, features_of, is_matrix, known_labels, names_in, pictures_of
 from wordsight.data.splits import digests
+from wordsight.doubts import GIVEN, NONE, Doubts, conformal
+from wordsight.doubts.found import of_training
 from wordsight.fit import DEFAULT_SENTENCES
 from wordsight.fitted import Decisive, Fitted, encode_classes, facts_of, is_asking, is_embedder, open_by_names
 from wordsight.fitting import fit_method
@@ -34,14 +36,8 @@ from wordsight.sentences.self_written import sentences_for
 from wordsight.teachers import given_pool
 
 FROM_PYTHON = "python"  # what config.yaml names as data where the images came from Python
-CARRIED = (
-    "words",
-    "seed",
-    "views",
-    "flip",
-    "device",
-    "dtype",
-)  # settings that load gives back to the constructor
+# settings that load gives back to the constructor
+CARRIED = ("words", "seed", "views", "flip", "device", "dtype")
 
 
 class Classifier(ClassifierMixin, BaseEstimator):
@@ -122,6 +118,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
             facts = replace(facts, pool_classes=facts.classes)
         method = fit_method(settings, facts, data, backbone)
         self.fitted_, self.settings_ = Fitted(method, backbone, facts, sentences, texts), settings
+        told = settings.needs_labels
+        self.doubts_ = of_training(data.centre, labels, len(names)) if told else NONE
         self.n_features_in_ = facts.dim
         self.seen_ = {digest for digest in digests(X) if digest is not None} if isinstance(X, list) else set()
         return self
@@ -179,6 +177,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             known = fitted.sentences_of_new(names, sentences)
         other = copy.copy(self)
         other.fitted_, other.classes_ = fitted.with_classes(names, known), np.asarray(names)
+        other.doubts_ = NONE  # which are of the classes it was fitted to
         return other
 
     def explain(self, X: Any, top: int = 3) -> list[list[tuple[str, str, float]]]:
@@ -197,6 +196,24 @@ class Classifier(ClassifierMixin, BaseEstimator):
         images = self._images(X)
         return self.fitted_.decisive(images)
 
+    def calibrate(self, X: Any, y: Sequence[Any]) -> Classifier:
+        """Learn from labelled images that it was not fitted to what `predict_set` needs; `save` keeps it."""
+        chances, labels = self.predict_proba(X), known_labels(y, self.classes_)
+        self.doubts_ = self.doubts_.calibrated(chances[np.arange(len(labels)), labels], GIVEN)
+        return self
+
+    def predict_set(self, X: Any, error: float = 0.1) -> list[list[Any]]:
+        """For each image the labels that are not ruled out, the likeliest first: the right one is among them
+        in a share 1 - `error` of images or more, on the mean. Errors: WordsightError before `calibrate`, or
+        where its images are too few."""
+        lowest, chances = self.doubts_.lowest(error), self.predict_proba(X)
+        order = [row.argsort()[::-1][: conformal.among(row, lowest).sum()] for row in chances]
+        return [self.classes_[places].tolist() for places in order]
+
+    def unlike(self, X: Any) -> np.ndarray | None:
+        """Whether each image is unlike all training images; None where it learned from none."""
+        return self.doubts_.unlike(self._images(X).numpy())
+
     def save(self, folder: str | Path) -> Path:
         """Write a run folder, which `wordsight.load` and every verb of the command line read."""
         check_is_fitted(self, "fitted_")
@@ -213,6 +230,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             facts = replace(facts, labels=labels, label_type=self.classes_.dtype.str)
         run = Run.start(folder, self.settings_, facts, fitted.sentences)
         run.keep_seen(self.seen_)
+        self.doubts_.write(run.folder)
         run.keep_weights(
             fitted.method, {"name_vectors": fitted.texts.name_vectors} if fitted.backbone is None else {}
         )
@@ -344,7 +362,7 @@ def load(
     )
     pooled = {"unlabelled": settings.unlabelled, "teacher": settings.teacher}
     _adopt(classifier, fitted, replace(classifier._run_settings(), **pooled))
-    classifier.seen_ = run.seen()
+    classifier.seen_, classifier.doubts_ = run.seen(), Doubts.read(run.folder)
     if fitted.facts.labels:
         classifier.classes_ = np.array(fitted.facts.labels, dtype=fitted.facts.label_type or None)
     return classifier.with_classes(class_names) if class_names else classifier
@@ -354,7 +372,7 @@ def _adopt(classifier: Classifier, fitted: Fitted, settings: RunSettings) -> Non
     """What `fit` sets, of a method that was fitted elsewhere."""
     classifier.fitted_, classifier.classes_ = fitted, np.asarray(fitted.texts.names)
     classifier.skipped_, classifier.seen_, classifier.n_features_in_ = [], set(), fitted.facts.dim
-    classifier.settings_ = settings
+    classifier.settings_, classifier.doubts_ = settings, NONE
 
 
 def _name_of(backbone: Backbone | str | None) -> str | None:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from wordsight.backbones import Backbone, load_backbone, pick_device
@@ -27,22 +26,21 @@ from wordsight.data.pools import unlabelled
 from wordsight.data.sources import is_captioned
 from wordsight.data.splits import conflict_note, digests, few_shot, fingerprint, held_out, select_classes
 from wordsight.data.trees import TEMPLATES
+from wordsight.doubts import FOLDS, NONE, VALIDATION
+from wordsight.doubts.found import of_training, of_validation
 from wordsight.files import in_use
 from wordsight.fitted import Fitted, encode_classes, facts_of
-from wordsight.fitting import fit_method
-from wordsight.methods import Classifier, FitData, Labelled, Pool
-from wordsight.metrics import Best
+from wordsight.fitting import REFERENCES, fit_method, fit_reference
+from wordsight.folds import cross_validate, left_out_chances
+from wordsight.methods import FitData, Labelled, Pool
 from wordsight.reader import read
-from wordsight.runs import Run, predictions_file
+from wordsight.runs import Run
 from wordsight.sentences import OWN, ClassTexts, fill, read_sentences
 from wordsight.sentences.self_written import SELF, keep_record, sentences_for
 from wordsight.tasks import classify
-from wordsight.tasks.calibrate import ALL_FITTED, Temperature
 from wordsight.teachers import teacher_scores
 
 DEFAULT_SENTENCES = "clip7"  # what stands in where a method wants sentences and none were given
-FOLDS = 5  # of cross-validation, where every labelled image is used
-REFERENCES = ("zero_shot", "linear_probe")  # what a fit is compared with on the same test images
 
 log = logging.getLogger("wordsight")
 
@@ -161,9 +159,16 @@ def _complete(run: Run, drawn: Drawn, backbone: Backbone, sentences: Sentences, 
         }
     )
     fitted = Fitted(method, backbone, run.facts, sentences, texts)
+    doubts = of_training(data.centre, labels, len(texts.names)) if settings.needs_labels else NONE
     if drawn.everything:
-        cross_validate(run, data, backbone, dataset.train.take(features.kept), references)
+        chances = cross_validate(run, data, backbone, dataset.train.take(features.kept), references)
+        doubts.calibrated(chances, FOLDS).write(run.folder)
         return
+    if (chances := of_validation(fitted, drawn.whole, settings)) is not None:
+        doubts = doubts.calibrated(chances, VALIDATION)
+    elif settings.folds:
+        doubts = doubts.calibrated(left_out_chances(run, data, backbone, settings.folds), FOLDS)
+    doubts.write(run.folder)
     others = reference_methods(run, data, backbone, sentences) if references else {}
     classify.evaluate(run, fitted=fitted, references=others, source=drawn.whole)
 
@@ -268,77 +273,6 @@ def reference_methods(run: Run, data: FitData, backbone: Backbone, sentences: Se
             method = fit_reference(run, name, data, backbone)
             found[name] = Fitted(method, backbone, run.facts, sentences, data.texts)
     return found
-
-
-def fit_reference(run: Run, name: str, data: FitData, backbone: Backbone) -> Classifier:
-    """A method that a run is compared with: by its own words and by labelled images alone, whatever words and
-    unlabelled images the run is given.
-    """
-    own = {"settings": {}, "train": {}, "words": "auto", "unlabelled": None, "teacher": None}
-    data, facts = data._replace(images=data.images[:, :1], pool=None), replace(run.facts, pool_classes=())
-    return fit_method(replace(run.settings, method=name, **own), facts, data, backbone)
-
-
-# -- every labelled image is used --
-
-
-def cross_validate(run: Run, data: FitData, backbone: Backbone, split: Split, references: bool) -> None:
-    """Figures where no labelled image is kept back: each is scored by a method that was fitted without it.
-
-    Stratified folds by the run's seed, as many as the smallest class has images and five at most; with one
-    image of a class nothing can be measured, which is said. The methods are as good as ones of fewer labels
-    are."""
-    from sklearn.model_selection import StratifiedKFold
-
-    settings, labels = run.settings, data.labels.numpy()
-    folds = min(FOLDS, int(np.bincount(labels, minlength=len(run.facts.classes)).min()))
-    if folds < 2:
-        log.info("every labelled image was fitted to, and a class has only one: nothing was measured")
-        return
-    names = [settings.method, *(name for name in REFERENCES if references and name != settings.method)]
-    found: dict[str, list[Best]] = {name: [] for name in names}
-    tested: list[int] = []
-    parts = StratifiedKFold(folds, shuffle=True, random_state=settings.seed).split(labels, labels)
-    for train_rows, test_rows in parts:
-        own = data._replace(images=data.images[train_rows], labels=data.labels[train_rows])
-        for name in names:
-            if name == settings.method:
-                method = fit_method(settings, run.facts, own, backbone)
-            else:
-                method = fit_reference(run, name, own, backbone)
-            fitted = Fitted(method, backbone, run.facts, run.sentences, data.texts)
-            found[name].append(fitted.best(data.centre[test_rows]))
-        tested += test_rows.tolist()
-    order = torch.tensor(tested).argsort()
-    best = {name: Best.joined(parts).take(order) for name, parts in found.items()}
-    _keep_folds(run, folds, best, data, split)
-
-
-def _keep_folds(run: Run, folds: int, best: Mapping[str, Best], data: FitData, split: Split) -> None:
-    from wordsight import metrics
-
-    settings, classes = run.settings, run.facts.classes
-    own, *others = best
-    result = {"event": "eval", "data": settings.data, "classes": settings.classes, "folds": folds}
-    result |= classify.figures(best[own], data.labels, classes, Temperature(reason=ALL_FITTED))
-    right = {name: (rows.predicted == data.labels).numpy() for name, rows in best.items()}
-    if others:
-        result["references"] = {
-            name: {
-                "accuracy": 100 * float(right[name].mean()),
-                "difference": metrics.paired_difference(right[own], right[name]),
-            }
-            for name in others
-        }
-    features = Features(data.images, list(range(len(split))), [])
-    tested = classify.Tested(data.centre, data.labels, features, split)
-    classify.write_predictions(run, predictions_file(settings.classes), tested, best[own], classes, None)
-    run.log(result | {"skipped": []})
-    log.info(
-        "every labelled image was fitted to; figures are of %d-fold cross-validation, each image scored by "
-        "a method that was fitted without it",
-        folds,
-    )
 
 
 # -- words --

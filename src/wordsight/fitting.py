@@ -18,6 +18,8 @@ from wordsight.methods import Classifier, FitData, Labelled, Learner
 from wordsight.runs import Run, RunFacts, build_method
 from wordsight.train import Keeper, train
 
+REFERENCES = ("zero_shot", "linear_probe")  # what a fit is compared with on the same test images
+
 log = logging.getLogger("wordsight")
 
 
@@ -83,6 +85,15 @@ def _choose(method: Classifier, data: FitData, backbone: Backbone | None) -> Non
     """Score the classes of `data`, on the backbone's device."""
     method.choose(data.texts)
     method.to(backbone.device if backbone is not None else torch.device("cpu"))
+
+
+def fit_reference(run: Run, name: str, data: FitData, backbone: Backbone) -> Classifier:
+    """A method that a run is compared with: by its own words and by labelled images alone, whatever words and
+    unlabelled images the run is given.
+    """
+    own = {"settings": {}, "train": {}, "words": "auto", "unlabelled": None, "teacher": None}
+    data, facts = data._replace(images=data.images[:, :1], pool=None), replace(run.facts, pool_classes=())
+    return fit_method(replace(run.settings, method=name, **own), facts, data, backbone)
 
 
 # -- rates ---------------------------------------------------------------------------------------------------

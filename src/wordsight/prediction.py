@@ -19,6 +19,7 @@ from wordsight.config import WordsightError
 from wordsight.data import Picture
 from wordsight.data.features import NoneReadable, image_features
 from wordsight.data.given import Reading, pictures_in
+from wordsight.doubts import NONE, Doubts, conformal
 from wordsight.files import csv_line, writing
 from wordsight.fitted import Closest, Decisive, Fitted, at_once, is_asking, is_embedder, open_by_names
 from wordsight.names import class_list
@@ -40,9 +41,13 @@ class Answer(NamedTuple):
 
     image: str
     probabilities: np.ndarray  # [C], in the order of Predictions.class_names
-    unsure: bool  # whether even the likeliest class is below the threshold
+    unsure: bool  # whether it is below the threshold, or its set has not exactly one class
     sentences: Sequence[Closest]  # the closest first, where asked for
     decisive: Decisive | None  # where asked for; None, too, where no sentence raised the class
+    among: tuple[str, ...] | None = (
+        None  # the classes not ruled out at the wanted error rate, the likeliest first
+    )
+    unlike: bool | None = None  # whether it is unlike all training images; None where nothing tells
 
 
 class Answered(NamedTuple):
@@ -53,6 +58,7 @@ class Answered(NamedTuple):
     closest: Sequence[Sequence[Closest]]
     decisive: Sequence[Decisive | None]
     skipped: Sequence[tuple[str, str]]  # names of the others, with why
+    unlike: Sequence[bool] | None = None  # which are unlike all training images, where something tells
 
 
 class Predictor(Protocol):
@@ -61,6 +67,11 @@ class Predictor(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """The classes, in the order of the probabilities."""
+        ...
+
+    @property
+    def doubts(self) -> Doubts:
+        """What it knows of its doubts among these classes."""
         ...
 
     def __call__(self, pictures: list[Picture], explain: int, max_pixels: int | None) -> Iterator[Answered]:
@@ -73,6 +84,7 @@ class ByVectors:
     """A fitted method, by image vectors that are kept."""
 
     fitted: Fitted
+    doubts: Doubts = NONE
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,7 +112,8 @@ class ByVectors:
         chances = fitted.logits(vectors).double().softmax(1).numpy()
         closest = fitted.closest(vectors, explain) if explain else [()] * len(vectors)
         decisive = fitted.decisive(vectors) if explain else [None] * len(vectors)
-        return Answered(kept, chances, closest, decisive, told)
+        strange = self.doubts.unlike(vectors.cpu().numpy())
+        return Answered(kept, chances, closest, decisive, told, None if strange is None else strange.tolist())
 
 
 @dataclass
@@ -108,6 +121,7 @@ class ByAsking:
     """A generator that is asked."""
 
     asked: Asked
+    doubts: Doubts = NONE
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -138,13 +152,20 @@ class Predictions:
         *,
         max_pixels: int | None = None,
         unsure: float | None = None,
+        error: float | None = None,
         explain: int = 0,
         csv: str | Path | None = None,
     ):
         if unsure is not None and not 0 < unsure <= 1:
             raise WordsightError(f"unsure={unsure} is no probability; give one above 0 and up to 1, as 0.5")
+        if unsure is not None and error is not None:
+            raise WordsightError(
+                "unsure= and error= both say which answers are not certain; give one of them"
+            )
         self.class_names = predictor.names
         self.unsure = unsure
+        # from which probability on a class is in an image's set; None where no sets are wanted
+        self.lowest = None if error is None else predictor.doubts.lowest(error)
         self._reading = Reading()
         self.account, self.skipped = self._reading.account, self._reading.skipped
         self.predictor, self.explain, self._images = predictor, explain, images
@@ -162,6 +183,11 @@ class Predictions:
                 file.write(csv_line(self._row(answer)))
                 yield answer
 
+    @property
+    def marks(self) -> bool:
+        """Whether answers that are not certain are marked."""
+        return self.unsure is not None or self.lowest is not None
+
     def best(self, answer: Answer, top: int = 1) -> list[tuple[str, float]]:
         """The likeliest classes of an answer with their probabilities, the likeliest first."""
         order = answer.probabilities.argsort()[::-1][:top]
@@ -175,8 +201,12 @@ class Predictions:
                 {"class": name, "probability": round(chance, 4)} for name, chance in self.best(answer, top)
             ],
         }
-        if self.unsure is not None:
+        if self.marks:
             entry["unsure"] = answer.unsure
+        if answer.among is not None:
+            entry["set"] = list(answer.among)
+        if answer.unlike is not None:
+            entry["unlike"] = answer.unlike
         if self.explain:
             entry["sentences"] = [
                 {"class": near.name, "sentence": near.sentence, "cosine": round(near.cosine, 4)}
@@ -198,17 +228,33 @@ class Predictions:
 
     def answers_of(self, batch: Sequence[Picture], found: Answered) -> Iterator[Answer]:
         """The answers about those pictures of a batch that could be read."""
-        for place, row, sentences, one in zip(found.kept, found.chances, found.closest, found.decisive):
-            unsure = self.unsure is not None and bool(row.max() < self.unsure)
-            yield Answer(batch[place].name, row, unsure, sentences, one)
+        strange = found.unlike or [None] * len(found.kept)
+        each = zip(found.kept, found.chances, found.closest, found.decisive, strange)
+        for place, row, sentences, one, odd in each:
+            among = self._among(row)
+            low = self.unsure is not None and bool(row.max() < self.unsure)
+            unsure = low or (among is not None and len(among) != 1)
+            yield Answer(batch[place].name, row, unsure, sentences, one, among, odd)
+
+    def _among(self, chances: Float[np.ndarray, " C"]) -> tuple[str, ...] | None:
+        """The classes in the set of an image, the likeliest first."""
+        if self.lowest is None:
+            return None
+        inside = conformal.among(chances, self.lowest)
+        return tuple(self.class_names[place] for place in chances.argsort()[::-1] if inside[place])
 
     def _header(self) -> list[str]:
-        own = ["image", "predicted", *(["unsure"] * (self.unsure is not None))]
+        marks = ["unsure"] * self.marks + ["set"] * (self.lowest is not None)
+        own = ["image", "predicted", *marks, *(["unlike"] * (self.predictor.doubts.means is not None))]
         first, *last = (_apart(name, self.class_names) for name in own)
         return [first, *self.class_names, *last]
 
     def _row(self, answer: Answer) -> list[Any]:
-        marked = [] if self.unsure is None else ["unsure" if answer.unsure else ""]
+        marked = ["unsure" if answer.unsure else ""] if self.marks else []
+        if answer.among is not None:
+            marked.append(csv_line(answer.among).decode().rstrip("\r\n"))  # as --classes reads names
+        if answer.unlike is not None:
+            marked.append("unlike" if answer.unlike else "")
         (predicted, _), *_ = self.best(answer)
         return [answer.image, *(f"{chance:.6g}" for chance in answer.probabilities), predicted, *marked]
 
@@ -221,6 +267,7 @@ def predict(
     add: str | Sequence[str] = (),
     sentences: str | None = None,
     unsure: float | None = None,
+    error: float | None = None,
     explain: int = 0,
     csv: str | Path | None = None,
     backbone: str | None = None,
@@ -231,8 +278,11 @@ def predict(
     `run` is a run folder or hf:org/name; `images` are paths, PIL images or arrays, folders (all images
     at any depth) or tables with a path column. `classes` chooses among these classes instead of the
     run's own, `add` adds some to them; both as `class_list` reads them, with `sentences` about new ones.
-    `unsure` marks answers whose best probability is below it. `explain` is how many sentences stand with
-    each answer, beside the one that raised its class over the runner-up most (Answer.decisive); 0: none.
+    `unsure` marks answers whose best probability is below it; `error`, in its place, gives each image the
+    classes that are not ruled out at that error rate (Answer.among), and marks those with any but one. An
+    image unlike all that the run was fitted to is marked (Answer.unlike). `explain` is how many sentences
+    stand with each answer, beside the one that raised its class over the runner-up most (Answer.decisive);
+    0: none.
     `csv` is a file that gets a line an image with all probabilities, under its name once the last one is
     in; stopped before, nothing is left of it, and the same call goes on from the feature cache.
     `backbone` names the run's backbone where it has moved, `max_pixels` the largest image that is read.
@@ -253,7 +303,12 @@ def predict(
             f"from such matrices"
         )
     given = [images] if isinstance(images, (str, Path)) else images
-    wanted = {"max_pixels": max_pixels or settings.max_pixels, "unsure": unsure, "csv": csv}
+    wanted = {"max_pixels": max_pixels or settings.max_pixels, "unsure": unsure, "error": error, "csv": csv}
+    if error is not None and (set(names) != set(own) or is_asking(opened)):
+        raise WordsightError(
+            f"error={error} holds among the classes that a run was fitted to and has scores of images for; "
+            + ("leave --classes and --add out, or give --unsure" if changed else "give --unsure in its place")
+        )
     if is_asking(opened):
         from wordsight.asked import Asked  # with the half of transformers that LMs need
 
@@ -272,7 +327,8 @@ def predict(
             f"{run} was fitted with the template set {settings.sentences!r} in place of sentences, which "
             f"explains little; give `fit` a sentences=... file"
         )
-    return Predictions(ByVectors(fitted), given, explain=explain, **wanted)
+    by = ByVectors(fitted, Doubts.read(folder).over(own, names))
+    return Predictions(by, given, explain=explain, **wanted)
 
 
 def _plain(decisive: Decisive | None) -> dict[str, Any] | None:

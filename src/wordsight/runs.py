@@ -5,6 +5,7 @@ sentences.json       the sentences that were used, so that the run depends on no
 account.json         what the data held: what was kept, and what was left out and why
 seen.npy             digests of the images that it was fitted to, which no evaluation counts
 weights.safetensors  every fitted tensor that prediction needs
+doubts.safetensors   what says of an image that it is unlike all, or that its class is not certain
 metrics.jsonl        one event a line
 predictions-*.csv    what the last evaluation said of each image
 finished.json        written last: all of the above is there, and with which content
@@ -59,7 +60,7 @@ FORMAT = 2  # of the folder; a loader refuses any other
 EVENTS, SEEN = "metrics.jsonl", "seen.npy"
 STARTED = {"sentences.json", "config.yaml", "account.json"}  # what a start that was killed may leave
 # whose content finished.json keeps
-KEPT = (WEIGHTS_FILE, "extra.safetensors", "sentences.json", SEEN)
+KEPT = (WEIGHTS_FILE, "extra.safetensors", "sentences.json", SEEN, "doubts.safetensors")
 # what does not decide a result: where things lie and how that was written, what it runs on and is called.
 # What data, backbone and sentences hold is compared instead, by fingerprints and by content.
 NOT_COMPARED = ("out", "device", "name", "data", "backbone", "sentences", "aliases")

@@ -193,7 +193,7 @@ def _answers(event: Mapping[str, Any]) -> None:
 def predict(answer: Mapping[str, Any]) -> None:
     for entry in answer["predictions"]:
         chosen = "  ".join(f"{one['class']} {one['probability']:.1%}" for one in entry["classes"])
-        out(f"{entry['image']}  {chosen}{'  unsure' * entry.get('unsure', False)}")
+        out(f"{entry['image']}  {chosen}{_marks(entry)}")
         if "sentences" in entry:
             out("    closest sentences:")
         for line in entry.get("sentences", []):
@@ -202,6 +202,13 @@ def predict(answer: Mapping[str, Any]) -> None:
             then = f"{one['without']['class']} {one['without']['probability']:.1%}"
             out(f"    raised {one['class']} over {one['runner_up']} most: {one['sentence']}")
             out(f"    without it: {then}")
+
+
+def _marks(entry: Mapping[str, Any]) -> str:
+    """What follows the classes of an image."""
+    among = f" ({', '.join(entry['set']) or 'none is likely enough'})" if "set" in entry else ""
+    unlike = "  unlike all training images" * entry.get("unlike", False)
+    return f"  unsure{among}{unlike}" if entry.get("unsure") else unlike
 
 
 def caption(answer: Mapping[str, Any]) -> None:

@@ -109,6 +109,16 @@ def encoded_labels(y: Any, images: int) -> tuple[np.ndarray, np.ndarray]:
     return classes, labels
 
 
+def known_labels(y: Sequence[Any], classes: np.ndarray) -> np.ndarray:
+    """Which of `classes` each label is. Errors: WordsightError for one that is none of them."""
+    place = {label: row for row, label in enumerate(classes.tolist())}
+    labels = np.asarray(y).tolist()
+    others = [label for label in labels if label not in place]
+    if others:
+        raise WordsightError(f"label {others[0]!r} is none of the {len(place)} classes that it was fitted to")
+    return np.array([place[label] for label in labels], dtype=np.int64)
+
+
 def names_in(names: Sequence[str], what: str) -> tuple[str, ...]:
     """Errors: WordsightError for a text where a list is wanted, or a name that is no text."""
     if isinstance(names, str):

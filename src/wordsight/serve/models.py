@@ -25,6 +25,7 @@ from wordsight.data import Picture
 from wordsight.data.images import Unreadable, read_image
 from wordsight.data.passing import vectors_of
 from wordsight.data.store import is_unit
+from wordsight.doubts import NONE, Doubts
 from wordsight.files import plain_name
 from wordsight.fitted import (
     NO_BACKBONE,
@@ -81,6 +82,7 @@ class Parts:
     asked: Asked | None = None
     generator: Generator | None = None
     template: str = RunSettings.template
+    doubts: Doubts = NONE  # about images and its own classes
 
 
 class Model:
@@ -193,9 +195,9 @@ class Model:
             assert parts.backbone is not None  # of what classifies by a request's classes
             check_two(names)
             fitted = Fitted.by_names(parts.backbone, names, parts.template)
-        elif names == fitted.texts.names and not told:
-            return ByVectors(fitted)
-        return ByVectors(fitted.with_classes(names, told) if told or names != fitted.texts.names else fitted)
+        elif told or names != fitted.texts.names:
+            fitted = fitted.with_classes(names, told)
+        return ByVectors(fitted, parts.doubts.over(self.class_names, names))
 
 
 def check_two(names: Sequence[str]) -> None:
@@ -246,7 +248,8 @@ def open_parts(name: str, device: str | None = None) -> Parts:
             f"{name} was fitted on feature matrices without a backbone, and cannot be asked about images"
         )
     fitted = Fitted.open(run, open_backbone(run, device=device))
-    return Parts(method, fitted, fitted.backbone, template=fitted.facts.template)
+    doubts = Doubts.read(run.folder)
+    return Parts(method, fitted, fitted.backbone, template=fitted.facts.template, doubts=doubts)
 
 
 def _of_embedder(run: Run, device: str | None) -> Parts:

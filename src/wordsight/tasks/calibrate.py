@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from wordsight import metrics
@@ -40,27 +40,36 @@ UNFITTED = Temperature(reason="none was fitted")
 def fit_temperature(
     fitted: Fitted, whole: Dataset, settings: RunSettings, which: Which, seen: set[bytes] | None = None
 ) -> Temperature:
-    """By the validation images of these classes: those of the few-shot draw, or, of other data than the
-    run's (`seen` are then the images that it was fitted to), those of its validation part. An image that
-    is tested on too is left out."""
+    """By the validation images that `validation_scores` takes."""
     try:
-        drawn = few_shot(whole, settings.shots, settings.seed)[1] if whole.val and seen is None else whole.val
-        if drawn is None or not len(drawn) or drawn.shown is not None:  # several classes have no softmax
-            return Temperature(reason=NO_PART)
-        tested = {*digests(whole.test.pictures if whole.test else ()), *(seen or ())}
-        val = drawn.take(of_other_content(drawn.pictures, tested))
-        chosen = select_classes(replace(whole, val=val), which)
-        val, fitted = chosen.val, fitted.with_classes(chosen.class_names)
-        assert val is not None and fitted.backbone is not None  # or other classes would have been refused
-        val = val.take(spread(len(val), min(MOST_IMAGES, MOST_SCORES // len(chosen.class_names) or 1)))
-        if not len(val):
-            return Temperature(reason=NO_PART)
-        found = image_features(fitted.backbone, val.pictures, max_pixels=settings.max_pixels)
+        logits, labels = validation_scores(fitted, whole, settings, which, seen)
     except WordsightError as error:
         return Temperature(reason=str(error))
-    labels = torch.from_numpy(val.labels)[found.kept]
-    value = metrics.temperature(fitted.logits(found.vectors[:, 0]), labels)
+    value = metrics.temperature(logits, labels)
     return Temperature(value, len(labels), "" if value else NO_BEST)
+
+
+def validation_scores(
+    fitted: Fitted, whole: Dataset, settings: RunSettings, which: Which, seen: set[bytes] | None = None
+) -> tuple[Float[Tensor, "n C"], Int[Tensor, " n"]]:
+    """Scores and labels of the validation images of these classes: those of the few-shot draw, or, of other
+    data than the run's (`seen` are then the images that it was fitted to), those of its validation part. An
+    image that is tested on too is left out.
+
+    Errors: WordsightError where there are none, or none that can be scored."""
+    drawn = few_shot(whole, settings.shots, settings.seed)[1] if whole.val and seen is None else whole.val
+    if drawn is None or not len(drawn) or drawn.shown is not None:  # several classes have no softmax
+        raise WordsightError(NO_PART)
+    tested = {*digests(whole.test.pictures if whole.test else ()), *(seen or ())}
+    val = drawn.take(of_other_content(drawn.pictures, tested))
+    chosen = select_classes(replace(whole, val=val), which)
+    val, fitted = chosen.val, fitted.with_classes(chosen.class_names)
+    assert val is not None and fitted.backbone is not None  # or other classes would have been refused
+    val = val.take(spread(len(val), min(MOST_IMAGES, MOST_SCORES // len(chosen.class_names) or 1)))
+    if not len(val):
+        raise WordsightError(NO_PART)
+    found = image_features(fitted.backbone, val.pictures, max_pixels=settings.max_pixels)
+    return fitted.logits(found.vectors[:, 0]), torch.from_numpy(val.labels)[found.kept]
 
 
 def spread(count: int, most: int) -> list[int]:
