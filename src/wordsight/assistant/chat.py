@@ -45,9 +45,10 @@ class Chat:
         if not text.strip():
             raise WordsightError("there is nothing to reply to; give a text")
         turns = self._within([*self.turns, Turn(self._image, text.strip())])
-        pieces = self.generator.stream(self._prompt(turns), self.how, self.seed)
+        prompt = self._prompt(turns)
+        pieces = self.generator.stream(prompt, self.how, self.seed)
         self._image = None
-        return Reply(self, turns, pieces)
+        return Reply(self, turns, prompt, pieces)
 
     def _prompt(self, turns: Sequence[Turn]) -> Prompt:
         if not self.plain:
@@ -73,10 +74,21 @@ class Chat:
 class Reply(Iterator[str]):
     """A reply in pieces. `text` is all of it so far."""
 
-    def __init__(self, chat: Chat, turns: list[Turn], pieces: Pieces):
+    def __init__(self, chat: Chat, turns: list[Turn], prompt: Prompt, pieces: Pieces):
         self.text = ""
+        self._prompt = prompt
         self._chat, self._turns, self._pieces = chat, turns, pieces
         self._raw, self._ended = "", False
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the LM read, images included."""
+        return self._chat.generator.length(self._prompt)
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens were written so far."""
+        return self._pieces.tokens
 
     def __next__(self) -> str:
         while not self._ended:

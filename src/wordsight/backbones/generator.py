@@ -74,6 +74,11 @@ class Pieces(Iterator[str]):
     def __init__(self, texts: Iterable[str]):
         self._texts = iter(texts)
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens were written so far; 0 where it is not known."""
+        return 0
+
     def __next__(self) -> str:
         return next(self._texts)
 

@@ -34,6 +34,10 @@ class Streamed(Pieces):
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
+    @property
+    def tokens(self) -> int:
+        return len(self._tokens)
+
     def __next__(self) -> str:
         while not self._ended:
             item = self._line.get()

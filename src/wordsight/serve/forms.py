@@ -75,6 +75,51 @@ class Classes(BaseModel):
     results: list[Classified]
 
 
+class Match(BaseModel):
+    """An image that was found. `copies` are other names of the same content, `url` is where to see it."""
+
+    image: str
+    score: float
+    copies: list[str]
+    url: str
+
+
+class Matches(BaseModel):
+    model: str
+    images: int
+    results: list[Match]
+
+
+class Captioned(BaseModel):
+    image: str
+    caption: str | None = None
+    error: str | None = None
+
+
+class Captions(BaseModel):
+    model: str
+    results: list[Captioned]
+
+
+class Answered(BaseModel):
+    image: str
+    answer: str | None = None
+    error: str | None = None
+
+
+class Answers(BaseModel):
+    model: str
+    results: list[Answered]
+
+
+class Corrected(BaseModel):
+    """Under which name an image is kept, with which label, and how many are."""
+
+    image: str
+    label: str
+    kept: int
+
+
 class Texts(BaseModel):
     """Texts to embed."""
 

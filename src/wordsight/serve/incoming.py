@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from fastapi import UploadFile
 
 from wordsight.config import WordsightError
 from wordsight.data.images import Unreadable
 from wordsight.files import moves, nfc, parse_json, printable
+from wordsight.serve.fetching import Fetch
 from wordsight.serve.refused import Refused
 from wordsight.serve.settings import MB, Limits
 
@@ -19,17 +20,10 @@ class Sent(NamedTuple):
 
     name: str  # as the client calls it, without its folders
     load: Callable[[], bytes]  # its bytes; errors: Unreadable
+    linked: bool = False  # whether they are to be had from another host
 
 
-class Fetcher(Protocol):
-    """Whatever gets an image by its URL."""
-
-    def __call__(self, url: str) -> bytes:
-        """Errors: Unreadable."""
-        ...
-
-
-def images_of(files: Sequence[UploadFile], urls: Sequence[str], limits: Limits, fetch: Fetcher) -> list[Sent]:
+def images_of(files: Sequence[UploadFile], urls: Sequence[str], limits: Limits, fetch: Fetch) -> list[Sent]:
     """The images of a request. Errors: Refused for none, or too many."""
     if not files and not urls:
         raise Refused(422, "images: there is none; send image files as the form's field `images`")
@@ -38,7 +32,7 @@ def images_of(files: Sequence[UploadFile], urls: Sequence[str], limits: Limits, 
             413, f"{len(files) + len(urls)} images are more than {limits.max_images}; send them in parts"
         )
     uploads = [upload_of(file, f"image {place}", limits) for place, file in enumerate(files)]
-    return uploads + [_linked(url, limits, fetch) for url in urls]
+    return uploads + [linked(url, limits, fetch) for url in urls]
 
 
 def upload_of(file: UploadFile, name: str, limits: Limits) -> Sent:
@@ -53,10 +47,11 @@ def upload_of(file: UploadFile, name: str, limits: Limits) -> Sent:
     return Sent(_file_name(file.filename, name, limits), load)
 
 
-def _linked(url: str, limits: Limits, fetch: Fetcher) -> Sent:
-    text_of(url, "urls", limits.max_text)
+def linked(url: str, limits: Limits, fetch: Fetch) -> Sent:
+    """An image that is named by its URL. Errors: Refused where its host is not allowed."""
+    fetch.check(text_of(url, "urls", limits.max_text))
     last = url.partition("?")[0].rstrip("/").rpartition("/")[2]
-    return Sent(_file_name(last, "image", limits), lambda: fetch(url))
+    return Sent(_file_name(last, "image", limits), lambda: fetch(url), True)
 
 
 def _file_name(given: str | None, otherwise: str, limits: Limits) -> str:

@@ -22,7 +22,7 @@ from wordsight.backbones.hub import run_folder
 from wordsight.backbones.llm import LLM
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Picture
-from wordsight.data.images import Unreadable, read_image
+from wordsight.data.images import read_image
 from wordsight.data.passing import vectors_of
 from wordsight.data.store import is_unit
 from wordsight.doubts import NONE, Doubts
@@ -42,6 +42,7 @@ from wordsight.prediction import Answer, ByAsking, ByVectors, Predictions
 from wordsight.runs import Run
 from wordsight.serve.settings import Limits
 from wordsight.serve.worker import Worker
+from wordsight.serve.written import Shown, Writer, guarded
 
 REMEMBERED = 16  # sets of classes whose words stay encoded
 
@@ -61,15 +62,6 @@ class Look(NamedTuple):
 
     pixels: Tensor  # [3, H, W], as the tower reads it
     predictions: Predictions | None = None
-
-
-class Shown(NamedTuple):
-    """An image for a generator, which reads it when its turn comes: of those that wait, no pixels are
-    held.
-    """
-
-    load: Callable[[], bytes]
-    max_pixels: int
 
 
 @dataclass
@@ -94,6 +86,7 @@ class Model:
         room = {"wait": limits.wait_ms / 1000, "told": told}
         self.tower = Worker(f"{name} tower", most=limits.max_batch, room=limits.max_queue, **room)
         self.writer = Worker(f"{name} LM", most=16, room=max(1, limits.max_queue // 4), **room)
+        self.written = None if parts.generator is None else Writer(parts.generator)
         self._known: OrderedDict[Over, Predictions] = OrderedDict()
 
     @property
@@ -135,7 +128,7 @@ class Model:
 
     def encode(self, wanted: list[Over]) -> list[Predictions | Exception]:
         """The same, encoded now where they are not."""
-        return [_guarded(self._encode, over) for over in wanted]
+        return [guarded(self._encode, over) for over in wanted]
 
     def look(self, items: list[Look]) -> list[Any]:
         """Each image's vector [D], or its Answer: all pass through the image tower together."""
@@ -159,7 +152,7 @@ class Model:
 
     def ask(self, items: list[tuple[Shown, Predictions]]) -> list[Any]:
         """Each image's Answer, of a generator that is asked for the class."""
-        return [_guarded(self._ask, *item) for item in items]
+        return [guarded(self._ask, *item) for item in items]
 
     # -- inside --
 
@@ -214,14 +207,6 @@ def _passing(name: str) -> Picture:
 def _with(found: list[Any], rows: Sequence[int], values: Sequence[Any]) -> list[Any]:
     changed = dict(zip(rows, values, strict=True))
     return [changed.get(row, value) for row, value in enumerate(found)]
-
-
-def _guarded(work: Callable[..., Any], *given: Any) -> Any:
-    """What is made of one of several, or why it cannot be."""
-    try:
-        return work(*given)
-    except (WordsightError, Unreadable) as error:
-        return error
 
 
 # -- opening ---------------------------------------------------------------------------------------------

@@ -4,14 +4,17 @@ Annotations are values here, and not texts as elsewhere: FastAPI reads limits ou
 
 from typing import Annotated, Any
 
-from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi import FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
 from starlette import datastructures
 
+from wordsight.files import nfc
 from wordsight.serve import forms
-from wordsight.serve.incoming import images_of, names_in, sentences_in, text_of
+from wordsight.serve.chat import Asked, Completion, Conversation, check
+from wordsight.serve.found import SIZES
+from wordsight.serve.incoming import images_of, names_in, sentences_in, text_of, upload_of
 from wordsight.serve.refused import Refused
 from wordsight.serve.service import Service, over_of
 from wordsight.serve.settings import MB, Limits
@@ -38,10 +41,10 @@ def add_routes(app: FastAPI, service: Service) -> None:
     _add_models(app, service)
     _add_classify(app, service)
     _add_embed(app, service)
-
-
-def fetch(url: str) -> bytes:
-    raise Refused(400, "urls: no host is allowed; the server's --allow-url names some")
+    _add_search(app, service)
+    _add_written(app, service)
+    _add_chat(app, service)
+    _add_corrections(app, service)
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -67,7 +70,7 @@ def _add_classify(app: FastAPI, service: Service) -> None:
     ) -> JSONResponse:
         """The likeliest classes of images: among the model's own, or those of `classes`, and of `add`."""
         found = service.model(model, "classify")
-        sent = images_of(images, urls, limits, fetch)
+        sent = await service.fetched(images_of(images, urls, limits, service.fetch))
         named, added = names_in(classes, "classes", limits), names_in(add, "add", limits)
         told = sentences_in(sentences, (*(named or found.class_names), *added), limits)
         over = over_of(found, named, added, told, explain)
@@ -89,7 +92,7 @@ def _add_embed(app: FastAPI, service: Service) -> None:
             images = [one for one in form.getlist("images") if isinstance(one, datastructures.UploadFile)]
             name = form.get("model")
             found = service.model(name if isinstance(name, str) else None, "embed")
-            sent = images_of(images, [], limits, fetch)
+            sent = images_of(images, [], limits, service.fetch)
             return JSONResponse(await service.embed_images(found, sent))
 
     async def embed_texts(body: bytes) -> JSONResponse:
@@ -102,6 +105,95 @@ def _add_embed(app: FastAPI, service: Service) -> None:
             raise Refused(413, f"texts: {len(asked.texts)} were sent; send 1 to {limits.max_classes}")
         texts = [text_of(text, "texts", limits.max_text) for text in asked.texts]
         return JSONResponse(await service.embed_texts(found, texts))
+
+
+def _add_search(app: FastAPI, service: Service) -> None:
+    limits = service.limits
+
+    @app.post("/v1/search", response_model=forms.Matches)
+    async def search(
+        query: Annotated[str | None, Form(description="A text")] = None,
+        image: Annotated[UploadFile | None, File(description="Or an image")] = None,
+        k: Annotated[int, Form(ge=1, le=limits.max_results)] = 10,
+        model: ModelName = None,
+    ) -> JSONResponse:
+        """The images of the searched folder closest to a text or an image."""
+        found = service.model(model, "search")
+        text = text_of((query or "").strip(), "query", limits.max_text)
+        if bool(text) == (image is not None):
+            raise Refused(422, "query: give a text, or an image as `image`, one of the two")
+        sent = text if image is None else upload_of(image, "image", limits)
+        return JSONResponse(await service.search(found, sent, k))
+
+    @app.get(
+        "/v1/images/{one}",
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}},
+    )
+    async def image(one: str, size: Annotated[int, Query(ge=SIZES.start, lt=SIZES.stop)] = 256) -> Response:
+        """A small copy of an image that a search found."""
+        if service.found is None or one not in service.found.paths:
+            raise Refused(404, "there is no such image")
+        content = await service.run(service.found.copy, one, size)
+        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+
+def _add_written(app: FastAPI, service: Service) -> None:
+    limits = service.limits
+
+    @app.post("/v1/caption", response_model=forms.Captions)
+    async def caption(images: Images = [], urls: Urls = [], model: ModelName = None) -> JSONResponse:  # noqa: B006
+        """What images show."""
+        found = service.model(model, "caption")
+        sent = await service.fetched(images_of(images, urls, limits, service.fetch))
+        return JSONResponse(await service.caption(found, sent))
+
+    @app.post("/v1/answer", response_model=forms.Answers)
+    async def answer(
+        question: Annotated[str, Form(min_length=1)],
+        images: Images = [],  # noqa: B006
+        urls: Urls = [],  # noqa: B006
+        model: ModelName = None,
+    ) -> JSONResponse:
+        """The answer to a question about each image."""
+        found = service.model(model, "answer")
+        text = " ".join(text_of(question, "question", limits.max_text).split())
+        if not text:
+            raise Refused(422, "question: it is blank; give a text, as 'What is the man holding?'")
+        sent = await service.fetched(images_of(images, urls, limits, service.fetch))
+        return JSONResponse(await service.answer(found, sent, text))
+
+
+def _add_chat(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/v1/chat/completions",
+        response_model=Completion,
+        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    )
+    async def chat(asked: Asked) -> Response:
+        """The reply of a chat, as OpenAI's API gives it; with `stream`, in pieces as they are written."""
+        check(asked, service.limits)
+        talking = Conversation(service, service.model(asked.model, "chat"), asked)
+        if asked.stream:
+            return StreamingResponse(await talking.begun(), media_type="text/event-stream")
+        return JSONResponse(await talking.whole())
+
+
+def _add_corrections(app: FastAPI, service: Service) -> None:
+    limits = service.limits
+
+    @app.post("/v1/corrections", response_model=forms.Corrected)
+    async def correct(
+        image: Annotated[UploadFile, File(description="The image")],
+        label: Annotated[str, Form(description="What it shows")],
+        predicted: Annotated[str, Form(description="What was said instead")] = "",
+    ) -> JSONResponse:
+        """Keep an image with the label that somebody gave it, for the next `fit`."""
+        own = nfc(text_of(label, "label", limits.max_name)).strip()
+        if not own or set(own) & {"\n", "\t"}:
+            raise Refused(422, "label: give the name of a class, on one line")
+        said = text_of(predicted, "predicted", limits.max_name)
+        return JSONResponse(await service.correct(upload_of(image, "image", limits), own, said))
 
 
 _EMBED: dict[str, Any] = {

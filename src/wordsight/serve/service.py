@@ -5,23 +5,31 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from wordsight.backbones import Backbone
+from wordsight.config import WordsightError
 from wordsight.data.images import Unreadable
 from wordsight.data.passing import pixels_of
 from wordsight.prediction import Answer, Predictions
-from wordsight.serve.incoming import Sent
+from wordsight.serve.corrections import Corrections, Full
+from wordsight.serve.fetching import Fetch
+from wordsight.serve.found import Found
+from wordsight.serve.incoming import Sent, linked
 from wordsight.serve.meters import Meters
-from wordsight.serve.models import Look, Model, Over, Shown, names_of, open_parts
+from wordsight.serve.models import Look, Model, Over, names_of, open_parts
 from wordsight.serve.refused import Refused
-from wordsight.serve.settings import Settings
+from wordsight.serve.settings import MB, Settings
 from wordsight.serve.worker import Work, Worker
+from wordsight.serve.written import Shown, guarded
+
+FETCHERS = 8  # images that are read from other hosts at once
 
 
 class Service:
@@ -32,18 +40,37 @@ class Service:
         self.models: dict[str, Model] = {}
         self.created = int(time.time())
         self.decoders = ThreadPoolExecutor(os.cpu_count() or 1, "decoder")
+        self.fetchers = ThreadPoolExecutor(FETCHERS, "fetcher")
+        most = self.limits.max_image_mb * MB
+        self.fetch = Fetch(settings.allow_urls, private=settings.allow_private, most=most)
+        self.found: Found | None = None
+        file = settings.corrections
+        self.corrections = None if file is None else Corrections(file, self.limits.max_corrections)
 
     def open(self, runs: Sequence[str]) -> None:
         """Load what is served, one after another. Errors: WordsightError for what cannot be."""
         for name, run in names_of(runs).items():
             parts = open_parts(run, self.settings.device)
             self.models[name] = Model(name, parts, self.limits, self.meters.told(name))
+        if self.settings.search is not None:
+            self._open_search(self.settings.search)
+
+    def _open_search(self, data: str) -> None:
+        able = [model for model in self.models.values() if model.parts.backbone is not None]
+        if not able:
+            raise WordsightError(
+                "--search needs a run over a backbone; none of those that are served has one"
+            )
+        backbone = able[0].parts.backbone
+        assert backbone is not None
+        self.found, able[0].search = Found(data, backbone, self.limits.max_pixels), True
 
     def close(self) -> None:
         """End once all that waits is done."""
         for model in self.models.values():
             model.close()
-        self.decoders.shutdown()
+        for pool in (self.decoders, self.fetchers):
+            pool.shutdown(cancel_futures=True)
 
     def cards(self) -> list[dict[str, Any]]:
         """The models as a client sees them."""
@@ -101,9 +128,83 @@ class Service:
         backbone = model.parts.backbone
         if backbone is None or not backbone.has_text:
             raise Refused(404, "this model has no text tower")
-        return self._embedded(model, await self._done(model.tower, model.texts, texts)) | {"errors": []}
+        return self._embedded(model, await self.done(model.tower, model.texts, texts)) | {"errors": []}
+
+    async def search(self, model: Model, query: str | Sent, k: int) -> dict[str, Any]:
+        """The images of the searched folder closest to a text or an image."""
+        assert self.found is not None  # of a model that can search
+        if isinstance(query, str):
+            (vector,) = await self.done(model.tower, model.texts, [query])
+        else:
+            (looked,) = await self._looked(model, [query], None)
+            if isinstance(looked, Exception):
+                raise Refused(422, f"image: {looked}")
+            vector = looked.numpy()
+        results = await self.run(self.found.closest, vector, min(k, len(self.found)))
+        return {"model": model.id, "images": len(self.found), "results": results}
+
+    async def caption(self, model: Model, images: Sequence[Sent]) -> dict[str, Any]:
+        """What images show."""
+        assert model.written is not None
+        return await self._said(model, images, model.written.captions, self._shown(images), "caption")
+
+    async def answer(self, model: Model, images: Sequence[Sent], question: str) -> dict[str, Any]:
+        """The answer to a question about each image."""
+        assert model.written is not None
+        asked = [(shown, question) for shown in self._shown(images)]
+        return await self._said(model, images, model.written.answers, asked, "answer")
+
+    async def correct(self, image: Sent, label: str, predicted: str) -> dict[str, Any]:
+        """Keep a label that somebody gave."""
+        if self.corrections is None:
+            raise Refused(404, "corrections are not kept here; the server's --corrections FILE keeps them")
+
+        def work(kept: Corrections) -> tuple[str, int]:
+            return kept.keep(image.load(), label, predicted, self.limits.max_pixels)
+
+        try:
+            name, count = await self.run(work, self.corrections)
+        except Full as error:
+            raise Refused(413, str(error)) from error
+        except WordsightError as error:  # a full disk
+            raise Refused(503, str(error)) from error
+        return {"image": name, "label": label, "kept": count}
+
+    # -- images on their way --
+
+    def linked(self, url: str) -> Sent:
+        """The image behind a URL. Errors: Refused where its host is not allowed."""
+        return linked(url, self.limits, self.fetch)
+
+    async def fetched(self, images: Sequence[Sent]) -> list[Sent]:
+        """The same images, of which those with a URL have been read."""
+        return list(await asyncio.gather(*(self._fetched(image) for image in images)))
+
+    async def run(self, work: Callable[..., Any], *given: Any) -> Any:
+        """What takes long, but no model, beside other requests."""
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, work, *given)
 
     # -- inside --
+
+    async def _fetched(self, image: Sent) -> Sent:
+        if not image.linked:
+            return image
+        loop = asyncio.get_running_loop()
+        got = await loop.run_in_executor(self.fetchers, guarded, image.load)
+        return Sent(image.name, partial(_given, got))
+
+    def _shown(self, images: Sequence[Sent]) -> list[Shown]:
+        return [Shown(image.load, self.limits.max_pixels) for image in images]
+
+    async def _said(
+        self, model: Model, images: Sequence[Sent], work: Work, items: Sequence[Any], key: str
+    ) -> dict[str, Any]:
+        found = self._counted(await self._each(model.writer, work, items))
+        results = [
+            _failed(image, one) if isinstance(one, Exception) else {"image": image.name, key: one}
+            for image, one in zip(images, found)
+        ]
+        return {"model": model.id, "results": results}
 
     def _embedded(self, model: Model, rows: Sequence[np.ndarray | None]) -> dict[str, Any]:
         assert model.parts.backbone is not None  # of what embeds
@@ -114,7 +215,7 @@ class Service:
         known = model.known(over)
         if known is None:
             worker = model.writer if model.parts.asked else model.tower
-            (known,) = await self._done(worker, model.encode, [over])
+            (known,) = await self.done(worker, model.encode, [over])
         return known
 
     async def _answers(
@@ -122,7 +223,7 @@ class Service:
     ) -> list[Answer | Exception]:
         if model.parts.asked is None:
             return await self._looked(model, images, predictions)
-        items = [(Shown(image.load, self.limits.max_pixels), predictions) for image in images]
+        items = [(shown, predictions) for shown in self._shown(images)]
         return self._counted(await self._each(model.writer, model.ask, items))
 
     async def _looked(
@@ -140,7 +241,7 @@ class Service:
             return pixels_of(backbone, image.load(), self.limits.max_pixels)
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.decoders, work)
+            return await self.run(work)
         except Unreadable as error:
             return error
 
@@ -164,13 +265,19 @@ class Service:
                 raise one
         return found
 
-    async def _done(self, worker: Worker, work: Work, items: Sequence[Any]) -> list[Any]:
+    async def done(self, worker: Worker, work: Work, items: Sequence[Any]) -> list[Any]:
         """Results. Errors: those of any item, and Busy."""
         found = await self._each(worker, work, items)
         for one in found:
             if isinstance(one, Exception):
                 raise one
         return found
+
+
+def _given(got: bytes | Exception) -> bytes:
+    if isinstance(got, Exception):
+        raise got
+    return got
 
 
 def _failed(image: Sent, error: Exception) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Limits:
     max_text: int = 4000  # signs of a question, a query, a sentence
     max_results: int = 100  # of a search, or of the likeliest classes
     max_tokens: int = 512  # of a reply
+    max_corrections: int = 100_000  # images whose corrected labels are kept
     max_queue: int = 256  # images that wait for a model; texts for an LM wait in a queue a quarter as long
     max_requests: int = 128  # under way at once
     max_batch: int = 64  # images that pass through a model together
