@@ -8,13 +8,22 @@ from sklearn.datasets import load_digits
 
 import wordsight
 
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def as_image(pixels):
+    return Image.fromarray((pixels * 15.9).astype(np.uint8)).resize((40, 40))
+
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
     """A zero-shot run of the micro CLIP: it needs no training."""
-    folder = tmp_path_factory.mktemp("served") / "digits"
-    words = {"data": "digits", "backbone": "micro", "sentences": "digits", "method": "zero_shot", "shots": 1}
-    return wordsight.fit(**words, device="cpu", out=str(folder), references=False).folder
+    digits = load_digits()
+    classifier = wordsight.Classifier(
+        "micro", "zero_shot", sentences="digits", class_names=NAMES, device="cpu"
+    )
+    classifier.fit([as_image(one) for one in digits.images[:20]], digits.target[:20])
+    return classifier.save(tmp_path_factory.mktemp("served") / "digits")
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +31,7 @@ def digit_files(tmp_path_factory):
     """Eight digits as PNG files."""
     folder = tmp_path_factory.mktemp("digits")
     for row, image in enumerate(load_digits().images[:8]):
-        large = Image.fromarray((image * 15.9).astype(np.uint8)).resize((40, 40))
-        large.save(folder / f"{row}.png")
+        as_image(image).save(folder / f"{row}.png")
     return sorted(folder.glob("*.png"))
 
 

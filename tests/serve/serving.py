@@ -24,3 +24,11 @@ def started(runs, **settings):
 
 def files_of(paths, field="images"):
     return [(field, (path.name, path.read_bytes(), "image/png")) for path in paths]
+
+
+def refused(client, code, path="/v1/classify", **more):
+    answer = client.post(path, **more)
+    assert answer.status_code == code, answer.text
+    told = answer.json()["error"]
+    assert told["code"] == code and set(told) == {"message", "type", "code"}
+    return told["message"]

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from serving import files_of
+from serving import files_of, refused
 
 import wordsight
 from wordsight.cli import main
@@ -18,14 +18,6 @@ def classified(client, files, **data):
     answer = client.post("/v1/classify", files=files_of(files), data=data)
     assert answer.status_code == 200, answer.text
     return answer.json()
-
-
-def refused(client, code, path="/v1/classify", **more):
-    answer = client.post(path, **more)
-    assert answer.status_code == code, answer.text
-    told = answer.json()["error"]
-    assert told["code"] == code and set(told) == {"message", "type", "code"}
-    return told["message"]
 
 
 def entries(run, files, top=5, explain=0, **more):
