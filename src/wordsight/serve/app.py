@@ -48,14 +48,13 @@ def make_app(runs: Sequence[str], settings: Settings, address: str = "") -> tupl
         lifespan=life,
         docs_url=None,  # which would load scripts of a third party
         redoc_url=None,
-        form_limits=form_limits(settings.limits),
+        form_limits=form_limits(settings.limits),  # pyright: ignore[reportArgumentType]
         responses=forms.ERRORS,
     )
     add_handlers(app)
     _add_open(app, service, state)
     add_routes(app, service)
     guard = Guard(app, settings, state, meters)
-    guard.routes = [route.path for route in app.routes]
     return guard, state
 
 

@@ -68,7 +68,8 @@ class Fetch:
         try:
             with closing(self._connection(place, address)) as connection, self._watched(connection):
                 connection.request("GET", place.path, headers=HEADERS)
-                return self._body(connection.getresponse())
+                with connection.getresponse() as answer:
+                    return self._body(answer)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Unreadable("its URL cannot be read, or not in time") from error
 
@@ -94,10 +95,13 @@ class Fetch:
         """Within it, the connection ends after so many seconds, however slowly something still comes."""
         connection.timeout = self.seconds
         connection.connect()
+        sock = connection.sock  # which the connection forgets once the answer has it
+        late = threading.Event()
 
         def end() -> None:
+            late.set()
             with suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+                sock.shutdown(socket.SHUT_RDWR)
 
         timer = threading.Timer(self.seconds, end)
         timer.daemon = True
@@ -106,6 +110,8 @@ class Fetch:
             yield
         finally:
             timer.cancel()
+        if late.is_set():  # what was read looks whole
+            raise TimeoutError
 
     def _body(self, answer: http.client.HTTPResponse) -> bytes:
         if answer.status != 200:
@@ -165,7 +171,9 @@ def _meant(address: Address) -> Sequence[Address]:
     """An address, and that of IPv4 which it stands for."""
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
-    inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
+    if address.ipv4_mapped is not None:
+        return [address.ipv4_mapped]
+    inner = address.sixtofour or (address.teredo or (None, None))[1]
     if address in NAT64:
         inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return [inner] if address.ipv4_mapped else [address, *([inner] if inner else [])]
+    return [address] if inner is None else [address, inner]

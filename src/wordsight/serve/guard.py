@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import hmac
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,7 +48,6 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings, state: State, meters: Meters):
         self.app, self.settings, self.state, self.meters = app, settings, state, meters
         self.keys = [_digest(key) for key in settings.keys]
-        self.routes: Sequence[str] = ()  # that are counted by name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -113,9 +112,7 @@ class Guard:
             )
 
     def _count(self, scope: Scope, request: _Passing, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", None) or (
-            scope["path"] if scope["path"] in self.routes else "other"
-        )
+        route = getattr(scope.get("route"), "path", "other")  # the latter: refused before, or none
         self.meters.requests.labels(route, str(request.status)).inc()
         self.meters.seconds.labels(route).observe(seconds)
 
@@ -170,6 +167,7 @@ class _Passing:
             ) from None
         if message["type"] == "http.disconnect":
             self._leave()
+            await asyncio.sleep(0)  # where the application's task, which this is, ends
             return message
         self._read += len(message.get("body", b""))
         if self._read > self._most:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fastapi import UploadFile
+from starlette.datastructures import UploadFile
 
 from wordsight.config import WordsightError
 from wordsight.data.images import Unreadable
