@@ -21,7 +21,7 @@ from wordsight.serve.service import Service
 from wordsight.serve.settings import MB, Limits
 from wordsight.serve.written import Replied, Said, Shown, Talk
 
-TOKENS = 128  # of a reply, where a request names no number
+TOKENS = 128  # of a reply, where a request names no number, and half of what the LM reads at most
 
 
 class ImageUrl(BaseModel):
@@ -102,7 +102,7 @@ class Conversation:
     def __init__(self, service: Service, model: Model, asked: Asked):
         self.service, self.model, self.asked = service, model, asked
         self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
-        self.how = _how(asked, service.limits)
+        self.how = _how(asked, service.limits, model.written.generator.context if model.written else None)
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
     async def whole(self) -> dict[str, Any]:
@@ -230,8 +230,9 @@ def check(asked: Asked, limits: Limits) -> None:
         raise Refused(413, f"messages: {len(asked.messages)} with {images} images are too many")
 
 
-def _how(asked: Asked, limits: Limits) -> Writing:
-    wanted = asked.max_completion_tokens or asked.max_tokens or TOKENS
+def _how(asked: Asked, limits: Limits, context: int | None) -> Writing:
+    usual = TOKENS if context is None else min(TOKENS, context // 2)
+    wanted = asked.max_completion_tokens or asked.max_tokens or usual
     temperature = asked.temperature or 0.0
     return Writing(
         max_new_tokens=min(wanted, limits.max_tokens),
