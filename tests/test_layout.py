@@ -17,9 +17,11 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 # A package is one unit. A module that is not named here must find its place first.
 ORDER = [
     "files",
+    "extras",
     "names",
     "reader",
     "cluster",
+    "train_settings",
     "config",
     "workers",
     "losses",
@@ -121,6 +123,8 @@ def test_config_and_cli_import_no_torch_at_the_top():
     for name in (
         "files",
         "reader",
+        "extras",
+        "train_settings",
         "config",
         "cluster",
         "workers",

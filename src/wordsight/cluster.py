@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from wordsight import __version__
+from wordsight.extras import needed
 from wordsight.files import WordsightError
 
 Engine: TypeAlias = Literal["here", "ray"]
@@ -99,10 +100,8 @@ def current() -> Cluster | None:
 @contextlib.contextmanager
 def _connected(address: str | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # they are ours to tell
-    try:
+    with needed("ray", "engine=ray"):
         import ray
-    except ImportError as error:
-        raise WordsightError("engine=ray needs Ray: pip install 'wordsight[ray]'") from error
     if ray.is_initialized():
         yield ray
         return

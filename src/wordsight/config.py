@@ -14,10 +14,12 @@ from typing import Any, Literal, NamedTuple
 from wordsight.cluster import Where
 from wordsight.files import WordsightError, load_yaml, plain_name
 from wordsight.reader import Settings, build, coerce, nearest, to_dict
+from wordsight.train_settings import TrainSettings
 
 __all__ = [
     "BACKBONES",
     "METHODS",
+    "AskedSettings",
     "RunSettings",
     "TrainSettings",
     "WordsightError",
@@ -134,25 +136,28 @@ BACKBONES: dict[str, Entry] = {
 }
 
 
-def resolve(table: Mapping[str, Entry], name: str, what: str) -> type:
-    """The class that stands behind `name`: of a table, of an installed package's entry point in the group
-    `wordsight.<what>s`, or `package.module:Class` itself.
-
-    Errors: WordsightError where the name is not known, or what it names cannot be imported.
+def target_of(table: Mapping[str, Entry], name: str, what: str) -> str:
+    """`module:Class` behind `name`: of a table, of an installed package's entry point in the group
+    `wordsight.<what>s`, or `package.module:Class` itself. Errors: WordsightError where it is not known.
     """
     name = str(name)
     if name in table:
-        target = table[name].target
-    elif re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
-        target = name
-    elif (entry := plugins(what).get(name)) is not None:
-        target = entry.value
-    else:
-        choices = [*table, *plugins(what)]
-        raise WordsightError(
-            f"{what} {name!r} is not known{nearest(name, choices)}; the choices are {', '.join(choices)}, or "
-            "one of your own as package.module:Class"
-        )
+        return table[name].target
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        return name
+    if (entry := plugins(what).get(name)) is not None:
+        return entry.value
+    choices = [*table, *plugins(what)]
+    raise WordsightError(
+        f"{what} {name!r} is not known{nearest(name, choices)}; the choices are {', '.join(choices)}, or "
+        "one of your own as package.module:Class"
+    )
+
+
+def resolve(table: Mapping[str, Entry], name: str, what: str) -> type:
+    """The class that stands behind `name`. Errors: as `target_of`, and where it cannot be imported."""
+    name = str(name)
+    target = target_of(table, name, what)
     module, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -169,63 +174,11 @@ def plugins(what: str) -> dict[str, importlib.metadata.EntryPoint]:
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=group)}
 
 
-LEAST = {"batch_size": 1, "max_steps": 1, "log_steps": 1, "save_seconds": 0, "clip_norm": 0} | dict.fromkeys(
-    ("epochs", "min_steps", "lr", "weight_decay", "eps", "momentum"), 0
-)
-LEAST |= dict.fromkeys(("warmup_epochs", "warmup_lr", "warmup_steps"), 0)
-
-
 @dataclass(frozen=True)
-class TrainSettings:
-    """How the one loop of train.py trains. A method's YAML says what its paper says."""
-
-    epochs: int = 40  # times that every training image is seen
-    min_steps: int = 100  # epochs are added until there are as many steps: a few images make short epochs
-    # exactly so many steps, whatever `epochs` and `min_steps` say; needed where nobody knows how long the
-    # data is
-    max_steps: int | None = None
-    batch_size: int = 32  # images (or pairs) a step
-    optimizer: Literal["adamw", "sgd"] = "adamw"  # AdamW or SGD of torch
-    # the learning rate at its highest; several: the best on validation images, and the first where there are
-    # none
-    lr: float | tuple[float, ...] = 1e-3
-    weight_decay: float = 0.0  # as the optimizer has it: decoupled for adamw, in the gradient for sgd
-    momentum: float = 0.9  # SGD only
-    eps: float = 1e-8  # AdamW only: what its denominator has beside the root of the squared gradients
-    schedule: Literal["epoch", "step"] = "epoch"  # the cosine falls once an epoch (CoOp), or at every step
-    warmup_epochs: int = 0  # schedule=epoch: epochs at `warmup_lr` before the cosine begins
-    warmup_lr: float = 1e-5  # schedule=epoch: the learning rate of those epochs
-    warmup_steps: int = 0  # schedule=step: steps that rise in a line from zero to `lr`
-    clip_norm: float | None = None  # gradients are scaled down to this norm; null: never
-    log_steps: int | None = None  # how often the losses are logged; null: at the ends of about twenty epochs
-    save_seconds: float = 10.0  # how often state/ is written, so that a killed run resumes
-
-    def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            for one in value if isinstance(value, tuple) else (value,):
-                if one is not None and one < least:
-                    raise WordsightError(f"train.{name}={one} is not possible; it is {least} or more")
-        if not self.rates or len(set(self.rates)) < len(self.rates):
-            raise WordsightError(f"train.lr={self.lr} is not possible; give one rate, or several that differ")
-
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """The learning rates that are tried."""
-        return self.lr if isinstance(self.lr, tuple) else (self.lr,)
-
-    @property
-    def rate(self) -> float:
-        """The learning rate of a training that tries no other."""
-        return self.rates[0]
-
-
-@dataclass(frozen=True)
-class RunSettings(Where):
-    """Everything that decides a run's result, as config.yaml keeps it.
-
-    However it is made, every value has its annotated type, and `settings` and `train` are the method's own
-    dataclasses with every default filled in. Errors: WordsightError for a value that cannot be."""
+class AskedSettings(Where):
+    """Everything that decides a run's result, as it is asked for: every value has its annotated type, but
+    what is the method's own is not looked at, which takes torch. Errors: WordsightError for a value that
+    cannot be."""
 
     data: str  # for a two_tower: image-caption pairs or labelled images, several joined by ::
     label: str | None = None  # the column of labels, where data= is a table that has several
@@ -276,6 +229,17 @@ class RunSettings(Where):
                 f"template {self.template!r} holds {{}} {self.template.count('{}')} times; it must hold it "
                 "once, as in 'a photo of a {}.'"
             )
+        target_of(METHODS, self.method, "method")
+
+
+@dataclass(frozen=True)
+class RunSettings(AskedSettings):
+    """The same as config.yaml keeps it: `settings` and `train` are the method's own dataclasses with every
+    default filled in.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         kind = resolve(METHODS, self.method, "method")
         if not callable(getattr(kind, "check", None)):
             raise WordsightError(

@@ -22,6 +22,7 @@ from torch.nn.functional import kl_div, log_softmax, logsigmoid
 from torch.utils.checkpoint import checkpoint
 
 from wordsight.config import WordsightError
+from wordsight.extras import needed
 from wordsight.losses import clamped_scale
 
 Part = TypeVar("Part")
@@ -235,7 +236,8 @@ def join_processes(device: torch.device | str) -> tuple[int, int]:
     them, and gives each its card.
     """
     if dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
+        with needed("lm", "training in several processes"):
+            from accelerate import PartialState
 
         PartialState(cpu=torch.device(device).type == "cpu", timeout=PATIENCE)
     return place()

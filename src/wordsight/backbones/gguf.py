@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from wordsight.backbones import hub
 from wordsight.config import WordsightError
+from wordsight.extras import needed
 from wordsight.files import cache_folder, in_use, new_folder
 
 if TYPE_CHECKING:
@@ -91,12 +92,8 @@ def _check(file: Path) -> None:
         raise WordsightError(f"{str(file)!r} cannot be read: {error.strerror or error}") from error
     if start != MAGIC:
         raise WordsightError(f"{str(file)!r} is no GGUF file: it begins with {start!r} instead of {MAGIC!r}")
-    try:
+    with needed("gguf", file.name):
         import gguf  # noqa: F401  transformers reads the file by it
-    except ImportError as error:
-        raise WordsightError(
-            f"{file.name} is read by the package gguf, which is not installed: pip install 'wordsight[gguf]'"
-        ) from error
 
 
 def _unpack(file: Path, folder: Path) -> None:

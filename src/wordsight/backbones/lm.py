@@ -14,9 +14,6 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -42,12 +39,16 @@ from wordsight.backbones.checkpoint import (
 from wordsight.backbones.inner_lm import MLLMS, inner_config, read_inner
 from wordsight.backbones.tower_settings import TowerSettings
 from wordsight.config import WordsightError
+from wordsight.extras import needed
 from wordsight.reader import nearest
+
+with needed("lm", "a language model"):
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 # numbers for functional dropout
 DROPOUTS = ("attention_dropout", "activation_dropout", "dropout", "dropout_prob", "attn_dropout")
-
-
 # switching adapters changes the model for everybody: a server that embeds and generates takes turns
 _one_at_a_time = threading.RLock()
 

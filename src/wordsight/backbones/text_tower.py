@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
@@ -37,8 +35,13 @@ from wordsight.backbones.tower_settings import (
     resolve_wrapper,
 )
 from wordsight.config import WordsightError
+from wordsight.extras import needed
 from wordsight.files import new_folder, write_tensors
 from wordsight.reader import build, to_dict
+
+with needed("lm", "a language model"):
+    from peft import PeftModel, get_peft_model
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
 __all__ = ["TextBatch", "TextTower", "TowerSettings"]
 FORMAT = 1

@@ -7,11 +7,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from peft import LoraConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from wordsight.config import WordsightError
+from wordsight.extras import needed
 from wordsight.reader import nearest
+
+with needed("lm", "a language model"):
+    from peft import LoraConfig
 
 ASKS = "A photo of a {}. A {} has the following visual attributes."
 WRAPPERS = {

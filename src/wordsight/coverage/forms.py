@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from wordsight.config import WordsightError
+from wordsight.extras import needed
 from wordsight.files import nfc
 
 BETWEEN = "\0"  # stands between the captions of a joined text
@@ -91,18 +92,9 @@ def _lemma(word: str) -> str:
 
 @cache
 def _engines() -> tuple[Any, Any]:
-    try:
+    with needed("coverage", "coverage"):
         import inflect
         import simplemma  # noqa: F401  `_lemma` needs it
-    except ImportError as error:
-        raise WordsightError(missing(error)) from error
     usual, classical = inflect.engine(), inflect.engine()
     classical.classical(all=True)
     return usual, classical
-
-
-def missing(error: ImportError) -> str:
-    """What to do where a package of coverage is not installed."""
-    return (
-        f"coverage needs the package {error.name}, which is not installed: pip install 'wordsight[coverage]'"
-    )

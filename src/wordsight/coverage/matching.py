@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Int
 
 from wordsight.config import WordsightError
-from wordsight.coverage.forms import BETWEEN, missing, plain
+from wordsight.coverage.forms import BETWEEN, plain
+from wordsight.extras import missing
 
 MODEL = "en_core_web_sm"  # the paper's
 SMALL = frozenset(
@@ -92,9 +93,8 @@ def _automaton(named: str) -> Any:
 def _automaton_class() -> Any:
     try:
         import ahocorasick
-    except ImportError as error:
-        error.name = "pyahocorasick"  # as it is installed
-        raise WordsightError(missing(error)) from error
+    except ModuleNotFoundError as error:
+        raise WordsightError(missing("coverage", "coverage", "pyahocorasick")) from error
     return ahocorasick.Automaton
 
 

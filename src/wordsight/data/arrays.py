@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wordsight.backbones.arrays import Part, read_arrays
 from wordsight.data import Encoded
 from wordsight.data.account import Account, few
 from wordsight.data.rows import Row, Table
+
+if TYPE_CHECKING:
+    from wordsight.backbones.arrays import Part
 
 NOT_USABLE = "whose vector is zero or not finite"
 
 
 def read(path: Path) -> Table:
     """All rows of a file of vectors."""
+    from wordsight.backbones.arrays import read_arrays  # with torch, which other forms of data need not
+
     arrays = read_arrays(path)
     account, rows = Account("vector"), []
     for name, part in arrays.parts.items():

@@ -17,6 +17,7 @@ from wordsight.data.labels import CLASSNAMES, LABEL_KEYS, PARTS, unknown_parts
 from wordsight.data.rows import Table, Want, read_file
 from wordsight.data.tars import read_tars, tars_in
 from wordsight.data.trees import COUNT, KIND, TEMPLATES
+from wordsight.extras import needed
 
 TREE = f"test/{COUNT}"  # a file that says of a dataset that it is in CLIP_benchmark's layout
 TREE_FILES = ["test/*", CLASSNAMES, TEMPLATES, KIND]  # what of it is fetched
@@ -27,8 +28,9 @@ def read_hub(name: str, spec: str, want: Want, label: str | None = None) -> Tabl
     """A dataset of the hub, `name` or `name@config`. Errors: WordsightError where it cannot be fetched or
     read.
     """
-    import datasets
-    import datasets.config
+    with needed("datasets", "a Hugging Face dataset"):
+        import datasets
+        import datasets.config
     from huggingface_hub import HfApi, snapshot_download
 
     name, _, config = name.partition("@")
@@ -64,7 +66,8 @@ def is_saved(folder: Path) -> bool:
 
 def read_saved(folder: Path, spec: str, want: Want, label: str | None = None) -> Table:
     """A dataset kept with `save_to_disk`. Errors: WordsightError where it cannot be read."""
-    import datasets
+    with needed("datasets", "a Hugging Face dataset"):
+        import datasets
 
     try:
         loaded = datasets.load_from_disk(str(folder))

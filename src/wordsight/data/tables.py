@@ -20,6 +20,7 @@ from wordsight.data.account import Account, few
 from wordsight.data.columns import Columns, table_of
 from wordsight.data.labels import LABEL_KEYS
 from wordsight.data.rows import OF_SUFFIX, Table, Want, is_file, read_file, shown
+from wordsight.extras import needed
 from wordsight.files import nfc, parse_json, read_bytes
 
 PATH_COLUMNS = ("path", "image", "file", "filename", "image_path")
@@ -102,8 +103,9 @@ def _decoded(path: Path) -> str:
 
 
 def _read_parquet(path: Path) -> Columns:
-    import pyarrow
-    import pyarrow.parquet
+    with needed("datasets", "Parquet"):
+        import pyarrow
+        import pyarrow.parquet
 
     if not is_file(str(path)):
         raise WordsightError(f"{str(path)!r} is no regular file")

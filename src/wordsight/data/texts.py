@@ -33,6 +33,7 @@ from wordsight.data.samples import read_texts
 from wordsight.data.sources import read
 from wordsight.data.tables import PARQUET, delimiter_of
 from wordsight.data.tars import inner_names, is_shards, shards_of, tars_in
+from wordsight.extras import needed
 from wordsight.reader import nearest
 
 ROWS = 10_000  # of a Parquet file at once
@@ -150,8 +151,9 @@ def _texts(cell: Any, path: Path) -> Sequence[str]:
 
 
 def _in_parquet(path: Path) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
+    with needed("datasets", "Parquet"):
+        import pyarrow
+        import pyarrow.parquet
 
     try:
         with open(path, "rb") as file:

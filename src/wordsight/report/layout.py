@@ -105,7 +105,10 @@ def visible(value: Any) -> Any:
 # -- the confusion matrix --
 
 
-def confusion_matrix(names: Sequence[str], counts: Confusion) -> Matrix:
+def confusion_matrix(names: Sequence[str], counts: Confusion) -> Matrix | None:
+    """None for one that would have to be drawn where nothing can be."""
+    if len(names) > NAMED_CLASSES and plots.why_none():
+        return None
     if len(names) > NAMED_CLASSES:
         return Matrix(tuple(names), plot=Markup(plots.svg(plots.confusion_plot(counts))))
     lines = tuple(

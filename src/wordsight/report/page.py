@@ -59,6 +59,8 @@ def as_html(
     if left_out:
         lists["Left out"] = [f"{place}: {reason}" for place, reason in left_out.items()]
     title = f"{len(places)} run{'s' * (len(places) != 1)}, wordsight {__version__}. {LEGEND}"
+    if why := plots.why_none():
+        title = f"{title} Without plots: {why}"
     galleries = Galleries(folder or Path.cwd())
     overall = [beside_section(two, galleries)] if two else []
     overall += [
@@ -153,7 +155,7 @@ def references_panel(rows: Sequence[Row]) -> Panel | None:
 def plot_panel(rows: Sequence[Row]) -> Panel | None:
     """None where there are no two figures to be told apart."""
     measured = [row for row in rows if row.figures]
-    if len(measured) < 2 or all(row.shots == NO_LABELS for row in measured):
+    if len(measured) < 2 or all(row.shots == NO_LABELS for row in measured) or plots.why_none():
         return None
     figures, legend = plots.accuracy_plots(rows)
     drawn = tuple(Markup(plots.svg(figure)) for figure in figures)

@@ -64,10 +64,10 @@ def calibration_panel(rows: Sequence[Row], run: Measured, predictions: Sequence[
     found = reliability_of(run, predictions)
     if found is None:
         return None
-    figures = [plots.reliability_plot(found.before, f"as it is: error {found.before.error:.1f}")]
+    curves = [(found.before, f"as it is: error {found.before.error:.1f}")]
     if found.after is not None:
-        title = f"temperature {found.temperature:.3g}: error {found.after.error:.1f}"
-        figures.append(plots.reliability_plot(found.after, title))
+        curves.append((found.after, f"temperature {found.temperature:.3g}: error {found.after.error:.1f}"))
+    figures = [] if plots.why_none() else [plots.reliability_plot(*one) for one in curves]
     drawn = tuple(Markup(plots.svg(figure)) for figure in figures)
     table = calibration_table(rows)
     notes = (f"{caption(run)}. {found.told}", SURE)
@@ -130,9 +130,12 @@ def confusion_panel(run: Measured) -> Panel | None:
     last = run.last()
     if last is None or last.counts is None:
         return None
+    matrix = confusion_matrix(last.names, last.counts)
+    if matrix is None:
+        return None
     images = "" if last.images is None else f" of {last.images:,} images"
     note = f"{caption(run)}: {last.accuracy:.1f} %{images}. A row is a true class, a column a predicted one."
-    return Panel("Confusion matrix", (note,), matrix=confusion_matrix(last.names, last.counts))
+    return Panel("Confusion matrix", (note,), matrix=matrix)
 
 
 def confused_panel(run: Measured, predictions: Sequence[Prediction], gallery: Gallery) -> Panel | None:

@@ -9,16 +9,18 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
+from wordsight.extras import is_there, missing
 from wordsight.metrics import Confusion, Curve, harmonic_mean
 from wordsight.report.comparison import by_place
 from wordsight.report.reading import ALL_LABELS, NO_LABELS
 from wordsight.report.rows import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito: told apart by colour-blind readers
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
@@ -42,6 +44,25 @@ class Key(NamedTuple):
 Drawn = dict[str, tuple[Key, Any]]  # by label: its line of the legend, and matplotlib's handle
 
 
+def why_none() -> str:
+    """Why nothing can be drawn; empty where it can."""
+    return "" if is_there("matplotlib") else missing("report", "drawing", "matplotlib")
+
+
+def blank(size: tuple[float, float]) -> Figure:
+    """A figure to draw into."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
+
+
+def lettered(size: float) -> Any:
+    """What is drawn inside has letters of this size."""
+    from matplotlib import rc_context
+
+    return rc_context({"font.size": size})
+
+
 def halves_alone(rows: Sequence[Row]) -> bool:
     """Whether base and new classes are plotted against each other: where nothing else varies."""
     shots = {row.shots for row in rows} - {NO_LABELS}
@@ -61,8 +82,8 @@ def accuracy_plots(rows: Sequence[Row]) -> tuple[list[Figure], list[Key]]:
     figures: list[Figure] = []
     keys: Drawn = {}
     for part in plotted_parts(rows):
-        with rc_context({"font.size": 11}):
-            figure = Figure(figsize=INCHES, layout="constrained")
+        with lettered(11):
+            figure = blank(INCHES)
             keys |= draw(figure.subplots(), rows, part)
         figures.append(figure)
     return figures, [key for key, _ in keys.values()]
@@ -74,9 +95,9 @@ def accuracy_plot(rows: Sequence[Row]) -> tuple[str, Figure]:
     width = 4.9 * len(parts) + 0.2
     inches = 0.6 + 0.085 * max(map(len, labels))  # of a line of the legend, about
     columns = max(1, int(width / inches))
-    with rc_context({"font.size": 10}):
+    with lettered(10):
         height = 3.4 + 0.22 * math.ceil(len(labels) / columns)
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = blank((width, height))
         drawn: Drawn = {}
         for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts):
             drawn |= draw(axes, rows, part)
@@ -173,8 +194,8 @@ def confusion_plot(counts: Confusion) -> Figure:
     """
     lines = counts.lines(MATRIX_LINES)
     shares = lines / np.maximum(lines.sum(1, keepdims=True), 1)
-    with rc_context({"font.size": 11}):
-        figure = Figure(figsize=(4.7, 4.1), layout="constrained")
+    with lettered(11):
+        figure = blank((4.7, 4.1))
         axes = figure.subplots()
         edges = (0, counts.classes, counts.classes, 0)
         drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="none", extent=edges)
@@ -193,8 +214,8 @@ def reliability_plot(curve: Curve, title: str) -> Figure:
     middles = (np.arange(bins) + 0.5) * width
     filled = curve.images > 0
     middles, sure, right = middles[filled], curve.confidence[filled], curve.accuracy[filled]
-    with rc_context({"font.size": 11}):
-        figure = Figure(figsize=(4.7, 4.7), layout="constrained")
+    with lettered(11):
+        figure = blank((4.7, 4.7))
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         level = np.minimum(sure, right)
         axes.bar(middles, level, width, color=COLOURS[0])
@@ -222,6 +243,8 @@ def svg(figure: Figure) -> str:
     """A figure as SVG that can stand in a page; a character without a glyph becomes a box, which is no reason
     to warn.
     """
+    from matplotlib import rc_context
+
     out = io.StringIO()
     with warnings.catch_warnings(), rc_context({"svg.hashsalt": "wordsight"}):
         warnings.filterwarnings("ignore", message="Glyph .* missing from")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wordsight.config import WordsightError
+from wordsight.extras import needed
 from wordsight.serve.settings import Settings
 
 OPTIONS: dict[str, Any] = {  # of uvicorn
@@ -26,15 +27,11 @@ def serve(runs: Sequence[str], settings: Settings | None = None) -> None:
     `runs` are what the command line calls RUN: run folders, hf:org/name, folders of an assistant, or
     image-text-to-text models. Errors: WordsightError for what cannot be served."""
     settings = settings or Settings()
-    try:
+    with needed("serve", "serve"):
         import uvicorn
 
         from wordsight.serve.app import make_app
         from wordsight.serve.server import Server
-    except ModuleNotFoundError as error:
-        raise WordsightError(
-            f"serve needs the package {error.name}, which is not installed: pip install 'wordsight[serve]'"
-        ) from error
     with _listening(settings.host, settings.port) as listening:
         address = f"http://{settings.host}:{listening.getsockname()[1]}"
         guard, state = make_app(runs, settings, address)
