@@ -5,8 +5,11 @@ import pytest
 from PIL import Image
 from serving import started
 from sklearn.datasets import load_digits
+from standins import captioned
 
 import wordsight
+from wordsight.config import RunSettings
+from wordsight.reader import read
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -33,6 +36,27 @@ def digit_files(tmp_path_factory):
     for row, image in enumerate(load_digits().images[:8]):
         as_image(image).save(folder / f"{row}.png")
     return sorted(folder.glob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def assistant_runs(tiny_clip, own_lm, tmp_path_factory):
+    """A two_tower run and a limber run over one tiny LM."""
+    from wordsight.assistant import Assistant
+
+    table = captioned(tmp_path_factory.mktemp("pairs"), ["a wall in {name}"])
+    loop = {"max_steps": 2, "batch_size": 10, "warmup_steps": 1, "lr": 3e-2}
+
+    def fitted(method, **own):
+        out = tmp_path_factory.mktemp(method) / method
+        given = {"data": str(table), "backbone": str(tiny_clip), "method": method, "out": str(out)}
+        own = {"device": "cpu", "settings": {"text": str(own_lm), **own}, "train": loop}
+        return wordsight.fit(read(RunSettings, given, own)).folder
+
+    clamp = fitted("two_tower", prompts=3, heads=2, rank=4, max_tokens=60, wrapper="plain")
+    limber = fitted("limber", tokens=3, max_tokens=24)
+    assistant = Assistant.from_runs(clamp, limber)
+    folder = assistant.save(tmp_path_factory.mktemp("both") / "both")
+    return {"clamp": clamp, "limber": limber, "both": folder, "images": sorted(table.glob("*.png"))}
 
 
 @pytest.fixture(scope="session")

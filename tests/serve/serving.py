@@ -1,5 +1,6 @@
 """What tests of the server share."""
 
+import base64
 import time
 
 HERE = "http://127.0.0.1:8000"
@@ -32,3 +33,11 @@ def refused(client, code, path="/v1/classify", **more):
     told = answer.json()["error"]
     assert told["code"] == code and set(told) == {"message", "type", "code"}
     return told["message"]
+
+
+def in_url(path):
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def said_with(image, text):
+    return [{"type": "image_url", "image_url": {"url": in_url(image)}}, {"type": "text", "text": text}]

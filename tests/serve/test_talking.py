@@ -1,40 +1,16 @@
 """Captions, answers and chats over HTTP equal what the library gives."""
 
-import base64
 import json
 
 import pytest
 from PIL import Image
-from serving import files_of, refused
-from standins import captioned
+from serving import files_of, refused, said_with
 
 from wordsight.assistant import Assistant
 from wordsight.backbones.generator import Writing
 from wordsight.captioner import caption
-from wordsight.config import RunSettings
-from wordsight.fit import fit
-from wordsight.reader import read
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def assistant_runs(tiny_clip, own_lm, tmp_path_factory):
-    """A two_tower run and a limber run over one tiny LM."""
-    table = captioned(tmp_path_factory.mktemp("pairs"), ["a wall in {name}"])
-    loop = {"max_steps": 2, "batch_size": 10, "warmup_steps": 1, "lr": 3e-2}
-
-    def fitted(method, **own):
-        out = tmp_path_factory.mktemp(method) / method
-        given = {"data": str(table), "backbone": str(tiny_clip), "method": method, "out": str(out)}
-        own = {"device": "cpu", "settings": {"text": str(own_lm), **own}, "train": loop}
-        return fit(read(RunSettings, given, own)).folder
-
-    clamp = fitted("two_tower", prompts=3, heads=2, rank=4, max_tokens=60, wrapper="plain")
-    limber = fitted("limber", tokens=3, max_tokens=24)
-    assistant = Assistant.from_runs(clamp, limber)
-    folder = assistant.save(tmp_path_factory.mktemp("both") / "both")
-    return {"clamp": clamp, "limber": limber, "both": folder, "images": sorted(table.glob("*.png"))}
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +50,6 @@ def test_a_two_tower_classifies_by_the_names_of_a_request(talker, assistant_runs
     expected = Assistant.open(assistant_runs["clamp"]).classify(list(map(str, images)), ["red", "blue"])
     for one, chances in zip(answer["results"], expected):
         assert {c["class"]: pytest.approx(c["probability"], abs=2e-4) for c in one["classes"]} == chances
-
-
-def in_url(path):
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def said_with(image, text):
-    return [{"type": "image_url", "image_url": {"url": in_url(image)}}, {"type": "text", "text": text}]
 
 
 def test_a_chat_is_that_of_the_library(talker, assistant_runs):

@@ -31,11 +31,12 @@ def serve(runs: Sequence[str], settings: Settings | None = None) -> None:
         import uvicorn
 
         from wordsight.serve.app import make_app
-        from wordsight.serve.server import Server
+        from wordsight.serve.server import Server, protocol
     with _listening(settings.host, settings.port) as listening:
         address = f"http://{settings.host}:{listening.getsockname()[1]}"
         guard, state = make_app(runs, settings, address)
-        server = Server(uvicorn.Config(guard, **OPTIONS), state, settings.limits.drain_seconds)
+        config = uvicorn.Config(guard, http=protocol(settings.limits), **OPTIONS)
+        server = Server(config, state, settings.limits.drain_seconds)
         server.run(sockets=[listening])
     if state.failure is not None:
         raise state.failure

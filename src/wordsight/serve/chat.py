@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from wordsight.backbones.generator import Writing
-from wordsight.serve.incoming import Sent, text_of
+from wordsight.serve.incoming import Sent, checked, text_of
 from wordsight.serve.models import Model
 from wordsight.serve.refused import Refused, body_of
 from wordsight.serve.service import Service
@@ -265,7 +265,7 @@ def _in_url(url: str, limits: Limits) -> Sent | None:
         data = base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError) as error:
         raise Refused(422, "messages: what stands in a data: URL is no base64") from error
-    return Sent("image", lambda: data)
+    return Sent("image", lambda: checked(data))
 
 
 def _usage(replied: Replied) -> dict[str, int]:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wordsight.serve.meters import Meters
 from wordsight.serve.refused import BUSY, Refused, answer_of, unexpected
-from wordsight.serve.settings import MB, Settings
+from wordsight.serve.settings import MB, Limits, Settings
 
 OPEN = ("/", "/health", "/ready", "/openapi.json")  # answered without a key
 ALWAYS = (*OPEN, "/metrics")  # answered while the server starts or ends, and however many are under way
@@ -39,6 +39,7 @@ class State:
     def __init__(self) -> None:
         self.ready = self.ending = False
         self.under_way = 0
+        self.held = 0  # bytes of the requests under way
         self.failure: BaseException | None = None  # why models could not be loaded
 
 
@@ -53,7 +54,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, request = time.perf_counter(), _Passing(receive, send, self.settings)
+        begun, request = time.perf_counter(), _Passing(receive, send, self.settings.limits, self.state)
         try:
             await self._answer(scope, request)
         finally:
@@ -120,9 +121,9 @@ class Guard:
 class _Passing:
     """One request on its way: its body is counted as it comes, and its work ends when the client goes."""
 
-    def __init__(self, receive: Receive, send: Send, settings: Settings):
-        self._receive, self._send = receive, send
-        self._most, self._seconds = settings.limits.max_body_mb * MB, settings.limits.body_seconds
+    def __init__(self, receive: Receive, send: Send, limits: Limits, state: State):
+        self._receive, self._send, self._limits, self._state = receive, send, limits, state
+        self._most, self._seconds = limits.max_body_mb * MB, limits.body_seconds
         self._read, self._end = 0, time.monotonic() + self._seconds
         self._arrived = False
         self._gone = asyncio.Event()
@@ -132,6 +133,8 @@ class _Passing:
 
     def expect(self, headers: Headers) -> None:
         """Errors: Refused where the body says that it is too large."""
+        if not headers.get("content-type", "").startswith("multipart/"):
+            self._most = min(self._most, self._limits.max_json_mb * MB)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > self._most:
             raise self._too_large()
@@ -151,6 +154,7 @@ class _Passing:
             if self.status == 499:  # else it has been told, and is raised for a log alone
                 await unexpected(error)(scope, self.receive, self.send)
         finally:
+            self._state.held -= self._read
             if self._watch is not None:
                 self._watch.cancel()
 
@@ -169,9 +173,12 @@ class _Passing:
             self._leave()
             await asyncio.sleep(0)  # where the application's task, which this is, ends
             return message
-        self._read += len(message.get("body", b""))
+        self._read += (size := len(message.get("body", b"")))
+        self._state.held += size
         if self._read > self._most:
             raise self._too_large()
+        if self._state.held > self._limits.max_held_mb * MB:
+            raise Refused(429, BUSY, {"Retry-After": "1", "Connection": "close"})
         if not message.get("more_body", False):
             self._arrived = True
             self._watch = asyncio.ensure_future(self._wait_for_end())

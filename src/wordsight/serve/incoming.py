@@ -14,6 +14,9 @@ from wordsight.serve.fetching import Fetch
 from wordsight.serve.refused import Refused
 from wordsight.serve.settings import MB, Limits
 
+JPEG, SCAN = b"\xff\xd8", b"\xff\xda"  # begin a file, and a pass over all of its pixels
+MAX_SCANS = 100  # cameras write one, progressive JPEGs about ten
+
 
 class Sent(NamedTuple):
     """An image of a request."""
@@ -42,7 +45,7 @@ def upload_of(file: UploadFile, name: str, limits: Limits) -> Sent:
         if (file.size or 0) > limits.max_image_mb * MB:
             raise Unreadable(f"its file is larger than {limits.max_image_mb} MB")
         file.file.seek(0)
-        return file.file.read()
+        return checked(file.file.read())
 
     return Sent(_file_name(file.filename, name, limits), load)
 
@@ -51,7 +54,14 @@ def linked(url: str, limits: Limits, fetch: Fetch) -> Sent:
     """An image that is named by its URL. Errors: Refused where its host is not allowed."""
     fetch.check(text_of(url, "urls", limits.max_text))
     last = url.partition("?")[0].rstrip("/").rpartition("/")[2]
-    return Sent(_file_name(last, "image", limits), lambda: fetch(url), True)
+    return Sent(_file_name(last, "image", limits), lambda: checked(fetch(url)), True)
+
+
+def checked(image: bytes) -> bytes:
+    """An image's bytes. Errors: Unreadable for a JPEG that takes minutes to decode, however small it is."""
+    if image.startswith(JPEG) and image.count(SCAN) > MAX_SCANS:
+        raise Unreadable(f"a JPEG of more than {MAX_SCANS} scans; save it anew")
+    return image
 
 
 def _file_name(given: str | None, otherwise: str, limits: Limits) -> str:

@@ -44,7 +44,7 @@ from wordsight.serve.settings import Limits
 from wordsight.serve.worker import Worker
 from wordsight.serve.written import Shown, Writer, guarded
 
-REMEMBERED = 16  # sets of classes whose words stay encoded
+REMEMBERED = 8  # sets of classes whose words stay encoded
 
 Sentences = tuple[tuple[str, tuple[str, ...]], ...]  # of each class, in a form that can be looked up
 

@@ -15,6 +15,8 @@ class Limits:
     """How much a request may ask for. Whatever is more is refused in words, before memory is spent on it."""
 
     max_body_mb: int = 64  # a request
+    max_json_mb: int = 12  # a request that is JSON, images in it included
+    max_held_mb: int = 512  # all requests that are under way, together
     max_image_mb: int = 20  # an image's file
     max_pixels: int = 50_000_000  # an image, width times height
     max_images: int = 32  # images of a request
@@ -24,12 +26,13 @@ class Limits:
     max_text: int = 4000  # signs of a question, a query, a sentence
     max_results: int = 100  # of a search, or of the likeliest classes
     max_tokens: int = 512  # of a reply
-    max_corrections: int = 100_000  # images whose corrected labels are kept
+    max_corrections: int = 10_000  # images whose corrected labels are kept
     max_queue: int = 256  # images that wait for a model; texts for an LM wait in a queue a quarter as long
     max_requests: int = 128  # under way at once
+    max_connections: int = 512  # open at once
     max_batch: int = 64  # images that pass through a model together
     wait_ms: float = 5.0  # how long an image waits for others to pass through with
-    body_seconds: float = 30.0  # in which a request must have arrived
+    body_seconds: float = 30.0  # in which a request's head, and then its body, must have arrived
     drain_seconds: float = 30.0  # in which requests are finished once the server is told to end
 
     def __post_init__(self) -> None:
