@@ -53,6 +53,17 @@ def test_it_gives_what_predict_gives(client, digits_run, digit_files):
     same(more["results"], entries(digits_run, digit_files, 11, add=["a snowman"]))
 
 
+def test_answers_that_are_not_certain_are_marked(client, digits_run, digit_files):
+    told = classified(client, digit_files, unsure=0.5)["results"]
+    expected = entries(digits_run, digit_files, unsure=0.5)
+    assert [one["unsure"] for one in told] == [one["unsure"] for one in expected]
+    assert {True, False} == {one["unsure"] for one in told}
+    assert [one["unlike"] for one in told] == [one["unlike"] for one in expected]
+    image = files_of(digit_files[:1])
+    assert "error= needs images" in refused(client, 400, files=image, data={"error": 0.1})
+    assert "give one of them" in refused(client, 400, files=image, data={"error": 0.1, "unsure": 0.5})
+
+
 def test_sentences_of_a_request_count(client, digits_run, digit_files, tmp_path):
     told = {"snowman": ["Two round rings, one on the other."], "tree": ["A stem with a crown."]}
     (tmp_path / "told.json").write_text(json.dumps(told))

@@ -58,12 +58,17 @@ class Near(BaseModel):
 
 
 class Classified(BaseModel):
-    """What is said of one image, or why it cannot be read."""
+    """What is said of one image, or why it cannot be read. `set` are the classes that cannot be ruled out,
+    `unlike` says whether it is unlike all that the model was fitted to.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     image: str
     classes: list[Chance] | None = None
+    unsure: bool | None = None
+    set: list[str] | None = None
+    unlike: bool | None = None
     sentences: list[Near] | None = None
     decisive: dict[str, Any] | None = None
     error: str | None = None

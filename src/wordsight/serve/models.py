@@ -5,6 +5,7 @@ LM, which writes for seconds."""
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,11 +51,37 @@ Sentences = tuple[tuple[str, tuple[str, ...]], ...]  # of each class, in a form 
 
 
 class Over(NamedTuple):
-    """Among which classes, and with how many sentences each, an image is classified."""
+    """Among which classes an image is classified, with how many sentences, and what counts as not certain: a
+    probability below `unsure`, or all that cannot be ruled out at the rate `error`.
+    """
 
     names: tuple[str, ...]
     sentences: Sentences
-    explain: int
+    explain: int = 0
+    unsure: float | None = None
+    error: float | None = None
+
+
+class Recent(OrderedDict[Any, Any]):
+    """The `most` values that were asked for last, each made once."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.most, self._lock = most, threading.Lock()
+
+    def find(self, key: Any) -> Any | None:
+        """The value of a key that is known."""
+        with self._lock:
+            if key in self:
+                self.move_to_end(key)
+            return super().get(key)
+
+    def keep(self, key: Any, value: Any) -> Any:
+        with self._lock:
+            self[key] = value
+            while len(self) > self.most:
+                self.popitem(last=False)
+        return value
 
 
 class Look(NamedTuple):
@@ -87,7 +114,7 @@ class Model:
         self.tower = Worker(f"{name} tower", most=limits.max_batch, room=limits.max_queue, **room)
         self.writer = Worker(f"{name} LM", most=16, room=max(1, limits.max_queue // 4), **room)
         self.written = None if parts.generator is None else Writer(parts.generator)
-        self._known: OrderedDict[Over, Predictions] = OrderedDict()
+        self._predictors, self._known = Recent(REMEMBERED), Recent(8 * REMEMBERED)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -124,7 +151,7 @@ class Model:
 
     def known(self, over: Over) -> Predictions | None:
         """What answers over these classes, where they are encoded."""
-        return self._known.get(over)
+        return self._known.find(over)
 
     def encode(self, wanted: list[Over]) -> list[Predictions | Exception]:
         """The same, encoded now where they are not."""
@@ -172,12 +199,10 @@ class Model:
         return answer
 
     def _encode(self, over: Over) -> Predictions:
-        if over not in self._known:
-            self._known[over] = Predictions(self._predictor(over), [], explain=over.explain)
-        self._known.move_to_end(over)
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
-        return self._known[over]
+        words = (over.names, over.sentences)
+        predictor = self._predictors.find(words) or self._predictors.keep(words, self._predictor(over))
+        wanted = {"explain": over.explain, "unsure": over.unsure, "error": over.error}
+        return self._known.keep(over, Predictions(predictor, [], **wanted))
 
     def _predictor(self, over: Over) -> ByVectors | ByAsking:
         parts, names, told = self.parts, over.names, dict(over.sentences)

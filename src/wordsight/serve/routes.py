@@ -15,8 +15,9 @@ from wordsight.serve import forms
 from wordsight.serve.chat import Asked, Completion, Conversation, check
 from wordsight.serve.found import SIZES
 from wordsight.serve.incoming import images_of, names_in, sentences_in, text_of, upload_of
+from wordsight.serve.models import Over
 from wordsight.serve.refused import Refused
-from wordsight.serve.service import Service, over_of
+from wordsight.serve.service import Service, checked_over
 from wordsight.serve.settings import MB, Limits
 
 MORE = 1000  # fields beyond what is allowed that are still read, so that they are counted in words
@@ -66,14 +67,19 @@ def _add_classify(app: FastAPI, service: Service) -> None:
         sentences: Annotated[str | None, Form(description="JSON: {class: [sentence, ...]}")] = None,
         top: Annotated[int, Form(ge=1, le=limits.max_results)] = 5,
         explain: Annotated[int, Form(ge=0, le=20, description="Sentences with each answer")] = 0,
+        unsure: Annotated[
+            float | None, Form(gt=0, le=1, description="Below it, an answer is not certain")
+        ] = None,
+        error: Annotated[float | None, Form(gt=0, lt=1, description="Or at which rate sets may err")] = None,
         model: ModelName = None,
     ) -> JSONResponse:
         """The likeliest classes of images: among the model's own, or those of `classes`, and of `add`."""
         found = service.model(model, "classify")
         sent = await service.fetched(images_of(images, urls, limits, service.fetch))
-        named, added = names_in(classes, "classes", limits), names_in(add, "add", limits)
-        told = sentences_in(sentences, (*(named or found.class_names), *added), limits)
-        over = over_of(found, named, added, told, explain)
+        names = dict.fromkeys(names_in(classes, "classes", limits) or found.class_names)
+        names |= dict.fromkeys(names_in(add, "add", limits))
+        told = sentences_in(sentences, list(names), limits)
+        over = checked_over(found, Over(tuple(names), tuple(told.items()), explain, unsure, error))
         return JSONResponse(await service.classify(found, sent, over, top))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -83,7 +83,7 @@ class Service:
                 "abilities": model.abilities,
                 "class_names": list(model.class_names),
                 "method": model.parts.method,
-                "unsure": False,
+                "unsure": model.parts.doubts.chances is not None,
                 "limits": self.limits.to_dict(),
             }
             for model in self.models.values()
@@ -284,20 +284,11 @@ def _failed(image: Sent, error: Exception) -> dict[str, Any]:
     return {"image": image.name, "error": str(error)}
 
 
-def over_of(
-    model: Model,
-    classes: Sequence[str],
-    add: Sequence[str],
-    sentences: Mapping[str, Sequence[str]],
-    explain: int,
-) -> Over:
-    """Among which classes. Errors: Refused where there are none, or sentences describe none of them."""
-    names = tuple(classes or model.class_names)
-    names += tuple(name for name in add if name not in names)
-    if len(names) < 2:
+def checked_over(model: Model, over: Over) -> Over:
+    """Errors: Refused for fewer than two classes, and for what a model cannot be asked."""
+    if len(over.names) < 2:
         raise Refused(422, "classes: give at least 2 names to choose among; this model has none of its own")
-    if explain and model.parts.asked is not None:
-        raise Refused(422, "explain: this model is asked by class names, so no sentence explains its answers")
-    if sentences and model.parts.asked is not None:
-        raise Refused(422, "sentences: this model is asked by class names alone")
-    return Over(names, tuple((name, tuple(texts)) for name, texts in sentences.items()), explain)
+    if model.parts.asked is not None and (over.explain or over.sentences):
+        field = "explain" if over.explain else "sentences"
+        raise Refused(422, f"{field}: this model is asked by class names alone, and no sentence explains it")
+    return over
