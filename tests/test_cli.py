@@ -543,7 +543,7 @@ def test_an_interrupt_without_a_message_is_said(run_cli, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("wordsight.cli.read", stop)
-    code, _, err = run_cli("fit", "data=x")
+    code, _, err = run_cli("fit", "data=digits")
     assert code == 130 and "wordsight: stopped; the same command goes on from here" in err
 
 

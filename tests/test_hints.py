@@ -17,6 +17,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "words.json").write_text("{}")
     (tmp_path / "runs" / "one").mkdir(parents=True)
     (tmp_path / "runs" / "one" / "config.yaml").write_text("format: 1\n")
+    (tmp_path / "runs" / "one" / "finished.json").write_text("{}")
     return tmp_path
 
 

@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from wordsight import help, hints, terminal
@@ -80,7 +81,7 @@ def _answered(verb: Verb, options: argparse.Namespace) -> int:
 
 
 def fit(options: argparse.Namespace) -> dict[str, Any]:
-    hints.check_words("fit", options.words)
+    hints.check_fit(options.words)
     settings = read(RunSettings, *options.words)
     from wordsight.fit import fit
 
@@ -101,6 +102,7 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
     hints.check_run_or_model("eval", options.run)
     hints.check_words("eval", options.words)
     given = read(help.EvaluateSettings, *options.words)
+    hints.check_data(given.data)
     from wordsight.tasks import evaluate
 
     own = {name: value for name, value in vars(given).items() if name not in ("engine", "address")}
@@ -109,10 +111,7 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def predict(options: argparse.Namespace) -> dict[str, Any]:
-    if options.top < 1:
-        raise WordsightError(f"--top {options.top} names no class; give 1 or more")
-    hints.check_run("predict", options.run)
-    hints.check_images(options.images)
+    hints.check_predict(options)
     from wordsight.prediction import predict
 
     explain = max(options.top, EXPLAINED) if options.explain else 0
@@ -148,10 +147,14 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
 
 def suite(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_words("suite", options.words)
-    from wordsight.plan import SuiteSettings
-    from wordsight.suites import run_suite
+    from wordsight.suite_settings import SuiteSettings, suite_of
 
     settings = read(SuiteSettings, *options.words, {"suite": options.suite})
+    suite_of(settings)  # a name that is none, before torch is imported
+    if not any(Path(name).expanduser().exists() for name in settings.data):
+        hints.check_data(next(iter(settings.data), None))
+    from wordsight.suites import run_suite
+
     return run_suite(settings)
 
 

@@ -5,14 +5,18 @@ or a verb of another program. Imports no torch, unless a verb's settings lie in 
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from wordsight.config import WordsightError
+from wordsight.config import AskedSettings, WordsightError
+from wordsight.early import check_described, check_finished, check_marks, check_place
+from wordsight.extras import is_there, missing
 from wordsight.help import SETTINGS, settings_of
-from wordsight.reader import nearest
+from wordsight.names import class_list
+from wordsight.reader import nearest, read
 
 OTHER_WORDS = {  # verbs of other programs
     "train": "fit",
@@ -51,6 +55,11 @@ MISSING = {  # what to say where a word is missing
 }
 TABLES = (".csv", ".parquet", ".tar", ".tsv")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+PACKAGES = {  # of methods and of ends of data's names: a package that an extra brings, and whose it is
+    "two_tower": ("peft", "lm", "method=two_tower"),
+    "limber": ("peft", "lm", "method=limber"),
+    ".parquet": ("pyarrow", "datasets", "Parquet"),
+}
 NESTED = ("settings.", "train.")  # keys of a run that hold settings of their own
 
 
@@ -168,8 +177,10 @@ def _check_path(verb: str, word: str) -> None:
 def check_run(verb: str, word: str) -> None:
     """Refuse at once what cannot be a run, with what would be: what opens one takes seconds to import."""
     path = Path(word).expanduser()
-    if word.startswith("hf:") or is_run(path):
+    if word.startswith("hf:"):
         return
+    if is_run(path):
+        return check_finished(path)
     if "=" in word and not path.exists():
         raise WordsightError(f"{word!r} is no run; the run comes first: `wordsight {verb} RUN {word}`")
     if not path.exists():
@@ -205,17 +216,64 @@ def check_run_or_model(verb: str, word: str) -> None:
     check_run(verb, word)
 
 
+def check_fit(words: Sequence[str]) -> None:
+    """Refuse settings of a run that cannot be, but for the method's own, and names of what is not there."""
+    check_words("fit", words)
+    asked = read(AskedSettings, *words)
+    for name in (asked.method, Path(asked.data).suffix):
+        package, extra, what = PACKAGES.get(name, ("", "", ""))
+        if package and not is_there(package):
+            raise WordsightError(missing(extra, what, package))
+    for name in asked.data.split("::"):
+        check_data(name.strip())
+    for key in ("sentences", "aliases"):
+        value = getattr(asked, key)
+        if value is not None and Path(value).suffix == ".json" and not Path(value).expanduser().exists():
+            raise WordsightError(f"{key}={value!r} does not exist; give a JSON file")
+    if "@" not in asked.backbone:
+        check_place(asked.backbone, "backbone")
+
+
+def check_predict(options: argparse.Namespace) -> None:
+    """Refuse what `predict` cannot do, whatever the model."""
+    if options.top < 1:
+        raise WordsightError(f"--top {options.top} names no class; give 1 or more")
+    check_run("predict", options.run)
+    check_images(options.images)
+    for words in filter(None, (options.classes, options.add)):
+        class_list(words)
+    check_marks(options.unsure, options.error)
+    check_described(bool(options.classes or options.add), options.sentences)
+
+
+def check_data(name: str | None) -> None:
+    """Refuse data that is not there."""
+    if name and not Path(name).expanduser().exists():
+        from wordsight.data.sources import check_there
+
+        check_there(name)
+
+
 def check_images(words: Sequence[str]) -> None:
-    """Refuse what is no path of an image."""
+    """Refuse what is no path of an image, and images of which none is there; some that are not are skipped
+    and told."""
     for word in words:
         if re.match(r"(data|images)=.", word) and not Path(word).exists():
             raise WordsightError(
                 f"{word!r} is no image; predict takes paths: `wordsight predict RUN {word.partition('=')[2]}`"
             )
+    gone = [word for word in words if not Path(word).expanduser().exists()]
+    if gone and len(gone) == len(words):
+        raise WordsightError(
+            f"none of {len(gone)} images could be read; the first: {gone[0]}: cannot be read: image "
+            f"{gone[0]!r} does not exist"
+        )
 
 
 def check_runs(words: Sequence[str]) -> None:
     """Refuse folders of which none holds a run; where some do, the report names the others."""
+    if not any(Path(word).expanduser().exists() for word in words):
+        check_run("report", words[0])
     empty = [word for word in words if _holds_no_run(Path(word).expanduser())]
     if empty and len(empty) == len(words):
         more = f": `wordsight fit data={empty[0]}` makes one" if _is_data(Path(empty[0]).expanduser()) else ""

@@ -20,6 +20,7 @@ from wordsight.data import Picture
 from wordsight.data.features import NoneReadable, image_features
 from wordsight.data.given import Reading, pictures_in
 from wordsight.doubts import NONE, Doubts, conformal
+from wordsight.early import check_described, check_marks
 from wordsight.files import csv_line, writing
 from wordsight.fitted import Closest, Decisive, Fitted, at_once, is_asking, is_embedder, open_by_names
 from wordsight.names import class_list
@@ -156,12 +157,7 @@ class Predictions:
         explain: int = 0,
         csv: str | Path | None = None,
     ):
-        if unsure is not None and not 0 < unsure <= 1:
-            raise WordsightError(f"unsure={unsure} is no probability; give one above 0 and up to 1, as 0.5")
-        if unsure is not None and error is not None:
-            raise WordsightError(
-                "unsure= and error= both say which answers are not certain; give one of them"
-            )
+        check_marks(unsure, error)
         self.class_names = predictor.names
         self.unsure = unsure
         # from which probability on a class is in an image's set; None where no sets are wanted
@@ -295,8 +291,7 @@ def predict(
     names = class_list(classes, own) if classes else list(own)
     names += [name for name in (class_list(add, own) if add else []) if name not in names]
     changed = bool(classes or add)
-    if sentences and not changed:
-        raise WordsightError("--sentences describes the classes of --classes and --add; give one of them too")
+    check_described(changed, sentences)
     if settings.backbone == NO_BACKBONE:
         raise WordsightError(
             f"{run} was fitted on feature matrices without a backbone; `wordsight.load` in Python predicts "

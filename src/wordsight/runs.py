@@ -29,7 +29,7 @@ import yaml
 from torch import Tensor
 
 from wordsight.backbones import Backbone
-from wordsight.backbones.hub import FINISHED, WEIGHTS_FILE
+from wordsight.backbones.hub import WEIGHTS_FILE
 from wordsight.config import (
     LOCATED,
     METHODS,
@@ -40,6 +40,7 @@ from wordsight.config import (
     relocated,
     resolve,
 )
+from wordsight.early import FINISHED, check_finished
 from wordsight.files import (
     PART,
     parse_json,
@@ -151,12 +152,7 @@ class Run:
                 "makes one"
             )
         run = cls._read(folder)
-        if not run.finished:
-            raise WordsightError(
-                f"the run in {str(folder)!r} is not finished; give its `wordsight fit` command again, it "
-                f"goes on "
-                "from where it stopped"
-            )
+        check_finished(folder)
         run.check_content()
         return run
 

@@ -24,10 +24,11 @@ def search(options: argparse.Namespace) -> dict[str, Any]:
         given = "both are given" if text else "neither is given"
         raise WordsightError(f"search takes a text or --image FILE, and {given}: {EXAMPLE}")
     _check_data(options.data)
-    from wordsight.search import Index
-
+    hints.check_data(options.data)
     query = Path(options.image) if options.image else text
     _check_image(query)
+    from wordsight.search import Index
+
     names = ("backbone", "device", "dtype", "max_pixels")
     with settings.on():
         index = Index.open(options.data, **{name: getattr(settings, name) for name in names})

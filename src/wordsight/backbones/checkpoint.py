@@ -25,13 +25,13 @@ from transformers.models.auto.tokenization_auto import AutoTokenizer
 from wordsight.backbones.hub import (
     PIXEL_FILES,
     TOKENIZER_FILES,
-    WAYS_ON,
     first_line,
     listed,
     quiet,
     read_mapping,
 )
 from wordsight.config import WordsightError
+from wordsight.early import WAYS_ON
 from wordsight.files import read_tensors
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"

@@ -19,6 +19,7 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_lo
 
 from wordsight.backbones import OWN_FILE
 from wordsight.config import WordsightError
+from wordsight.early import FINISHED, WAYS_ON, check_place
 from wordsight.files import read_json, write_file
 from wordsight.reader import nearest
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:  # transformers takes seconds to import; whoever only looks fo
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 TOKENIZER_FILES += ("tokenizer.model",)
-FINISHED = "finished.json"  # what a run folder holds once all of it is there
 WEIGHTS_FILE = "weights.safetensors"
 GGUF = ".gguf"  # an LM in one file
 # owner/name, a GGUF file of it as llama.cpp and ollama name it, owner/name:Q8_0, or by its path in it
@@ -38,15 +38,6 @@ BUNDLED = ("micro_lm",)  # LMs that lie beside this file; `micro` is a whole bac
 TOWER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "LICEN[CS]E*", "NOTICE*"]
 OWN_FILES = [*TOWER_FILES, "*.safetensors"]  # of a folder that Wordsight wrote, at any depth
 RUN_FILES = [*OWN_FILES, "*.yaml", "*.jsonl", "*.npy"]
-LAYOUT = "give a folder in transformers' layout or a hub name"
-WAYS_ON = {
-    "backbone": "give a local folder in transformers' layout, the hub name of a cached or reachable model, "
-    "or `backbone=micro` (bundled; for glyph-like images)",
-    "image encoder": LAYOUT,
-    "text encoder": LAYOUT,
-    "image-text model": LAYOUT,
-    "LM": f"{LAYOUT}, or a GGUF file (owner/name:Q8_0 on the hub); micro_lm is bundled, for trials",
-}
 NEEDS = {  # besides config.json and weights: one of these files each
     "backbone": (TOKENIZER_FILES, PIXEL_FILES),
     "image encoder": (PIXEL_FILES,),
@@ -66,8 +57,7 @@ def find(name: str, what: str) -> Path:
     if (here := _here(name)) is not None:
         return here
     repository, wanted = _of_hub(name)
-    if repository.startswith((".", "/", "~")) or repository.count("/") > 1:
-        raise WordsightError(f"{what} folder {name!r} does not exist; {WAYS_ON[what]}")
+    check_place(repository, what)
     cached = _cached(repository)
     if cached is not None and not wanted and _complete(cached, what):
         return cached

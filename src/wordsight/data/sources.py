@@ -78,12 +78,17 @@ def read(spec: str, want: Want, label: str | None = None) -> Table:
         return arrays.read(path)
     if path.exists():
         raise _not_read(path, spec)
-    if (
-        re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.,=+-]+)?", spec)
-        and not spec.startswith(".")
-        and not path.parent.exists()
-    ):
-        return hub.read_hub(spec, spec, want, label)
+    check_there(spec)
+    return hub.read_hub(spec, spec, want, label)
+
+
+def check_there(spec: str) -> None:
+    """Errors: WordsightError for what is neither here nor a name that the hub may have."""
+    path = Path(spec).expanduser().absolute()
+    named = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.,=+-]+)?", spec) and not spec.startswith(".")
+    known = spec == "digits" or spec.startswith("hf:") or is_shards(spec)
+    if known or path.exists() or (named and not path.parent.exists()):
+        return
     there = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     near = nearest(path.name, ["digits", *(name for name in there if not name.startswith("."))])
     raise WordsightError(f"data={spec!r} does not exist{near}{catalogue.expected_at(path)}; give {FORMS}")

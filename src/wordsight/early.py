@@ -1,0 +1,50 @@
+"""Early: what is wrong with a command and needs no model to be seen. The command line asks before it imports
+torch, which takes seconds; what opens a run or a model asks the same, so that each is said in one way.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wordsight.files import WordsightError
+
+FINISHED = "finished.json"  # what a run folder holds once all of it is there
+LAYOUT = "give a folder in transformers' layout or a hub name"
+WAYS_ON = {  # where a model is not found
+    "backbone": "give a local folder in transformers' layout, the hub name of a cached or reachable model, "
+    "or `backbone=micro` (bundled; for glyph-like images)",
+    "image encoder": LAYOUT,
+    "text encoder": LAYOUT,
+    "image-text model": LAYOUT,
+    "LM": f"{LAYOUT}, or a GGUF file (owner/name:Q8_0 on the hub); micro_lm is bundled, for trials",
+}
+
+
+def check_place(name: str, what: str) -> None:
+    """Refuse what can only be the path of a model, and is not there. `what` is a key of `WAYS_ON`."""
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not Path(name).expanduser().exists():
+        raise WordsightError(f"{what} folder {name!r} does not exist; {WAYS_ON[what]}")
+
+
+def check_finished(folder: Path) -> None:
+    """Refuse a run whose fit was stopped."""
+    if not (folder / FINISHED).is_file():
+        raise WordsightError(
+            f"the run in {str(folder)!r} is not finished; give its `wordsight fit` command again, it goes on "
+            f"from where it stopped"
+        )
+
+
+def check_marks(unsure: float | None, error: float | None) -> None:
+    """Refuse ways of marking answers that are no probability, or two at once."""
+    if unsure is not None and not 0 < unsure <= 1:
+        raise WordsightError(f"unsure={unsure} is no probability; give one above 0 and up to 1, as 0.5")
+    if unsure is not None and error is not None:
+        raise WordsightError("unsure= and error= both say which answers are not certain; give one of them")
+
+
+def check_described(changed: bool, sentences: str | None) -> None:
+    """Refuse sentences where no other classes are chosen, which they would describe."""
+    if sentences and not changed:
+        raise WordsightError("--sentences describes the classes of --classes and --add; give one of them too")

@@ -1,0 +1,79 @@
+"""Errors that need no model come before torch, which takes seconds to import."""
+
+import json
+import subprocess
+import sys
+
+# commands that cannot be, and what is said of each
+WRONG = {
+    "fit data=gone/": "data='gone/' does not exist",
+    "fit data=gone.csv": "data='gone.csv' does not exist",
+    "fit": "setting 'data' is missing",
+    "fit data=digits shot=16": "did you mean 'shots'?",
+    "fit data=digits shots=some": "shots='some' is not a whole number",
+    "fit data=digits shots=0": "shots=0 is not possible",
+    "fit data=digits method=aap": "method 'aap' is not known (did you mean 'aape'",
+    "fit data=digits sentences=gone.json": "sentences='gone.json' does not exist",
+    "fit data=digits template=photo": "it must hold it once",
+    "fit data=digits backbone=./gone": "backbone folder './gone' does not exist",
+    "fit gone.yaml data=digits": "'gone.yaml' does not exist",
+    "fit --data photos": "fit takes settings as key=value, without dashes: data=photos",
+    "predict gone one.jpg": "'gone' does not exist",
+    "predict half one.jpg": "is not finished",
+    "predict run gone.jpg": "image 'gone.jpg' does not exist",
+    "predict run one.jpg --unsure 2": "unsure=2.0 is no probability",
+    "predict run one.jpg --unsure 0.5 --error 0.1": "give one of them",
+    "predict run one.jpg --classes @gone.txt": "list of classes 'gone.txt' does not exist",
+    "predict run one.jpg --sentences some.json": "--sentences describes the classes",
+    "predict run one.jpg --top 0": "--top 0 names no class",
+    "predict run one.jpg --topp 3": "--topp is no option of predict",
+    "eval half": "is not finished",
+    "eval run data=gone/": "data='gone/' does not exist",
+    "eval run classes=some": "classes='some' is not a choice",
+    "report gone": "'gone' does not exist",
+    "export gone out": "'gone' does not exist",
+    "search gone/ dog": "data='gone/' does not exist",
+    "search . --image gone.jpg": "'gone.jpg' does not exist",
+    "caption gone one.jpg": "'gone' does not exist",
+    "ask gone one.jpg why": "'gone' does not exist",
+    "chat gone": "'gone' does not exist",
+    "serve gone": "'gone' does not exist",
+    "suite few-shots data=digits": "few-shots",
+    "suite few-shot data=gone/": "data='gone/' does not exist",
+    "show aap": "aap",
+    "coverage gone.csv --classes gone.txt": "gone.txt",
+}
+ALL = """
+import contextlib, io, json, sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise AssertionError(f"{name} is imported")
+sys.meta_path.insert(0, NoTorch())
+from wordsight.cli import main
+for command in json.loads(sys.argv[1]):
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            code = main(command.split())
+    except SystemExit as stop:
+        code = stop.code
+    except AssertionError as error:
+        code = str(error)
+    print(json.dumps([command, code, said.getvalue()]))
+"""
+
+
+def test_what_is_wrong_is_said_without_torch(tmp_path):
+    for name in ("run", "half"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("format: 2\n")
+    (tmp_path / "run" / "finished.json").write_text("{}")
+    (tmp_path / "one.jpg").write_bytes(b"")
+    asked = [sys.executable, "-c", ALL, json.dumps(list(WRONG))]
+    done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [command for command, _, _ in told] == list(WRONG)
+    wrong = {command: (code, said) for command, code, said in told if code != 2 or WRONG[command] not in said}
+    assert not wrong, json.dumps(wrong, indent=1)
