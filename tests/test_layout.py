@@ -44,6 +44,7 @@ ORDER = [
     "fitting",
     "tasks",
     "doubts",
+    "answers",
     "folds",
     "fit_pairs",
     "fit_captions",

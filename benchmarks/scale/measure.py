@@ -26,8 +26,8 @@ from wordsight.backbones import load_backbone
 from wordsight.cluster import engine
 from wordsight.coverage import coverage
 from wordsight.data.features import image_features
-from wordsight.data.given import pictures_of
 from wordsight.data.images import read_image
+from wordsight.data.pictures import pictures_of
 from wordsight.data.store import Store
 from wordsight.data.texts import captions_in
 from wordsight.search import closest

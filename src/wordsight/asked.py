@@ -20,7 +20,7 @@ from wordsight.backbones.sentence_encoder import load_texts
 from wordsight.captioner import seen_by
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Picture, Split
-from wordsight.data.given import readable
+from wordsight.data.pictures import readable
 from wordsight.files import read_tensors
 from wordsight.fitted import Closest, open_generator
 from wordsight.methods.likelihood import Likelihood, Scores

@@ -14,9 +14,9 @@ from wordsight.backbones.generator import Generator, Seen, Writing
 from wordsight.backbones.hub import run_folder
 from wordsight.config import WordsightError
 from wordsight.data import Picture
-from wordsight.data.features import NoneReadable, image_features
-from wordsight.data.given import Reading, pictures_in, readable
+from wordsight.data.features import image_features
 from wordsight.data.grids import grid_features
+from wordsight.data.pictures import NoneReadable, Reading, pictures_in, readable
 from wordsight.files import csv_line, writing
 from wordsight.fitted import open_generator
 from wordsight.methods.limber_generator import LimberGenerator

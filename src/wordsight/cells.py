@@ -20,8 +20,9 @@ from wordsight.backbones.generator import Generator as Writer
 from wordsight.cluster import Cluster, Needs, WorkerKilled, current
 from wordsight.config import METHODS, RunSettings, WordsightError, is_vectors, resolve
 from wordsight.data import Dataset, Pairs, Picture, open_dataset
-from wordsight.data.features import NoneReadable, image_features
+from wordsight.data.features import image_features
 from wordsight.data.pairs import fingerprint, open_pairs
+from wordsight.data.pictures import NoneReadable
 from wordsight.data.splits import prepare
 from wordsight.files import cache_folder, in_use, plain_name
 from wordsight.fit import fit, sentence_source, sentences_given, template_of

@@ -20,7 +20,8 @@ from wordsight.backbones import Backbone, load_backbone, pick_device, unit
 from wordsight.backbones.hub import run_folder
 from wordsight.backbones.vectors import Vectors
 from wordsight.config import RunSettings, WordsightError
-from wordsight.data.given import encoded_labels, features_of, is_matrix, known_labels, names_in, pictures_of
+from wordsight.data.given import encoded_labels, features_of, is_matrix, known_labels, names_in
+from wordsight.data.pictures import pictures_of
 from wordsight.data.splits import digests
 from wordsight.doubts import GIVEN, NONE, Doubts, conformal
 from wordsight.doubts.found import of_training

@@ -1,83 +1,35 @@
-"""Prediction: the classes of images by a run, batch by batch, so that as many images as a disk holds need no
-more memory than a few hundred."""
+"""Prediction: the classes of images by a run: by the vectors of its backbone, or by asking a generator."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from wordsight.answers import Answered, Predictions
 from wordsight.backbones.hub import run_folder
 from wordsight.config import WordsightError
 from wordsight.data import Picture
-from wordsight.data.features import NoneReadable, image_features
-from wordsight.data.given import Reading, pictures_in
-from wordsight.doubts import NONE, Doubts, conformal
-from wordsight.early import check_described, check_marks
-from wordsight.files import csv_line, writing
-from wordsight.fitted import Closest, Decisive, Fitted, at_once, is_asking, is_embedder, open_by_names
+from wordsight.data.features import image_features
+from wordsight.data.pictures import NoneReadable
+from wordsight.doubts import NONE, Doubts
+from wordsight.early import check_described
+from wordsight.fitted import Fitted, at_once, is_asking, is_embedder, open_by_names
 from wordsight.names import class_list
 from wordsight.runs import NO_BACKBONE, Run
 from wordsight.sentences import TEMPLATE_SETS
-from wordsight.workers import progress
 
 if TYPE_CHECKING:
     from wordsight.asked import Asked
     from wordsight.methods.likelihood import Scores
 
-BATCH = 256  # images whose vectors and probabilities are held at once
-
 log = logging.getLogger("wordsight")
-
-
-class Answer(NamedTuple):
-    """What a run says about one image."""
-
-    image: str
-    probabilities: np.ndarray  # [C], in the order of Predictions.class_names
-    unsure: bool  # whether it is below the threshold, or its set has not exactly one class
-    sentences: Sequence[Closest]  # the closest first, where asked for
-    decisive: Decisive | None  # where asked for; None, too, where no sentence raised the class
-    among: tuple[str, ...] | None = (
-        None  # the classes not ruled out at the wanted error rate, the likeliest first
-    )
-    unlike: bool | None = None  # whether it is unlike all training images; None where nothing tells
-
-
-class Answered(NamedTuple):
-    """What is said of some pictures of a batch: those that can be read."""
-
-    kept: Sequence[int]  # places of these pictures
-    chances: np.ndarray  # [n, C]
-    closest: Sequence[Sequence[Closest]]
-    decisive: Sequence[Decisive | None]
-    skipped: Sequence[tuple[str, str]]  # names of the others, with why
-    unlike: Sequence[bool] | None = None  # which are unlike all training images, where something tells
-
-
-class Predictor(Protocol):
-    """Whatever says how likely classes are."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The classes, in the order of the probabilities."""
-        ...
-
-    @property
-    def doubts(self) -> Doubts:
-        """What it knows of its doubts among these classes."""
-        ...
-
-    def __call__(self, pictures: list[Picture], explain: int, max_pixels: int | None) -> Iterator[Answered]:
-        """Of the pictures of one batch, some at a time, with so many sentences each."""
-        ...
 
 
 @dataclass
@@ -136,123 +88,6 @@ class ByAsking:
         """Of scores that are there already."""
         chances = scores.values.double().softmax(1).numpy()
         return Answered(kept, chances, [()] * len(kept), [None] * len(kept), told)
-
-
-class Predictions:
-    """Answers in the order of the images, made as they are asked for: iterate once.
-
-    `skipped` has {"image", "reason"} of each that could not be read, `account` what folders held beside
-    images; both are whole at the end. Iterating ends in a WordsightError where there is no image that can be
-    read.
-    """
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        images: Sequence[Any],
-        *,
-        max_pixels: int | None = None,
-        unsure: float | None = None,
-        error: float | None = None,
-        explain: int = 0,
-        csv: str | Path | None = None,
-    ):
-        check_marks(unsure, error)
-        self.class_names = predictor.names
-        self.unsure = unsure
-        # from which probability on a class is in an image's set; None where no sets are wanted
-        self.lowest = None if error is None else predictor.doubts.lowest(error)
-        self._reading = Reading()
-        self.account, self.skipped = self._reading.account, self._reading.skipped
-        self.predictor, self.explain, self._images = predictor, explain, images
-        self._max_pixels = max_pixels
-        self._csv = None if csv is None else Path(csv).expanduser()
-
-    def __iter__(self) -> Iterator[Answer]:
-        answers = self._answers()
-        if self._csv is None:
-            yield from answers
-            return
-        with writing(self._csv) as file:
-            file.write(csv_line(self._header()))
-            for answer in answers:
-                file.write(csv_line(self._row(answer)))
-                yield answer
-
-    @property
-    def marks(self) -> bool:
-        """Whether answers that are not certain are marked."""
-        return self.unsure is not None or self.lowest is not None
-
-    def best(self, answer: Answer, top: int = 1) -> list[tuple[str, float]]:
-        """The likeliest classes of an answer with their probabilities, the likeliest first."""
-        order = answer.probabilities.argsort()[::-1][:top]
-        return [(self.class_names[place], float(answer.probabilities[place])) for place in order]
-
-    def entry(self, answer: Answer, top: int = 1) -> dict[str, Any]:
-        """An answer as JSON holds it."""
-        entry: dict[str, Any] = {
-            "image": answer.image,
-            "classes": [
-                {"class": name, "probability": round(chance, 4)} for name, chance in self.best(answer, top)
-            ],
-        }
-        if self.marks:
-            entry["unsure"] = answer.unsure
-        if answer.among is not None:
-            entry["set"] = list(answer.among)
-        if answer.unlike is not None:
-            entry["unlike"] = answer.unlike
-        if self.explain:
-            entry["sentences"] = [
-                {"class": near.name, "sentence": near.sentence, "cosine": round(near.cosine, 4)}
-                for near in answer.sentences
-            ]
-            entry["decisive"] = _plain(answer.decisive)
-        return entry
-
-    def _answers(self) -> Iterator[Answer]:
-        pictures, kept = pictures_in(self._images, self.account), 0
-        with progress("images") as advance:
-            while batch := list(itertools.islice(pictures, BATCH)):
-                for found in self.predictor(batch, self.explain, self._max_pixels):
-                    self._reading.skip(found.skipped)
-                    yield from self.answers_of(batch, found)
-                    kept += len(found.kept)
-                advance(len(batch))
-        self._reading.end(kept)
-
-    def answers_of(self, batch: Sequence[Picture], found: Answered) -> Iterator[Answer]:
-        """The answers about those pictures of a batch that could be read."""
-        strange = found.unlike or [None] * len(found.kept)
-        each = zip(found.kept, found.chances, found.closest, found.decisive, strange)
-        for place, row, sentences, one, odd in each:
-            among = self._among(row)
-            low = self.unsure is not None and bool(row.max() < self.unsure)
-            unsure = low or (among is not None and len(among) != 1)
-            yield Answer(batch[place].name, row, unsure, sentences, one, among, odd)
-
-    def _among(self, chances: Float[np.ndarray, " C"]) -> tuple[str, ...] | None:
-        """The classes in the set of an image, the likeliest first."""
-        if self.lowest is None:
-            return None
-        inside = conformal.among(chances, self.lowest)
-        return tuple(self.class_names[place] for place in chances.argsort()[::-1] if inside[place])
-
-    def _header(self) -> list[str]:
-        marks = ["unsure"] * self.marks + ["set"] * (self.lowest is not None)
-        own = ["image", "predicted", *marks, *(["unlike"] * (self.predictor.doubts.means is not None))]
-        first, *last = (_apart(name, self.class_names) for name in own)
-        return [first, *self.class_names, *last]
-
-    def _row(self, answer: Answer) -> list[Any]:
-        marked = ["unsure" if answer.unsure else ""] if self.marks else []
-        if answer.among is not None:
-            marked.append(csv_line(answer.among).decode().rstrip("\r\n"))  # as --classes reads names
-        if answer.unlike is not None:
-            marked.append("unlike" if answer.unlike else "")
-        (predicted, _), *_ = self.best(answer)
-        return [answer.image, *(f"{chance:.6g}" for chance in answer.probabilities), predicted, *marked]
 
 
 def predict(
@@ -324,22 +159,3 @@ def predict(
         )
     by = ByVectors(fitted, Doubts.read(folder).over(own, names))
     return Predictions(by, given, explain=explain, **wanted)
-
-
-def _plain(decisive: Decisive | None) -> dict[str, Any] | None:
-    """What JSON holds of it."""
-    if decisive is None:
-        return None
-    then = {"class": decisive.without, "probability": round(decisive.probability, 4)}
-    return {
-        "class": decisive.name,
-        "runner_up": decisive.runner_up,
-        "sentence": decisive.sentence,
-        "raised": round(decisive.raised, 4),
-        "without": then,
-    }
-
-
-def _apart(name: str, class_names: Sequence[str]) -> str:
-    """A column's name that no class has."""
-    return name if name not in class_names else _apart(name + "_", class_names)

@@ -16,7 +16,8 @@ from wordsight.config import RunSettings
 from wordsight.data import Dataset, Encoded, Picture, Split
 from wordsight.data.arrays import pictures_of_part
 from wordsight.data.features import image_features
-from wordsight.data.given import features_of, is_matrix, pictures_of
+from wordsight.data.given import features_of, is_matrix
+from wordsight.data.pictures import pictures_of
 from wordsight.data.pools import PARTS, candidates
 from wordsight.data.splits import digests, held_out
 from wordsight.files import WordsightError

@@ -11,8 +11,8 @@ from wordsight.backbones import load_backbone, unit
 from wordsight.cli import main
 from wordsight.config import WordsightError
 from wordsight.data.features import image_features, text_features
-from wordsight.data.given import pictures_of
 from wordsight.data.pairs import open_pairs
+from wordsight.data.pictures import pictures_of
 from wordsight.export import export
 from wordsight.fit import fit
 from wordsight.fit_prompted import _encoded

@@ -26,8 +26,9 @@ from wordsight.backbones.verify import Check, verify
 from wordsight.captioner import Captions
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data.features import image_features, text_features
-from wordsight.data.given import names_in, pictures_of
+from wordsight.data.given import names_in
 from wordsight.data.images import Unreadable, read_image
+from wordsight.data.pictures import pictures_of
 from wordsight.files import new_folder
 from wordsight.fitted import (
     SIDES,

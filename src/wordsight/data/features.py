@@ -27,6 +27,7 @@ from wordsight.cluster import Cluster, Needs, current
 from wordsight.config import WordsightError
 from wordsight.data import Encoded, ImageValue, Picture
 from wordsight.data.images import MAX_PIXELS, Unreadable, check_size, hash_of, read_image, size_of, view_box
+from wordsight.data.pictures import NoneReadable
 from wordsight.data.store import SHARD_ROWS, Form, Sent, Store, is_unit
 from wordsight.workers import each, progress
 
@@ -49,15 +50,6 @@ class Features:
     vectors: Float[Tensor, "n V D"]
     kept: list[int]
     skipped: list[tuple[str, str]]  # (name, reason)
-
-
-class NoneReadable(WordsightError):
-    """No picture of many could be read; `skipped` has each one's name and reason."""
-
-    def __init__(self, skipped: list[tuple[str, str]]):
-        name, reason = skipped[0]
-        super().__init__(f"none of {len(skipped)} images could be read; the first: {name}: {reason}")
-        self.skipped = skipped
 
 
 def image_features(

@@ -18,8 +18,8 @@ from torch import Tensor
 from wordsight.backbones import OWN_FILE, Backbone, load_backbone
 from wordsight.config import AUTO, DEFAULT_BACKBONE, WordsightError, is_vectors
 from wordsight.data.account import Account
-from wordsight.data.features import NoneReadable, image_features, text_features
-from wordsight.data.given import pictures_of
+from wordsight.data.features import image_features, text_features
+from wordsight.data.pictures import NoneReadable, pictures_of
 from wordsight.data.rows import why_not
 from wordsight.fitted import open_backbone
 from wordsight.runs import Run

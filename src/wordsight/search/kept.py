@@ -25,8 +25,9 @@ from wordsight.backbones import Backbone
 from wordsight.config import WordsightError
 from wordsight.data import Picture
 from wordsight.data.account import Account
-from wordsight.data.features import PIXEL_RECIPE, TF32, NoneReadable, image_features
+from wordsight.data.features import PIXEL_RECIPE, TF32, image_features
 from wordsight.data.images import hash_of
+from wordsight.data.pictures import NoneReadable
 from wordsight.data.rows import read_file, shown
 from wordsight.data.sources import read_pictures
 from wordsight.data.store import is_unit

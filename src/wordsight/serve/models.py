@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from wordsight.answers import Answer, Predictions
 from wordsight.asked import Asked
 from wordsight.assistant import Assistant, is_assistant
 from wordsight.backbones import Backbone
@@ -39,7 +40,7 @@ from wordsight.fitted import (
     open_embedder,
     open_generator,
 )
-from wordsight.prediction import Answer, ByAsking, ByVectors, Predictions
+from wordsight.prediction import ByAsking, ByVectors
 from wordsight.runs import Run
 from wordsight.serve.settings import Limits
 from wordsight.serve.worker import Worker

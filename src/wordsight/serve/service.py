@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from wordsight.answers import Answer, Predictions
 from wordsight.backbones import Backbone
 from wordsight.config import WordsightError
 from wordsight.data.images import Unreadable
 from wordsight.data.passing import pixels_of
-from wordsight.prediction import Answer, Predictions
 from wordsight.serve.corrections import Corrections, Full
 from wordsight.serve.fetching import Fetch
 from wordsight.serve.found import Found

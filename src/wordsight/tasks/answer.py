@@ -18,7 +18,7 @@ from wordsight.backbones import Backbone
 from wordsight.backbones.generator import Generator, Seen, Turn, Writing
 from wordsight.config import WordsightError
 from wordsight.data import Picture
-from wordsight.data.given import Reading, pictures_in, readable
+from wordsight.data.pictures import Reading, pictures_in, readable
 from wordsight.data.questions import Question, Questions, open_questions
 from wordsight.data.splits import Which, digests
 from wordsight.files import csv_text, plain_name, write_file

@@ -17,8 +17,9 @@ from wordsight.backbones import Backbone
 from wordsight.backbones.generator import Generator
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Dataset, Split, open_dataset
-from wordsight.data.features import Features, NoneReadable, image_features
+from wordsight.data.features import Features, image_features
 from wordsight.data.images import hash_of
+from wordsight.data.pictures import NoneReadable
 from wordsight.data.splits import Which, fingerprint, of_other_content, select_classes
 from wordsight.files import csv_text, write_file
 from wordsight.fitted import Closest, Fitted, is_asking
