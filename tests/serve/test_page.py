@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 import wordsight
 from wordsight.backbones import MICRO
@@ -33,14 +34,15 @@ def browser():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """One whose answers have reasons: it reads sentences, and needs no training."""
+    """One whose answers have reasons: it reads sentences."""
     folder = tmp_path_factory.mktemp("page") / "digits"
     words = {
         "data": "digits",
         "backbone": "micro",
         "sentences": "digits",
-        "method": "sentence_mean",
-        "shots": 1,
+        "method": "aape",
+        "shots": 4,
+        "folds": 2,  # so that it knows what it cannot rule out
     }
     return wordsight.fit(**words, device="cpu", out=str(folder), references=False).folder
 
@@ -110,6 +112,19 @@ def test_a_file_that_is_no_image_says_so_and_the_others_are_answered(page, digit
     page.wait_for_selector(".card .guess")
     assert "decode" in page.inner_text(".card .told") or "image" in page.inner_text(".card .told")
     assert _predicted(page) == ["one"]
+
+
+def test_answers_that_are_not_decided_are_marked(page, run, digit_files, tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    files = [*digit_files[:3], tmp_path / "red.png"]
+    page.set_input_files("#files", files)
+    expect(page.locator(".card .guess")).to_have_count(20)
+    assert page.locator("#rate option").all_inner_texts() == ["– (mark none)", "5 %", "10 %", "20 %"]
+    assert "unlike the training images" in page.inner_text(".card:last-child")
+    for rate in ("0.05", "0.2"):
+        page.select_option("#rate", rate)
+        unsure = sum(answer.unsure for answer in wordsight.predict(run, files, error=float(rate)))
+        expect(page.locator(".mark", has_text="unsure")).to_have_count(unsure)
 
 
 def test_new_classes_are_typed_without_a_mouse(page, digit_files):

@@ -78,6 +78,11 @@ class Doubts:
         return conformal.lowest(self.chances, error, self.by)
 
     @property
+    def least_error(self) -> float | None:
+        """The lowest error rate that can be asked for; None where nothing tells."""
+        return None if self.chances is None else 1 / (len(self.chances) + 1)
+
+    @property
     def far(self) -> float:
         """The squared distance from which on an image is unlike all training images; infinite where none is
         known."""

@@ -38,6 +38,7 @@ class ModelCard(BaseModel):
     class_names: list[str]
     method: str
     unsure: bool
+    least_error: float | None
     limits: dict[str, float]
 
 

@@ -84,6 +84,7 @@ class Service:
                 "class_names": list(model.class_names),
                 "method": model.parts.method,
                 "unsure": model.parts.doubts.chances is not None,
+                "least_error": model.parts.doubts.least_error,
                 "limits": self.limits.to_dict(),
             }
             for model in self.models.values()
