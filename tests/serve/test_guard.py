@@ -65,6 +65,8 @@ def test_a_large_body_is_refused_before_it_is_read(narrow):
 
     told = {"Content-Length": str(2 * 2**30), "Content-Type": "application/json"} | KEY
     assert "larger than 1 MB" in refused(narrow, 413, "/v1/embed", content=parts(3), headers=told)
+    assert len(read) == 3, "what was under way is read, so that its sender looks for the answer"
+    read.clear()
     chunked = {"Content-Type": "application/json"} | KEY
     assert "larger than 1 MB" in refused(narrow, 413, "/v1/embed", content=parts(40), headers=chunked)
     form = {"Content-Type": "multipart/form-data; boundary=x"} | KEY
@@ -72,6 +74,20 @@ def test_a_large_body_is_refused_before_it_is_read(narrow):
     for wrong in ("-1", "x", "9" * 400):
         headers = told | {"Content-Length": wrong}
         refused(narrow, 413, "/v1/embed", content=parts(1), headers=headers)
+
+
+def test_json_of_many_parts_is_refused_before_it_is_objects(narrow):
+    for wide in (b'{"messages": [' + b"[]," * 60_000, b'{"texts": [' + b'"",' * 60_000):
+        told = refused(
+            narrow, 413, "/v1/embed", content=wide, headers=KEY | {"Content-Type": "application/json"}
+        )
+        assert "more than 50,000 parts" in told
+
+
+def test_a_jpeg_of_many_scans_is_refused(client):
+    scans = b"\xff\xd8" + b"\xff\xda" * 101
+    answer = client.post("/v1/classify", files={"images": ("a.jpg", scans)})
+    assert "more than 100 scans" in answer.json()["results"][0]["error"]
 
 
 def test_bombs_are_refused_by_their_header(narrow):

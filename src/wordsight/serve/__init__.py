@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from wordsight.config import WordsightError
 from wordsight.extras import needed
 from wordsight.serve.settings import Settings
 
+NOISY = ("python_multipart", "uvicorn.error")  # that warn of each request which is none
 OPTIONS: dict[str, Any] = {  # of uvicorn
     "log_config": None,
     "access_log": False,
@@ -32,6 +34,8 @@ def serve(runs: Sequence[str], settings: Settings | None = None) -> None:
 
         from wordsight.serve.app import make_app
         from wordsight.serve.server import Server, protocol
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     with _listening(settings.host, settings.port) as listening:
         address = f"http://{settings.host}:{listening.getsockname()[1]}"
         guard, state = make_app(runs, settings, address)

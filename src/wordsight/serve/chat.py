@@ -9,9 +9,9 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from wordsight.backbones.generator import Writing
 from wordsight.serve.incoming import Sent, checked, text_of
@@ -54,7 +54,7 @@ class Asked(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1, max_length=1000)
     model: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None

@@ -21,6 +21,8 @@ from wordsight.serve.settings import MB, Limits, Settings
 
 OPEN = ("/", "/health", "/ready", "/openapi.json")  # answered without a key
 ALWAYS = (*OPEN, "/metrics")  # answered while the server starts or ends, and however many are under way
+JSON_PARTS = (b"[", b"{", b",")  # each becomes an object, which takes a hundred times its byte
+PATIENCE = 5.0  # seconds in which a refused body may end
 CLOSED = "the server is ending; ask again later"
 STARTING = "the models are being loaded; ask again in a few seconds"
 SAFE = {
@@ -65,6 +67,7 @@ class Guard:
             self._check(scope)
             request.expect(Headers(scope=scope))
         except Refused as error:
+            await request.discard(Headers(scope=scope))
             answer = answer_of(error.status_code, str(error.detail), error.headers)
             await answer(scope, request.receive, request.send)
             return
@@ -124,6 +127,7 @@ class _Passing:
     def __init__(self, receive: Receive, send: Send, limits: Limits, state: State):
         self._receive, self._send, self._limits, self._state = receive, send, limits, state
         self._most, self._seconds = limits.max_body_mb * MB, limits.body_seconds
+        self._json, self._parts = False, 0
         self._read, self._end = 0, time.monotonic() + self._seconds
         self._arrived = False
         self._gone = asyncio.Event()
@@ -134,10 +138,21 @@ class _Passing:
     def expect(self, headers: Headers) -> None:
         """Errors: Refused where the body says that it is too large."""
         if not headers.get("content-type", "").startswith("multipart/"):
-            self._most = min(self._most, self._limits.max_json_mb * MB)
+            self._json, self._most = True, min(self._most, self._limits.max_json_mb * MB)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > self._most:
             raise self._too_large()
+
+    async def discard(self, headers: Headers) -> None:
+        """Read on for a while what is not wanted: most clients look for an answer once all is sent."""
+        if "expect" in headers or not {"content-length", "transfer-encoding"} & set(headers.keys()):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                message = await self._receive()
+                while message.get("more_body", False) and self._read < 2 * self._most:
+                    self._read += len(message["body"])
+                    message = await self._receive()
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """The application's answer, or an error's."""
@@ -173,8 +188,12 @@ class _Passing:
             self._leave()
             await asyncio.sleep(0)  # where the application's task, which this is, ends
             return message
-        self._read += (size := len(message.get("body", b"")))
-        self._state.held += size
+        body = message.get("body", b"")
+        self._read += len(body)
+        self._state.held += len(body)
+        self._parts += sum(map(body.count, JSON_PARTS)) if self._json else 0
+        if self._parts > self._limits.max_json_parts:
+            raise Refused(413, f"the JSON has more than {self._limits.max_json_parts:,} parts")
         if self._read > self._most:
             raise self._too_large()
         if self._state.held > self._limits.max_held_mb * MB:

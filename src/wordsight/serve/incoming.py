@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from starlette.datastructures import UploadFile
 
 from wordsight.config import WordsightError
-from wordsight.data.images import Unreadable
+from wordsight.data.images import Unreadable, size_of
 from wordsight.files import moves, nfc, parse_json, printable
 from wordsight.serve.fetching import Fetch
 from wordsight.serve.refused import Refused
@@ -62,6 +62,12 @@ def checked(image: bytes) -> bytes:
     if image.startswith(JPEG) and image.count(SCAN) > MAX_SCANS:
         raise Unreadable(f"a JPEG of more than {MAX_SCANS} scans; save it anew")
     return image
+
+
+def pixels_in(image: bytes) -> int:
+    """How many pixels an image says it has. Errors: Unreadable for what is none."""
+    width, height = size_of(image)
+    return width * height
 
 
 def _file_name(given: str | None, otherwise: str, limits: Limits) -> str:

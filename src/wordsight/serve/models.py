@@ -1,7 +1,7 @@
 """Models: each RUN of the command line, opened by what it is, and what it is asked, in batches.
 
-All that touches a model's tensors runs in one of its two threads (worker.py): one for its towers, one for its
-LM, which writes for seconds."""
+All that touches a model's tensors runs in one of its three threads (worker.py): for its image tower, for its
+text tower, which has a thousand new names to read now and then, and for its LM, which writes for seconds."""
 
 from __future__ import annotations
 
@@ -113,6 +113,7 @@ class Model:
         self.search = False  # whether it is what images are searched with
         room = {"wait": limits.wait_ms / 1000, "told": told}
         self.tower = Worker(f"{name} tower", most=limits.max_batch, room=limits.max_queue, **room)
+        self.words = Worker(f"{name} words", most=limits.max_batch, room=limits.max_queue, **room)
         self.writer = Worker(f"{name} LM", most=16, room=max(1, limits.max_queue // 4), **room)
         self.written = None if parts.generator is None else Writer(parts.generator)
         self._predictors, self._known = Recent(REMEMBERED), Recent(8 * REMEMBERED)
@@ -141,14 +142,18 @@ class Model:
 
     @property
     def waiting(self) -> int:
-        return self.tower.waiting + self.writer.waiting
+        return sum(worker.waiting for worker in self._workers)
 
     def close(self) -> None:
         """End once what waits is done."""
-        for worker in (self.tower, self.writer):
+        for worker in self._workers:
             worker.close()
 
-    # -- in the thread of its towers --
+    @property
+    def _workers(self) -> tuple[Worker, ...]:
+        return self.tower, self.words, self.writer
+
+    # -- in the thread of its text tower --
 
     def known(self, over: Over) -> Predictions | None:
         """What answers over these classes, where they are encoded."""
@@ -157,6 +162,13 @@ class Model:
     def encode(self, wanted: list[Over]) -> list[Predictions | Exception]:
         """The same, encoded now where they are not."""
         return [guarded(self._encode, over) for over in wanted]
+
+    def texts(self, texts: list[str]) -> list[np.ndarray]:
+        """Each text's vector [D]."""
+        assert self.parts.backbone is not None
+        return list(self.parts.backbone.encode_text(texts).float().cpu().numpy())
+
+    # -- in the thread of its image tower --
 
     def look(self, items: list[Look]) -> list[Any]:
         """Each image's vector [D], or its Answer: all pass through the image tower together."""
@@ -170,11 +182,6 @@ class Model:
             if one is not None and rows:
                 found = _with(found, rows, self._answers(one, vectors[rows]))
         return found
-
-    def texts(self, texts: list[str]) -> list[np.ndarray]:
-        """Each text's vector [D]."""
-        assert self.parts.backbone is not None
-        return list(self.parts.backbone.encode_text(texts).float().cpu().numpy())
 
     # -- in the thread of its LM --
 

@@ -83,7 +83,8 @@ def add_handlers(app: FastAPI) -> None:
     """Whatever is raised becomes an answer of one form."""
 
     async def http(_: Request, error: Any) -> JSONResponse:
-        return answer_of(error.status_code, str(error.detail), error.headers)
+        many = error.status_code == 400 and str(error.detail).startswith("Too many")  # parts of a form
+        return answer_of(413 if many else error.status_code, str(error.detail), error.headers)
 
     async def invalid(_: Request, error: Any) -> JSONResponse:
         first, *others = error.errors()

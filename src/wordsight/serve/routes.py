@@ -91,7 +91,7 @@ def _add_embed(app: FastAPI, service: Service) -> None:
         """Unit vectors of images (a form) or of texts (JSON), which meet in one space."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "application/json":
-            return await embed_texts(await request.body())
+            return await embed_texts(request)
         if kind != "multipart/form-data":
             raise Refused(415, "send images as multipart/form-data, or texts as application/json")
         async with request.form(**form_limits(limits)) as form:  # pyright: ignore[reportArgumentType]
@@ -101,11 +101,11 @@ def _add_embed(app: FastAPI, service: Service) -> None:
             sent = images_of(images, [], limits, service.fetch)
             return JSONResponse(await service.embed_images(found, sent))
 
-    async def embed_texts(body: bytes) -> JSONResponse:
+    async def embed_texts(request: Request) -> JSONResponse:
         try:
-            asked = forms.Texts.model_validate_json(body)
+            asked = forms.Texts.model_validate_json(await request.body())
         except ValidationError as error:
-            raise RequestValidationError(error.errors()) from error
+            raise RequestValidationError(error.errors(include_url=False)) from error
         found = service.model(asked.model, "embed")
         if not 0 < len(asked.texts) <= limits.max_classes:
             raise Refused(413, f"texts: {len(asked.texts)} were sent; send 1 to {limits.max_classes}")

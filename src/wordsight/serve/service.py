@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,7 @@ from wordsight.data.passing import pixels_of
 from wordsight.serve.corrections import Corrections, Full
 from wordsight.serve.fetching import Fetch
 from wordsight.serve.found import Found
-from wordsight.serve.incoming import Sent, linked
+from wordsight.serve.incoming import Sent, linked, pixels_in
 from wordsight.serve.meters import Meters
 from wordsight.serve.models import Look, Model, Over, names_of, open_parts
 from wordsight.serve.refused import Refused
@@ -29,6 +31,7 @@ from wordsight.serve.settings import MB, Settings
 from wordsight.serve.worker import Work, Worker
 from wordsight.serve.written import Shown, guarded
 
+LARGE = 12_000_000  # pixels: larger images are decoded one at a time
 FETCHERS = 8  # images that are read from other hosts at once
 
 
@@ -43,6 +46,7 @@ class Service:
         self.fetchers = ThreadPoolExecutor(FETCHERS, "fetcher")
         most = self.limits.max_image_mb * MB
         self.fetch = Fetch(settings.allow_urls, private=settings.allow_private, most=most)
+        self._alone = threading.Lock()  # of an image that takes much memory
         self.found: Found | None = None
         file = settings.corrections
         self.corrections = None if file is None else Corrections(file, self.limits.max_corrections)
@@ -129,13 +133,13 @@ class Service:
         backbone = model.parts.backbone
         if backbone is None or not backbone.has_text:
             raise Refused(404, "this model has no text tower")
-        return self._embedded(model, await self.done(model.tower, model.texts, texts)) | {"errors": []}
+        return self._embedded(model, await self.done(model.words, model.texts, texts)) | {"errors": []}
 
     async def search(self, model: Model, query: str | Sent, k: int) -> dict[str, Any]:
         """The images of the searched folder closest to a text or an image."""
         assert self.found is not None  # of a model that can search
         if isinstance(query, str):
-            (vector,) = await self.done(model.tower, model.texts, [query])
+            (vector,) = await self.done(model.words, model.texts, [query])
         else:
             (looked,) = await self._looked(model, [query], None)
             if isinstance(looked, Exception):
@@ -215,8 +219,7 @@ class Service:
     async def _over(self, model: Model, over: Over) -> Predictions:
         known = model.known(over)
         if known is None:
-            worker = model.writer if model.parts.asked else model.tower
-            (known,) = await self.done(worker, model.encode, [over])
+            (known,) = await self.done(model.words, model.encode, [over])
         return known
 
     async def _answers(
@@ -239,7 +242,9 @@ class Service:
 
     async def _pixels(self, backbone: Backbone, image: Sent) -> Tensor | Exception:
         def work() -> Tensor:
-            return pixels_of(backbone, image.load(), self.limits.max_pixels)
+            content = image.load()
+            with self._alone if pixels_in(content) > LARGE else contextlib.nullcontext():
+                return pixels_of(backbone, content, self.limits.max_pixels)
 
         try:
             return await self.run(work)

@@ -16,6 +16,7 @@ class Limits:
 
     max_body_mb: int = 64  # a request
     max_json_mb: int = 12  # a request that is JSON, images in it included
+    max_json_parts: int = 50_000  # commas and brackets in it
     max_held_mb: int = 512  # all requests that are under way, together
     max_image_mb: int = 20  # an image's file
     max_pixels: int = 50_000_000  # an image, width times height
