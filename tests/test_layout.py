@@ -55,6 +55,7 @@ ORDER = [
     "estimator",
     "tell_apart",
     "report",
+    "audit",
     "demo",
     "cost",
     "cells",
@@ -77,6 +78,7 @@ ORDER = [
     "verb_coverage",
     "verb_sentences",
     "verb_serve",
+    "verb_audit",
     "cli",
     "__main__",
 ]

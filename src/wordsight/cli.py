@@ -19,6 +19,7 @@ from wordsight.arguments import BACKBONE, Verb, argument, options_first, parser_
 from wordsight.config import RunSettings, WordsightError
 from wordsight.reader import read
 from wordsight.verb_ask import ASK
+from wordsight.verb_audit import AUDIT
 from wordsight.verb_caption import CAPTION
 from wordsight.verb_chat import CHAT
 from wordsight.verb_coverage import COVERAGE
@@ -322,6 +323,7 @@ VERBS: dict[str, Verb] = {
             _WORDS,
         ],
     ),
+    "audit": AUDIT,
     "sentences": SENTENCES,
     "generate": Verb(
         generate,
@@ -367,7 +369,7 @@ VERBS: dict[str, Verb] = {
     "show": Verb(
         show,
         terminal.show,
-        "the settings of a method, of a verb (fit, search, suite, join, sentences), or of any run (run)",
+        "the settings of a method, of a verb (fit, audit, search, suite, join, sentences), or of any run",
         [argument("name", metavar="NAME", help="a method of `wordsight list`, a verb, or run")],
     ),
     "demo": Verb(

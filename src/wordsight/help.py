@@ -84,6 +84,23 @@ class SearchSettings(Where):
             raise WordsightError(f"max_pixels={self.max_pixels} reads no image; give 1 or more")
 
 
+@dataclass(frozen=True)
+class AuditSettings(Where):
+    """What `audit` takes beside the run."""
+
+    pool: str | None = None  # images without labels, a folder or table: which to label next
+    out: str | None = None  # the folder of the page, audit.json and the CSV; null: RUN/audit
+    next: int = 100  # how many images of the pool are proposed
+    data: str | None = None  # where the run's labelled images lie now
+    backbone: str | None = None  # where the run's backbone lies now
+    # the folder that Label Studio serves files from; null: the lowest one that holds all images
+    root: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.next < 1:
+            raise WordsightError(f"next={self.next} proposes no image; give 1 or more")
+
+
 SETTINGS = {  # of which verb, or of what any run takes: the dataclass that holds them
     "run": "wordsight.config:RunSettings",
     "train": "wordsight.config:TrainSettings",
@@ -93,6 +110,7 @@ SETTINGS = {  # of which verb, or of what any run takes: the dataclass that hold
     "sentences": "wordsight.sentences.writers:WriterSettings",
     "eval": "wordsight.help:EvaluateSettings",
     "search": "wordsight.help:SearchSettings",
+    "audit": "wordsight.help:AuditSettings",
 }
 NOT_MEANINGS = ("noqa", "type:", "ruff:", "pyright:", "fmt:")  # comments for tools
 

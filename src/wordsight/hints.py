@@ -49,7 +49,9 @@ MISSING = {  # what to say where a word is missing
     "report": "; as in `wordsight report runs/*`",
     "coverage": "; as in `wordsight coverage captions.parquet --classes classes.json`",
     "search": "; as in `wordsight search photos/ 'a dog in the snow'`",
-    "show": "; NAME is a method of `wordsight list`, run, train, fit, eval, search, suite, join or sentences",
+    "audit": "; the run comes first: `wordsight audit runs/photos pool=new/`",
+    "show": "; NAME is a method of `wordsight list`, run, train, fit, eval, search, audit, suite, join or "
+    "sentences",
     "suite": "; as in `wordsight suite base-to-new data=photos/`",
     "generate": "; as in `wordsight generate runs/clamp 'An okapi'`",
 }

@@ -19,6 +19,7 @@ from typing import Any
 from wordsight.files import moves, printable
 
 RARE = 20  # classes that are not covered, of which so many are named
+FIRST = 5  # of what an audit found, in the terminal
 
 log = logging.getLogger("wordsight")
 
@@ -236,6 +237,23 @@ def search(answer: Mapping[str, Any]) -> None:
         out(f"{found['score']:6.3f}  {found['image']}")
         for name in found["copies"]:
             out(f"        the same as {name}")
+
+
+def audit(answer: Mapping[str, Any]) -> None:
+    held = ", ".join(f"{count:,} {part}" for part, count in answer["images"].items())
+    across = sum(group["across"] for group in answer["copies"])
+    out(f"{held} images")
+    out(f"{len(answer['label_errors']):6,} labels in doubt")
+    for one in answer["label_errors"][:FIRST]:
+        out(f"        {one['image']}: {one['label']}, rather {one['suggested']} {one['probability']:.0%}")
+    out(f"{len(answer['copies']):6,} groups of copies, {across:,} across train and test")
+    out(f"{len(answer['outliers']):6,} outliers")
+    for one in answer["confusing"][:1]:
+        share = f"{one['images']} of {one['of']} images"
+        out(f"        words confuse {' and '.join(one['classes'])} most: {share}")
+    for one in answer["next"][:FIRST]:
+        out(f"        label next: {one['image']}, perhaps {one['predicted']}")
+    out(f"page: {answer['html']}")
 
 
 def coverage(answer: Mapping[str, Any]) -> None:

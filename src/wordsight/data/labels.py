@@ -23,7 +23,7 @@ from wordsight.reader import nearest
 Label: TypeAlias = int | str  # of an image that has one; None where it has none
 
 # column names and JSON keys, of which the first that is there is taken
-LABEL_KEYS = ("label", "class", "classname", "category")
+LABEL_KEYS = ("label", "class", "classname", "category", "choice")  # the last: of Label Studio
 CAPTION_KEYS = ("caption", "captions")
 CLASSES_JSON = "classes.json"  # beside a table of numbers: a list of names, or {"classes": [...], "template"}
 CLASSNAMES = "classnames.txt"  # beside tars of numbers: one name a line

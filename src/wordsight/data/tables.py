@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
+from urllib.parse import unquote
 
 from wordsight.config import WordsightError
 from wordsight.data import Picture
@@ -27,6 +28,7 @@ PATH_COLUMNS = ("path", "image", "file", "filename", "image_path")
 PARQUET = (".parquet", ".pq")
 TABLES = (".csv", ".tsv", *PARQUET)
 MISSING = "whose image is missing"
+SERVED = "/data/local-files/?d="  # where Label Studio has local files; behind it a path below its own root
 
 
 # ---- files
@@ -213,6 +215,8 @@ def _as_found(cell: str, folder: str) -> str | None:
     """The path in a cell as it leads to a file: as written, with Windows' separators turned, or in another
     Unicode form; None where none does.
     """
+    if cell.startswith(SERVED):
+        cell = unquote(cell.removeprefix(SERVED))
     forward = cell.replace("\\", "/")
     forms = (cell, forward, *(unicodedata.normalize(form, forward) for form in ("NFC", "NFD")))
     return next((form for form in forms if form.strip() and is_file(_beside(folder, form))), None)

@@ -86,9 +86,7 @@ class Gallery:
         picture = self.by_name.get(name)
         if picture is None:
             return Shown(name, "", "", note)
-        file = file_of(self.data, picture)
-        link = link_to(file, self.folder) if file else ""
-        return Shown(name, thumbnail(picture, self.max_pixels, side), link, note)
+        return shown(picture, self.data, self.folder, self.max_pixels, side, note)
 
     def why_missing(self, names: Sequence[str]) -> str:
         """A sentence where the images of these names are not there; nothing where some are."""
@@ -125,6 +123,15 @@ def confident_errors(predictions: Sequence[Prediction], gallery: Gallery) -> lis
 def error_card(one: Prediction, gallery: Gallery) -> Card:
     lines = Said("true class", one.label), Said("predicted", one.predicted, one.probability)
     return Card(gallery.show(one.image), lines, one.sentence, one.cosine)
+
+
+def shown(
+    picture: Picture, data: str, folder: Path, max_pixels: int, side: int = SIDE, note: str = ""
+) -> Shown:
+    """A picture of the source `data` on a page in `folder`."""
+    file = file_of(data, picture)
+    link = link_to(file, folder) if file else ""
+    return Shown(picture.name, thumbnail(picture, max_pixels, side), link, note)
 
 
 def pictures(dataset: Dataset) -> Iterator[Picture]:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from wordsight.backbones import Backbone
 from wordsight.backbones.vectors import Vectors
-from wordsight.config import RunSettings, WordsightError
+from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.data import Dataset, Split
 from wordsight.data.splits import fingerprint
 from wordsight.estimator import FROM_PYTHON
-from wordsight.fit import draw, featurise, pool_of, validation
+from wordsight.fit import Drawn, draw, featurise, pool_of, validation
 from wordsight.fitted import (
     encode_classes,
     is_asking,
@@ -124,36 +124,58 @@ def open_case(run: Run, data: str | None, backbone: str | Backbone | None) -> Ca
     moved.
 
     Errors: WordsightError where it holds no labelled images that can be left out, or no words."""
-    _demand_words(run, data)
-    run = Run(run.folder, replace(run.settings, data=data or run.settings.data), run.facts)
-    settings, backbone = run.settings, open_backbone(run, backbone)
-    if isinstance(backbone, Vectors):
+    found = open_labelled(run, data, backbone)
+    if isinstance(found.backbone, Vectors):
         raise WordsightError(
             f"{run.folder} stands on a file of vectors, which encodes no new sentences; fit to images, with "
             f"the backbone that made these vectors"
         )
+    settings, labels = found.run.settings, found.data.labels
+    apart = _apart(found.backbone, found.drawn.dataset, settings, len(labels))
+    if apart is None:
+        _demand_enough(run, labels)
+    return Case(found.run, found.backbone, found.data, apart)
+
+
+class Opened(NamedTuple):
+    """A run over classes with the labelled images that it was fitted to."""
+
+    run: Run
+    backbone: Backbone
+    drawn: Drawn
+    train: Split  # those that could be read
+    data: FitData  # of them
+
+
+def open_labelled(run: Run, data: str | None, backbone: str | Backbone | None) -> Opened:
+    """What a run was fitted to; `data` and `backbone` where they have moved.
+
+    Errors: WordsightError where it has no classes, or no labelled images, or they are others by now."""
+    _demand_classes(run, data)
+    run = Run(run.folder, replace(run.settings, data=data or run.settings.data), run.facts)
+    settings, backbone = run.settings, open_backbone(run, backbone)
     drawn = draw(settings)
     dataset = drawn.dataset
     _demand_same(run, dataset.train)
     features = featurise(backbone, dataset.train, settings)
     labels = torch.from_numpy(dataset.train.labels)[features.kept]
-    texts = encode_classes(backbone, run.facts, dataset.class_names, run.sentences)
+    words = resolve(METHODS, settings.method, "method").needs_words
+    texts = encode_classes(backbone, run.facts, dataset.class_names, run.sentences, words=words)
     pool, val = pool_of(run, drawn, backbone, run.sentences), validation(backbone, dataset, settings)
     fitted_to = FitData(features.vectors, labels, texts, settings.seed, val, pool)
-    apart = _apart(backbone, dataset, settings, len(labels))
-    if apart is None:
-        _demand_enough(run, labels)
-    return Case(run, backbone, fitted_to, apart)
+    return Opened(run, backbone, drawn, dataset.train.take(features.kept), fitted_to)
 
 
-def _demand_words(run: Run, data: str | None) -> None:
+def _demand_classes(run: Run, data: str | None) -> None:
     settings = run.settings
     if is_embedder(run) or is_captioner(run) or is_asking(run):
         raise WordsightError(
             f"{run.folder} is a {settings.method}, which has no classes to confuse; give a run over classes"
         )
     if settings.backbone == NO_BACKBONE:
-        raise WordsightError(f"{run.folder} was fitted on feature matrices, and has no words to add to")
+        raise WordsightError(
+            f"{run.folder} was fitted on feature matrices, and knows neither their images nor words"
+        )
     if data is None and settings.data == FROM_PYTHON:
         raise WordsightError(f"{run.folder} was fitted from Python; name its labelled images: data=...")
 

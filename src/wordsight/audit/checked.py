@@ -1,0 +1,115 @@
+"""Checked: the labelled images of a run, part by part, each with what the run's method says of it when it has
+not seen it.
+
+Shapes: n images, C classes, D shared width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from wordsight.backbones import Backbone
+from wordsight.data import Picture, Split
+from wordsight.fit import featurise
+from wordsight.fitted import Fitted
+from wordsight.fitting import fit_method
+from wordsight.runs import Run
+from wordsight.tell_apart.case import Opened, open_labelled
+from wordsight.workers import progress
+
+FOLDS = 5  # in which labelled images are left out, at most
+
+
+class Image(NamedTuple):
+    """A labelled image by its place: what is found is said of it."""
+
+    picture: Picture
+    part: str  # train, val or test
+    label: int
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The labelled images of all parts that could be read, training images first."""
+
+    run: Run
+    backbone: Backbone
+    fitted: Fitted  # to the training images
+    names: tuple[str, ...]
+    images: Sequence[Image]
+    vectors: Float[Tensor, "n D"]
+    labels: Int[np.ndarray, " n"]
+    # by a method that was fitted without the image; NaN where none could be, as it is its class's only one
+    chances: Float[np.ndarray, "n C"]
+
+    @property
+    def judged(self) -> Int[np.ndarray, " _"]:
+        """The rows that have probabilities."""
+        return np.flatnonzero(np.isfinite(self.chances).all(1))
+
+    def rows_of(self, part: str) -> Int[np.ndarray, " _"]:
+        return np.array([row for row, image in enumerate(self.images) if image.part == part], np.int64)
+
+
+def open_checked(run: Run, data: str | None, backbone: str | Backbone | None) -> Checked:
+    """All labelled images of a run. Those that it was fitted to are scored in cross-validation by its own
+    method, the others by the method as it was fitted.
+
+    Errors: WordsightError where it has no classes or no labelled images, or they are others by now."""
+    found = open_labelled(run, data, backbone)
+    fitted = Fitted(
+        found.run.method(found.backbone), found.backbone, run.facts, found.run.sentences, found.data.texts
+    )
+    parts = [(found.train, "train", found.data.centre, left_out(found))]
+    for name, split in (("val", found.drawn.dataset.val), ("test", found.drawn.dataset.test)):
+        if split is not None and len(split) and split.shown is None:
+            features = featurise(found.backbone, split, found.run.settings, views=1)
+            chances = fitted.logits(features.vectors[:, 0]).double().softmax(1).numpy()
+            parts.append((split.take(features.kept), name, features.vectors[:, 0], chances))
+    return Checked(
+        found.run,
+        found.backbone,
+        fitted,
+        found.data.texts.names,
+        [image for split, name, _, _ in parts for image in _images(split, name)],
+        torch.cat([vectors for _, _, vectors, _ in parts]),
+        np.concatenate([split.labels for split, *_ in parts]),
+        np.concatenate([chances for *_, chances in parts]),
+    )
+
+
+def _images(split: Split, part: str) -> list[Image]:
+    return [Image(picture, part, label) for picture, label in zip(split.pictures, split.labels.tolist())]
+
+
+def left_out(found: Opened) -> Float[np.ndarray, "n C"]:
+    """Probabilities of each training image by the run's method fitted without it, in stratified folds.
+
+    An image that is the only one of its class is never left out, and its row is NaN."""
+    from sklearn.model_selection import StratifiedKFold
+
+    run, data = found.run, found.data
+    labels = data.labels.numpy()
+    counts = np.bincount(labels, minlength=len(data.texts.names))
+    several = np.flatnonzero(counts[labels] > 1)
+    chances = np.full((len(labels), len(counts)), np.nan)
+    if not len(several):
+        return chances
+    folds = min(FOLDS, int(counts[counts > 1].min()))
+    parts = StratifiedKFold(folds, shuffle=True, random_state=run.settings.seed)
+    with progress("folds", folds) as advance:
+        for _, places in parts.split(several, labels[several]):
+            out = several[places]
+            rest = np.setdiff1d(np.arange(len(labels)), out)
+            own = data._replace(images=data.images[rest], labels=data.labels[rest])
+            method = fit_method(run.settings, run.facts, own, found.backbone)
+            fitted = Fitted(method, found.backbone, run.facts, run.sentences, data.texts)
+            chances[out] = fitted.logits(data.centre[out]).double().softmax(1).numpy()
+            advance()
+    return chances
