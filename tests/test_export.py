@@ -11,6 +11,7 @@ import pytest
 from standins import COLOURS, fill_folder, paint
 
 import wordsight
+from wordsight import model_card
 from wordsight.backbones import load_backbone
 from wordsight.backbones.join import JoinSettings, join
 from wordsight.backbones.verify import verify
@@ -121,9 +122,9 @@ def test_it_answers_as_the_run_did_where_nothing_else_is_left(kind, made, tmp_pa
 def test_the_card_has_figures_classes_and_licences(made, tmp_path):
     out = export(made("clip")[1], tmp_path / "colours")
     card = (out / "README.md").read_text()
-    assert "# colours\n" in card and "Classes: blue, green, red." in card
+    assert "# colours\n" in card and "3 classes: blue, green, red\n" in card
     (accuracy,) = [one["accuracy"] for one in Run.open(out).events("eval")]
-    assert f"| photos | all | 12 | {accuracy:.1f} |" in card
+    assert f"| photos | all | 12 | accuracy | {accuracy:.1f} |" in card
     assert "| backbone | clip | `licences/backbone/LICENSE` |" in card
     assert (out / "licences" / "backbone" / "LICENSE").read_text() == "Do as you like."
     tower = (export(made("two_tower")[1], tmp_path / "tower") / "README.md").read_text()
@@ -135,9 +136,9 @@ def test_the_card_has_figures_classes_and_licences(made, tmp_path):
 
 
 def test_a_card_of_many_classes_does_not_list_them_all(made, tmp_path, monkeypatch):
-    monkeypatch.setitem(export.__globals__, "LISTED", 2)
+    monkeypatch.setattr(model_card, "LISTED", 2)
     card = (export(made("clip")[1], tmp_path / "out", name="hf:me/x") / "README.md").read_text()
-    assert "Classes: blue, green and 1 more." in card and 'wordsight.load("hf:me/x")' in card
+    assert "3 classes: blue, green and 1 more\n" in card and 'wordsight.load("hf:me/x")' in card
 
 
 def test_images_that_were_trained_on_are_still_left_out_of_a_test(made, tmp_path, said):

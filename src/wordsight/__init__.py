@@ -23,6 +23,7 @@ _EXPORTS = {
     "coverage": "wordsight.coverage",
     "Index": "wordsight.search",
     "export": "wordsight.export",
+    "push": "wordsight.push",
     "RunSettings": "wordsight.config",
     "WordsightError": "wordsight.config",
     "write_sentences": "wordsight.sentences.writers",

@@ -23,6 +23,7 @@ from wordsight.verb_audit import AUDIT
 from wordsight.verb_caption import CAPTION
 from wordsight.verb_chat import CHAT
 from wordsight.verb_coverage import COVERAGE
+from wordsight.verb_push import PUSH
 from wordsight.verb_search import SEARCH
 from wordsight.verb_sentences import SENTENCES
 from wordsight.verb_serve import SERVE
@@ -310,6 +311,7 @@ VERBS: dict[str, Verb] = {
             BACKBONE,
         ],
     ),
+    "push": PUSH,
     "suite": Verb(
         suite,
         terminal.suite,

@@ -30,6 +30,7 @@ from wordsight.fitted import Decisive, Fitted, encode_classes, facts_of, is_aski
 from wordsight.fitting import fit_method
 from wordsight.methods import Classifier as Method
 from wordsight.methods import FitData
+from wordsight.push import push
 from wordsight.reader import to_dict
 from wordsight.runs import NO_BACKBONE, Run, RunFacts
 from wordsight.sentences import ClassTexts, read_sentences
@@ -244,23 +245,15 @@ class Classifier(ClassifierMixin, BaseEstimator):
         *,
         private: bool | None = None,
         token: str | None = None,
+        licence: str | None = None,
         commit_message: str = "Add a Wordsight classifier",
     ) -> str:
         """Upload the run as `export` writes it; `wordsight.load("hf:org/name")` reads it. A backbone that the
         hub has is named, not copied. Returns the commit's address."""
-        from huggingface_hub import HfApi
-
-        from wordsight.export import export
-
-        api = HfApi(token=token)
+        given = {"private": private, "token": token, "licence": licence, "commit_message": commit_message}
         with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / repo_id
             run = self.save(Path(temporary) / "run")
-            export(run, folder, backbone=self.backbone_, copy_backbone=False, name=f"hf:{repo_id}")
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(
-                api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message=commit_message)
-            )
+            return push(run, repo_id, backbone=self.backbone_, **given)
 
     # -- inside --
 

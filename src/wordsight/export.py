@@ -5,7 +5,7 @@ backbone/   the backbone of a classifier, or what limber sees by; a two_tower is
             text/base/ and its image tower in image/
 lm/         the LM of a limber
 licences/   the licence files that lay beside the parts
-README.md   a model card: how to use it, figures, classes, where each part comes from and under what licence
+README.md   a model card (model_card/), with figures.png
             the rest is the run's: see runs.py
 """
 
@@ -34,11 +34,11 @@ from wordsight.fitted import (
     open_generator,
 )
 from wordsight.methods.limber_generator import LimberGenerator
+from wordsight.model_card import CARD, Part, last_part, public, write_card
 from wordsight.runs import EVENTS, KEPT, NO_BACKBONE, Run
 
-FOLDER, LM_FOLDER, CARD, LICENCES = "backbone", "lm", "README.md", "licences"
+FOLDER, LM_FOLDER, LICENCES = "backbone", "lm", "licences"
 LICENCE_FILES = ("LICEN[CS]E*", "NOTICE*", "COPYING*")
-LISTED = 50  # classes that a card names
 SHOWN = ("fit", "eval", "retrieval", "captions", "train")  # events that are kept
 
 
@@ -49,14 +49,16 @@ def export(
     backbone: Backbone | str | None = None,
     copy_backbone: bool = True,
     name: str | None = None,
+    licence: str | None = None,
 ) -> Path:
     """Write the finished run `run` (a folder, or hf:org/name) into the new folder `out`, with its backbone:
     `predict out image.jpg` and `wordsight.load(out)` work on a machine that has nothing else, offline.
 
     `backbone` names the run's backbone where it has moved. `copy_backbone=False` only names one that the hub
-    has. `name` is what the card calls it: the folder's name, if nothing else is given. The package of a
-    method or backbone that was given as package.module:Class is named in the card, and must be installed
-    there.
+    has. `name` is what the card calls it: the folder's name, if nothing else is given, and `licence` the
+    hub's identifier of the licence that it is passed on under; by default what all its parts state. The
+    package of a method or backbone that was given as package.module:Class is named in the card, and must be
+    installed there.
 
     Errors: WordsightError for a run that is not finished, whose backbone is not the one that it was fitted
     on, or whose backbone does not come back the same from the folder; nothing is left of `out` then."""
@@ -80,7 +82,6 @@ def export(
             if place != tower.source:
                 tower.save_whole(folder / FOLDER)
         parts = dict(tower.parts) if tower is not None else {}
-        card = _card(there, name or Path(out).name, _licences(parts, folder, there.folder), folder)
         settings = replace(relocated(there.settings, public), backbone=place, out=None, device="auto")
         if is_captioner(there):
             _copy_lm(there, tower, folder / LM_FOLDER)
@@ -88,7 +89,8 @@ def export(
             settings = replace(settings, settings=replace(settings.settings, text=f"./{LM_FOLDER}"))
         copy = Run(folder, settings, there.facts)
         _copy_run(there, copy)
-        write_file(folder / CARD, card)
+        licences = _licences(parts, folder, there.folder)
+        write_file(folder / CARD, write_card(there, folder, name or Path(out).name, licences, licence))
         prints = None if tower is None else (tower.image_fingerprint, tower.text_fingerprint)
         tower = None  # before another is read: it may fill most of the memory
         _check(copy, prints)
@@ -100,22 +102,6 @@ def _copy_lm(there: Run, tower: Backbone | None, folder: Path) -> None:
     generator = open_generator(there.folder, backbone=tower)
     assert isinstance(generator, LimberGenerator)  # what every captioner becomes
     hub.save_part(folder, generator.method.lm.lm, generator.method.lm.tokenizer)
-
-
-def public(name: str | None) -> str | None:
-    """A name without the folders of this machine: of a path its last part; a hub name or URL as it is."""
-    return None if name is None else _last(name)
-
-
-def _last(name: str) -> str:
-    if "::" in name:
-        return "::".join(map(_last, name.split("::")))
-    kind, at, argument = name.partition("@")
-    if at and ":" in kind:
-        return f"{kind}@{_last(argument)}"
-    path = Path(name).expanduser()
-    local = path.is_absolute() or name.startswith(("./", "../", "~", "file:")) or path.exists()
-    return path.name if local else name
 
 
 def _inside(settings: RunSettings) -> str:
@@ -141,7 +127,7 @@ def _copy_run(there: Run, copy: Run) -> None:
 def _everywhere(value: Any) -> Any:
     """A value of JSON in which no text is a path of this machine."""
     if isinstance(value, str):
-        return _last(value) if value.startswith(("/", "~")) or Path(value).is_absolute() else value
+        return last_part(value) if value.startswith(("/", "~")) or Path(value).is_absolute() else value
     if isinstance(value, Mapping):
         return {key: _everywhere(one) for key, one in value.items()}
     return [_everywhere(one) for one in value] if isinstance(value, list) else value
@@ -167,17 +153,17 @@ def _check(copy: Run, prints: tuple[str, str] | None) -> None:
         )
 
 
-# -- the card ------------------------------------------------------------------------------------------------
+# -- what a folder says of itself ----------------------------------------------------------------------------
 
 
-def _licences(parts: Mapping[str, str], folder: Path, run: Path) -> list[tuple[str, str, str]]:
+def _licences(parts: Mapping[str, str], folder: Path, run: Path) -> list[Part]:
     """Of each part its name, where it comes from and what is known of its licence, whose files are copied."""
     if (run / LICENCES).is_dir():  # of what was exported before
         shutil.copytree(run / LICENCES, folder / LICENCES)
-    rows = []
+    found = []
     for part, source in parts.items():
         if source in ("micro", *hub.BUNDLED):
-            rows.append((part, source, "bundled with Wordsight, Apache-2.0"))
+            found.append(Part(part, source, "bundled with Wordsight, Apache-2.0", "apache-2.0"))
             continue
         place = hub.local(source)
         files = [file for kind in LICENCE_FILES for file in sorted(place.glob(kind))] if place else []
@@ -187,9 +173,9 @@ def _licences(parts: Mapping[str, str], folder: Path, run: Path) -> list[tuple[s
             shutil.copyfile(file, target / file.name)
         said = _licence_said(place) if place else None
         kept = ", ".join(f"`{file.relative_to(folder)}`" for file in sorted(target.glob("*")))
-        unknown = "not stated beside the weights; ask whoever published them before you pass them on"
-        rows.append((part, _last(source), ", ".join(filter(None, (said, kept))) or unknown))
-    return rows
+        told = ", ".join(filter(None, (said, kept)))
+        found.append(Part(part, last_part(source), told, said or ""))
+    return found
 
 
 def _licence_said(folder: Path) -> str | None:
@@ -198,78 +184,3 @@ def _licence_said(folder: Path) -> str | None:
     front = read_text(card, "model card").split("\n---", 1)[0] if card.is_file() else ""
     found = re.search(r"^license: *([\w.+-]+) *$", front, re.MULTILINE)
     return found[1] if found else None
-
-
-def _card(run: Run, name: str, licences: list[tuple[str, str, str]], folder: Path) -> str:
-    """The model card; that of a two_tower, which is a backbone, stands in the folder already."""
-    tables = _figures(run) + _licence_table(licences)
-    if is_embedder(run):
-        return f"{read_text(folder / CARD, 'model card').rstrip()}\n{tables}"
-    if is_captioner(run):
-        return f"{_captioner_card(run, name)}{tables}"
-    settings, names = run.settings, run.facts.classes
-    images = f"{settings.shots} labelled images a class" if settings.shots else "all labelled images"
-    more = "" if len(names) <= LISTED else f" and {len(names) - LISTED} more"
-    kinds = [one.partition("@")[0] for one in (settings.method, settings.backbone)]
-    own = " and ".join(f"`{kind}`" for kind in kinds if ":" in kind)
-    needs = f"It needs the packages of {own}.\n" if own else ""
-    bases = [where for _, where, _ in licences if re.fullmatch(r"[\w.-]+/[\w.-]+", where)]
-    base = f"base_model: [{', '.join(bases)}]\n" if bases else ""
-    return (
-        f"---\nlibrary_name: wordsight\npipeline_tag: image-classification\n"
-        f"tags: [wordsight, {json.dumps(settings.method)}, few-shot]\n{base}---\n# {name}\n\n"
-        f"An image classifier taught by words: method `{settings.method}`, fitted to {images} of "
-        f"`{_last(settings.data)}`, over a frozen backbone.\n{needs}\n"
-        f"```\npip install wordsight\nwordsight predict {name} image.jpg   # this folder\n```\n\n"
-        f'```python\nimport wordsight\n\nclf = wordsight.load("{name}")\nclf.predict(["image.jpg"])\n```\n\n'
-        f"Classes: {', '.join(names[:LISTED])}{more}.\n{tables}"
-    )
-
-
-def _captioner_card(run: Run, name: str) -> str:
-    own = run.settings.settings
-    events = {event["data"]: event for event in run.events("captions")}
-    rows = "".join(
-        f"| {_last(str(data))} | {event['images']} | {event['cider_d']:.3f} | {event['bleu_4']:.3f} |\n"
-        for data, event in events.items()
-    )
-    head = "\n| test images of | images | CIDEr-D | BLEU-4 |\n|---|---|---|---|\n" if rows else ""
-    return (
-        f"---\nlibrary_name: wordsight\npipeline_tag: image-to-text\ntags: [wordsight, limber]\n---\n"
-        f"# {name}\n\n"
-        f"Says what images show: the language model `{_last(own.text)}` over a frozen image tower, through a "
-        f"linear map learned from captions of `{_last(run.settings.data)}` (LiMBeR; h: {own.h}).\n\n"
-        f"```\npip install wordsight\nwordsight caption {name} image.jpg   # this folder\n```\n{head}{rows}"
-    )
-
-
-def _figures(run: Run) -> str:
-    """What was measured when the run was fitted or evaluated, the last time of each kind."""
-    events = {(one["data"], one.get("classes")): one for one in run.events("eval")}
-    rows = []
-    for event in events.values():
-        low, high = event.get("interval") or (None, None)
-        beside = {kind: found["accuracy"] for kind, found in (event.get("references") or {}).items()}
-        between = "" if low is None else f"{low:.1f} to {high:.1f}"
-        others = "".join(
-            f" {beside[kind]:.1f} |" if kind in beside else " |" for kind in ("zero_shot", "linear_probe")
-        )
-        rows.append(
-            f"| {_last(str(event['data']))} | {event.get('classes', 'all')} | {event['images']} | "
-            f"{event['accuracy']:.1f} | {between} |{others}\n"
-        )
-    if not rows:
-        return ""
-    return (
-        "\n| test images of | classes | images | accuracy % | 95% interval | zero-shot | linear probe |\n"
-        f"|---|---|---|---|---|---|---|\n{''.join(rows)}"
-    )
-
-
-def _licence_table(licences: list[tuple[str, str, str]]) -> str:
-    if not licences:
-        return ""
-    rows = "".join(
-        f"| {part} | {where or 'in this folder'} | {licence} |\n" for part, where, licence in licences
-    )
-    return f"\n| part | from | licence |\n|---|---|---|\n{rows}"

@@ -1,0 +1,40 @@
+"""The verb `push`: from the command line's options to wordsight.push. Imports no torch before it runs."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any
+
+from wordsight import hints, terminal
+from wordsight.arguments import BACKBONE, Verb, argument
+from wordsight.config import WordsightError
+
+
+def push(options: argparse.Namespace) -> dict[str, Any]:
+    hints.check_run("push", options.run)
+    if not re.fullmatch(r"(hf:)?[\w.-]+/[\w.-]+", options.name):
+        raise WordsightError(f"{options.name!r} is no name on the hub; give owner/name")
+    from wordsight.push import push
+
+    given = {name: getattr(options, name) for name in ("licence", "backbone")}
+    url = push(options.run, options.name, private=options.private or None, **given)
+    return {"run": options.run, "name": f"hf:{options.name.removeprefix('hf:')}", "url": url}
+
+
+PUSH = Verb(
+    push,
+    terminal.push,
+    "share a run on the Hugging Face hub, with a model card: wordsight push RUN org/name",
+    [
+        argument("run", metavar="RUN", help="a run folder, or hf:org/name"),
+        argument("name", metavar="ORG/NAME", help="the repository; made where there is none"),
+        argument("--private", action="store_true", help="where it is made: for its owner alone"),
+        argument(
+            "--licence",
+            metavar="ID",
+            help="what it is shared under, as apache-2.0; by default what all parts state",
+        ),
+        BACKBONE,
+    ],
+)
