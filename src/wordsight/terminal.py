@@ -279,10 +279,6 @@ def export(answer: Mapping[str, Any]) -> None:
     out(f"{answer['out']} holds {size} and needs nothing outside it; its model card is README.md")
 
 
-def push(answer: Mapping[str, Any]) -> None:
-    out(f"{answer['run']} is at {answer['url']}; read it as {answer['name']}")
-
-
 def suite(answer: Mapping[str, Any]) -> None:
     out(answer["markdown"])
     if answer.get("absent"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from wordsight import hints, terminal
@@ -22,9 +23,13 @@ def push(options: argparse.Namespace) -> dict[str, Any]:
     return {"run": options.run, "name": f"hf:{options.name.removeprefix('hf:')}", "url": url}
 
 
+def show(answer: Mapping[str, Any]) -> None:
+    terminal.out(f"{answer['run']} is at {answer['url']}; read it as {answer['name']}")
+
+
 PUSH = Verb(
     push,
-    terminal.push,
+    show,
     "share a run on the Hugging Face hub, with a model card: wordsight push RUN org/name",
     [
         argument("run", metavar="RUN", help="a run folder, or hf:org/name"),
