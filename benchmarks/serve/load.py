@@ -30,7 +30,7 @@ def main():
     try:
         address = _address(server)
         memory = Memory(server.pid)
-        bodies = [(file.name, _request(file, address)) for file in files]
+        bodies = [(str(file), _request(file, address)) for file in files]
         seconds, answers, span = asyncio.run(_load(address, bodies, options, memory))
     finally:
         server.terminate()
@@ -54,10 +54,10 @@ def _options():
 
 
 def _predicted(run, files):
-    """What `wordsight predict` says of each image, by its name."""
+    """What `wordsight predict` says of each image, by its path."""
     command = [sys.executable, "-m", "wordsight", "predict", run, *map(str, files), "--top", "5", "--json"]
     found = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
-    return {Path(entry["image"]).name: entry["classes"] for entry in found["predictions"]}
+    return {entry["image"]: entry["classes"] for entry in found["predictions"]}
 
 
 def _address(server):

@@ -4,7 +4,9 @@ whatever its schema allows."""
 import contextlib
 import http.client
 import json
+import os
 import re
+import shutil
 import signal
 import socket
 import threading
@@ -46,8 +48,6 @@ class Running:
         return self.process.exitcode
 
     def tell(self, sign):
-        import os
-
         if self.process.is_alive():
             os.kill(self.process.pid, sign)
 
@@ -112,6 +112,19 @@ def test_a_port_that_is_taken_and_a_run_that_is_broken_end_in_a_sentence(digits_
         process = command(["serve", digits_run, "--port", port], tmp_path / "errors")
         process.join(60)
     assert process.exitcode == 2 and "cannot listen" in (tmp_path / "errors").read_text()
+    broken = shutil.copytree(digits_run, tmp_path / "broken")
+    (broken / "weights.safetensors").write_bytes(b"no weights")
+    process = command(["serve", broken, "--port", "0"], tmp_path / "errors")
+    process.join(60)
+    assert process.exitcode == 2 and "weights.safetensors" in (tmp_path / "errors").read_text()
+
+
+def test_nobody_waits_for_models_to_be_loaded_before_it_ends(digits_run, tmp_path):
+    process = command(["serve", digits_run, "--port", "0"], tmp_path / "errors")
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(20)
+    assert process.exitcode in (0, -signal.SIGTERM)  # the latter before it listens
 
 
 def test_slow_heads_and_idle_connections_hold_nobody_up(running, digits_run, digit_files):

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import logging
 import re
+import threading
 from base64 import b64encode
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -37,10 +38,11 @@ def make_app(runs: Sequence[str], settings: Settings, address: str = "") -> tupl
 
     @contextlib.asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.ensure_future(asyncio.to_thread(_load, service, runs, state, address))
+        # nobody who ends the server meanwhile waits for it
+        threading.Thread(target=_load, args=(service, runs, state, address), daemon=True).start()
         yield
-        await loading
-        await asyncio.to_thread(service.close)
+        if state.ready:
+            await asyncio.to_thread(service.close)
 
     app = FastAPI(
         title="Wordsight",
