@@ -25,7 +25,7 @@ from wordsight.backbones.llm import LLM
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Picture
 from wordsight.data.images import read_image
-from wordsight.data.passing import vectors_of
+from wordsight.data.passing import Cores
 from wordsight.data.store import is_unit
 from wordsight.doubts import NONE, Doubts
 from wordsight.files import plain_name
@@ -111,6 +111,7 @@ class Model:
     def __init__(self, name: str, parts: Parts, limits: Limits, told: Callable[[int], None]):
         self.id, self.parts, self.limits = name, parts, limits
         self.search = False  # whether it is what images are searched with
+        self._cores = None if parts.backbone is None else Cores(parts.backbone)
         room = {"wait": limits.wait_ms / 1000, "told": told}
         self.tower = Worker(f"{name} tower", most=limits.max_batch, room=limits.max_queue, **room)
         self.words = Worker(f"{name} words", most=limits.max_batch, room=limits.max_queue, **room)
@@ -148,6 +149,8 @@ class Model:
         """End once what waits is done."""
         for worker in self._workers:
             worker.close()
+        if self._cores is not None:
+            self._cores.close()
 
     @property
     def _workers(self) -> tuple[Worker, ...]:
@@ -172,8 +175,8 @@ class Model:
 
     def look(self, items: list[Look]) -> list[Any]:
         """Each image's vector [D], or its Answer: all pass through the image tower together."""
-        assert self.parts.backbone is not None  # else nobody is asked to look
-        vectors = vectors_of(self.parts.backbone, [item.pixels for item in items])
+        assert self._cores is not None  # else nobody is asked to look
+        vectors = self._cores.vectors([item.pixels for item in items])
         sound = [is_unit(vector.numpy()[None]) for vector in vectors]
         wrong = WordsightError("the image tower gives a vector that is not finite")
         found: list[Any] = [vector if good else wrong for vector, good in zip(vectors, sound)]
