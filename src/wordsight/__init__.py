@@ -24,6 +24,7 @@ _EXPORTS = {
     "Index": "wordsight.search",
     "export": "wordsight.export",
     "push": "wordsight.push",
+    "export_graph": "wordsight.onnx.exporting",
     "RunSettings": "wordsight.config",
     "WordsightError": "wordsight.config",
     "write_sentences": "wordsight.sentences.writers",

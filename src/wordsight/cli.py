@@ -17,12 +17,14 @@ from typing import Any
 from wordsight import help, hints, terminal
 from wordsight.arguments import BACKBONE, Verb, argument, options_first, parser_of
 from wordsight.config import RunSettings, WordsightError
+from wordsight.early import is_graph
 from wordsight.reader import read
 from wordsight.verb_ask import ASK
 from wordsight.verb_audit import AUDIT
 from wordsight.verb_caption import CAPTION
 from wordsight.verb_chat import CHAT
 from wordsight.verb_coverage import COVERAGE
+from wordsight.verb_export import EXPORT
 from wordsight.verb_push import PUSH
 from wordsight.verb_search import SEARCH
 from wordsight.verb_sentences import SENTENCES
@@ -114,7 +116,10 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def predict(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_predict(options)
-    from wordsight.prediction import predict
+    if is_graph(options.run):
+        from wordsight.onnx.predicting import predict
+    else:
+        from wordsight.prediction import predict
 
     explain = max(options.top, EXPLAINED) if options.explain else 0
     names = ("classes", "add", "sentences", "unsure", "error", "csv", "backbone", "max_pixels")
@@ -136,15 +141,6 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         reference=options.reference,
         coverage_file=options.coverage,
     )
-
-
-def export(options: argparse.Namespace) -> dict[str, Any]:
-    hints.check_run("export", options.run)
-    from wordsight.export import export
-
-    out = export(options.run, options.out, backbone=options.backbone)
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    return {"run": options.run, "out": str(out), "bytes": size}
 
 
 def suite(options: argparse.Namespace) -> dict[str, Any]:
@@ -301,16 +297,7 @@ VERBS: dict[str, Verb] = {
             ),
         ],
     ),
-    "export": Verb(
-        export,
-        terminal.export,
-        "a run as one folder that needs nothing outside it: wordsight export RUN OUT",
-        [
-            _RUN,
-            argument("out", metavar="OUT", help="the new folder, for predict, load and the hub"),
-            BACKBONE,
-        ],
-    ),
+    "export": EXPORT,
     "push": PUSH,
     "suite": Verb(
         suite,

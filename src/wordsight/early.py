@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wordsight.files import WordsightError
 
+GRAPH = "model.onnx"  # what a folder of `export --onnx` holds
 FINISHED = "finished.json"  # what a run folder holds once all of it is there
 LAYOUT = "give a folder in transformers' layout or a hub name"
 WAYS_ON = {  # where a model is not found
@@ -48,3 +49,9 @@ def check_described(changed: bool, sentences: str | None) -> None:
     """Refuse sentences where no other classes are chosen, which they would describe."""
     if sentences and not changed:
         raise WordsightError("--sentences describes the classes of --classes and --add; give one of them too")
+
+
+def is_graph(path: str | Path) -> bool:
+    """Whether a path is an ONNX file, or a folder of `export --onnx`."""
+    path = Path(path).expanduser()
+    return path.suffix == ".onnx" or ((path / GRAPH).is_file() and not (path / "config.yaml").exists())

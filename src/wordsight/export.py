@@ -89,7 +89,7 @@ def export(
             settings = replace(settings, settings=replace(settings.settings, text=f"./{LM_FOLDER}"))
         copy = Run(folder, settings, there.facts)
         _copy_run(there, copy)
-        licences = _licences(parts, folder, there.folder)
+        licences = licences_of(parts, folder, there.folder)
         write_file(folder / CARD, write_card(there, folder, name or Path(out).name, licences, licence))
         prints = None if tower is None else (tower.image_fingerprint, tower.text_fingerprint)
         tower = None  # before another is read: it may fill most of the memory
@@ -156,7 +156,7 @@ def _check(copy: Run, prints: tuple[str, str] | None) -> None:
 # -- what a folder says of itself ----------------------------------------------------------------------------
 
 
-def _licences(parts: Mapping[str, str], folder: Path, run: Path) -> list[Part]:
+def licences_of(parts: Mapping[str, str], folder: Path, run: Path) -> list[Part]:
     """Of each part its name, where it comes from and what is known of its licence, whose files are copied."""
     if (run / LICENCES).is_dir():  # of what was exported before
         shutil.copytree(run / LICENCES, folder / LICENCES)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from wordsight.config import AskedSettings, WordsightError
-from wordsight.early import check_described, check_finished, check_marks, check_place
+from wordsight.early import check_described, check_finished, check_marks, check_place, is_graph
 from wordsight.extras import is_there, missing
 from wordsight.help import SETTINGS, settings_of
 from wordsight.names import class_list
@@ -240,7 +240,8 @@ def check_predict(options: argparse.Namespace) -> None:
     """Refuse what `predict` cannot do, whatever the model."""
     if options.top < 1:
         raise WordsightError(f"--top {options.top} names no class; give 1 or more")
-    check_run("predict", options.run)
+    if not is_graph(options.run):
+        check_run("predict", options.run)
     check_images(options.images)
     for words in filter(None, (options.classes, options.add)):
         class_list(words)

@@ -19,9 +19,10 @@ from wordsight.data import Picture
 from wordsight.data.features import image_features
 from wordsight.data.pictures import NoneReadable
 from wordsight.doubts import NONE, Doubts
-from wordsight.early import check_described
+from wordsight.early import check_described, is_graph
 from wordsight.fitted import Fitted, at_once, is_asking, is_embedder, open_by_names
 from wordsight.names import class_list
+from wordsight.onnx.predicting import predict as by_graph
 from wordsight.runs import NO_BACKBONE, Run
 from wordsight.sentences import TEMPLATE_SETS
 
@@ -106,20 +107,24 @@ def predict(
 ) -> Predictions:
     """What a run says about images: `for answer in predict("runs/photos", ["a.jpg"])`.
 
-    `run` is a run folder or hf:org/name; `images` are paths, PIL images or arrays, folders (all images
-    at any depth) or tables with a path column. `classes` chooses among these classes instead of the
-    run's own, `add` adds some to them; both as `class_list` reads them, with `sentences` about new ones.
-    `unsure` marks answers whose best probability is below it; `error`, in its place, gives each image the
-    classes that are not ruled out at that error rate (Answer.among), and marks those with any but one. An
-    image unlike all that the run was fitted to is marked (Answer.unlike). `explain` is how many sentences
-    stand with each answer, beside the one that raised its class over the runner-up most (Answer.decisive);
-    0: none.
-    `csv` is a file that gets a line an image with all probabilities, under its name once the last one is
-    in; stopped before, nothing is left of it, and the same call goes on from the feature cache.
-    `backbone` names the run's backbone where it has moved, `max_pixels` the largest image that is read.
-    An image that cannot be read is skipped and named.
+    `run` is a run folder, hf:org/name or a graph of `export --onnx`; `images` are paths, PIL images or
+    arrays, folders (all images at any depth) or tables with a path column. `classes` chooses among these
+    classes instead of the run's own, `add` adds some to them; both as `class_list` reads them, with
+    `sentences` about new ones. `unsure` marks answers whose best probability is below it; `error`, in its
+    place, gives each image the classes that are not ruled out at that error rate (Answer.among), and
+    marks those with any but one. An image unlike all that the run was fitted to is marked
+    (Answer.unlike). `explain` is how many sentences stand with each answer, beside the one that raised
+    its class over the runner-up most (Answer.decisive); 0: none. `csv` is a file that gets a line an
+    image with all probabilities, under its name once the last one is in; stopped before, nothing is left
+    of it, and the same call goes on from the feature cache. `backbone` names the run's backbone where it
+    has moved, `max_pixels` the largest image that is read. An image that cannot be read is skipped and
+    named.
 
     Errors: WordsightError for a run or classes that cannot be."""
+    if is_graph(run):
+        others = {"classes": classes, "add": add, "sentences": sentences, "backbone": backbone}
+        wanted = {"unsure": unsure, "error": error, "csv": csv, "max_pixels": max_pixels}
+        return by_graph(run, images, explain=explain, **others, **wanted)
     folder = run_folder(run)
     opened = Run.open(folder)
     settings, own = opened.settings, opened.facts.classes

@@ -16,6 +16,7 @@ from wordsight.files import write_tensors
 from wordsight.fitted import predict_logits
 from wordsight.fitting import fit_method
 from wordsight.methods import Classifier, FitData, Learner
+from wordsight.onnx import opened
 from wordsight.reader import read_yaml
 from wordsight.runs import Run, RunFacts, build_method
 from wordsight.sentences import ClassTexts, class_texts
@@ -191,6 +192,36 @@ def test_an_image_is_scored_alone(name, data, texts, backbone):
     assert torch.allclose(
         torch.cat([predict_logits(method, image[None]) for image in data[0]]), whole, atol=1e-4
     )
+
+
+class Head(torch.nn.Module):
+    """A method as a graph is traced of it."""
+
+    def __init__(self, method):
+        super().__init__()
+        self.method = method
+
+    def forward(self, images):
+        return self.method.traced(images)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_graph_of_it_gives_the_same_in_batches_of_any_size(name, data, texts, backbone, tmp_path):
+    """Or it says why there is none."""
+    method, images = fitted(name, data, texts, backbone), data[0].repeat(40, 1)
+    if name == "cocoop":
+        with pytest.raises(WordsightError, match="no graph"):
+            method.traced(images)
+        return
+    file, axes = str(tmp_path / "head.onnx"), {"images": {0: "batch"}}
+    how = {"input_names": ["images"], "dynamic_axes": axes, "opset_version": 18, "dynamo": False}
+    torch.onnx.export(Head(method).eval(), (images[:2],), file, **how)
+    session = opened(file)
+    with torch.no_grad():
+        for count in (1, 3, len(images)):
+            found = session.run(None, {"images": images[:count].numpy()})[0]
+            assert found == pytest.approx(method.score(images[:count]).numpy(), abs=2e-4)
 
 
 def test_training_mode_changes_no_type_and_no_score(name, data, texts, backbone):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -86,6 +86,12 @@ class Backbone(ABC):
     def image_vectors(self, vectors: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """This backbone's image vectors, from those of `image_tower`."""
         return vectors
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """How `preprocess` makes pixels, as the contents of a preprocessor_config.json, for whoever makes
+        them elsewhere; nothing where it is not known."""
+        return {}
 
     @abstractmethod
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:

@@ -131,6 +131,10 @@ class CLIP(Backbone, TokenReader):
     ) -> UInt8[Tensor, "3 H W"]:
         return self.transform(image, box)
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return self.transform.to_dict()
+
     @torch.no_grad()
     def encode_image(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         pixels = self.transform.normalise(pixels.to(self.device), self.dtype)

@@ -8,7 +8,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,10 @@ class LLM(Backbone):
         self, image: Image.Image, box: tuple[float, float, float, float] | None = None
     ) -> UInt8[Tensor, "3 H W"]:
         return self.image.preprocess(image, box)
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        return self.image.recipe
 
     @torch.no_grad()
     def encode_image(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:

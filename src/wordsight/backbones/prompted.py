@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,10 @@ class Prompted(Backbone):
         self, image: Image.Image, box: tuple[float, float, float, float] | None = None
     ) -> UInt8[Tensor, "3 H W"]:
         return self.inner.preprocess(image, box)
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        return self.inner.recipe
 
     def encode_image(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         return self._said(self.inner.encode_image(pixels))

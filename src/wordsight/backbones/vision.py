@@ -132,6 +132,10 @@ class Vision(Backbone):
     ) -> UInt8[Tensor, "3 H W"]:
         return self.vision.transform(image, box)
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return self.vision.transform.to_dict()
+
     @torch.no_grad()
     def encode_image(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         return unit(self.vision(pixels))

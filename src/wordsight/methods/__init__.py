@@ -213,6 +213,11 @@ class Classifier(Method, ABC):
         scores = self.logits(self.given.images(images) if self.given else images)
         return self.pooled.add(scores, images) if self.pooled is not None else scores
 
+    def traced(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        """`score`, as a graph for a batch of any size can be traced of it."""
+        scores = self.plain(self.given.images(images) if self.given else images)
+        return self.pooled.add(scores, images) if self.pooled is not None else scores
+
     def explain(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """`prompt`."""
         return self.prompt(self.given.images(images) if self.given else images)
@@ -240,6 +245,11 @@ class Classifier(Method, ABC):
     @abstractmethod
     def logits(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         """Scores over the chosen classes; softmax gives probabilities."""
+
+    def plain(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        """`logits` without a loop over images or a size that depends on how many there are. Errors:
+        WordsightError where there is no such form."""
+        return self.logits(images)
 
     def weights(self) -> dict[str, Tensor]:
         """What a run keeps: every fitted tensor that prediction needs."""

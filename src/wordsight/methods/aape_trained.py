@@ -115,6 +115,9 @@ class TrainedAAPE(AAPE, Learner):
             scores[some] = self.bend(scores[some], reach[some], inner[some], side) * self.logit_scale
         return scores
 
+    def plain(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        return self.logit_scale * self.cosines(images, self.generate(images))
+
     def inner_of(self, said: Float[Tensor, "B D"]) -> Float[Tensor, "B r"]:
         """What h(x) gives to g's inner units."""
         return (

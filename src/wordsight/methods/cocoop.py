@@ -67,5 +67,11 @@ class CoCoOp(PromptLearner):
             scores.append(self.logit_scale * (vectors @ some[:, :, None].to(vectors))[..., 0])
         return torch.cat(scores)
 
+    def plain(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        raise WordsightError(
+            "method=cocoop passes every class through the text tower for each image, so no graph of the "
+            "image tower alone can hold it; coop, kgcoop or aape have one"
+        )
+
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         return {"cross_entropy": F.cross_entropy(self.logits(batch["images"]), batch["labels"])}

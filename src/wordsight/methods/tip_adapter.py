@@ -98,6 +98,12 @@ class TipAdapter(Classifier):
             images @ self.keys.T, self.beta
         )
 
+    def plain(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        """Votes as a product: a graph cannot add up columns by their numbers."""
+        weights = torch.exp(self.beta * (F.linear(images, self.keys) - 1))
+        owned = F.one_hot(self.columns, len(self.words) + 1)[:, :-1].to(weights)
+        return self.logit_scale * F.linear(images, self.words) + self.alpha * weights @ owned
+
     @torch.no_grad()
     def search(self, val: Labelled) -> None:
         """alpha and beta of the best accuracy on validation images."""

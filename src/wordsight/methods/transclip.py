@@ -110,6 +110,9 @@ class TransCLIP(Classifier):
             :, self.rows.to(images.device)
         ]
 
+    def plain(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        return self._scores(images)[:, self.rows.to(images.device)]
+
     def _scores(self, images: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
         sims, near = (images @ self.pool.T).topk(NEIGHBOURS + 1, 1)
         assigned = self.assigned.clamp_min(1e-30)

@@ -42,12 +42,21 @@ class Part(NamedTuple):
     identifier: str = ""  # the hub's name of the licence, where one is stated
 
 
-def write_card(run: Run, folder: Path, name: str, parts: Sequence[Part], licence: str | None = None) -> str:
+def write_card(
+    run: Run,
+    folder: Path,
+    name: str,
+    parts: Sequence[Part],
+    licence: str | None = None,
+    body: str | None = None,
+) -> str:
     """The card of what lies in `folder`, called `name`; its picture is written beside it. `licence` is the
-    identifier under which the whole is passed on; by default what all parts state."""
+    identifier under which the whole is passed on; by default what all parts state. `body` says how to use
+    what is no run folder."""
     found = figures(run)
     drawn = draw(run, found, folder / FILE)
-    body = _embedder_body(folder) if kind_of(run) is Embedder else _body(run, name)
+    if body is None:
+        body = _embedder_body(folder) if kind_of(run) is Embedder else _body(run, name)
     sections = [
         body.rstrip(),
         _figures(found, FILE if drawn else ""),
