@@ -235,6 +235,14 @@ def test_equal_files_are_copies_whatever_they_show():
     assert find_copies(pictures, unit(torch.eye(2))) == [Copy(0, 1, True, False, 1.0)]
 
 
+def test_other_colours_are_another_image():
+    image = photo(1)
+    swapped = Image.merge("RGB", [image.getchannel(one) for one in "BRG"])
+    contents = [jpeg(image, 95), jpeg(swapped, 95)]
+    pictures = [Picture(str(index), lambda own=own: own) for index, own in enumerate(contents)]
+    assert find_copies(pictures, unit(torch.ones(2, 3))) == []
+
+
 def test_flat_images_and_unreadable_ones_are_no_copies():
     contents = [jpeg(Image.new("RGB", (9, 9), shade)) for shade in (30, 90)] + [b"no image", b"none either"]
     pictures = [Picture(str(index), lambda own=own: own) for index, own in enumerate(contents)]

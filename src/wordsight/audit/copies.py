@@ -29,8 +29,8 @@ SIDE, FINE = 32, 64  # pixels to which an image is shrunk to find where it fits,
 WINDOWS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # of a side, which a crop may have left
 PROMISING = 0.7  # correlation of pixels, from which a fit is made exact
 STEPS = 60  # correlations on the way to it
-ALIKE = 0.95  # correlation of pixels, and
-EDGES = 0.8  # of their differences from their surroundings, from which two images are one
+ALIKE = 0.95  # correlation of colours, and
+EDGES = 0.8  # of grey values' differences from their surroundings, from which two images are one
 CONTROL, CONTROLS = 10, 40  # which neighbour is no copy, and of how many images it is compared
 USUAL = 0.9  # share of these that are no more alike than is usual in a set
 FLAT = 4.0  # grey values of standard deviation, below which an image shows nothing to compare
@@ -123,33 +123,36 @@ def proposed(vectors: Float[Tensor, "n D"]) -> list[tuple[int, int]]:
 
 
 class Small(NamedTuple):
-    """An image as it is compared: its grey values in two sizes."""
+    """An image as it is compared: grey values and colours, in two sizes."""
 
     coarse: Float[Tensor, "S S"]
     fine: Float[Tensor, "F F"]
+    coarse_colours: Float[Tensor, "3 S S"]
+    fine_colours: Float[Tensor, "3 F F"]
 
     def mirrored(self) -> Small:
-        return Small(self.coarse.flip(1), self.fine.flip(1))
+        return Small(*(part.flip(-1) for part in self))
 
 
 def small(picture: Picture, max_pixels: int | None = MAX_PIXELS) -> Small | None:
     """None for what cannot be read, and where there is nothing to see."""
     try:
-        image = read_image(picture.read()[0], max_pixels).convert("L")
+        image = read_image(picture.read()[0], max_pixels)
     except Unreadable:
         return None
-    box = Resampling.BOX
     coarse, fine = (
-        torch.from_numpy(np.asarray(image.resize((side, side), box), np.float32)) for side in (SIDE, FINE)
+        torch.from_numpy(np.array(image.resize((side, side), Resampling.BOX), np.float32)).permute(2, 0, 1)
+        for side in (SIDE, FINE)
     )
-    return Small(coarse, fine) if float(coarse.std()) >= FLAT else None
+    grey = coarse.mean(0)
+    return Small(grey, fine.mean(0), coarse, fine) if float(grey.std()) >= FLAT else None
 
 
 class Likeness(NamedTuple):
     """How well the pixels of one image fit into another's, where they fit best."""
 
-    pixels: float  # correlation of the grey values
-    edges: float  # and of their differences from their surroundings
+    pixels: float  # correlation of the colours
+    edges: float  # and of the grey values' differences from their surroundings
     mirrored: bool
 
 
@@ -171,9 +174,9 @@ def alike(one: Small | None, other: Small | None) -> Likeness:
     place, whole, cut, mirrored = max(fits, key=_correlation_of)
     if place.correlation < PROMISING:
         return nothing
-    part = _part(whole.fine, _exact(whole.fine, cut.coarse, place.box))
-    edges = _correlation(_edges(part), _edges(cut.coarse))
-    return Likeness(_correlation(part, cut.coarse), edges, mirrored)
+    part = _part(whole.fine_colours, _exact(whole.fine, cut.coarse, place.box))
+    edges = _correlation(_edges(part.mean(0)), _edges(cut.coarse))
+    return Likeness(_correlation(part, cut.coarse_colours), edges, mirrored)
 
 
 class Place(NamedTuple):
@@ -205,7 +208,7 @@ def _exact(
 
     simplex = np.array([start] + [np.add(start, step) for step in 0.04 * np.eye(4)])
     found = minimize(
-        lambda box: -_correlation(_part(whole, tuple(box)), cut),
+        lambda box: -_correlation(_part(whole[None], tuple(box))[0], cut),
         start,
         method="Nelder-Mead",
         options={"maxfev": STEPS, "initial_simplex": simplex},
@@ -213,12 +216,12 @@ def _exact(
     return tuple(found.x.tolist())
 
 
-def _part(whole: Float[Tensor, "F F"], box: tuple[float, ...]) -> Float[Tensor, "S S"]:
+def _part(whole: Float[Tensor, "K F F"], box: tuple[float, ...]) -> Float[Tensor, "K S S"]:
     """A part of an image, by its middle (in -1 to 1) and its share of the height and width."""
     down, right, height, width = box
     turn = torch.tensor([[[width, 0, right], [0, height, down]]], dtype=torch.float32)
-    grid = F.affine_grid(turn, [1, 1, SIDE, SIDE], align_corners=False)
-    return F.grid_sample(whole[None, None], grid, padding_mode="border", align_corners=False)[0, 0]
+    grid = F.affine_grid(turn, [1, len(whole), SIDE, SIDE], align_corners=False)
+    return F.grid_sample(whole[None], grid, padding_mode="border", align_corners=False)[0]
 
 
 def _edges(part: Float[Tensor, "S S"]) -> Float[Tensor, "S S"]:
@@ -227,7 +230,7 @@ def _edges(part: Float[Tensor, "S S"]) -> Float[Tensor, "S S"]:
     return part - around[0, 0]
 
 
-def _correlation(one: Float[Tensor, "S S"], other: Float[Tensor, "S S"]) -> float:
+def _correlation(one: Float[Tensor, "*K S S"], other: Float[Tensor, "*K S S"]) -> float:
     """Pearson's."""
     one, other = one - one.mean(), other - other.mean()
     return float((one * other).sum() / (one.norm() * other.norm()).clamp(min=1e-3))
