@@ -70,6 +70,7 @@ ORDER = [
     "coverage",
     "assistant",
     "serve",
+    "labelling",
     "help",
     "hints",
     "terminal",
@@ -84,6 +85,7 @@ ORDER = [
     "verb_sentences",
     "verb_serve",
     "verb_audit",
+    "verb_label",
     "cli",
     "__main__",
 ]

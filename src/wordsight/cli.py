@@ -25,6 +25,7 @@ from wordsight.verb_caption import CAPTION
 from wordsight.verb_chat import CHAT
 from wordsight.verb_coverage import COVERAGE
 from wordsight.verb_export import EXPORT
+from wordsight.verb_label import LABEL
 from wordsight.verb_push import PUSH
 from wordsight.verb_search import SEARCH
 from wordsight.verb_sentences import SENTENCES
@@ -211,10 +212,7 @@ _WORDS = argument(
 )
 VERBS: dict[str, Verb] = {
     "fit": Verb(
-        fit,
-        terminal.fit,
-        "fit a method to labelled images: wordsight fit data=photos/ shots=16",
-        [_WORDS],
+        fit, terminal.fit, "fit a method to labelled images: wordsight fit data=photos/ shots=16", [_WORDS]
     ),
     "eval": Verb(
         evaluate,
@@ -313,6 +311,7 @@ VERBS: dict[str, Verb] = {
         ],
     ),
     "audit": AUDIT,
+    "label": LABEL,
     "sentences": SENTENCES,
     "generate": Verb(
         generate,

@@ -32,7 +32,6 @@ OTHER_WORDS = {  # verbs of other programs
     "retrieve": "search",
     "query": "search",
     "inference": "predict",
-    "label": "predict",
     "compare": "report",
     "plot": "report",
     "benchmark": "suite",

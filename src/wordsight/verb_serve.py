@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from wordsight import hints
@@ -30,18 +31,18 @@ def serve(options: argparse.Namespace) -> None:
 
 def _settings(options: argparse.Namespace) -> Settings:
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Limits)}
-    keys = _keys(options.keys)
+    keys = keys_of(options.keys)
     names = ("host", "port", "search", "corrections", "device", "allow_private")
     return Settings(
         **{name: getattr(options, name) for name in names},
         keys=keys,
         allow_urls=tuple(options.allow_url or ()),
-        allow_hosts=_hosts(options, keys),
+        allow_hosts=hosts_of(options.allow_host, options.host, keys),
         limits=Limits(**{name: value for name, value in given.items() if value is not None}),
     )
 
 
-def _keys(file: str | None) -> tuple[str, ...]:
+def keys_of(file: str | None) -> tuple[str, ...]:
     """One a line, or those of the environment. Errors: WordsightError for a file without any."""
     if file is None:
         return tuple(os.environ.get(KEYS, "").replace(",", " ").split())
@@ -51,12 +52,12 @@ def _keys(file: str | None) -> tuple[str, ...]:
     return found
 
 
-def _hosts(options: argparse.Namespace, keys: tuple[str, ...]) -> tuple[str, ...]:
+def hosts_of(names: Sequence[str] | None, host: str, keys: tuple[str, ...]) -> tuple[str, ...]:
     """By which names the server may be called: any where keys are asked for or it listens to others; else
     those of this machine, so that no page elsewhere can have a browser ask it under a name of its own.
     """
-    own = tuple(options.allow_host or ())
-    return (*own, *LOOPBACK) if own or (options.host in LOOPBACK and not keys) else ()
+    own = tuple(names or ())
+    return (*own, *LOOPBACK) if own or (host in LOOPBACK and not keys) else ()
 
 
 def _limit(field: dataclasses.Field) -> tuple[tuple[str, ...], dict]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from wordsight.config import WordsightError
+from wordsight.extras import needed
 
 
 class Doubt(NamedTuple):
@@ -47,11 +47,6 @@ def wrong_labels(labels: Int[np.ndarray, " n"], chances: Float[np.ndarray, "n C"
 
 def check_installed() -> Callable[..., Any]:
     """What finds them. Errors: WordsightError where cleanlab is missing."""
-    try:
+    with needed("audit", "audit"):
         from cleanlab.filter import find_label_issues
-    except ImportError as error:
-        raise WordsightError(
-            "audit finds label errors with the package cleanlab, which is not installed: "
-            "pip install 'wordsight[audit]'"
-        ) from error
     return find_label_issues

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import socket
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from wordsight.config import WordsightError
 from wordsight.extras import needed
 from wordsight.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from wordsight.serve.guard import Guard, State
 
 NOISY = ("python_multipart", "uvicorn.error")  # that warn of each request which is none
 OPTIONS: dict[str, Any] = {  # of uvicorn
@@ -28,17 +32,24 @@ def serve(runs: Sequence[str], settings: Settings | None = None) -> None:
 
     `runs` are what the command line calls RUN: run folders, hf:org/name, folders of an assistant, or
     image-text-to-text models. Errors: WordsightError for what cannot be served."""
-    settings = settings or Settings()
+    with needed("serve", "serve"):
+        from wordsight.serve.app import make_app
+    run_until_told(functools.partial(make_app, runs), settings or Settings())
+
+
+def run_until_told(make: Callable[[Settings, str], tuple[Guard, State]], settings: Settings) -> None:
+    """Answer requests with the application that `make` gives, from settings and the address, until SIGTERM or
+    Ctrl-C; then finish those under way. Errors: WordsightError for a port that is taken, or what its
+    beginning raised."""
     with needed("serve", "serve"):
         import uvicorn
 
-        from wordsight.serve.app import make_app
         from wordsight.serve.server import Server, protocol
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     with _listening(settings.host, settings.port) as listening:
         address = f"http://{settings.host}:{listening.getsockname()[1]}"
-        guard, state = make_app(runs, settings, address)
+        guard, state = make(settings, address)
         config = uvicorn.Config(guard, http=protocol(settings.limits), **OPTIONS)
         server = Server(config, state, settings.limits.drain_seconds)
         server.run(sockets=[listening])

@@ -72,7 +72,7 @@ def _load(service: Service, runs: Sequence[str], state: State, address: str) -> 
 
 def _add_open(app: FastAPI, service: Service, state: State) -> None:
     """The page, and what operators ask."""
-    page, policy = _page()
+    page, policy = page_of(PAGE)
 
     @app.get("/", response_class=HTMLResponse, responses={200: {"content": {"text/html": {}}}})
     async def index() -> Response:
@@ -99,9 +99,9 @@ def _add_open(app: FastAPI, service: Service, state: State) -> None:
         return Response(service.meters.text(), media_type=KIND)
 
 
-def _page() -> tuple[str, str]:
-    """The page, and what a browser may load for it: its own inline parts, and this server's answers."""
-    text = PAGE.read_text(encoding="utf-8")
+def page_of(path: Path) -> tuple[str, str]:
+    """A page, and what a browser may load for it: its own inline parts, and this server's answers."""
+    text = path.read_text(encoding="utf-8")
     own: dict[str, list[str]] = {"script": [], "style": []}
     for kind, content in INLINE.findall(text):
         digest = b64encode(hashlib.sha256(content.encode()).digest()).decode()

@@ -1,0 +1,88 @@
+"""App: a labelling session behind the server's gate (docs/label.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse, Response
+
+from wordsight import __version__
+from wordsight.labelling.routes import add_routes
+from wordsight.labelling.session import Session
+from wordsight.serve import forms
+from wordsight.serve.app import page_of
+from wordsight.serve.guard import Guard, State
+from wordsight.serve.meters import KIND, Meters
+from wordsight.serve.refused import Refused, add_handlers
+from wordsight.serve.settings import Settings
+
+PAGE = Path(__file__).parent / "label.html"
+
+log = logging.getLogger("wordsight")
+
+
+def make_app(
+    session: Session, begin: Callable[[], None], settings: Settings, address: str = ""
+) -> tuple[Guard, State]:
+    """The application of a session. It answers at once; `begin` encodes the images meanwhile, and begins to
+    fit."""
+    meters, state = Meters(), State()
+    state.ready = True
+
+    @contextlib.asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        beginning = asyncio.ensure_future(asyncio.to_thread(_begin, begin, state))
+        log.info(
+            "labelling %s at %s; Ctrl-C ends it, labels are in %s", session.folder, address, session.kept.path
+        )
+        yield
+        await beginning
+        await asyncio.to_thread(session.close)
+
+    app = FastAPI(
+        title="Wordsight labelling",
+        version=__version__,
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        responses=forms.ERRORS,
+    )
+    add_handlers(app)
+    add_routes(app, session)
+    page, policy = page_of(PAGE)
+
+    @app.get("/", response_class=HTMLResponse, responses={200: {"content": {"text/html": {}}}})
+    async def index() -> Response:
+        """The page."""
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+    @app.get("/health")
+    async def health() -> forms.Health:
+        """Whether the process answers."""
+        return forms.Health(status="ok")
+
+    @app.get("/ready")
+    async def ready() -> forms.Health:
+        """Whether images are encoded, so that what is asked next is chosen."""
+        if state.ending or not session.rows:
+            raise Refused(503, "ending" if state.ending else "the images are being encoded")
+        return forms.Health(status="ready")
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Counts and times, for Prometheus."""
+        return Response(meters.text(), media_type=KIND)
+
+    return Guard(app, settings, state, meters), state
+
+
+def _begin(begin: Callable[[], None], state: State) -> None:
+    try:
+        begin()
+    except BaseException as error:
+        state.failure = error
