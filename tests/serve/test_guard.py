@@ -202,6 +202,33 @@ def test_a_cut_connection_leaves_no_work(client, digit_files, monkeypatch):
     assert looked == [1, 1], "what the second asked for was dropped before its turn came"
 
 
+def test_what_nobody_waits_for_takes_no_place_in_the_queue():
+    from wordsight.serve.worker import Busy, Worker
+
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def slow(items):
+        begun.set()
+        assert goes_on.wait(10)
+        return items
+
+    worker = Worker("slow", wait=0.0, most=1, room=2)
+    try:
+        (first,) = worker.do(slow, [0])
+        assert begun.wait(10)
+        waiting = worker.do(slow, [1, 2])
+        with pytest.raises(Busy):
+            worker.do(slow, [3])
+        waiting[0].cancel()
+        (last,) = worker.do(slow, [3])
+    finally:
+        goes_on.set()
+        worker.close()
+    assert [one.result() for one in (first, waiting[1], last)] == [0, 2, 3]
+    with pytest.raises(Busy):
+        worker.do(slow, [4])
+
+
 async def _after(begun, work):
     while not begun.is_set():
         await asyncio.sleep(0.01)

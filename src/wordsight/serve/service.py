@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,10 +41,10 @@ class Service:
         self.models: dict[str, Model] = {}
         self.created = int(time.time())
         self.decoders = ThreadPoolExecutor(os.cpu_count() or 1, "decoder")
+        self.large = ThreadPoolExecutor(1, "large")  # of images that take much memory
         self.fetchers = ThreadPoolExecutor(FETCHERS, "fetcher")
         most = self.limits.max_image_mb * MB
         self.fetch = Fetch(settings.allow_urls, private=settings.allow_private, most=most)
-        self._alone = threading.Lock()  # of an image that takes much memory
         self.found: Found | None = None
         file = settings.corrections
         self.corrections = None if file is None else Corrections(file, self.limits.max_corrections)
@@ -73,7 +71,7 @@ class Service:
         """End once all that waits is done."""
         for model in self.models.values():
             model.close()
-        for pool in (self.decoders, self.fetchers):
+        for pool in (self.decoders, self.large, self.fetchers):
             pool.shutdown(cancel_futures=True)
 
     def cards(self) -> list[dict[str, Any]]:
@@ -241,15 +239,21 @@ class Service:
         return self._counted([one if isinstance(one, Exception) else next(found) for one in pixels])
 
     async def _pixels(self, backbone: Backbone, image: Sent) -> Tensor | Exception:
-        def work() -> Tensor:
-            content = image.load()
-            with self._alone if pixels_in(content) > LARGE else contextlib.nullcontext():
-                return pixels_of(backbone, content, self.limits.max_pixels)
-
         try:
-            return await self.run(work)
+            found = await self.run(self._decoded, backbone, image, LARGE)
+            if found is not None:
+                return found
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self.large, self._decoded, backbone, image, None)
         except Unreadable as error:
             return error
+
+    def _decoded(self, backbone: Backbone, image: Sent, most: int | None) -> Tensor | None:
+        """An image as the tower reads it; None for one of more pixels than `most`."""
+        content = image.load()
+        if most is not None and most < pixels_in(content) <= self.limits.max_pixels:
+            return None
+        return pixels_of(backbone, content, self.limits.max_pixels)
 
     def _counted(self, results: list[Any]) -> list[Any]:
         bad = sum(isinstance(one, Exception) for one in results)

@@ -65,6 +65,8 @@ class Worker:
         """The results to come. Errors: Busy where not all of them may wait."""
         jobs = [Job(work, item, Future()) for item in items]
         with self._change:
+            if len(self._jobs) + len(jobs) > self.room:
+                self._jobs = deque(job for job in self._jobs if not job.future.cancelled())
             if self._closed or len(self._jobs) + len(jobs) > self.room:
                 raise Busy
             self._jobs.extend(jobs)
