@@ -63,7 +63,7 @@ class Traced(nn.Module):
 
     def forward(self, pixels: UInt8[Tensor, "B 3 H W"]) -> tuple[Tensor, ...]:
         backbone = self.fitted[0].backbone
-        assert backbone is not None  # `_opened` refuses runs without one
+        assert backbone is not None  # `fitted_of` refuses runs without one
         vectors = backbone.encode_image(pixels)
         logits = self.method.traced(vectors).float()
         found = (logits.softmax(1), logits, vectors)
@@ -101,7 +101,7 @@ def export_graph(
         import onnx
         import onnxruntime  # noqa: F401
     there = Run.open(run_folder(run))
-    fitted, doubts = _opened(there, classes, backbone)
+    fitted, doubts = fitted_of(there, classes, backbone)
     samples = _samples(there, fitted, images, LOOKED_AT * (8 if int8 else 1))
     facts = Facts(
         fitted.texts.names,
@@ -133,7 +133,7 @@ def export_graph(
     return Path(out).expanduser()
 
 
-def _opened(run: Run, classes: str | Sequence[str] | None, backbone: str | None) -> tuple[Fitted, Doubts]:
+def fitted_of(run: Run, classes: str | Sequence[str] | None, backbone: str | None) -> tuple[Fitted, Doubts]:
     """The run's method over these classes, on the CPU, and what it knows of its doubts. Errors:
     WordsightError for what has no graph."""
     settings, own = run.settings, run.facts.classes
