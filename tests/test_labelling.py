@@ -116,13 +116,35 @@ def test_a_label_that_another_program_writes_is_taken_over(opened, folder):
     assert found == {one["image"]: "one", other["image"]: "four", third["image"]: "zero"}
 
 
+def test_a_class_is_added_while_others_are_learned(opened, folder):
+    session, client = opened
+    wait(session)
+    for _ in range(6):
+        (image,) = client.get("/v1/label/next").json()["images"]
+        client.post("/v1/label", json={"id": image["id"], "label": right(image["image"])})
+    state = client.post("/v1/label/classes", json={"name": " a scribble "}).json()
+    assert state["classes"] == [*NAMES, "a scribble"]
+    assert client.post("/v1/label/classes", json={"name": "zero"}).status_code == 400
+    assert client.post("/v1/label/classes", json={"name": "a\x07b"}).status_code == 400
+    (image,) = client.get("/v1/label/next").json()["images"]
+    assert client.post("/v1/label", json={"id": image["id"], "label": "a scribble"}).status_code == 200
+    wait(session)
+    (left,) = client.get("/v1/label/next").json()["images"]
+    assert {one["class"] for one in left["predicted"]} == set(state["classes"])
+    assert {"path": image["image"], "label": "a scribble"} in rows_of(folder / "labels.csv")
+    (card,) = client.get("/v1/models").json()["data"]
+    assert card["abilities"] == ["label"] and card["class_names"] == state["classes"]
+    (last,) = client.get("/v1/label/labels?last=1").json()["images"]
+    assert last["id"] == image["id"]
+
+
 def test_pictures_and_the_page_are_shown(opened):
     _, client = opened
     (one,) = client.get("/v1/label/next").json()["images"]
     picture = client.get(one["url"], params={"size": 16})
     assert picture.headers["content-type"] == "image/jpeg" and picture.content[:2] == b"\xff\xd8"
     page = client.get("/")
-    assert "script-src 'sha256-" in page.headers["content-security-policy"] and "/v1/label/next" in page.text
+    assert "script-src 'sha256-" in page.headers["content-security-policy"] and "v1/label/next" in page.text
     assert client.get("/health").json() == {"status": "ok"}
 
 

@@ -1,9 +1,7 @@
 """A server in this process, over a run on real handwritten digits."""
 
-import numpy as np
 import pytest
-from PIL import Image
-from serving import started
+from serving import as_image, started
 from sklearn.datasets import load_digits
 from standins import captioned
 
@@ -12,10 +10,6 @@ from wordsight.config import RunSettings
 from wordsight.reader import read
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-
-
-def as_image(pixels):
-    return Image.fromarray((pixels * 15.9).astype(np.uint8)).resize((40, 40))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 from PIL import Image
+from serving import as_image
+from sklearn.datasets import load_digits
 
 import wordsight
 from wordsight.backbones import MICRO
@@ -52,13 +54,13 @@ def serving(run, digit_files, tmp_path_factory):
     """A server of its own process: address, and the CSV that corrections go to."""
     table = tmp_path_factory.mktemp("corrected") / "labels.csv"
     words = [run, MICRO.parent / "micro_lm", "--search", digit_files[0].parent, "--corrections", table]
-    process, address = _server(map(str, words))
+    process, address = _server("serve", *map(str, words))
     yield address, table
     _end(process)
 
 
-def _server(words):
-    command = [sys.executable, "-m", "wordsight", "serve", *words, "--port", "0"]
+def _server(*words):
+    command = [sys.executable, "-m", "wordsight", *words, "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if found := re.search(r"at (http://\S+);", line):
@@ -202,7 +204,7 @@ def test_chat_writes(page):
 
 def test_a_server_with_keys_asks_for_one(browser, run, tmp_path):
     (tmp_path / "keys").write_text("correct-horse\n")
-    process, address = _server([str(run), "--keys", str(tmp_path / "keys")])
+    process, address = _server("serve", str(run), "--keys", str(tmp_path / "keys"))
     try:
         page = _page(browser, address)
         for key in ("wrong", "correct-horse"):
@@ -213,3 +215,47 @@ def test_a_server_with_keys_asks_for_one(browser, run, tmp_path):
         assert page.inner_text("#about").startswith("digits")
     finally:
         _end(process)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_folder_is_labelled_by_click_and_by_key(browser, tmp_path, size):
+    digits, folder = load_digits(), tmp_path / "new"
+    folder.mkdir()
+    for row, image in enumerate(digits.images[:12]):
+        as_image(image).save(folder / f"{row}-{digits.target[row]}.png")
+    names = [str(number) for number in range(10)]
+    words = ["backbone=micro", "flip=false", "method=linear_probe"]
+    process, address = _server("label", str(folder), "--classes", ",".join(names[:9]), *words)
+    try:
+        page = _page(browser, address, size)
+        page.fill("#label-new", names[9])
+        page.keyboard.press("Enter")
+        expect(page.locator("#answers button")).to_have_count(10)
+        _label(page, 2)
+        page.locator("#label-count").click()  # so that keys are no text
+        page.keyboard.press("u")
+        expect(page.locator("#label-count")).to_contain_text("1 of 12")
+        page.keyboard.press("s")
+        expect(page.locator("#label-count")).to_contain_text("1 skipped")
+        _label(page, 10)
+        expect(page.locator("#label-count")).to_contain_text("11 of 12")
+        expect(page.locator("#label-accuracy")).to_contain_text("%")
+        page.locator("#label-last button").first.click()
+        page.keyboard.press("1")
+        expect(page.locator("#label-last button").first).to_be_visible()
+        assert page.complaints == []
+        assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    finally:
+        _end(process)
+    with (folder / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 11 and sum(row["label"] == row["path"][-5] for row in rows) >= 10
+
+
+def _label(page, count):
+    """Each image that is asked for as its file's name says, by clicks."""
+    for _ in range(count):
+        expect(page.locator("#answers button").first).to_be_enabled()
+        image = page.inner_text("#label-name")
+        page.locator(f"#answers button[aria-label^='{image[-5]}']").click()
+        expect(page.locator("#label-name")).not_to_have_text(image)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, Response
@@ -15,13 +14,11 @@ from wordsight import __version__
 from wordsight.labelling.routes import add_routes
 from wordsight.labelling.session import Session
 from wordsight.serve import forms
-from wordsight.serve.app import page_of
+from wordsight.serve.app import PAGE, page_of
 from wordsight.serve.guard import Guard, State
 from wordsight.serve.meters import KIND, Meters
 from wordsight.serve.refused import Refused, add_handlers
 from wordsight.serve.settings import Settings
-
-PAGE = Path(__file__).parent / "label.html"
 
 log = logging.getLogger("wordsight")
 

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from wordsight.backbones import Backbone
 from wordsight.config import RunSettings, WordsightError
+from wordsight.fit import DEFAULT_SENTENCES
 from wordsight.fitted import Fitted, encode_classes, facts_of
 from wordsight.fitting import fit_method
 from wordsight.methods import FitData, Pool
 from wordsight.metrics import accuracy_interval
 from wordsight.runs import RunFacts
-from wordsight.sentences import ClassTexts
+from wordsight.sentences import TEMPLATE_SETS, ClassTexts, fill
 
 FOLDS = 5  # of cross-validation at most
 LEAST = 2  # labels of a class, from which its images can be left out
@@ -68,6 +69,16 @@ class Learner:
         self.facts: RunFacts = replace(facts, pool_classes=self.names)
         self.texts: ClassTexts = encode_classes(backbone, facts, self.names, sentences)
         self.words = self._by_words()
+
+    def with_class(self, name: str) -> Learner:
+        """The same over one class more, whose sentences are its name in the template set that stands for all,
+        if one does.
+        """
+        templates = TEMPLATE_SETS.get(self.settings.sentences or DEFAULT_SENTENCES, ())
+        told = {**self.sentences, name: tuple(fill(template, name) for template in templates)}
+        if not self.settings.needs_sentences:
+            told = dict(self.sentences)
+        return Learner(self.settings, self.backbone, (*self.names, name), told, self.vectors, self.more)
 
     def _by_words(self) -> Float[Tensor, "N C"]:
         """What words alone say of every image, with what images without labels add."""

@@ -23,6 +23,12 @@ class Labelled(BaseModel):
     label: Annotated[str, Field(min_length=1, max_length=200)]
 
 
+class NewClass(BaseModel):
+    """A class that was not there."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+
+
 class Skipped(BaseModel):
     """An image that is asked for last."""
 
@@ -31,6 +37,11 @@ class Skipped(BaseModel):
 
 def add_routes(app: FastAPI, session: Session) -> None:
     """All of /v1/label. The session waits for locks and the disk, so each call has a thread."""
+
+    @app.get("/v1/models")
+    async def models() -> JSONResponse:
+        """What this server can, in the form that `serve` says it in."""
+        return JSONResponse({"object": "list", "data": [{"object": "model", **session.about()}]})
 
     @app.get("/v1/label/state")
     async def state() -> JSONResponse:
@@ -43,15 +54,20 @@ def add_routes(app: FastAPI, session: Session) -> None:
         return await _in_thread(session.next, count)
 
     @app.get("/v1/label/labels")
-    async def labels() -> JSONResponse:
-        """All images that have a label."""
-        return JSONResponse({"images": await asyncio.to_thread(session.labelled)})
+    async def labels(last: Annotated[int | None, Query(ge=1)] = None) -> JSONResponse:
+        """All images that have a label, or the last ones, the newest last."""
+        return JSONResponse({"images": await asyncio.to_thread(session.labelled, last)})
 
     @app.post("/v1/label")
     async def label(given: Labelled) -> JSONResponse:
         """Keep a label: a new one, or another than before."""
         _known(session, given.id)
         return await _in_thread(session.label, given.id, given.label)
+
+    @app.post("/v1/label/classes")
+    async def add_class(given: NewClass) -> JSONResponse:
+        """One class more, known by its name until it has a label; the state."""
+        return await _in_thread(session.add_class, given.name)
 
     @app.post("/v1/label/skip")
     async def skip(given: Skipped) -> JSONResponse:

@@ -21,7 +21,7 @@ from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Picture
 from wordsight.data.features import image_features
 from wordsight.data.images import MAX_PIXELS, hash_of, read_image
-from wordsight.files import nfc
+from wordsight.files import nfc, printable
 from wordsight.labelling.kept import Kept
 from wordsight.labelling.learner import Accuracy, Learned, Learner
 
@@ -58,6 +58,7 @@ class Session:
         self.history: list[dict[str, float]] = []
         self.notes: list[str] = []
         self.revision = 0  # grows with every change
+        self.method = ""  # that is fitted, once the images are encoded
         self._learner: Learner | None = None
         self._lock = threading.RLock()
         self._wanted = threading.Condition(self._lock)
@@ -66,6 +67,11 @@ class Session:
         self._thread: threading.Thread | None = None
 
     # -- what is asked ---------------------------------------------------------------------------------------
+
+    def about(self) -> dict[str, Any]:
+        """What it is, in the form that `serve` says it in."""
+        able = {"id": self.folder.name, "abilities": ["label"], "method": self.method}
+        return able | {"class_names": list(self.names), "unsure": False, "least_error": None, "limits": {}}
 
     def state(self) -> dict[str, Any]:
         """Where it stands."""
@@ -106,11 +112,12 @@ class Session:
             left = left or [one for one in self.skipped if one not in labels]  # those are asked again, last
             return {"images": [self._entry(one) for one in left[:count]], "left": len(left)}
 
-    def labelled(self) -> list[dict[str, Any]]:
-        """All images with a label, the newest last."""
+    def labelled(self, last: int | None = None) -> list[dict[str, Any]]:
+        """All images with a label, or the `last` ones, the newest last."""
         with self._lock:
             self._look()
-            return [self._entry(one) for one in self._labels()]
+            chosen = [*self._labels()][-last if last else 0 :]
+            return [self._entry(one) for one in chosen]
 
     def copy(self, one: str, size: int) -> bytes:
         """An image as JPEG, no side longer than `size`. Errors: Unreadable."""
@@ -134,6 +141,24 @@ class Session:
             before = self.kept.set(self.cells[one], name)
             self.undone.append((one, before))
             self.skipped.pop(one, None)
+            self._changed()
+            return self.state()
+
+    def add_class(self, name: str) -> dict[str, Any]:
+        """One class more, known by its name, or its name in the template set that stands for sentences.
+        Errors: WordsightError for a blank name, or one that is there."""
+        name = nfc(name.strip())
+        if not name or name != printable(name):
+            raise WordsightError(
+                f"{name!r} is no class name; give a word or more, without control characters"
+            )
+        with self._lock:
+            if name in self.names:
+                raise WordsightError(f"{name!r} is a class already")
+            if self._learner is not None:
+                self._learner = self._learner.with_class(name)
+            self.names.append(name)
+            self._fitted_to = None
             self._changed()
             return self.state()
 
@@ -175,7 +200,9 @@ class Session:
         with self._lock:
             self.rows = {names[place]: row for row, place in enumerate(features.kept)}
             self.unreadable = {ids[name]: reason for name, reason in features.skipped}
-            self._learner = learner
+            self._learner, self.method = learner, settings.method
+            for name in self.names[len(learner.names) :]:  # added meanwhile
+                self._learner = self._learner.with_class(name)
             self._changed()
         self._thread = threading.Thread(target=self._work, name="labelling", daemon=True)
         self._thread.start()
@@ -199,9 +226,10 @@ class Session:
                 self._wanted.wait_for(lambda: self._due() or self._closed)
                 if self._closed:
                     return
-                self._fitting, labels = True, self._by_row()
+                self._fitting, labels, learner = True, self._by_row(), self._learner
+            assert learner is not None  # there is something to fit
             try:
-                self._learn(labels)
+                self._learn(learner, labels)
             except WordsightError as error:
                 with self._lock:
                     self.notes.append(str(error))
@@ -211,33 +239,32 @@ class Session:
                     self.notes.append("the last fit failed; labels are kept, and the next label tries again")
             finally:
                 with self._lock:
-                    self._fitting, self._fitted_to = False, labels
+                    # else a class was added meanwhile, and all is fitted anew
+                    self._fitting, self._fitted_to = False, labels if learner is self._learner else None
                     self.revision += 1
                     self._wanted.notify_all()
 
-    def _learn(self, labels: dict[int, int]) -> None:
+    def _learn(self, learner: Learner, labels: dict[int, int]) -> None:
         """Fit, rank what is left, and only then measure, which takes as long as several fits."""
-        assert self._learner is not None  # there is something to fit
-        learned = self._learner.fit(labels)
-        order = self._ranked(learned, labels)
+        learned = learner.fit(labels)
+        order = self._ranked(learner, learned, labels)
         with self._lock:
             self.learned, self.order = learned, order
             self.revision += 1
-        accuracy = self._learner.accuracy(labels)
+        accuracy = learner.accuracy(labels)
         with self._lock:
             self.accuracy = accuracy
             if accuracy is not None:
                 self.history.append({"labels": len(labels), "accuracy": round(accuracy.mean, 2)})
 
-    def _ranked(self, learned: Learned, labels: Mapping[int, int]) -> list[str]:
+    def _ranked(self, learner: Learner, learned: Learned, labels: Mapping[int, int]) -> list[str]:
         """Ids of the images without a label, the most useful first, then the others in their order."""
-        assert self._learner is not None
         ids = {row: one for one, row in self.rows.items()}
         rows = torch.tensor([row for row in ids if row not in labels], dtype=torch.int64)
         if not len(rows):
             return []
-        counts = torch.tensor(list(labels.values()), dtype=torch.int64).bincount(minlength=len(self.names))
-        vectors, chances = self._learner.vectors, learned.chances[rows]
+        counts = torch.tensor(list(labels.values()), dtype=torch.int64).bincount(minlength=len(learner.names))
+        vectors, chances = learner.vectors, learned.chances[rows]
         picks = choose_next(
             vectors[rows],
             AHEAD,
@@ -301,7 +328,8 @@ class Session:
     def _predicted(self, one: str) -> list[dict[str, Any]]:
         if self.learned is None or one not in self.rows:
             return []
-        values, places = self.learned.chances[self.rows[one]].topk(min(TOP, len(self.names)))
+        chances = self.learned.chances[self.rows[one]]
+        values, places = chances.topk(min(TOP, len(chances)))
         return [
             {"class": self.names[place], "probability": round(value, 4)}
             for value, place in zip(values.tolist(), places.tolist())
