@@ -85,9 +85,10 @@ class Learner:
         plain = replace(self.settings, method="zero_shot", settings={}, train={}, words="auto")
         none = torch.zeros(0, dtype=torch.int64)
         data = FitData(self.vectors[:0, None], none, self.texts, self.settings.seed)
-        return self._fit(plain, data, self.vectors).logits(self.vectors).softmax(1)
+        return self.fit_to(plain, data, self.vectors).logits(self.vectors).softmax(1)
 
-    def _fit(self, settings: RunSettings, data: FitData, others: Float[Tensor, "m D"]) -> Fitted:
+    def fit_to(self, settings: RunSettings, data: FitData, others: Float[Tensor, "m D"]) -> Fitted:
+        """A method fitted to labelled images, and to `others` without labels beside the further ones."""
         pool = torch.cat([others, self.more])
         data = data._replace(pool=Pool(pool, self.texts) if len(pool) else None)
         facts = self.facts if len(pool) else replace(self.facts, pool_classes=())
@@ -111,7 +112,7 @@ class Learner:
         )
         rest = torch.ones(len(self.vectors), dtype=torch.bool)
         rest[torch.tensor([*given, *hidden], dtype=torch.int64)] = False
-        return self._fit(self.settings, data, self.vectors[rest])
+        return self.fit_to(self.settings, data, self.vectors[rest])
 
     def borrowed(self, labels: Mapping[int, int], hidden: Sequence[int] = ()) -> dict[int, int]:
         """For each class without a label the image that words name so most surely."""
