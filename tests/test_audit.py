@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import wordsight
 from wordsight import terminal
 from wordsight.audit import audit
+from wordsight.audit.checked import open_checked
 from wordsight.audit.copies import SIDE, WINDOWS, Copy, correlations, find_copies
 from wordsight.audit.errors import wrong_labels
 from wordsight.audit.found import grouped
@@ -375,3 +376,13 @@ def test_mistakes_are_told(words, said, run, tmp_path, capsys):
         words = [word.replace(name, place) for word in words]
     assert main(["audit", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_image_that_is_its_class_s_only_one_is_not_judged(tmp_path):
+    data = digit_folder(tmp_path / "data")
+    for file in sorted((data / "train" / "six").glob("*.png"))[1:]:
+        file.unlink()
+    fitted = wordsight.fit(data=str(data), out=str(tmp_path / "run"), **SETTINGS)
+    checked = open_checked(fitted, None, None)
+    alone = [row for row, image in enumerate(checked.images) if image.part == "train" and image.label == 2]
+    assert len(alone) == 1 and set(alone) == set(range(len(checked.images))) - set(checked.judged.tolist())

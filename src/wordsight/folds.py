@@ -42,12 +42,16 @@ class LeftOut(NamedTuple):
 
 
 def left_out(run: Run, data: FitData, backbone: Backbone, folds: int, fit: Fit) -> Iterator[LeftOut]:
-    """Each of `folds` parts of the labelled images, stratified by the run's seed; `fit` gets the others."""
+    """Each of `folds` parts of the labelled images, stratified by the run's seed; `fit` gets the others. An
+    image that is the only one of its class is never left out."""
     from sklearn.model_selection import StratifiedKFold
 
     labels = data.labels.numpy()
-    parts = StratifiedKFold(folds, shuffle=True, random_state=run.settings.seed).split(labels, labels)
-    for train, test in parts:
+    several = np.flatnonzero(np.bincount(labels)[labels] > 1)
+    parts = StratifiedKFold(folds, shuffle=True, random_state=run.settings.seed)
+    for _, places in parts.split(several, labels[several]):
+        test = several[places]
+        train = np.setdiff1d(np.arange(len(labels)), test)
         method = fit(data._replace(images=data.images[train], labels=data.labels[train]))
         fitted = Fitted(method, backbone, run.facts, run.sentences, data.texts)
         yield LeftOut(test.tolist(), data.centre[test], data.labels[test], fitted)

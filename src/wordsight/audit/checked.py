@@ -14,16 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from wordsight import folds
 from wordsight.backbones import Backbone
 from wordsight.data import Picture, Split
 from wordsight.fit import featurise
 from wordsight.fitted import Fitted
-from wordsight.fitting import fit_method
 from wordsight.runs import Run
 from wordsight.tell_apart.case import Opened, open_labelled
 from wordsight.workers import progress
-
-FOLDS = 5  # in which labelled images are left out, at most
 
 
 class Image(NamedTuple):
@@ -66,7 +64,7 @@ def open_checked(run: Run, data: str | None, backbone: str | Backbone | None) ->
     fitted = Fitted(
         found.run.method(found.backbone), found.backbone, run.facts, found.run.sentences, found.data.texts
     )
-    parts = [(found.train, "train", found.data.centre, left_out(found))]
+    parts = [(found.train, "train", found.data.centre, left_out_chances(found))]
     for name, split in (("val", found.drawn.dataset.val), ("test", found.drawn.dataset.test)):
         if split is not None and len(split) and split.shown is None:
             features = featurise(found.backbone, split, found.run.settings, views=1)
@@ -88,28 +86,18 @@ def _images(split: Split, part: str) -> list[Image]:
     return [Image(picture, part, label) for picture, label in zip(split.pictures, split.labels.tolist())]
 
 
-def left_out(found: Opened) -> Float[np.ndarray, "n C"]:
-    """Probabilities of each training image by the run's method fitted without it, in stratified folds.
-
-    An image that is the only one of its class is never left out, and its row is NaN."""
-    from sklearn.model_selection import StratifiedKFold
-
-    run, data = found.run, found.data
+def left_out_chances(found: Opened) -> Float[np.ndarray, "n C"]:
+    """Probabilities of each training image by the run's method fitted without it, in stratified folds; NaN
+    where it is the only one of its class."""
+    run, data, backbone = found.run, found.data, found.backbone
     labels = data.labels.numpy()
     counts = np.bincount(labels, minlength=len(data.texts.names))
-    several = np.flatnonzero(counts[labels] > 1)
     chances = np.full((len(labels), len(counts)), np.nan)
-    if not len(several):
+    if not (counts > 1).any():
         return chances
-    folds = min(FOLDS, int(counts[counts > 1].min()))
-    parts = StratifiedKFold(folds, shuffle=True, random_state=run.settings.seed)
-    with progress("folds", folds) as advance:
-        for _, places in parts.split(several, labels[several]):
-            out = several[places]
-            rest = np.setdiff1d(np.arange(len(labels)), out)
-            own = data._replace(images=data.images[rest], labels=data.labels[rest])
-            method = fit_method(run.settings, run.facts, own, found.backbone)
-            fitted = Fitted(method, found.backbone, run.facts, run.sentences, data.texts)
-            chances[out] = fitted.logits(data.centre[out]).double().softmax(1).numpy()
+    count = min(folds.MOST, int(counts[counts > 1].min()))
+    with progress("folds", count) as advance:
+        for part in folds.left_out(run, data, backbone, count, folds.own_fit(run, backbone)):
+            chances[part.rows] = part.fitted.logits(part.images).double().softmax(1).numpy()
             advance()
     return chances
