@@ -8,7 +8,7 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: demo test slow check format
+.PHONY: demo test slow check docs format
 demo: .venv/installed
 	$(BIN)/wordsight demo
 
@@ -18,6 +18,10 @@ test: .venv/installed
 # What takes seconds of processes, kills or compiling each: before a commit that touches these, and in CI.
 slow: .venv/installed
 	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal
+
+# The pages as a site, in site/; a link that leads nowhere ends it.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --clean
 
 check: .venv/installed
 	$(BIN)/ruff check .
