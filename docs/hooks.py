@@ -17,7 +17,7 @@ LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 def on_config(config: Any) -> Any:
     """Pages that the settings do not name stand among the guides, the methods or the benchmarks."""
-    named = set(re.findall(r"[\w/]+\.md", str(config.nav)))
+    named = set(re.findall(r"[\w/-]+\.md", str(config.nav)))
     pages = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
     rest = [page for page in pages if page not in named]
     _section(config.nav, "Guides").extend(page for page in rest if not page.startswith("methods/"))

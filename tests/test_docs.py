@@ -3,6 +3,7 @@ folder (test_readme.py). A block that cannot run here has a line in front that s
 both are counted."""
 
 import glob
+import importlib.util
 import io
 import itertools
 import json
@@ -13,9 +14,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas
 import pytest
+import yaml
 from mllms import write_mllm
 from test_assistant import TEMPLATE
 from test_readme import ELSEWHERE, SERVER, SHORT, newcomer  # noqa: F401  a fixture
@@ -188,3 +191,31 @@ def test_what_is_not_run_could_be_and_does_not_spread():
                 assert words[1] in VERBS, f"{page}: {words}"
                 hints.check_options(words[1], words[2:], VERBS[words[1]].options)
     assert len(skipped) == NOT_RUN, skipped
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def test_links_of_the_repository_lead_to_pages_of_the_site(hooks):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="methods/aape.md"))
+    moved = {
+        "[a](../../benchmarks/aape)": "[a](../benchmarks/aape/README.md)",
+        "[a](../data.md#tars)": "[a](../data.md#tars)",
+        "[the code](../../src/wordsight/fit.py)": "the code (`src/wordsight/fit.py`)",
+        "[a](../gone.md)": "[a](../gone.md)",  # which mkdocs then refuses
+        "[a](https://docs.ray.io)": "[a](https://docs.ray.io)",
+    }
+    assert {link: hooks.on_page_markdown(link, page) for link in moved} == moved
+
+
+def test_every_page_stands_in_the_navigation_once(hooks):
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    config = SimpleNamespace(nav=yaml.safe_load(text.partition("\nnav:\n")[2]))
+    listed = re.findall(r"[\w/-]+\.md", str(hooks.on_config(config).nav))
+    own = sorted(page for page in listed if not page.startswith("benchmarks/"))
+    assert own == PAGES and len(listed) == len(set(listed)) > len(own)
