@@ -91,6 +91,14 @@ def metrics(client):
     return client.get("/metrics").text
 
 
+def test_large_images_are_decoded_by_themselves_with_the_same_answer(client, digit_files, monkeypatch):
+    alone = classified(client, digit_files)
+    monkeypatch.setattr("wordsight.serve.service.LARGE", 1)
+    assert classified(client, digit_files) == alone
+    broken = client.post("/v1/classify", files={"images": ("a.png", b"no image")})
+    assert "not an image" in broken.json()["results"][0]["error"]
+
+
 def test_an_image_that_cannot_be_read_does_not_end_the_rest(client, digit_files):
     files = [("images", ("../x\\no.png", b"no image")), *files_of(digit_files[:1])]
     answer = client.post("/v1/classify", files=files).json()["results"]
