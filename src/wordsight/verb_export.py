@@ -40,7 +40,7 @@ EXPORT = Verb(
         argument(
             "--int8",
             choices=("weights", "all"),
-            help="the graph's weights as 8 bits, a third of the size; all: it computes in 8 bits, too",
+            help="the graph's weights as 8 bits, a third of the size; all: it computes in them, less exactly",
         ),
         argument(
             "--images",
