@@ -50,6 +50,25 @@ run = ["fit", "data=digits", "backbone=micro", "shots=1", "sentences=digits", "o
 for words in (run, ["predict", "run", "one.png"], ["eval", "run"], ["report", "run"]):
     assert main(words) == 0, words
 assert "wordsight[report]" in open("report.html").read()
+import wordsight
+wordsight.load("run")
+assert main(["export", "run", "exported"]) == 0
+refused = [["serve", "run"], ["label", ".", "--classes", "a,b"], ["audit", "run"]]
+refused += [["export", "run", "g", "--onnx"]]
+for words in refused:
+    assert main(words) == 2, words
+"""
+WITHOUT_LMS = """
+import sys
+from importlib.machinery import PathFinder
+
+class WithoutPeft(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] == "peft" else super().find_spec(name, path, target)
+
+sys.meta_path = [WithoutPeft if finder is PathFinder else finder for finder in sys.meta_path]
+import wordsight.audit, wordsight.estimator, wordsight.labelling.app, wordsight.onnx, wordsight.serve.app
 """
 
 
@@ -63,6 +82,14 @@ def test_classifying_needs_no_extra(tmp_path):
 
     Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
     done = python(WHOLE_WAY, tmp_path)
+    assert done.returncode == 0, done.stderr
+    for extra in ("serve", "audit", "onnx"):
+        assert f"wordsight[{extra}]" in done.stderr
+
+
+@pytest.mark.slow
+def test_serving_auditing_and_graphs_need_no_language_model(tmp_path):
+    done = subprocess.run([sys.executable, "-c", WITHOUT_LMS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone
-from wordsight.backbones.llm import LLM, on_hub
-from wordsight.backbones.prompted import Prompted
 from wordsight.config import RunSettings, WordsightError, relocated
 from wordsight.files import new_folder, read_text, write_file
 from wordsight.fitted import (
@@ -33,7 +31,6 @@ from wordsight.fitted import (
     open_embedder,
     open_generator,
 )
-from wordsight.methods.limber_generator import LimberGenerator
 from wordsight.model_card import CARD, Part, last_part, public, write_card
 from wordsight.runs import EVENTS, KEPT, NO_BACKBONE, Run
 
@@ -71,14 +68,13 @@ def export(
     with new_folder(out) as folder:
         if is_embedder(there):
             given = backbone if isinstance(backbone, Backbone) else None
-            tower, place = open_embedder(there, given), "./image"
-            assert isinstance(tower, (LLM, Prompted))  # what embedders become
-            tower.write_whole(folder)
+            tower, place = _whole_embedder(there, given, folder), "./image"
         elif there.settings.backbone == NO_BACKBONE:
             tower, place = None, NO_BACKBONE
         else:
             tower = open_backbone(there, backbone, sides=SIDES[:1] if is_captioner(there) else SIDES)
-            place = tower.source if not copy_backbone and on_hub(tower.source) else _inside(there.settings)
+            named = not copy_backbone and hub.on_hub(tower.source)
+            place = tower.source if named else _inside(there.settings)
             if place != tower.source:
                 tower.save_whole(folder / FOLDER)
         parts = dict(tower.parts) if tower is not None else {}
@@ -97,8 +93,21 @@ def export(
     return Path(out).expanduser()
 
 
+def _whole_embedder(there: Run, given: Backbone | None, folder: Path) -> Backbone:
+    """What a run of pairs became, written into the folder with all that it needs."""
+    from wordsight.backbones.llm import LLM  # needs the extra lm, as what is below does
+    from wordsight.backbones.prompted import Prompted
+
+    tower = open_embedder(there, given)
+    assert isinstance(tower, (LLM, Prompted))  # what embedders become
+    tower.write_whole(folder)
+    return tower
+
+
 def _copy_lm(there: Run, tower: Backbone | None, folder: Path) -> None:
     """The LM of a limber, once it is seen to be the one that the run was fitted to."""
+    from wordsight.methods.limber_generator import LimberGenerator
+
     generator = open_generator(there.folder, backbone=tower)
     assert isinstance(generator, LimberGenerator)  # what every captioner becomes
     hub.save_part(folder, generator.method.lm.lm, generator.method.lm.tokenizer)

@@ -296,3 +296,12 @@ def listed(names: Iterable[str]) -> str:
     """The first names of many, in order, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def on_hub(name: str) -> bool:
+    """Whether a name can only be a hub's."""
+    return (
+        bool(re.fullmatch(r"(hf:)?[\w.-]+/[\w.-]+", name))
+        and not name.startswith(".")
+        and not Path(name).exists()
+    )

@@ -5,7 +5,6 @@ still writes.
 from __future__ import annotations
 
 import math
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,14 @@ from torch import Tensor
 
 from wordsight.backbones import OWN_FILE, Backbone, fingerprint, load_backbone, place_of, unit
 from wordsight.backbones.checkpoint import exactly
-from wordsight.backbones.hub import WEIGHTS_FILE, check_complete, first_line, read_facts, save_json
+from wordsight.backbones.hub import (
+    WEIGHTS_FILE,
+    check_complete,
+    first_line,
+    on_hub,
+    read_facts,
+    save_json,
+)
 from wordsight.backbones.text_tower import BASE_FOLDER, TextTower
 from wordsight.config import WordsightError
 from wordsight.files import new_folder, write_file, write_tensors
@@ -249,15 +255,6 @@ class LLM(Backbone):
             'text = backbone.encode_text(["a photo of a cat."])\n```\n\n'
             f"| setting of the text tower | value |\n|---|---|\n{lines}\n"
         )
-
-
-def on_hub(name: str) -> bool:
-    """Whether a name can only be a hub's."""
-    return (
-        bool(re.fullmatch(r"(hf:)?[\w.-]+/[\w.-]+", name))
-        and not name.startswith(".")
-        and not Path(name).exists()
-    )
 
 
 def _load_image(path: Path, facts: dict[str, Any], name: str, device: torch.device) -> Backbone:

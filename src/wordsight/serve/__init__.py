@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import logging
+import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from wordsight.serve.settings import Settings
 if TYPE_CHECKING:
     from wordsight.serve.guard import Guard, State
 
+log = logging.getLogger("wordsight")
 NOISY = ("python_multipart", "uvicorn.error")  # that warn of each request which is none
 OPTIONS: dict[str, Any] = {  # of uvicorn
     "log_config": None,
@@ -32,9 +33,14 @@ def serve(runs: Sequence[str], settings: Settings | None = None) -> None:
 
     `runs` are what the command line calls RUN: run folders, hf:org/name, folders of an assistant, or
     image-text-to-text models. Errors: WordsightError for what cannot be served."""
-    with needed("serve", "serve"):
+
+    def make(own: Settings, address: str) -> tuple[Guard, State]:
+        log.info("loading %s", ", ".join(runs))
         from wordsight.serve.app import make_app
-    run_until_told(functools.partial(make_app, runs), settings or Settings())
+
+        return make_app(runs, own, address)
+
+    run_until_told(make, settings or Settings())
 
 
 def run_until_told(make: Callable[[Settings, str], tuple[Guard, State]], settings: Settings) -> None:
@@ -42,14 +48,16 @@ def run_until_told(make: Callable[[Settings, str], tuple[Guard, State]], setting
     Ctrl-C; then finish those under way. Errors: WordsightError for a port that is taken, or what its
     beginning raised."""
     with needed("serve", "serve"):
+        import prometheus_client  # noqa: F401 (looked for before models are loaded)
+        import python_multipart  # noqa: F401
         import uvicorn
-
-        from wordsight.serve.server import Server, protocol
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     with _listening(settings.host, settings.port) as listening:
         address = f"http://{settings.host}:{listening.getsockname()[1]}"
         guard, state = make(settings, address)
+        from wordsight.serve.server import Server, protocol
+
         config = uvicorn.Config(guard, http=protocol(settings.limits), **OPTIONS)
         server = Server(config, state, settings.limits.drain_seconds)
         server.run(sockets=[listening])
@@ -62,7 +70,7 @@ def _listening(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise WordsightError(
             f"cannot listen at {host}, port {port}: {why}; give another --host or --port"
         ) from error

@@ -10,18 +10,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from wordsight.answers import Answer, Predictions
-from wordsight.asked import Asked
-from wordsight.assistant import Assistant, is_assistant
 from wordsight.backbones import Backbone
 from wordsight.backbones.generator import Generator
 from wordsight.backbones.hub import run_folder
-from wordsight.backbones.llm import LLM
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Picture
 from wordsight.data.images import read_image
@@ -45,6 +42,10 @@ from wordsight.runs import Run
 from wordsight.serve.settings import Limits
 from wordsight.serve.worker import Worker
 from wordsight.serve.written import Shown, Writer, guarded
+
+if TYPE_CHECKING:  # with the half of transformers that LMs need, and the extra lm
+    from wordsight.asked import Asked
+    from wordsight.assistant import Assistant
 
 REMEMBERED = 8  # sets of classes whose words stay encoded
 
@@ -253,7 +254,9 @@ def open_parts(name: str, device: str | None = None) -> Parts:
     a network.
     """
     path = run_folder(name)
-    if not is_run(path) or is_assistant(path):
+    if not is_run(path):
+        from wordsight.assistant import Assistant
+
         return _of_assistant(Assistant.open(name, device=device))
     run = Run.open(path)
     method = run.settings.method
@@ -262,6 +265,8 @@ def open_parts(name: str, device: str | None = None) -> Parts:
     if is_embedder(run):
         return _of_embedder(run, device)
     if is_asking(run):
+        from wordsight.asked import Asked
+
         asked = Asked.open(run)
         return Parts(method, asked=asked, generator=asked.generator)
     if run.settings.backbone == NO_BACKBONE:
@@ -277,6 +282,9 @@ def _of_embedder(run: Run, device: str | None) -> Parts:
     """A two_tower: its classes come with each request. Where its LM writes as it came, it chats, too."""
     settings, found = run.settings, open_embedder(run, device=device)
     parts = Parts(settings.method, backbone=found, template=settings.template)
+    from wordsight.assistant import Assistant
+    from wordsight.backbones.llm import LLM
+
     if isinstance(found, LLM) and found.text.writes_as_before:
         parts.generator = Assistant.of_embedder(found).generator
     return parts

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from wordsight.assistant.chat import Chat
 from wordsight.backbones.generator import Generator, Prompt, Seen, Turn, Writing
 from wordsight.config import WordsightError
 from wordsight.data.images import Unreadable, read_image
@@ -77,6 +76,8 @@ class Writer:
         return [guarded(self._reply, talk) for talk in talks]
 
     def _reply(self, talk: Talk) -> Replied:
+        from wordsight.assistant.chat import Chat
+
         generator = self.generator
         chat = Chat(generator, talk.how, plain=not generator.chats, seed=talk.seed)
         chat.turns = [self._turn(said)._replace(answer=reply) for said, reply in talk.turns]
