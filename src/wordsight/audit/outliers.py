@@ -1,6 +1,7 @@
-"""Outliers: images unlike the others of their class, or of the whole set, by the distance to their nearest.
+"""Outliers: images unlike the whole set, by the distance to the nearest class mean as in `predict` (doubts),
+or unlike their class, by the distance to its nearest images.
 
-Shapes: n images, D shared width."""
+Shapes: n images, C classes, D shared width."""
 
 from __future__ import annotations
 
@@ -11,10 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from wordsight.doubts import unlike
+
 NEIGHBOURS = 5  # whose mean distance says how far an image lies
-FAR = 3.5  # robust standard deviations beyond the usual distance, from which it is an outlier
+FAR_FROM_SET, FAR_FROM_CLASS = 2.0, 3.5  # deviations beyond the usual distance
 LEAST = 3  # other images of a class, below which nothing is said
-ROBUST = 1.4826  # by which the median of absolute deviations is a standard deviation, where values are normal
+QUARTILES = 1.349  # standard deviations between the quartiles, where values are normal
 AT_ONCE = 4096  # images whose distances are held at a time
 
 
@@ -23,23 +26,29 @@ class Outlier(NamedTuple):
 
     row: int
     of: str  # "class" or "set"
-    score: float  # how many robust standard deviations it lies beyond the usual distance
+    score: float  # standard deviations beyond the usual distance
 
 
 def find_outliers(vectors: Float[Tensor, "n D"], labels: Int[np.ndarray, " n"]) -> list[Outlier]:
     """The images that are unlike all others, or else unlike those of their class, the most unlike first."""
-    of_set = np.flatnonzero(beyond(distances(vectors)) >= FAR)
-    within = np.full(len(labels), np.nan)
+    whole, within = beyond(from_classes(vectors, labels)), np.full(len(labels), np.nan)
     for label in np.unique(labels):
         own = np.flatnonzero(labels == label)
         if len(own) > LEAST:
-            within[own] = distances(vectors[own])
-    whole, classes = beyond(distances(vectors)), beyond(within)
+            within[own] = beyond(distances(vectors[own]))
+    of_set = np.flatnonzero(whole >= FAR_FROM_SET)
+    of_class = np.setdiff1d(np.flatnonzero(np.nan_to_num(within) >= FAR_FROM_CLASS), of_set)
     found = [Outlier(row, "set", float(whole[row])) for row in of_set.tolist()]
-    taken = set(of_set.tolist())
-    rest = np.flatnonzero(np.nan_to_num(classes, nan=0.0) >= FAR).tolist()
-    found += [Outlier(row, "class", float(classes[row])) for row in rest if row not in taken]
+    found += [Outlier(row, "class", float(within[row])) for row in of_class.tolist()]
     return sorted(found, key=by_score)
+
+
+def from_classes(vectors: Float[Tensor, "n D"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """The squared distance of each image to the nearest class mean, without its own part in it."""
+    _, own = np.unique(labels, return_inverse=True)  # parts may lack a class
+    images = vectors.float().numpy()
+    means = unlike.class_means(images, own, int(own.max()) + 1)
+    return unlike.each_left_out(images, own, means)
 
 
 def by_score(one: Outlier) -> tuple[float, int]:
@@ -61,7 +70,6 @@ def distances(vectors: Float[Tensor, "n D"]) -> Float[np.ndarray, " n"]:
 
 
 def beyond(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """How far each lies above the median, in robust standard deviations; NaN stays."""
-    middle = np.nanmedian(values) if np.isfinite(values).any() else 0.0
-    spread = ROBUST * np.nanmedian(np.abs(values - middle)) if np.isfinite(values).any() else 0.0
-    return (values - middle) / max(spread, 1e-9)
+    """How far each lies above the median, in standard deviations as the quartiles tell them."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return (values - middle) / max(float(high - low) / QUARTILES, 1e-9)

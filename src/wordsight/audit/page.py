@@ -31,8 +31,8 @@ COPIES = (
     "training and test images makes test figures too good; one under two labels is wrong once."
 )
 OUTLIERS = (
-    "Far from its nearest images, in robust standard deviations beyond what is usual in its class, or in the "
-    "set: another kind of picture, a rare kind of the class, or a wrong label."
+    "Far from the mean of every class, or from the nearest images of its own class, in standard deviations "
+    "beyond what is usual: another kind of picture, a rare kind of the class, or a wrong label."
 )
 WORDS = (
     "The pairs of classes that zero-shot by the run's words confuses most, with two sentences that say "

@@ -33,14 +33,21 @@ def left_out(
     images: Float[np.ndarray, "n D"], labels: Int[np.ndarray, " n"], means: Float[np.ndarray, "C D"]
 ) -> Float[np.ndarray, " n"]:
     """The same of training images, each as far from its own class as an image is that had no part in the
-    mean, rising.
+    mean, rising."""
+    return np.sort(each_left_out(images, labels, means))
+
+
+def each_left_out(
+    images: Float[np.ndarray, "n D"], labels: Int[np.ndarray, " n"], means: Float[np.ndarray, "C D"]
+) -> Float[np.ndarray, " n"]:
+    """The same in the images' order.
 
     Of k images with variance v, one lies v (k - 1) / k from their mean in the square and a new one
     v (k + 1) / k. A class of one image says nothing of itself, so others' means stand in."""
     far, k = _to_all(images, means), np.bincount(labels, minlength=len(means))[labels]
     rows = np.arange(len(images))
     far[rows, labels] = np.where(k > 1, far[rows, labels] * (k + 1) / np.maximum(k - 1, 1), np.inf)
-    return np.sort(far.min(1))
+    return far.min(1)
 
 
 def far(distances: Float[np.ndarray, " n"]) -> float:
