@@ -88,6 +88,7 @@ def audited(run, tmp_path_factory):
 # -- all of it --
 
 
+@pytest.mark.slow
 def test_wrong_labels_are_found_with_the_right_class(audited):
     found = {entry["image"]: entry for entry in audited["label_errors"]}
     planted = {
@@ -98,18 +99,21 @@ def test_wrong_labels_are_found_with_the_right_class(audited):
     assert len(found) <= 5
 
 
+@pytest.mark.slow
 def test_copies_across_train_and_test_are_found(audited):
     groups = [{image["image"] for image in group["images"]} for group in audited["copies"] if group["across"]]
     for name in ("one/one5.png", "six/six2.png"):
         assert any({f"train/{name}", f"test/{name[:4]}again.png"} <= group for group in groups)
 
 
+@pytest.mark.slow
 def test_what_to_label_next_leaves_out_what_is_labelled(audited):
     images = [entry["image"] for entry in audited["next"]]
     assert len(set(images)) == 7 and "labelled.png" not in images
     assert all(entry["predicted"] in NAMES and entry["stands_for"] >= 1 for entry in audited["next"])
 
 
+@pytest.mark.slow
 def test_the_page_holds_pictures_and_all_sections(audited):
     text = Path(audited["html"]).read_text()
     for title in (
@@ -124,6 +128,7 @@ def test_the_page_holds_pictures_and_all_sections(audited):
     assert json.loads(Path(audited["json"]).read_text()) == audited
 
 
+@pytest.mark.slow
 def test_corrected_labels_are_fitted_to(audited, run, tmp_path):
     table = run.folder / "audit" / "labels.csv"
     rows = rows_of(table)
@@ -152,6 +157,7 @@ def write(path, rows):
         out.writeheader(), out.writerows(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["path", "image"])
 def test_label_studio_s_export_is_fitted_to(audited, run, tmp_path, kept):
     """Its export has the columns that were imported and the choice, under the name in label-studio.xml; or
@@ -338,6 +344,7 @@ def test_doubt_and_classes_with_few_labels_are_worth_more():
 # -- the command line --
 
 
+@pytest.mark.slow
 def test_the_command_line(audited, run, tmp_path, capsys):
     assert main(["audit", str(run.folder), f"out={tmp_path / 'out'}", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)

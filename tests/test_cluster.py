@@ -93,7 +93,7 @@ def test_engines_that_cannot_be(monkeypatch):
     with pytest.raises(WordsightError, match="local=true; a server answers workers=4 questions at once"):
         WriterSettings("m", base_url="http://localhost:1/v1", engine="ray")
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(WordsightError, match=r"pip install 'wordsight\[ray\]'"), engine("ray"):
+    with pytest.raises(WordsightError, match=r'pip install "wordsight\[ray\]"'), engine("ray"):
         pass
 
 
