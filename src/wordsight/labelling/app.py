@@ -8,16 +8,15 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI
-from fastapi.responses import HTMLResponse, Response
 
 from wordsight import __version__
 from wordsight.labelling.routes import add_routes
 from wordsight.labelling.session import Session
 from wordsight.serve import forms
-from wordsight.serve.app import PAGE, page_of
+from wordsight.serve.app import add_open
 from wordsight.serve.guard import Guard, State
-from wordsight.serve.meters import KIND, Meters
-from wordsight.serve.refused import Refused, add_handlers
+from wordsight.serve.meters import Meters
+from wordsight.serve.refused import add_handlers
 from wordsight.serve.settings import Settings
 
 log = logging.getLogger("wordsight")
@@ -51,30 +50,11 @@ def make_app(
     )
     add_handlers(app)
     add_routes(app, session)
-    page, policy = page_of(PAGE)
 
-    @app.get("/", response_class=HTMLResponse, responses={200: {"content": {"text/html": {}}}})
-    async def index() -> Response:
-        """The page."""
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+    def starting() -> str | None:
+        return None if session.rows else "the images are being encoded"
 
-    @app.get("/health")
-    async def health() -> forms.Health:
-        """Whether the process answers."""
-        return forms.Health(status="ok")
-
-    @app.get("/ready")
-    async def ready() -> forms.Health:
-        """Whether images are encoded, so that what is asked next is chosen."""
-        if state.ending or not session.rows:
-            raise Refused(503, "ending" if state.ending else "the images are being encoded")
-        return forms.Health(status="ready")
-
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    async def metrics() -> Response:
-        """Counts and times, for Prometheus."""
-        return Response(meters.text(), media_type=KIND)
-
+    add_open(app, state, meters, starting)
     return Guard(app, settings, state, meters), state
 
 

@@ -9,7 +9,7 @@ import logging
 import re
 import threading
 from base64 import b64encode
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -54,7 +54,15 @@ def make_app(runs: Sequence[str], settings: Settings, address: str = "") -> tupl
         responses=forms.ERRORS,
     )
     add_handlers(app)
-    _add_open(app, service, state)
+
+    def starting() -> str | None:
+        return None if state.ready else "starting"
+
+    def measure() -> None:
+        for model in service.models.values():
+            meters.waiting.labels(model.id).set(model.waiting)
+
+    add_open(app, state, meters, starting, measure)
     add_routes(app, service)
     guard = Guard(app, settings, state, meters)
     return guard, state
@@ -70,9 +78,16 @@ def _load(service: Service, runs: Sequence[str], state: State, address: str) -> 
         state.failure = error
 
 
-def _add_open(app: FastAPI, service: Service, state: State) -> None:
-    """The page, and what operators ask."""
-    page, policy = page_of(PAGE)
+def add_open(
+    app: FastAPI,
+    state: State,
+    meters: Meters,
+    starting: Callable[[], str | None],
+    measure: Callable[[], None] = lambda: None,
+) -> None:
+    """The page, and what operators ask. `starting` says what is waited for before requests are taken,
+    `measure` sets the meters that are read when they are asked for."""
+    page, policy = _page()
 
     @app.get("/", response_class=HTMLResponse, responses={200: {"content": {"text/html": {}}}})
     async def index() -> Response:
@@ -87,21 +102,20 @@ def _add_open(app: FastAPI, service: Service, state: State) -> None:
     @app.get("/ready")
     async def ready() -> forms.Health:
         """Whether requests are taken."""
-        if state.ending or not state.ready:
-            raise Refused(503, "ending" if state.ending else "starting")
+        if why := "ending" if state.ending else starting():
+            raise Refused(503, why)
         return forms.Health(status="ready")
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         """Counts and times, for Prometheus."""
-        for model in service.models.values():
-            service.meters.waiting.labels(model.id).set(model.waiting)
-        return Response(service.meters.text(), media_type=KIND)
+        measure()
+        return Response(meters.text(), media_type=KIND)
 
 
-def page_of(path: Path) -> tuple[str, str]:
-    """A page, and what a browser may load for it: its own inline parts, and this server's answers."""
-    text = path.read_text(encoding="utf-8")
+def _page() -> tuple[str, str]:
+    """The page, and what a browser may load for it: its own inline parts, and this server's answers."""
+    text = PAGE.read_text(encoding="utf-8")
     own: dict[str, list[str]] = {"script": [], "style": []}
     for kind, content in INLINE.findall(text):
         digest = b64encode(hashlib.sha256(content.encode()).digest()).decode()
