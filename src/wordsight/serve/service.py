@@ -241,18 +241,21 @@ class Service:
     async def _pixels(self, backbone: Backbone, image: Sent) -> Tensor | Exception:
         """An image as the tower reads it, or why it cannot be read."""
         try:
-            if await self.run(self._is_large, image):
+            found = await self.run(self._decoded, backbone, image, LARGE)
+            if found is None:
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self.large, self._decoded, backbone, image)
-            return await self.run(self._decoded, backbone, image)
+                found = await loop.run_in_executor(self.large, self._decoded, backbone, image, None)
+                assert found is not None  # where no size is left for later
+            return found
         except Unreadable as error:
             return error
 
-    def _is_large(self, image: Sent) -> bool:
-        return LARGE < pixels_in(image.load()) <= self.limits.max_pixels
-
-    def _decoded(self, backbone: Backbone, image: Sent) -> Tensor:
-        return pixels_of(backbone, image.load(), self.limits.max_pixels)
+    def _decoded(self, backbone: Backbone, image: Sent, most: int | None) -> Tensor | None:
+        """An image as the tower reads it; None for one of more pixels than `most`, which waits."""
+        content = image.load()
+        if most is not None and most < pixels_in(content) <= self.limits.max_pixels:
+            return None
+        return pixels_of(backbone, content, self.limits.max_pixels)
 
     def _counted(self, results: list[Any]) -> list[Any]:
         bad = sum(isinstance(one, Exception) for one in results)
