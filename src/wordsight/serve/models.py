@@ -223,17 +223,10 @@ class Model:
         fitted = parts.fitted
         if fitted is None:
             assert parts.backbone is not None  # of what classifies by a request's classes
-            check_two(names)
             fitted = Fitted.by_names(parts.backbone, names, parts.template)
         elif told or names != fitted.texts.names:
             fitted = fitted.with_classes(names, told)
         return ByVectors(fitted, parts.doubts.over(self.class_names, names))
-
-
-def check_two(names: Sequence[str]) -> None:
-    """Errors: WordsightError for fewer than two classes, or one twice."""
-    if len(set(names)) < max(2, len(names)):
-        raise WordsightError("give at least 2 class names to choose among, each once")
 
 
 def _passing(name: str) -> Picture:
