@@ -20,7 +20,7 @@ WRONG = {
     "fit --data photos": "fit takes settings as key=value, without dashes: data=photos",
     "predict gone one.jpg": "'gone' does not exist",
     "predict half one.jpg": "is not finished",
-    "predict run gone.jpg": "image 'gone.jpg' does not exist",
+    "predict run gone.jpg": "'gone.jpg' does not exist (did you mean 'one.jpg'?)",
     "predict run one.jpg --unsure 2": "unsure=2.0 is no probability",
     "predict run one.jpg --unsure 0.5 --error 0.1": "give one of them",
     "predict run one.jpg --classes @gone.txt": "list of classes 'gone.txt' does not exist",

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wordsight.files import WordsightError
+from wordsight.reader import nearest_path
 
 GRAPH = "model.onnx"  # what a folder of `export --onnx` holds
 FINISHED = "finished.json"  # what a run folder holds once all of it is there
@@ -24,8 +25,9 @@ WAYS_ON = {  # where a model is not found
 def check_place(name: str, what: str) -> None:
     """Refuse what can only be the path of a model, and is not there. `what` is a key of `WAYS_ON`."""
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if is_path and not Path(name).expanduser().exists():
-        raise WordsightError(f"{what} folder {name!r} does not exist; {WAYS_ON[what]}")
+    path = Path(name).expanduser()
+    if is_path and not path.exists():
+        raise WordsightError(f"{what} folder {name!r} does not exist{nearest_path(path)}; {WAYS_ON[what]}")
 
 
 def check_finished(folder: Path) -> None:

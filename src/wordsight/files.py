@@ -363,9 +363,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def csv_line(row: Sequence[Any]) -> bytes:
-    """A line of `csv_text`, for a file that is written piece by piece; bytes of a name that are not UTF-8 are
-    written out.
-    """
+    """A line of `csv_text`, for a file written in pieces; bytes of a name that are no UTF-8 are spelt out."""
     return csv_text(row, []).encode("utf-8", "backslashreplace")
 
 
@@ -386,14 +384,15 @@ def _formula(cell: str) -> bool:
     return not cell.startswith("-")
 
 
+def as_it_was(cell: str) -> str:
+    """A text without the quote mark that `csv_text`, or a spreadsheet's user, put before a formula."""
+    return cell[1:] if cell[:1] == "'" and _formula(cell[1:]) else cell
+
+
 def csv_rows(text: str) -> list[dict[str, str]]:
     """What `csv_text` wrote, as it was. Errors: WordsightError where it is no CSV."""
-
-    def back(cell: str) -> str:
-        return cell[1:] if cell[:1] == "'" and _formula(cell[1:]) else cell
-
     try:
-        found = [list(map(back, row)) for row in csv.reader(io.StringIO(text, newline="")) if row]
+        found = [list(map(as_it_was, row)) for row in csv.reader(io.StringIO(text, newline="")) if row]
     except csv.Error as error:
         raise WordsightError(f"a table cannot be read as CSV: {error}") from error
     header, *rows = found or [[]]

@@ -16,7 +16,7 @@ from wordsight.early import check_described, check_finished, check_marks, check_
 from wordsight.extras import is_there, missing
 from wordsight.help import SETTINGS, settings_of
 from wordsight.names import class_list
-from wordsight.reader import nearest, read
+from wordsight.reader import nearest, nearest_path, read
 
 OTHER_WORDS = {  # verbs of other programs
     "train": "fit",
@@ -185,9 +185,9 @@ def check_run(verb: str, word: str) -> None:
     if "=" in word and not path.exists():
         raise WordsightError(f"{word!r} is no run; the run comes first: `wordsight {verb} RUN {word}`")
     if not path.exists():
-        near = nearest(path.name, [other.name for other in path.parent.glob("*/")])
         raise WordsightError(
-            f"{word!r} does not exist{near}; give a run folder that `wordsight fit` made, or hf:org/name"
+            f"{word!r} does not exist{nearest_path(path)}; give a run folder that `wordsight fit` made, or "
+            f"hf:org/name"
         )
     if path.is_file():
         inside = f"; its run is {path.parent}" if is_run(path.parent) else ""
@@ -230,7 +230,8 @@ def check_fit(words: Sequence[str]) -> None:
     for key in ("sentences", "aliases"):
         value = getattr(asked, key)
         if value is not None and Path(value).suffix == ".json" and not Path(value).expanduser().exists():
-            raise WordsightError(f"{key}={value!r} does not exist; give a JSON file")
+            near = nearest_path(Path(value).expanduser())
+            raise WordsightError(f"{key}={value!r} does not exist{near}; give a JSON file")
     if "@" not in asked.backbone:
         check_place(asked.backbone, "backbone")
 
@@ -267,8 +268,8 @@ def check_images(words: Sequence[str]) -> None:
     gone = [word for word in words if not Path(word).expanduser().exists()]
     if gone and len(gone) == len(words):
         raise WordsightError(
-            f"none of {len(gone)} images could be read; the first: {gone[0]}: cannot be read: image "
-            f"{gone[0]!r} does not exist"
+            f"none of {len(gone)} images could be read; the first: {gone[0]!r} does not exist"
+            f"{nearest_path(Path(gone[0]).expanduser())}; give image files, or folders of them"
         )
 
 

@@ -25,6 +25,12 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(repr(folded[word]) for word in close)}?)" if close else ""
 
 
+def nearest_path(path: Path, *others: str) -> str:
+    """As `nearest`, of a path that is not there: among its neighbours that are not hidden, and `others`."""
+    near = path.parent.iterdir() if path.parent.is_dir() else []
+    return nearest(path.name, [*others, *(other.name for other in near if not other.name.startswith("."))])
+
+
 def read(cls: type[Settings], *sources: str | Path | Mapping[str, Any]) -> Settings:
     """Build the settings dataclass `cls` from YAML files, `key=value` words and mappings, later ones winning.
 

@@ -12,6 +12,7 @@ from typing import Any
 from wordsight import hints, terminal
 from wordsight.arguments import BACKBONE, DEVICE, LM, Verb, argument
 from wordsight.config import WordsightError
+from wordsight.reader import nearest_path
 
 EXAMPLE = "wordsight ask RUN img.jpg 'What is the man holding?'"
 
@@ -46,7 +47,8 @@ def _parts(words: Sequence[str]) -> tuple[list[str], str]:
     rest = [word for word in words if word not in images]
     gone = [word for word in rest if hints.is_picture(word) and " " not in word]
     if gone:
-        raise WordsightError(f"the image {gone[0]!r} does not exist; give the path of an image")
+        near = nearest_path(Path(gone[0]).expanduser())
+        raise WordsightError(f"the image {gone[0]!r} does not exist{near}; give the path of an image")
     if not rest:
         raise WordsightError(f"the question is missing: {EXAMPLE}")
     if not images:

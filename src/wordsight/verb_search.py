@@ -13,7 +13,7 @@ from typing import Any
 from wordsight import help, hints, terminal
 from wordsight.arguments import Verb, argument
 from wordsight.config import WordsightError
-from wordsight.reader import nearest, read
+from wordsight.reader import nearest, nearest_path, read
 
 
 def search(options: argparse.Namespace) -> dict[str, Any]:
@@ -75,10 +75,8 @@ def _check_image(query: str | Path) -> None:
     """Refuse an image that is not there, before a backbone is loaded."""
     path = Path(query).expanduser() if isinstance(query, Path) or hints.is_picture(query) else None
     if path is not None and not path.is_file():
-        raise WordsightError(
-            f"the query image {str(path)!r} {'is a folder' if path.is_dir() else 'does not exist'}; give the "
-            f"path of an image, or a text"
-        )
+        what = "is a folder" if path.is_dir() else f"does not exist{nearest_path(path)}"
+        raise WordsightError(f"the query image {str(path)!r} {what}; give the path of an image, or a text")
 
 
 EXAMPLE = "wordsight search photos/ 'a dog in the snow'"

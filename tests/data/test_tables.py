@@ -15,6 +15,7 @@ from wordsight.data import open_dataset
 from wordsight.data.columns import NO_CAPTION, REPEATED
 from wordsight.data.pairs import open_pairs
 from wordsight.data.tables import MISSING
+from wordsight.files import csv_text
 
 
 @pytest.fixture
@@ -265,3 +266,10 @@ def test_a_damaged_saved_dataset_is_answered_in_words(tmp_path, content):
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "k")
     put(tmp_path / "k/state.json", content)
     fails(tmp_path / "k", "kept with save_to_disk, but cannot be read")
+
+
+def test_a_quote_mark_that_keeps_a_spreadsheet_from_computing_is_no_part_of_a_label(table):
+    labels = ["=x", "+1 more", "@home", "'quoted'", "-a"]
+    text = csv_text(["path", "label"], [(f"{number}.png", label) for number, label in enumerate(labels, 1)])
+    assert "'=x" in text and "'quoted'" in text
+    assert set(open_dataset(str(table(text))).class_names) == set(labels)

@@ -35,7 +35,7 @@ from wordsight.data.tables import has_captions, is_table, read_table
 from wordsight.data.tars import is_shards, read_tars, shards_of, tars_in
 from wordsight.data.trees import templates_of
 from wordsight.files import moves
-from wordsight.reader import nearest
+from wordsight.reader import nearest_path
 
 FORMS = (
     "a folder of class folders (photos/<class>/*.jpg), a dataset in the field's layout (docs/protocol.md), "
@@ -89,8 +89,7 @@ def check_there(spec: str) -> None:
     known = spec == "digits" or spec.startswith("hf:") or is_shards(spec)
     if known or path.exists() or (named and not path.parent.exists()):
         return
-    there = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = nearest(path.name, ["digits", *(name for name in there if not name.startswith("."))])
+    near = nearest_path(path, "digits")
     raise WordsightError(f"data={spec!r} does not exist{near}{catalogue.expected_at(path)}; give {FORMS}")
 
 

@@ -22,7 +22,7 @@ from wordsight.data.columns import Columns, table_of
 from wordsight.data.labels import LABEL_KEYS
 from wordsight.data.rows import OF_SUFFIX, Table, Want, is_file, read_file, shown
 from wordsight.extras import needed
-from wordsight.files import nfc, parse_json, read_bytes
+from wordsight.files import as_it_was, nfc, parse_json, read_bytes
 
 PATH_COLUMNS = ("path", "image", "file", "filename", "image_path")
 PARQUET = (".parquet", ".pq")
@@ -79,7 +79,7 @@ def delimiter_of(suffix: str, header: str) -> str:
 
 
 def _csv_cells(body: Sequence[tuple[int, Sequence[str]]], place: int) -> list[str]:
-    return [row[place].strip() for _, row in body]
+    return [as_it_was(row[place].strip()) for _, row in body]
 
 
 def _named(names: Sequence[str], readers: Sequence[Any], path: Path) -> dict[str, Any]:
