@@ -389,8 +389,9 @@ def test_mistakes_end_in_sentences(backbone, images, labels, fitted):
     for act, message in cases:
         with pytest.raises(ValueError, match=message):
             act()
-    with pytest.raises(NotFittedError):
-        make(backbone).predict(images)
+    for name in ("predict", "predict_set", "unlike", "explain", "decision_function"):
+        with pytest.raises(NotFittedError):
+            getattr(make(backbone), name)(images)
 
 
 def test_an_image_that_cannot_be_read_is_left_out_of_fitting(backbone, images, labels, tmp_path):

@@ -208,13 +208,15 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """For each image the labels that are not ruled out, the likeliest first: the right one is among them
         in a share 1 - `error` of images or more, on the mean. Errors: WordsightError before `calibrate`, or
         where its images are too few."""
+        check_is_fitted(self, "fitted_")
         lowest, chances = self.doubts_.lowest(error), self.predict_proba(X)
         order = [row.argsort()[::-1][: conformal.among(row, lowest).sum()] for row in chances]
         return [self.classes_[places].tolist() for places in order]
 
     def unlike(self, X: Any) -> np.ndarray | None:
         """Whether each image is unlike all training images; None where it learned from none."""
-        return self.doubts_.unlike(self._images(X).numpy())
+        images = self._images(X).numpy()
+        return self.doubts_.unlike(images)
 
     def save(self, folder: str | Path) -> Path:
         """Write a run folder, which `wordsight.load` and every verb of the command line read."""

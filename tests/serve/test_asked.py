@@ -6,12 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from serving import files_of, refused
+from serving import as_image, files_of, refused
+from sklearn.datasets import load_digits
 
 import wordsight
 from wordsight.cli import main
 from wordsight.prediction import predict
+from wordsight.serve.models import REMEMBERED, Model, Over, open_parts
 from wordsight.serve.refused import plain
+from wordsight.serve.settings import Limits
 
 
 def classified(client, files, **data):
@@ -64,6 +67,21 @@ def test_answers_that_are_not_certain_are_marked(client, digits_run, digit_files
     image = files_of(digit_files[:1])
     assert "error= needs images" in refused(client, 400, files=image, data={"error": 0.1})
     assert "give one of them" in refused(client, 400, files=image, data={"error": 0.1, "unsure": 0.5})
+
+
+def test_sets_hold_for_the_words_that_they_were_calibrated_with(served, digit_files, tmp_path):
+    digits, names = load_digits(), [str(digit) for digit in range(10)]
+    clf = wordsight.Classifier("micro", "zero_shot", class_names=names, device="cpu")
+    images = [as_image(one) for one in digits.images[:20]]
+    clf.fit(images, digits.target[:20]).calibrate(images, digits.target[:20])
+    client, image = served(clf.save(tmp_path / "sure")), files_of(digit_files[:1])
+    assert classified(client, digit_files[:1], error=0.1, classes=names[::-1])["results"][0]["set"]
+    for more in (
+        {"add": ["x"]},
+        {"classes": names[:3]},
+        {"sentences": json.dumps({"1": ["a straight line"]})},
+    ):
+        assert "own classes and words" in refused(client, 422, files=image, data={"error": 0.1, **more})
 
 
 def test_sentences_of_a_request_count(client, digits_run, digit_files, tmp_path):
@@ -166,3 +184,17 @@ def test_a_run_that_cannot_be_served_ends_the_command_in_a_sentence(tmp_path, ca
 def test_the_page_shows_what_the_server_says(client):
     answer = client.get("/")
     assert "<title>" in answer.text and "sha256-" in answer.headers["content-security-policy"]
+
+
+def test_eight_sets_of_classes_stay_encoded_however_they_are_asked_about(digits_run):
+    model = Model("digits", open_parts(str(digits_run)), Limits(), lambda size: None)
+    asked = [
+        Over(("one", f"thing {row}"), (), unsure=unsure)
+        for row in range(REMEMBERED + 1)
+        for unsure in (0.4, 0.5)
+    ]
+    found = model.encode(asked)
+    assert [model.known(over) for over in asked] == [None, None, *found[2:]]
+    assert len({id(one.predictor) for one in found}) == REMEMBERED + 1
+    assert model.encode(asked[-1:] * 2) == found[-1:] * 2, "one, so that their images are scored together"
+    model.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -63,6 +63,11 @@ class Over(NamedTuple):
     unsure: float | None = None
     error: float | None = None
 
+    @property
+    def words(self) -> tuple[tuple[str, ...], Sentences]:
+        """What is encoded."""
+        return self.names, self.sentences
+
 
 class Recent(OrderedDict[Any, Any]):
     """The `most` values that were asked for last, each made once."""
@@ -84,6 +89,13 @@ class Recent(OrderedDict[Any, Any]):
             while len(self) > self.most:
                 self.popitem(last=False)
         return value
+
+
+class Encoded(NamedTuple):
+    """A set of classes whose words are encoded, and how they were asked about."""
+
+    predictor: ByVectors | ByAsking
+    asked: Recent  # Predictions by Over
 
 
 class Look(NamedTuple):
@@ -118,7 +130,7 @@ class Model:
         self.words = Worker(f"{name} words", most=limits.max_batch, room=limits.max_queue, **room)
         self.writer = Worker(f"{name} LM", most=16, room=max(1, limits.max_queue // 4), **room)
         self.written = None if parts.generator is None else Writer(parts.generator)
-        self._predictors, self._known = Recent(REMEMBERED), Recent(8 * REMEMBERED)
+        self._encoded = Recent(REMEMBERED)  # by names and sentences
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -161,7 +173,8 @@ class Model:
 
     def known(self, over: Over) -> Predictions | None:
         """What answers over these classes, where they are encoded."""
-        return self._known.find(over)
+        encoded = self._encoded.find(over.words)
+        return None if encoded is None else encoded.asked.find(over)
 
     def encode(self, wanted: list[Over]) -> list[Predictions | Exception]:
         """The same, encoded now where they are not."""
@@ -211,10 +224,13 @@ class Model:
         return answer
 
     def _encode(self, over: Over) -> Predictions:
-        words = (over.names, over.sentences)
-        predictor = self._predictors.find(words) or self._predictors.keep(words, self._predictor(over))
+        encoded = self._encoded.find(over.words)
+        if encoded is None:
+            encoded = self._encoded.keep(over.words, Encoded(self._predictor(over), Recent(REMEMBERED)))
+        if (known := encoded.asked.find(over)) is not None:
+            return known
         wanted = {"explain": over.explain, "unsure": over.unsure, "error": over.error}
-        return self._known.keep(over, Predictions(predictor, [], **wanted))
+        return encoded.asked.keep(over, Predictions(encoded.predictor, [], **wanted))
 
     def _predictor(self, over: Over) -> ByVectors | ByAsking:
         parts, names, told = self.parts, over.names, dict(over.sentences)
@@ -226,7 +242,8 @@ class Model:
             fitted = Fitted.by_names(parts.backbone, names, parts.template)
         elif told or names != fitted.texts.names:
             fitted = fitted.with_classes(names, told)
-        return ByVectors(fitted, parts.doubts.over(self.class_names, names))
+        doubts = parts.doubts.over(self.class_names, names)
+        return ByVectors(fitted, replace(doubts, chances=None) if told else doubts)
 
 
 def _passing(name: str) -> Picture:

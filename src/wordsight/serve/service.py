@@ -303,4 +303,6 @@ def checked_over(model: Model, over: Over) -> Over:
     if model.parts.asked is not None and (over.explain or over.sentences):
         field = "explain" if over.explain else "sentences"
         raise Refused(422, f"{field}: this model is asked by class names alone, and no sentence explains it")
+    if over.error is not None and (set(over.names) != set(model.class_names) or over.sentences):
+        raise Refused(422, "error: holds among the model's own classes and words alone; give unsure instead")
     return over
