@@ -47,6 +47,16 @@ def test_a_file_that_is_not_written_to_its_end_leaves_nothing(tmp_path):
         pass
 
 
+def test_two_who_write_one_file_at_once_write_it_whole_one_after_the_other(tmp_path):
+    file = tmp_path / "out.txt"
+    with writing(file) as first:
+        first.write(b"first")
+        with writing(file) as second:
+            second.write(b"the second")
+        assert file.read_text() == "the second"
+    assert file.read_text() == "first" and list(tmp_path.iterdir()) == [file]
+
+
 def test_a_negative_number_is_no_formula_and_what_is_no_csv_is_said():
     (line,) = csv_text(["a", "b", "c"], [["-0.0", "-x", -0.5]]).splitlines()[1:]
     assert line == "-0.0,'-x,-0.5" and csv_rows(f"a,b,c\n{line}")[0] == {"a": "-0.0", "b": "-x", "c": "-0.5"}

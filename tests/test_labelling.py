@@ -15,7 +15,7 @@ from wordsight.backbones import load_backbone
 from wordsight.cli import main
 from wordsight.config import WordsightError
 from wordsight.data import open_dataset
-from wordsight.labelling import open_session, settings_of, words_of
+from wordsight.labelling import kept, open_session, settings_of, words_of
 from wordsight.labelling.app import make_app
 from wordsight.labelling.kept import Kept
 from wordsight.serve.settings import Settings
@@ -223,6 +223,50 @@ def test_what_two_say_differently_is_kept_beside_it(tmp_path):
     assert [tuple(one) for one in kept.conflicts] == [("a.png", "dog", "cow")]
     assert rows_of(tmp_path / "labels.others.csv") == [{"path": "a.png", "label": "cow"}]
     assert {row["path"]: row["label"] for row in rows_of(path)} == kept.labels
+
+
+def test_two_servers_of_one_csv_lose_no_label(tmp_path):
+    file = tmp_path / "labels.csv"
+
+    def work(name):
+        kept = Kept(file)
+        for row in range(20):
+            kept.set(f"{name}{row}.jpg", name)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(rows_of(file)) == 60
+
+
+def test_what_another_program_writes_right_after_is_not_missed(tmp_path, monkeypatch):
+    file, write = tmp_path / "labels.csv", kept.write_file
+    ours = Kept(file)
+
+    def and_another(path, text):
+        write(path, text + "b.jpg,dog\r\n" if len(text) < 40 else text)
+
+    monkeypatch.setattr(kept, "write_file", and_another)
+    ours.set("a.jpg", "cat")
+    ours.set("c.jpg", "cat")
+    ours.set("a.jpg", "dog")
+    assert [tuple(row.values()) for row in rows_of(file)] == [
+        ("b.jpg", "dog"),
+        ("c.jpg", "cat"),
+        ("a.jpg", "dog"),
+    ]
+
+
+def test_a_name_that_a_spreadsheet_would_compute_comes_back(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "=1+1.png")
+    Kept(tmp_path / "labels.csv").set("=1+1.png", "-x")
+    Kept(tmp_path / "labels.csv").set("plain.png", "y")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "plain.png")
+    assert (tmp_path / "labels.csv").read_text().splitlines()[1] == "'=1+1.png,'-x"
+    assert Kept(tmp_path / "labels.csv").labels == {"=1+1.png": "-x", "plain.png": "y"}
+    assert open_dataset(str(tmp_path / "labels.csv")).class_names == ("-x", "y")
 
 
 def test_columns_and_rows_of_others_stay(tmp_path):

@@ -16,6 +16,7 @@ import re
 import shutil
 import stat
 import unicodedata
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
     ends the block, nothing is left of it. Errors: as `write_file`.
     """
     path = Path(path)
-    part = path.with_name(path.name + PART)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PART}")  # two may write one file at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
@@ -355,8 +356,7 @@ def _is_mark(sign: str) -> bool:
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """CSV in which no text is a formula to a spreadsheet: one that begins like one stands behind a quote
-    mark. A number is none, whatever its sign.
-    """
+    mark. A number is none, whatever its sign."""
     out = io.StringIO()
     csv.writer(out).writerows([map(_disarmed, row) for row in [header, *rows]])
     return out.getvalue()

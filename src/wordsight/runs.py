@@ -128,7 +128,7 @@ class Run:
             there = cls(folder, _moved(there.settings, located(settings)), facts)
             there.write_config()
             return there
-        if folder.is_dir() and {path.name.removesuffix(PART) for path in folder.iterdir()} - STARTED:
+        if folder.is_dir() and {path.name for path in folder.iterdir() if path.suffix != PART} - STARTED:
             raise WordsightError(
                 f"{folder} is not empty and is no run folder (it has no config.yaml); give another out=..."
             )

@@ -67,11 +67,8 @@ def test_corrections_are_data_that_fit_reads(desk, client, digit_files):
     assert again.json()["kept"] == 4, "an image is kept once, with its last label"
     data = open_dataset(str(desk.folder / "kept" / "new.csv"))
     assert len(data.train) == 4
-    assert {data.class_names[row] for row in data.train.labels} == {
-        "one",
-        "two, or so",
-        "'=three",
-    }  # no formula
+    assert {data.class_names[row] for row in data.train.labels} == {"one", "two, or so", "=three"}
+    assert ",'=three," in (desk.folder / "kept" / "new.csv").read_text(), "no formula of a spreadsheet"
     assert sorted(one.load() for one in data.train.pictures) == sorted(
         one.read_bytes() for one in digit_files[:4]
     )

@@ -7,13 +7,14 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from wordsight.config import WordsightError
 from wordsight.data.images import hash_of
-from wordsight.files import nfc, read_text, write_file
+from wordsight.files import as_it_was, csv_text, nfc, read_text, write_file
+from wordsight.serve.corrections import alone
 
 HEADER = ("path", "label")
 OTHERS = ".others.csv"  # ends the name of the file of labels that stood against ours, or could not be read
@@ -37,29 +38,43 @@ class Kept:
         self.notes: list[str] = []
         self._header: tuple[str, ...] = HEADER
         self._more: dict[str, dict[str, str]] = {}  # other cells of each row
-        self._stamp: tuple[int, int] | None = None  # of the file as we know it
+        self._stamp: tuple[int, ...] | None = None  # of the file as we know it
         self._digest: bytes | None = None
         self._known: dict[str, str] = {}  # what stood there when we last looked
         self.refresh()
 
     def set(self, path: str, label: str | None) -> str | None:
-        """Keep a label, or take it back; gives what it was before. Errors: WordsightError where the file
-        cannot be written; then nothing has changed."""
-        self.refresh()
-        before, labels = self.labels.get(path), dict(self.labels)
-        if label is None:
-            labels.pop(path, None)
-        else:
-            labels[path] = label
-        self._write(labels)
+        """Keep a label, as the last one, or take it back; gives what it was before. Errors: WordsightError
+        where the file cannot be written; then nothing has changed."""
+        with self._alone():
+            self._take_over()
+            labels = dict(self.labels)
+            before = labels.pop(path, None)
+            if label is not None:
+                labels[path] = label
+            self._write(labels)
         return before
 
     def refresh(self) -> bool:
         """Take over what another process wrote, and say whether it did. Errors: WordsightError where the file
         cannot be read: it stays as it is, and nothing is written over it."""
         stamp = _stamp(self.path)
-        if stamp == self._stamp and stamp is not None:
+        if stamp == self._stamp and (stamp is not None or not self.labels):
             return False
+        with self._alone():
+            return self._take_over()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WordsightError(f"{self.path} cannot be written: {error.strerror or error}") from error
+        with alone(self.path.parent):
+            yield
+
+    def _take_over(self) -> bool:
+        stamp = _stamp(self.path)
         if stamp is None:
             return self._gone()
         text = read_text(self.path, "file of labels")
@@ -92,7 +107,7 @@ class Kept:
         """Of what stood there, what we have and what stands there now: whoever changed a label is right;
         where both did, we are, and theirs is kept beside it."""
         merged = dict(theirs)
-        for path in {*self.labels, *self._known}:
+        for path in dict.fromkeys([*self.labels, *self._known]):
             base, ours, other = self._known.get(path), self.labels.get(path), theirs.get(path)
             if ours in (base, other):
                 continue
@@ -119,30 +134,29 @@ class Kept:
             lines.append(_line([cells.get(name, "") for name in self._header]))
         text = "".join(lines)
         write_file(self.path, text)
-        self._stamp, self._digest = _stamp(self.path), hash_of(text.encode())
+        # looked at once more: another program may have written since
+        self._stamp, self._digest = None, hash_of(text.encode())
         self.labels = dict(labels)
         self._known = dict(labels)
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """When a file was changed, and how large it is; None where there is none."""
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """When a file was changed, how large it is, and which; None where there is none."""
     with contextlib.suppress(OSError):
         found = os.stat(path)
-        return found.st_mtime_ns, found.st_size
+        return found.st_mtime_ns, found.st_size, found.st_ino
     return None
 
 
-def _line(cells) -> str:
-    out = io.StringIO()
-    csv.writer(out).writerow(cells)
-    return out.getvalue()
+def _line(cells: Sequence[str]) -> str:
+    return csv_text(cells, [])
 
 
 def _rows(text: str, path: Path) -> tuple[tuple[str, ...], dict[str, str], dict[str, dict[str, str]]]:
     """The header, labels by path, and the other cells by path. Errors: WordsightError for what is no table of
     path and label, or gives one image two labels."""
     try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+        rows = [list(map(as_it_was, row)) for row in csv.reader(io.StringIO(text, newline="")) if row]
     except csv.Error as error:
         raise WordsightError(f"{str(path)!r} cannot be read as CSV: {error}") from error
     header = tuple(name.strip() for name in rows[0]) if rows else HEADER

@@ -47,7 +47,7 @@ class Corrections:
         Errors: Unreadable for what is no image, Full, WordsightError for a full disk."""
         name = f"{hash_of(image).hex()}{_suffix(image, max_pixels)}"
         path = f"{self.folder.name}/{name}"
-        with self._lock, _alone(self.folder):
+        with self._lock, alone(self.folder):
             rows = self._rows()
             if path not in rows and len(rows) >= self.most:
                 raise Full(f"{len(rows)} corrections are kept, and no more may be")
@@ -66,8 +66,8 @@ class Corrections:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Within it, no other process writes there. Errors: WordsightError where one does for long."""
+def alone(folder: Path) -> Iterator[None]:
+    """Within it, no other process of ours writes there. Errors: WordsightError where one does for long."""
     end = time.monotonic() + WAIT
     while True:
         with held(folder) as ours:
@@ -75,7 +75,7 @@ def _alone(folder: Path) -> Iterator[None]:
                 yield
                 return
         if time.monotonic() > end:
-            raise WordsightError("another process writes the corrections; try again")
+            raise WordsightError(f"another process writes labels into {folder}; try again")
         time.sleep(0.02)
 
 
