@@ -135,6 +135,19 @@ def test_the_card_has_figures_classes_and_licences(made, tmp_path):
     )
 
 
+def test_a_name_of_a_backbone_is_refused_where_the_run_is_one_itself(made, tmp_path):
+    _, run = made("two_tower")
+    for act in (
+        lambda: wordsight.predict(run, ["a.png"], classes="a,b", backbone="elsewhere"),
+        lambda: wordsight.load(run, class_names=["a", "b"], backbone="elsewhere"),
+        lambda: wordsight.evaluate(run, data="digits", backbone="elsewhere"),
+        lambda: export(run, tmp_path / "out", backbone="elsewhere"),
+    ):
+        with pytest.raises(WordsightError, match=r"is itself a backbone.* backbone='elsewhere' is for"):
+            act()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_card_of_many_classes_does_not_list_them_all(made, tmp_path, monkeypatch):
     monkeypatch.setattr(model_card, "LISTED", 2)
     card = (export(made("clip")[1], tmp_path / "out", name="hf:me/x") / "README.md").read_text()

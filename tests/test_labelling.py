@@ -15,6 +15,7 @@ from wordsight.backbones import load_backbone
 from wordsight.cli import main
 from wordsight.config import WordsightError
 from wordsight.data import open_dataset
+from wordsight.data.images import Unreadable
 from wordsight.labelling import kept, open_session, settings_of, words_of
 from wordsight.labelling.app import make_app
 from wordsight.labelling.kept import Kept
@@ -172,6 +173,19 @@ def test_mistakes_are_told_in_one_form(opened, path, body, code, said):
 
 
 # -- a folder is opened --
+
+
+def test_an_image_beyond_max_pixels_is_told_and_not_shown(folder):
+    Image.new("RGB", (60, 60)).save(folder / "large.png")
+    session = open_session(folder, NAMES)
+    settings = settings_of(folder, "backbone=micro", "max_pixels=1000")
+    backbone = load_backbone("micro")
+    session.open(backbone, settings, words_of(settings, session, backbone))
+    session.close()
+    ((one, why),) = session.unreadable.items()
+    assert session.pictures[one].name == "large.png" and "max_pixels=1000" in why
+    with pytest.raises(Unreadable, match="max_pixels=1000"):
+        session.copy(one, 64)
 
 
 def test_labels_are_gone_on_from(folder):

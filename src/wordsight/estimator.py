@@ -342,8 +342,7 @@ def load(
             f"`wordsight.predict({str(folder)!r}, images)` asks it, as `wordsight predict` does"
         )
     if is_embedder(run):
-        given = backbone if isinstance(backbone, Backbone) else None
-        fitted = open_by_names(run, names_in(class_names, "class_names"), given)
+        fitted = open_by_names(run, names_in(class_names, "class_names"), backbone)
         classifier = Classifier(str(run.folder), "zero_shot", template=run.settings.template)
         _adopt(classifier, fitted, classifier._run_settings())
         return classifier

@@ -67,8 +67,7 @@ def export(
         )
     with new_folder(out) as folder:
         if is_embedder(there):
-            given = backbone if isinstance(backbone, Backbone) else None
-            tower, place = _whole_embedder(there, given, folder), "./image"
+            tower, place = _whole_embedder(there, backbone, folder), "./image"
         elif there.settings.backbone == NO_BACKBONE:
             tower, place = None, NO_BACKBONE
         else:
@@ -93,7 +92,7 @@ def export(
     return Path(out).expanduser()
 
 
-def _whole_embedder(there: Run, given: Backbone | None, folder: Path) -> Backbone:
+def _whole_embedder(there: Run, given: Backbone | str | None, folder: Path) -> Backbone:
     """What a run of pairs became, written into the folder with all that it needs."""
     from wordsight.backbones.llm import LLM  # needs the extra lm, as what is below does
     from wordsight.backbones.prompted import Prompted

@@ -63,8 +63,7 @@ class Decisive(NamedTuple):
 @dataclass
 class Fitted:
     """A fitted method over the classes of `texts`. `backbone` is None where only feature matrices were
-    seen.
-    """
+    seen."""
 
     method: Classifier
     backbone: Backbone | None
@@ -81,8 +80,7 @@ class Fitted:
     @classmethod
     def open(cls, run: Run, backbone: Backbone | str | None = None) -> Fitted:
         """The classifier in a run folder. Errors: WordsightError where the backbone is not the one it was
-        fitted on.
-        """
+        fitted on."""
         facts, sentences = run.facts, run.sentences
         if run.settings.backbone == NO_BACKBONE:
             vectors = run.extra("name_vectors")
@@ -239,13 +237,11 @@ def open_backbone(
     """The backbone a run was fitted on, or the given one, or one by name where it has moved; on the run's
     device where no other is named. Of its `sides`, which the run uses, each must be as it was.
 
-    Errors: WordsightError where it gives other vectors than it did then.
-    """
+    Errors: WordsightError where it gives other vectors than it did then."""
     if not run.facts.image_fingerprint:
         raise WordsightError(
             f"{run.folder} was fitted on feature matrices without a backbone; `wordsight.load` in Python "
-            f"predicts "
-            "from such matrices"
+            f"predicts from such matrices"
         )
     name = backbone if isinstance(backbone, str) else run.settings.backbone
     if not isinstance(backbone, Backbone):
@@ -261,13 +257,18 @@ def open_backbone(
     return backbone
 
 
-def open_embedder(run: Run, backbone: Backbone | None = None, *, device: str | None = None) -> Backbone:
+def open_embedder(run: Run, backbone: Backbone | str | None = None, *, device: str | None = None) -> Backbone:
     """The backbone that a two_tower run became; on the run's device where no other is named."""
+    if isinstance(backbone, str):
+        raise WordsightError(
+            f"{run.folder} is itself a backbone, whose parts it names; backbone={backbone!r} is for runs "
+            f"over classes"
+        )
     device = device or device_or_cpu(run.settings.device)
     return backbone or load_backbone(run.folder, device=device, dtype=run.settings.dtype)
 
 
-def open_by_names(run: Run, names: Sequence[str], backbone: Backbone | None = None) -> Fitted:
+def open_by_names(run: Run, names: Sequence[str], backbone: Backbone | str | None = None) -> Fitted:
     """Zero-shot by a two_tower run, which has no classes of its own, over these."""
     if len(set(names)) < max(2, len(names)):
         raise WordsightError(

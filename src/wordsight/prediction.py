@@ -154,7 +154,7 @@ def predict(
             )
         asked = Asked.open(opened, backbone).with_classes(names)
         return Predictions(ByAsking(asked), given, **wanted)
-    fitted = open_by_names(opened, names) if is_embedder(opened) else Fitted.open(opened, backbone)
+    fitted = open_by_names(opened, names, backbone) if is_embedder(opened) else Fitted.open(opened, backbone)
     if changed:
         fitted = fitted.with_classes(names, fitted.sentences_of_new(names, sentences))
     elif explain and settings.sentences in TEMPLATE_SETS:

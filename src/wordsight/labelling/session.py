@@ -59,6 +59,7 @@ class Session:
         self.notes: list[str] = []
         self.revision = 0  # grows with every change
         self.method = ""  # that is fitted, once the images are encoded
+        self.max_pixels = MAX_PIXELS  # of an image that is read
         self._learner: Learner | None = None
         self._lock = threading.RLock()
         self._wanted = threading.Condition(self._lock)
@@ -121,7 +122,7 @@ class Session:
 
     def copy(self, one: str, size: int) -> bytes:
         """An image as JPEG, no side longer than `size`. Errors: Unreadable."""
-        image = read_image(self._picture(one).read()[0], MAX_PIXELS)
+        image = read_image(self._picture(one).read()[0], self.max_pixels)
         image.thumbnail((size, size), Image.Resampling.BICUBIC)
         out = io.BytesIO()
         image.save(out, "JPEG", quality=QUALITY)
@@ -192,8 +193,9 @@ class Session:
     ) -> None:
         """Encode the images, which takes a while where they are many, and begin to fit."""
         known = list(self.pictures.items())
-        features = image_features(backbone, [picture for _, picture in known], flip=settings.flip)
-        others = image_features(backbone, more, flip=settings.flip).vectors[:, 0] if more else None
+        pictures, most = [picture for _, picture in known], settings.max_pixels
+        features = image_features(backbone, pictures, max_pixels=most)
+        others = image_features(backbone, more, max_pixels=most).vectors[:, 0] if more else None
         names = [one for one, _ in known]
         ids = {self.pictures[one].name: one for one in names}
         learner = Learner(settings, backbone, self.names, sentences, features.vectors[:, 0], others)
@@ -201,6 +203,7 @@ class Session:
             self.rows = {names[place]: row for row, place in enumerate(features.kept)}
             self.unreadable = {ids[name]: reason for name, reason in features.skipped}
             self._learner, self.method = learner, settings.method
+            self.max_pixels = most or MAX_PIXELS
             for name in self.names[len(learner.names) :]:  # added meanwhile
                 self._learner = self._learner.with_class(name)
             self._changed()

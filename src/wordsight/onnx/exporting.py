@@ -148,7 +148,7 @@ def fitted_of(run: Run, classes: str | Sequence[str] | None, backbone: str | Non
         )
     names = class_list(classes, own) if classes else list(own)
     if is_embedder(run):
-        fitted = open_by_names(run, names, None)
+        fitted = open_by_names(run, names, backbone)
     else:
         fitted = Fitted.open(run, open_backbone(run, backbone, device="cpu"))
     fitted = fitted if tuple(names) == fitted.texts.names else fitted.with_classes(names)

@@ -226,8 +226,8 @@ def check(asked: Asked, limits: Limits) -> None:
             raise Refused(422, f"{name}: is not known here; leave it out")
     parts = [part for one in asked.messages if isinstance(one.content, list) for part in one.content]
     images = sum(part.image_url is not None for part in parts)
-    if images > limits.max_images or len(asked.messages) > limits.max_classes:
-        raise Refused(413, f"messages: {len(asked.messages)} with {images} images are too many")
+    if images > limits.max_images:
+        raise Refused(413, f"messages: {images} images are more than {limits.max_images}")
 
 
 def _how(asked: Asked, limits: Limits, context: int | None) -> Writing:

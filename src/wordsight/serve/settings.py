@@ -21,7 +21,7 @@ class Limits:
     max_image_mb: int = 20  # an image's file
     max_pixels: int = 50_000_000  # an image, width times height
     max_images: int = 32  # images of a request
-    max_classes: int = 1000  # class names of a request
+    max_classes: int = 1000  # class names of a request, or texts to embed
     max_sentences: int = 2000  # sentences of a request, of all classes
     max_name: int = 200  # signs of a class name, or of a file's name
     max_text: int = 4000  # signs of a question, a query, a sentence

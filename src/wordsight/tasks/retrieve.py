@@ -45,11 +45,6 @@ def evaluate(
 
     Without `data`, on what the run's own sources mark as test, if anything.
     """
-    if isinstance(backbone, str):
-        raise WordsightError(
-            f"{run.folder} is itself a backbone, whose parts it names; backbone={backbone!r} is for runs "
-            f"over classes"
-        )
     backbone, seen = open_embedder(run, backbone), run.seen()
     results: list[dict[str, Any]] = []
     for source in sources_of(data or run.settings.data):
