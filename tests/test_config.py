@@ -3,12 +3,13 @@
 import errno
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from wordsight.config import METHODS, RunSettings, TrainSettings, WordsightError, resolve
-from wordsight.files import write_file
+from wordsight.files import cache_folder, write_file
 from wordsight.reader import nearest, read, to_dict
 
 
@@ -29,6 +30,7 @@ def test_words_are_read_as_yaml_1_2_would():
         3, 2.0, True, "large", several=(1, 2)
     )
     assert read(Sample, "on=False").on is False
+    assert read(Sample, "count=010").count == 10
     assert (
         read(Sample, "maybe=null").maybe is None
         and read(Sample, "maybe=None").maybe is None
@@ -53,6 +55,7 @@ def test_words_are_read_as_yaml_1_2_would():
         ("on=yes", "on='yes' is not true or false"),
         ("on=1", "not true or false"),
         ("kind=larg", "did you mean 'large'.*the choices are small, large"),
+        ("text=a\0b", "holds a zero byte"),
         ("maybe=some", "not a whole number"),
         ("several=1,x", "not a whole number"),
         ("ratio=1", "unknown setting 'ratio'.*did you mean 'rate'"),
@@ -129,6 +132,7 @@ def test_data_is_demanded():
         (b"just text", "holds no settings"),
         (b"a: !!python/object/apply:os.getcwd []", "not readable as YAML"),
         (b"a: 1\nb: &x 1\nc: *x", "line 2 has an anchor, which is not read here"),
+        (b"a: 1\nb: c: d\n", "mapping values are not allowed in this context at line 2"),
         (b"b: *x", "line 1 has an anchor, which is not read here"),
         (b"[" * 200_000, "is nested too deeply to be settings"),  # at which libyaml alone ends the process
     ],
@@ -138,6 +142,29 @@ def test_a_yaml_that_cannot_be_read_is_named(tmp_path, content, message):
     with pytest.raises(WordsightError, match=message) as error:
         read(Sample, tmp_path / "broken.yaml")
     assert "broken.yaml" in str(error.value)
+
+
+def test_a_yaml_is_read_as_words_are(tmp_path):
+    """YAML 1.1 makes 12:30 a 750 and 010 an 8."""
+    (tmp_path / "s.yaml").write_text("count: 010\nmaybe: 0x1F\nrate: 1_0.5\ntext: 12:30\n")
+    assert read(Sample, tmp_path / "s.yaml") == Sample(10, 10.5, maybe=31, text="12:30")
+
+
+def test_training_settings_of_another_shape_are_answered_in_words():
+    with pytest.raises(WordsightError, match=r"train=\[1\] is not a table of settings"):
+        read(RunSettings, "data=digits", {"train": [1]})
+
+
+def test_a_home_that_is_not_there_is_answered_in_words(monkeypatch):
+    """As of a container's user without a name."""
+
+    def lost(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("WORDSIGHT_CACHE", raising=False)
+    monkeypatch.setattr(Path, "expanduser", lost)
+    with pytest.raises(WordsightError, match="name a folder in WORDSIGHT_CACHE"):
+        cache_folder()
 
 
 def test_a_yaml_that_is_not_there_is_named(tmp_path):

@@ -67,6 +67,11 @@ def place(tmp_path, monkeypatch):
         ("search photos --image tabel.csv", "'tabel.csv' does not exist (did you mean 'table.csv'?)"),
         ("fit data=photos/ backbone=./photo", "'./photo' does not exist (did you mean 'photos'?)"),
         ("predict photos/ a.png", "`wordsight predict RUN photos/` takes that and these images"),
+        ("predict runs/one a.png ", "one of the images has no name"),  # as an unset variable in quotes
+        ("fit data=", "data='' names nothing"),
+        ("fit data=photos/ out=~nobody-of-that-name/r", "a home folder that this machine does not know"),
+        (f"fit data={'x' * 300}", "cannot be used: File name too long"),
+        (f"predict runs/one {'x' * 300}", "cannot be used: File name too long"),
         ("predict a.png photos/", "the run comes first: `wordsight predict RUN a.png`"),
         ("report photos/", "'photos/' holds no run, at no depth: `wordsight fit data=photos/` makes one"),
         # mistyped keys of each verb's own settings
@@ -78,7 +83,7 @@ def place(tmp_path, monkeypatch):
 )
 def test_a_mistake_is_answered_with_what_would_be_right(place, capsys, words, says):
     try:
-        code = main(words.split())
+        code = main(words.split(" "))
     except SystemExit as stop:
         code = stop.code
     out, err = capsys.readouterr()

@@ -93,7 +93,7 @@ def fill(options: argparse.Namespace, run: Path, sets: dict[str, Questions], kno
 
 def lm_of(run: Path) -> str:
     """The LM that a run writes with, by what its config.yaml says."""
-    from wordsight.files import load_yaml
+    from wordsight.reader import load_yaml
 
     content = load_yaml(run / "config.yaml")
     return f"{plain_name(content['settings']['settings']['text'])} {content['facts']['lm'][:8]}"

@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked = [word for word in given if word == "--json"]  # argparse takes no option between words
         words = [hints.as_path(word) for word in given if word != "--json"]
         try:
+            hints.check_homes(words)
             if words and words[0] in VERBS:
                 hints.check_options(words[0], words[1:], VERBS[words[0]].options)
                 words[1:] = options_first(words[1:], VERBS[words[0]])
@@ -58,13 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except WordsightError as error:
             log.error("wordsight: %s", error)
             return 2
+        except OSError as error:  # a name that is too long, a folder that is closed, too many open files
+            if isinstance(error, BrokenPipeError):  # our reader has gone, as in `wordsight list | head -1`
+                with contextlib.suppress(OSError):
+                    sys.stdout.close()
+                return 0
+            log.error("wordsight: %s", hints.said_of(error))
+            return 2
         except KeyboardInterrupt as stop:
             log.error("\nwordsight: %s; the same command goes on from here", str(stop) or "stopped")
             return 130
-        except BrokenPipeError:  # the reader of our output has gone, as in `wordsight list | head -1`
-            with contextlib.suppress(OSError):
-                sys.stdout.close()
-            return 0
 
 
 def _answered(verb: Verb, options: argparse.Namespace) -> int:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from wordsight.cluster import Where
-from wordsight.files import WordsightError, load_yaml, plain_name
-from wordsight.reader import Settings, build, coerce, nearest, to_dict
+from wordsight.files import WordsightError, plain_name
+from wordsight.reader import Settings, build, coerce, load_yaml, nearest, to_dict
 from wordsight.train_settings import TrainSettings
 
 __all__ = [
@@ -298,6 +298,8 @@ def _typed(cls: type[Settings], given: Any, prefix: str) -> Settings:
 def _training(kind: Any, settings: RunSettings) -> TrainSettings | None:
     """The method's training settings with what the run changes; None for a method that trains nothing."""
     given = settings.train
+    if not (given is None or isinstance(given, (Mapping, TrainSettings))):
+        raise WordsightError(f"train={given!r} is not a table of settings; give train.lr=... and the like")
     defaults = kind.training(settings.shots, settings.settings)
     if defaults is None and given:
         defaults = getattr(kind, "paper_training", None)  # of its forms that are trained: told in fit

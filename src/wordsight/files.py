@@ -220,45 +220,6 @@ def parse_json(text: str, where: str, *, strict: bool = True) -> Any:
         raise WordsightError(f"{where} is not readable: {error}") from error
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Errors: WordsightError for anything else, keys given twice and anchors
-    included.
-    """
-    import yaml
-
-    # of libyaml where PyYAML was built with it: ten times as fast, and a report reads hundreds of runs
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-    class Strict(loader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            twice = [key for key, count in Counter(keys).items() if count > 1]
-            if twice:
-                raise yaml.YAMLError(f"{', '.join(map(str, twice[:5]))} stands there more than once")
-            return super().construct_mapping(node, deep)
-
-    text = read_text(path, "settings file")
-    try:
-        depth = 0
-        for event in yaml.parse(text, loader):
-            if getattr(event, "anchor", None):
-                line = event.start_mark.line + 1
-                raise yaml.YAMLError(f"line {line} has an anchor, which is not read here")
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > 100:  # which libyaml would follow until the process ends
-                raise RecursionError
-        loaded = yaml.load(text, Strict)
-    except RecursionError as error:
-        raise WordsightError(f"{path} is nested too deeply to be settings") from error
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError, LookupError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise WordsightError(f"{path} is not readable as YAML: {first}") from error
-    if not isinstance(loaded, dict):
-        raise WordsightError(f"{path} holds no settings; expected lines such as `method: aape`")
-    return loaded
-
-
 def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """A hash of names, shapes, dtypes and bytes, and of the metadata beside them."""
     import torch
@@ -316,7 +277,13 @@ def read_tensors(
 
 def cache_folder() -> Path:
     """Where image features and sentences are kept between runs: $WORDSIGHT_CACHE, or ~/.cache/wordsight."""
-    return Path(os.environ.get("WORDSIGHT_CACHE") or "~/.cache/wordsight").expanduser()
+    folder = os.environ.get("WORDSIGHT_CACHE") or "~/.cache/wordsight"
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:  # a container whose user has no name, and no HOME
+        raise WordsightError(
+            f"{folder!r} is kept in a home folder, and this user has none; name a folder in WORDSIGHT_CACHE"
+        ) from error
 
 
 def printable(text: str) -> str:
@@ -340,6 +307,13 @@ def nfc(name: str) -> str:
     one.
     """
     return unicodedata.normalize("NFC", name)
+
+
+def visible(name: str) -> str:
+    """A name without signs that leave nothing to see, such as a zero-width space that was copied along."""
+    if name.isascii():
+        return name
+    return "".join(sign for sign in name if unicodedata.category(sign) != "Cf")
 
 
 def plain_name(path: str) -> str:

@@ -16,7 +16,7 @@ from wordsight.early import check_described, check_finished, check_marks, check_
 from wordsight.extras import is_there, missing
 from wordsight.help import SETTINGS, settings_of
 from wordsight.names import class_list
-from wordsight.reader import nearest, nearest_path, read
+from wordsight.reader import SHOWN, nearest, nearest_path, read
 
 OTHER_WORDS = {  # verbs of other programs
     "train": "fit",
@@ -76,6 +76,27 @@ def verb_meant(word: str, verbs: Collection[str]) -> str:
     if "=" in word or _is_data(Path(word)):
         return f" (the verb comes first: `wordsight fit {word if '=' in word else f'data={word}'}`)"
     return nearest(word, verbs)
+
+
+def said_of(error: OSError) -> str:
+    """What the system says of a file or folder, in a sentence."""
+    name = repr(str(error.filename)) if error.filename is not None else "a file"
+    shown = name if len(name) <= SHOWN else f"{name[:SHOWN]}..."
+    return f"{shown} cannot be used: {error.strerror or error}"
+
+
+def check_homes(words: Iterable[str]) -> None:
+    """Refuse `~` and `~name` where the system knows no such home."""
+    for word in words:
+        path = word.rpartition("=")[2]
+        if not path.startswith("~"):
+            continue
+        try:
+            Path(path).expanduser()
+        except RuntimeError as error:
+            raise WordsightError(
+                f"{word!r} begins at a home folder that this machine does not know; give the whole path"
+            ) from error
 
 
 # -- options that are settings -------------------------------------------------------------------------------
@@ -251,7 +272,7 @@ def check_predict(options: argparse.Namespace) -> None:
 
 def check_data(name: str | None) -> None:
     """Refuse data that is not there."""
-    if name and name != "digits" and not Path(name).expanduser().exists():
+    if name is not None and name != "digits" and (not name or not Path(name).expanduser().exists()):
         from wordsight.data.sources import check_there
 
         check_there(name)
@@ -261,6 +282,8 @@ def check_images(words: Sequence[str]) -> None:
     """Refuse what is no path of an image, and images of which none is there; some that are not are skipped
     and told."""
     for word in words:
+        if not word.strip():
+            raise WordsightError("one of the images has no name (a variable that is not set?); leave it out")
         if re.match(r"(data|images)=.", word) and not Path(word).exists():
             raise WordsightError(
                 f"{word!r} is no image; predict takes paths: `wordsight predict RUN {word.partition('=')[2]}`"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from wordsight.files import WordsightError, load_yaml
+from wordsight.files import WordsightError, read_text
 
 CONFIGS = Path(__file__).parent / "configs"  # the YAML files that travel with the package, known by name
 SHOWN = 80  # signs of a value that a message shows at most
@@ -127,6 +129,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     elif (
         hint is str and isinstance(value, (str, int, float, Path)) and not isinstance(value, bool)
     ):  # YAML reads a bare `yes` as true
+        if "\0" in str(value):  # which no path holds
+            raise WordsightError(f"{where}={_short(value)} holds a zero byte, and no name or path does")
         return str(value)
     raise WordsightError(f"{where}={_short(value)} is not {_spoken(hint)}")
 
@@ -193,6 +197,55 @@ def read_yaml(word: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         _merge(merged, read_yaml(beside if beside.suffix else parent, (*above, path.resolve())))
     _merge(merged, values)
     return merged
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Errors: WordsightError for anything else, keys given twice and anchors
+    included.
+    """
+    import yaml
+
+    # of libyaml where PyYAML was built with it: ten times as fast, and a report reads hundreds of runs
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Strict(loader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            twice = [key for key, count in Counter(keys).items() if count > 1]
+            if twice:
+                raise yaml.YAMLError(f"{', '.join(map(str, twice[:5]))} stands there more than once")
+            return super().construct_mapping(node, deep)
+
+        def construct_number(self, node: Any) -> Any:
+            """A number, or text that YAML 1.1 alone takes for one: 12:30 is no 750 and 010 no 8."""
+            if ":" in node.value or re.match(r"[-+]?0[\d_]", node.value):
+                return node.value
+            return {"int": self.construct_yaml_int, "float": self.construct_yaml_float}[node.tag[18:]](node)
+
+    for kind in ("int", "float"):
+        Strict.add_constructor(f"tag:yaml.org,2002:{kind}", Strict.construct_number)
+    text = read_text(path, "settings file")
+    try:
+        depth = 0
+        for event in yaml.parse(text, loader):
+            if getattr(event, "anchor", None):
+                line = event.start_mark.line + 1
+                raise yaml.YAMLError(f"line {line} has an anchor, which is not read here")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > 100:  # which libyaml would follow until the process ends
+                raise RecursionError
+        loaded = yaml.load(text, Strict)
+    except RecursionError as error:
+        raise WordsightError(f"{path} is nested too deeply to be settings") from error
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError, LookupError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        said = f"{getattr(error, 'problem', None) or first} at line {mark.line + 1}" if mark else first
+        raise WordsightError(f"{path} is not readable as YAML: {said}") from error
+    if not isinstance(loaded, dict):
+        raise WordsightError(f"{path} holds no settings; expected lines such as `method: aape`")
+    return loaded
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:

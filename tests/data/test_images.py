@@ -132,7 +132,12 @@ def test_colours(kind):
         (floats(LEVELS * 1e10), "neither 0 to 1 nor 0 to 255"),
         (colours_of_16_bits(16), "use the lowest 12 at most"),
         (saved(BASE, "EPS"), "PostScript"),
-        (b"<svg></svg>", "not an image"),
+        (b"\x01\x02 of no kind", "not an image"),
+        (b"<svg></svg>", "SVG or XML"),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 100, "in HEIC"),  # as a telephone's, renamed to .jpg
+        (b"\0\0\0\x18ftypmp42" + b"\0" * 100, "a film"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>404</html>", "a page of HTML"),
         (b"", "0 bytes"),
         (np.zeros((2, 3)), "float64"),
     ],

@@ -1,5 +1,6 @@
 """Tables and hub datasets: one label an image, columns by name, and every row kept or told."""
 
+import gzip
 import os
 import unicodedata
 
@@ -155,6 +156,19 @@ def test_rows_are_kept_or_told(table, tmp_path):
     fails(table("path,label,split\n1.png,a,train\n2.png,b,\n"), "column split", "blank in 1 row")
 
 
+def test_an_image_in_two_parts_stays_in_both(table):
+    rows = "1.png,a,train\n1.png,a,test\n2.png,b,train\n2.png,b,test\n2.png,b,test\n"
+    data = open_dataset(table("path,label,split\n" + rows))  # no evaluation counts what a fit has seen
+    assert names(data.train) == names(data.test) == ["1.png", "2.png"]
+    assert left_out(data)[REPEATED] == ["2.png"]
+    fails(table("path,label,split\n1.png,a,train\n1.png,b,test\n2.png,b,train\n"), "'1.png' two labels")
+
+
+def test_names_that_look_alike_are_refused(table):
+    for sign in ("\u200b", "\u200f", "\ufeff", "\u00ad"):
+        fails(table(f"path,label\n1.png,cat\n2.png,cat{sign}\n3.png,dog\n"), "invisible signs aside", "'cat'")
+
+
 def test_paths_as_people_write_them(tmp_path):
     nfc, nfd = "café.png", unicodedata.normalize("NFD", "café.png")
     root = fill(tmp_path / "sub", "in/1.png", nfd, "../up.png")
@@ -175,6 +189,9 @@ def test_tables_that_are_no_text_are_answered_in_words(table, tmp_path):
         "save it as UTF-8",
     )
     fails(table("path,label\n1.png,a\n".encode("utf-16")), "UTF-16")
+    fails(table("path,label\n1.png,a\n".encode("utf-16-le")), "UTF-16")
+    fails(table(gzip.compress(b"path,label\n1.png,a\n")), "gzip; unpack it")
+    fails(table(b"PK\3\4 and so on"), "a spreadsheet or an archive; save it as CSV")
     fails(table("path\tlabel\n1.png\n", "t.tsv"), "line 2", "1 cells")
     assert len(open_dataset(table("path\tlabel\n1.png\ta,b\n2.png\tc\n", "t.tsv")).train) == 2
     fails(parquet(tmp_path, image=[1, 2], label=["a", "b"]), "the image column", "expected a path")

@@ -177,20 +177,22 @@ def _labelled(
 
 
 def _once(rows: Sequence[Row], account: Account, where: str) -> list[Row]:
-    """Each image once. Errors: WordsightError where one is given two labels."""
-    first: dict[str, Row] = {}
+    """Each image once in a part. Errors: WordsightError where one is given two labels."""
+    first: dict[tuple[str, str], Row] = {}
+    labels: dict[str, Label] = {}
     for row in rows:
-        before = first.setdefault(row.picture.name, row)
+        name, label = row.picture.name, row.label
+        if label is not None and labels.setdefault(name, label) != label:
+            raise WordsightError(
+                f"{where} gives {name!r} two labels, {labels[name]!r} and {label!r}; one label an image is "
+                f"read here"
+            )
+        before = first.setdefault((name, row.part), row)
         if before is row:
             continue
-        if before.label != row.label and None not in (before.label, row.label):
-            raise WordsightError(
-                f"{where} gives {row.picture.name!r} two labels, {before.label!r} and {row.label!r}; one "
-                f"label an image is read here"
-            )
         if before.label is None:
-            first[row.picture.name] = row
-        account.leave(REPEATED, row.picture.name)
+            first[name, row.part] = row
+        account.leave(REPEATED, name)
     return list(first.values())
 
 

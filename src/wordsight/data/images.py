@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 import random
+import re
 import threading
 import warnings
 
@@ -30,6 +31,19 @@ UPRIGHT = {  # by the EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+NO_IMAGES = (  # first bytes of files that are named like images and are none, and what they are
+    (rb".{4}ftyp(hei|hev|mif1|msf1)", "in HEIC or HEIF, which is not read here (convert it to JPEG)"),
+    (rb".{4}ftyp(?!avi)", "a film (take single frames)"),
+    (
+        rb"version https://git-lfs",
+        "a pointer of Git LFS and not the image itself (`git lfs pull` fetches it)",
+    ),
+    (rb"\s*<(!doctype )?html", "a page of HTML, as a download that failed leaves it"),
+    (rb"%PDF", "a PDF (convert its pages to PNG or JPEG)"),
+    (rb"\s*<(\?xml|svg)", "SVG or XML (convert it to PNG or JPEG)"),
+    (rb"\x1f\x8b|PK\x03\x04", "packed (unpack it)"),
+)
 
 # PIL warns of damaged EXIF and the like; what keeps an image from being read is an error here
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -63,7 +77,7 @@ def read_image(value: bytes | np.ndarray | Image.Image, max_pixels: int | None =
     except Image.DecompressionBombError as error:  # of a frame within a file
         raise Unreadable(f"too large: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise Unreadable("not an image, or of a kind that Pillow does not read") from error
+        raise _no_image(value) from error
     except Exception as error:  # a damaged file can raise anything in a decoder, and must not end a run
         raise Unreadable(f"cannot be decoded: {str(error) or type(error).__name__}") from error
 
@@ -75,7 +89,14 @@ def size_of(value: bytes | np.ndarray | Image.Image) -> tuple[int, int]:
     except Unreadable:
         raise
     except Exception as error:
-        raise Unreadable("not an image, or of a kind that Pillow does not read") from error
+        raise _no_image(value) from error
+
+
+def _no_image(value: bytes | np.ndarray | Image.Image) -> Unreadable:
+    """Why bytes are no image, by how they begin."""
+    head = value[:64] if isinstance(value, bytes) else b""
+    kinds = (what for begins, what in NO_IMAGES if re.match(begins, head, re.IGNORECASE | re.DOTALL))
+    return Unreadable(next(kinds, "not an image, or of a kind that Pillow does not read"))
 
 
 def check_size(size: tuple[int, int], max_pixels: int | None = MAX_PIXELS) -> None:

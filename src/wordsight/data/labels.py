@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from wordsight.config import WordsightError
 from wordsight.data.account import counted, few
-from wordsight.files import nfc, read_json, read_text
+from wordsight.files import nfc, read_json, read_text, visible
 from wordsight.reader import nearest
 
 Label: TypeAlias = int | str  # of an image that has one; None where it has none
@@ -171,15 +171,15 @@ def numbered(keys: Iterable[int], listed: Sequence[str], where: str) -> dict[Lab
 def check_distinct(names: Sequence[str], where: str, *, unnamed: bool = False) -> None:
     """Two labels must not share a name: their prompts would be equal, and no score could tell them apart.
     `unnamed`: one of them may have an empty name."""
-    spoken = [" ".join(nfc(name).replace("_", " ").lower().split()) for name in names]
+    spoken = [" ".join(visible(nfc(name)).replace("_", " ").lower().split()) for name in names]
     twice = [word for word, count in Counter(spoken).items() if count > 1]
     if twice:
         groups = [
             " and ".join(repr(name) for name, word in zip(names, spoken) if word == each) for each in twice
         ]
         raise WordsightError(
-            f"{where} names a class twice (case, _ and spaces aside): {few(groups, ', then ')}; merge "
-            f"them, or give each a name of its own"
+            f"{where} names a class twice (case, _, spaces and invisible signs aside): "
+            f"{few(groups, ', then ')}; merge them, or give each a name of its own"
         )
     if "" in spoken and not unnamed:
         raise WordsightError(f"{where} has a class without a name (label {spoken.index('')})")

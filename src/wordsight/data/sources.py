@@ -61,7 +61,7 @@ def open_dataset(spec: str, label: str | None = None) -> Dataset:
 
 def read(spec: str, want: Want, label: str | None = None) -> Table:
     """All rows of one source. Where `want` is captions, one that has only labels gives these."""
-    path = Path(spec).expanduser().absolute()
+    path = _place(spec)
     if spec == "digits":
         return digits.read()
     if spec.startswith("hf:"):
@@ -84,7 +84,7 @@ def read(spec: str, want: Want, label: str | None = None) -> Table:
 
 def check_there(spec: str) -> None:
     """Errors: WordsightError for what is neither here nor a name that the hub may have."""
-    path = Path(spec).expanduser().absolute()
+    path = _place(spec)
     named = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.,=+-]+)?", spec) and not spec.startswith(".")
     known = spec == "digits" or spec.startswith("hf:") or is_shards(spec)
     if known or path.exists() or (named and not path.parent.exists()):
@@ -98,7 +98,7 @@ def read_pictures(spec: str | Path, account: Account | None = None) -> Iterator[
     are needed.
 
     Errors: WordsightError where there is none, after the last."""
-    account, path = account or Account(), Path(spec).expanduser().absolute()
+    account, path = account or Account(), _place(str(spec))
     if path.is_dir():
         yield from walk.read_pictures(path, account)
     else:
@@ -113,7 +113,7 @@ def read_pictures(spec: str | Path, account: Account | None = None) -> Iterator[
 
 def is_captioned(spec: str) -> bool:
     """Whether a source has captions, and not labels alone."""
-    path = Path(spec).expanduser().absolute()
+    path = _place(spec)
     if caption_lists.is_caption_list(path):
         return True
     if is_table(path):
@@ -121,6 +121,14 @@ def is_captioned(spec: str) -> bool:
     if path.is_dir() and not is_shards(spec) and not hub.is_saved(path):
         return (path / CAPTIONS).is_file()
     return spec != "digits" and any(row.captions for row in read(spec, "captions").rows)
+
+
+def _place(spec: str) -> Path:
+    """The path that a source may be. Errors: WordsightError for no name at all, which as a path would be the
+    folder that one happens to stand in."""
+    if not spec.strip():
+        raise WordsightError(f"data={spec!r} names nothing (a variable that is not set?); give {FORMS}")
+    return Path(spec).expanduser().absolute()
 
 
 # ---- which reader

@@ -28,6 +28,13 @@ PATH_COLUMNS = ("path", "image", "file", "filename", "image_path")
 PARQUET = (".parquet", ".pq")
 TABLES = (".csv", ".tsv", *PARQUET)
 MISSING = "whose image is missing"
+NO_TEXT = {  # how files begin that are named like a CSV and are none
+    b"\xff\xfe": "in UTF-16; save it as UTF-8",
+    b"\xfe\xff": "in UTF-16; save it as UTF-8",
+    b"\x1f\x8b": "packed with gzip; unpack it",
+    b"PK\3\4": "a spreadsheet or an archive; save it as CSV in UTF-8",
+    b"PAR1": "in Parquet; name it .parquet",
+}
 SERVED = "/data/local-files/?d="  # where Label Studio has local files; behind it a path below its own root
 
 
@@ -93,8 +100,11 @@ def _named(names: Sequence[str], readers: Sequence[Any], path: Path) -> dict[str
 
 def _decoded(path: Path) -> str:
     content = read_bytes(path, "table")
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise WordsightError(f"table {str(path)!r} is in UTF-16; save it as UTF-8")
+    for begins, what in NO_TEXT.items():
+        if content.startswith(begins):
+            raise WordsightError(f"table {str(path)!r} is {what}")
+    if b"\0" in content[:100]:
+        raise WordsightError(f"table {str(path)!r} is in UTF-16, or no text; save it as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
