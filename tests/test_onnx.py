@@ -76,6 +76,7 @@ def test_the_folder_says_what_the_numbers_mean(graph, run):
     assert facts["checked"]["largest_difference"] < 1e-4 and len(facts["chances"]) == 12
     card = (graph / "README.md").read_text()
     assert "uint8 [batch, 3, 8, 8]" in card and "wordsight predict graph image.jpg" in card
+    assert "in their order: blue, green, red\n" in card and "--classes" not in card and "## Figures" in card
     assert str(run.parent) not in card + (graph / FACTS).read_text()
     opened_graph = Graph(graph)
     assert opened_graph.outputs == ["probabilities", "logits", "embedding", "distance"]
@@ -117,6 +118,8 @@ def test_other_classes_by_name_are_in_the_graph(run, tmp_path, images):
     assert Graph(out).facts.class_names == ("yellow", "red") and "distance" not in Graph(out).outputs
     for one, other in zip(by_graph(out, images), predict(run, images, classes="yellow,red")):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-4) and one.unlike is None
+    card = (out / "README.md").read_text()
+    assert "in their order: yellow, red\n" in card and "Figures" not in card and "results" not in card
 
 
 def test_what_a_graph_cannot_do_is_said(run, graph, images, tmp_path, monkeypatch, capsys):

@@ -251,6 +251,8 @@ def test_a_run_stands_for_its_backbone(folder, run, tiny_clip, tmp_path):
     wordsight.fit(data=str(folder), backbone=str(tiny_clip), **settings)
     code, out, _ = run(folder, "a red wall", backbone=f"backbone={tmp_path / 'run'}")
     assert code == 0 and out == run(folder, "a red wall")[1]
+    with pytest.raises(WordsightError, match="device='cuda:77' is not on this machine"):
+        wordsight.search(folder, "a red wall", backbone=str(tmp_path / "run"), device="cuda:77")
     code, _, err = run(tmp_path / "run", "a red wall", backbone=None)
     assert code == 2 and "is a run and holds no images" in err
 

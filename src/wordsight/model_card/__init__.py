@@ -49,11 +49,13 @@ def write_card(
     parts: Sequence[Part],
     licence: str | None = None,
     body: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> str:
     """The card of what lies in `folder`, called `name`; its picture is written beside it. `licence` is the
     identifier under which the whole is passed on; by default what all parts state. `body` says how to use
-    what is no run folder."""
-    found = figures(run)
+    what is no run folder, and `classes` which it chooses among, where no others can be: the run's figures
+    are not those of other classes."""
+    found = figures(run) if classes is None or set(classes) == set(run.facts.classes) else []
     drawn = draw(run, found, folder / FILE)
     if body is None:
         body = _embedder_body(folder) if kind_of(run) is Embedder else _body(run, name)
@@ -61,7 +63,7 @@ def write_card(
         body.rstrip(),
         _figures(found, FILE if drawn else ""),
         _data(run),
-        f"## Intended use and limits\n\n{_use(run)} {LIMITS}",
+        f"## Intended use and limits\n\n{_use(run, classes is not None)} {LIMITS}",
         _licences(parts),
     ]
     return (
@@ -135,15 +137,16 @@ def _data(run: Run) -> str:
     return "## Data\n\n" + "\n".join(lines) + "\n"
 
 
-def _use(run: Run) -> str:
-    """What it is for."""
+def _use(run: Run, fixed: bool) -> str:
+    """What it is for; `fixed`: its classes are."""
     if kind_of(run) is Captioner:
         return "It describes images in sentences like those that it learned from."
     if kind_of(run) is Embedder:
         return "It tells images and texts apart by meaning: classes by name, search, and as a backbone."
+    others = "" if fixed else ", or of others by name (`--classes`)"
     return (
-        "It says which of its classes an image shows, or of others by name (`--classes`). It answers with "
-        "one of them whatever it is shown; `--unsure` marks doubtful answers."
+        f"It says which of its classes an image shows{others}. It answers with one of them whatever it is "
+        f"shown; `--unsure` marks doubtful answers."
     )
 
 

@@ -25,7 +25,7 @@ from wordsight.export import licences_of
 from wordsight.extras import needed
 from wordsight.files import new_folder, write_file
 from wordsight.fitted import Fitted, is_asking, is_captioner, is_embedder, open_backbone, open_by_names
-from wordsight.model_card import CARD, public, write_card
+from wordsight.model_card import CARD, LISTED, public, write_card
 from wordsight.names import class_list
 from wordsight.onnx import FACTS, KEY, Facts, opened
 from wordsight.onnx.eight_bits import check_kind, compared, eight_bits
@@ -128,8 +128,8 @@ def export_graph(
         write_file(folder / FACTS, facts.to_json() + "\n")
         assert fitted.backbone is not None
         parts, name = licences_of(fitted.backbone.parts, folder, there.folder), Path(out).name
-        body = _body(there, facts, name, path.stat().st_size)
-        write_file(folder / CARD, write_card(there, folder, name, parts, body=body))
+        body, names = _body(there, facts, name, path.stat().st_size), facts.class_names
+        write_file(folder / CARD, write_card(there, folder, name, parts, None, body, names))
     return Path(out).expanduser()
 
 
@@ -259,6 +259,7 @@ def _body(run: Run, facts: Facts, name: str, size: int) -> str:
     """What a model card says of the graph."""
     side = facts.pixels["crop"] or facts.pixels["resize"]
     classes, lost = len(facts.class_names), facts.eight_bits
+    more = f" and {classes - LISTED} more (`wordsight.json`)" if classes > LISTED else ""
     distance = ", `distance` [batch] from the training images" if facts.far is not None else ""
     loss = (
         f"8 bits ({lost['kind']}): on {lost['images']} images the same class as torch in "
@@ -273,7 +274,8 @@ def _body(run: Run, facts: Facts, name: str, size: int) -> str:
         f"tower and head.\n\n"
         f"- in: `pixels`, uint8 [batch, 3, {side['height']}, {side['width']}]: RGB, upright, then "
         f"`{_said(facts.pixels)}` of PIL (`wordsight.json`); mean and deviation are applied inside\n"
-        f"- out: `probabilities` and `logits` [batch, {classes}], `embedding` [batch, D]{distance}\n\n"
+        f"- out: `probabilities` and `logits` [batch, {classes}], `embedding` [batch, D]{distance}\n"
+        f"- classes, in their order: {', '.join(facts.class_names[:LISTED])}{more}\n\n"
         f"```\npip install onnxruntime wordsight\nwordsight predict {name} image.jpg\n```\n\n"
         f"Compared with torch on {facts.checked['images']} images: probabilities "
         f"{facts.checked['largest_difference']:.1e} apart at most{', before' * bool(lost)}.\n{loss}"

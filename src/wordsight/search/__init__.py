@@ -153,5 +153,5 @@ def _backbone(data: str, name: str, device: str, dtype: str) -> Backbone:
         name = data if is_vectors(data) else DEFAULT_BACKBONE
     folder = Path(name).expanduser()
     if (folder / "config.yaml").is_file() and not (folder / OWN_FILE).exists():
-        return open_backbone(Run.open(folder))
+        return open_backbone(Run.open(folder), device=device)
     return load_backbone(name, device=device, dtype=dtype, text=False)
