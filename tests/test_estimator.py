@@ -19,6 +19,7 @@ from wordsight import estimator
 from wordsight.config import METHODS, WordsightError, resolve
 from wordsight.estimator import Classifier, load
 from wordsight.fitted import encode_classes
+from wordsight.runs import Run
 
 KINDS = ("text", "numbers", "named numbers", "no backbone")
 QUICK = {"epochs": 2, "min_steps": 10}
@@ -392,6 +393,20 @@ def test_mistakes_end_in_sentences(backbone, images, labels, fitted):
     for name in ("predict", "predict_set", "unlike", "explain", "decision_function"):
         with pytest.raises(NotFittedError):
             getattr(make(backbone), name)(images)
+
+
+def test_nothing_of_another_fit_stays_where_one_is_saved_over_it(tmp_path):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(40, 6)), np.repeat(["a", "b"], 20)
+    first = Classifier(None, "zero_shot").fit(X, y).calibrate(X, y)
+    run = Run.open(first.save(tmp_path / "run"))
+    run.log({"event": "eval", "accuracy": 99.0})
+    (run.folder / "predictions-all.csv").write_text("")
+    load(run.folder).calibrate(X, y).save(run.folder)
+    assert run.events("eval") and load(run.folder).doubts_.chances is not None, "it is the same fit"
+    Classifier(None, "zero_shot").fit(X[::-1], y).save(run.folder)
+    assert not run.events() and not list(run.folder.glob("*.csv"))
+    assert load(run.folder).doubts_.chances is None
 
 
 def test_an_image_that_cannot_be_read_is_left_out_of_fitting(backbone, images, labels, tmp_path):

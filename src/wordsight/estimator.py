@@ -219,7 +219,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return self.doubts_.unlike(images)
 
     def save(self, folder: str | Path) -> Path:
-        """Write a run folder, which `wordsight.load` and every verb of the command line read."""
+        """Write a run folder, which `wordsight.load` and every verb of the command line read. One of another
+        fit is written over, and what was measured of that is gone."""
         check_is_fitted(self, "fitted_")
         fitted = self.fitted_
         if fitted.texts.names != fitted.facts.classes:
@@ -233,11 +234,14 @@ class Classifier(ClassifierMixin, BaseEstimator):
             labels = tuple(self.classes_.tolist())
             facts = replace(facts, labels=labels, label_type=self.classes_.dtype.str)
         run = Run.start(folder, self.settings_, facts, fitted.sentences)
+        before = run.content()
         run.keep_seen(self.seen_)
-        self.doubts_.write(run.folder)
         run.keep_weights(
             fitted.method, {"name_vectors": fitted.texts.name_vectors} if fitted.backbone is None else {}
         )
+        if run.content() != before:
+            run.forget()
+        self.doubts_.write(run.folder)
         run.finish()
         return run.folder
 

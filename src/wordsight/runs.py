@@ -275,9 +275,10 @@ class Run:
         shutil.rmtree(self.state, ignore_errors=True)
         for part in self.folder.glob(f"*{PART}"):  # of a write that was killed
             part.unlink(missing_ok=True)
-        _write_json(self.folder / FINISHED, {"format": FORMAT, "files": self._content()})
+        _write_json(self.folder / FINISHED, {"format": FORMAT, "files": self.content()})
 
-    def _content(self) -> dict[str, str]:
+    def content(self) -> dict[str, str]:
+        """A digest of each file that loading needs."""
         files = [self.folder / name for name in KEPT if (self.folder / name).is_file()]
         return {
             path.name: hashlib.blake2b(read_bytes(path, "file"), digest_size=16).hexdigest() for path in files
@@ -290,7 +291,7 @@ class Run:
         files = known.get("files") if isinstance(known, dict) else None
         if not isinstance(files, dict):
             raise WordsightError(f"{path} is no list of a run's files; fit again into another out=")
-        here = self._content()
+        here = self.content()
         for name, digest in files.items():
             if here.get(name) != digest:
                 what = "is damaged: its content is not what was written" if name in here else "is missing"
@@ -311,6 +312,11 @@ class Run:
                 file.write(line)
         except OSError as error:
             raise WordsightError(f"{path} cannot be written: {error.strerror or error}") from error
+
+    def forget(self) -> None:
+        """Drop what was measured of something else that stood there before."""
+        for path in (self.folder / EVENTS, *self.folder.glob("predictions-*.csv")):
+            path.unlink(missing_ok=True)
 
     def rewind(self, step: float) -> None:
         """Forget every event but those of training up to `step`: what comes after is done again."""

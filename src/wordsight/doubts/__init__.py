@@ -45,9 +45,10 @@ class Doubts:
         return cls(found.get("chances"), metadata.get(BY, ""), found.get("means"), found.get("distances"))
 
     def write(self, folder: Path) -> None:
-        """Keep it in a run's folder, unless there is nothing to keep."""
+        """Keep it in a run's folder in place of what stood there; no file where there is nothing to keep."""
         import torch
 
+        (folder / FILE).unlink(missing_ok=True)
         named = {"chances": self.chances, "means": self.means, "distances": self.distances}
         known = {name: torch.from_numpy(array) for name, array in named.items() if array is not None}
         if known:
