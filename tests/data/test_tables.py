@@ -2,6 +2,8 @@
 
 import gzip
 import os
+import subprocess
+import sys
 import unicodedata
 
 import datasets
@@ -290,3 +292,24 @@ def test_a_quote_mark_that_keeps_a_spreadsheet_from_computing_is_no_part_of_a_la
     text = csv_text(["path", "label"], [(f"{number}.png", label) for number, label in enumerate(labels, 1)])
     assert "'=x" in text and "'quoted'" in text
     assert set(open_dataset(str(table(text))).class_names) == set(labels)
+
+
+READ = """
+import os
+import pyarrow.parquet
+from pathlib import Path
+from wordsight.data.tables import read_columns
+from wordsight.data.texts import captions_in
+
+before = len(os.listdir("/proc/self/task"))
+assert read_columns(Path("t.parquet")).count == 3
+assert len(list(captions_in("t.parquet"))) == 3
+assert len(os.listdir("/proc/self/task")) == before
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted where Linux lists them")
+def test_parquet_is_read_in_one_thread(tmp_path):
+    """Another one that still holds the file when Python ends would abort the process, its work done."""
+    parquet(tmp_path, path=["1.png", "2.png", "3.png"], caption=["a cat", "a dog", "an okapi"])
+    subprocess.run([sys.executable, "-c", READ], cwd=tmp_path, check=True)

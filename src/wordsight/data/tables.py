@@ -9,10 +9,11 @@ import csv
 import io
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 from urllib.parse import unquote
 
 from wordsight.config import WordsightError
@@ -23,6 +24,9 @@ from wordsight.data.labels import LABEL_KEYS
 from wordsight.data.rows import OF_SUFFIX, Table, Want, is_file, read_file, shown
 from wordsight.extras import needed
 from wordsight.files import as_it_was, nfc, parse_json, read_bytes
+
+if TYPE_CHECKING:
+    import pyarrow.parquet
 
 PATH_COLUMNS = ("path", "image", "file", "filename", "image_path")
 PARQUET = (".parquet", ".pq")
@@ -114,19 +118,32 @@ def _decoded(path: Path) -> str:
         ) from error
 
 
-def _read_parquet(path: Path) -> Columns:
+@contextmanager
+def open_parquet(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """An open Parquet file, which is to be read with use_threads=False: a thread of pyarrow's that still
+    holds the file when Python ends makes the process abort, its work done. Errors: WordsightError where it
+    cannot be read, inside the block as well."""
     with needed("datasets", "Parquet"):
         import pyarrow
         import pyarrow.parquet
 
-    if not is_file(str(path)):
-        raise WordsightError(f"{str(path)!r} is no regular file")
     try:
         with open(path, "rb") as file:  # pyarrow opens no name that is not UTF-8
-            read = pyarrow.parquet.ParquetFile(file).read()  # read_table takes columns from folder names
+            yield pyarrow.parquet.ParquetFile(file, pre_buffer=False)
+    except WordsightError:
+        raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WordsightError(f"{str(path)!r} is not readable as Parquet: {first}") from error
+
+
+def _read_parquet(path: Path) -> Columns:
+    if not is_file(str(path)):
+        raise WordsightError(f"{str(path)!r} is no regular file")
+    with open_parquet(path) as file:
+        read = file.read(use_threads=False)  # read_table takes columns from folder names
+    import pyarrow
+
     if not read.num_rows:
         raise WordsightError(f"{str(path)!r} holds no rows")
     readers = [

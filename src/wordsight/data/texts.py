@@ -31,9 +31,8 @@ from wordsight.data.labels import captions_of
 from wordsight.data.rows import CAPTIONS, is_file, why_not
 from wordsight.data.samples import read_texts
 from wordsight.data.sources import read
-from wordsight.data.tables import PARQUET, delimiter_of
+from wordsight.data.tables import PARQUET, delimiter_of, open_parquet
 from wordsight.data.tars import inner_names, is_shards, shards_of, tars_in
-from wordsight.extras import needed
 from wordsight.reader import nearest
 
 ROWS = 10_000  # of a Parquet file at once
@@ -151,23 +150,12 @@ def _texts(cell: Any, path: Path) -> Sequence[str]:
 
 
 def _in_parquet(path: Path) -> Iterator[str]:
-    with needed("datasets", "Parquet"):
-        import pyarrow
-        import pyarrow.parquet
-
-    try:
-        with open(path, "rb") as file:
-            table = pyarrow.parquet.ParquetFile(file)
-            names = _caption_names(table.schema_arrow.names, path)
-            for batch in table.iter_batches(ROWS, columns=names):
-                for column in batch.columns:
-                    for cell in column.to_pylist():
-                        yield from _texts(cell, path)
-    except WordsightError:
-        raise
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise WordsightError(f"{str(path)!r} is not readable as Parquet: {first}") from error
+    with open_parquet(path) as table:
+        names = _caption_names(table.schema_arrow.names, path)
+        for batch in table.iter_batches(ROWS, columns=names, use_threads=False):
+            for column in batch.columns:
+                for cell in column.to_pylist():
+                    yield from _texts(cell, path)
 
 
 def _in_tars(source: str) -> Iterator[str]:
