@@ -247,4 +247,6 @@ def test_a_server_that_ends_takes_nothing_new(narrow):
 def test_a_limit_that_lets_nothing_through_is_refused():
     with pytest.raises(ValueError, match="max_images=0 lets nothing through"):
         Limits(max_images=0)
+    with pytest.raises(ValueError, match="--port 70000 is no port; give a number from 0"):
+        Settings(port=70_000)
     assert Settings().limits.max_images == 32

@@ -69,8 +69,8 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
-        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else error
         raise WordsightError(
             f"cannot listen at {host}, port {port}: {why}; give another --host or --port"
         ) from error

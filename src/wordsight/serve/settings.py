@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from wordsight.config import WordsightError
 
 MB = 2**20
+LAST_PORT = 65_535
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,9 @@ class Settings:
     allow_hosts: tuple[str, ...] = ()  # names that the server is called by; none: any
     device: str | None = None  # of the models; by default each run's
     limits: Limits = dataclasses.field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= LAST_PORT:
+            raise WordsightError(
+                f"--port {self.port} is no port; give a number from 0 (any free one) to {LAST_PORT}"
+            )
