@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from wordsight.config import RunSettings, WordsightError
+from wordsight.config import RunSettings, TrainSettings, WordsightError
 from wordsight.runs import FORMAT, Run, RunFacts, build_method
 
 SETTINGS = RunSettings(data="photos", method="linear_probe", settings={"strength": 0.5})
@@ -54,6 +54,31 @@ def test_a_finished_run_is_opened_as_it_was(run):
         "sentences.json",
         "weights.safetensors",
     ]
+
+
+def test_the_same_command_goes_on_whatever_its_relative_paths_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more").mkdir()
+    settings = replace(SETTINGS, method="zero_shot", settings={}, unlabelled="more/", teacher="more")
+    for _ in range(2):
+        assert Run.start("run", settings, FACTS, SENTENCES).settings.unlabelled == str(tmp_path / "more")
+    with pytest.raises(WordsightError, match=r"unlabelled is '.*more' there and 'val' here"):
+        Run.start("run", replace(settings, unlabelled="val"), FACTS, SENTENCES)
+
+
+def test_a_name_of_ours_stays_one_where_a_folder_has_it_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "micro", "test", "own", "dtd"):
+        (tmp_path / name).mkdir()
+    settings = replace(
+        SETTINGS, data="digits", backbone="micro", unlabelled="test", sentences="own", teacher="micro"
+    )
+    kept = Run.start("run", settings, FACTS, SENTENCES).settings
+    assert kept == settings
+    assert Run.start("set", replace(SETTINGS, sentences="dtd"), FACTS, SENTENCES).settings.sentences == "dtd"
+    assert Run.start("other", replace(SETTINGS, data="test"), FACTS, SENTENCES).settings.data == str(
+        tmp_path / "test"
+    )
 
 
 def test_the_folder_is_readable_by_eye(run):
@@ -98,6 +123,8 @@ def test_settings_are_typed_however_they_are_made():
     assert (settings.settings.width, settings.train.lr, settings.train.epochs) == (8, 1e-4, 40)
     with pytest.raises(WordsightError, match=r"unknown setting 'settings.widht'.*did you mean 'width'"):
         replace(settings, settings={"widht": 8})
+    with pytest.raises(WordsightError, match=r"train=TrainSettings\(.* but linear_probe trains nothing"):
+        replace(SETTINGS, train=TrainSettings())
     with pytest.raises(WordsightError, match=r"train\.lr is set, but linear_probe trains nothing"):
         replace(SETTINGS, train={"lr": 1})
 

@@ -304,9 +304,8 @@ def _training(kind: Any, settings: RunSettings) -> TrainSettings | None:
     if defaults is None and given:
         defaults = getattr(kind, "paper_training", None)  # of its forms that are trained: told in fit
         if defaults is None:
-            raise WordsightError(
-                f"train.{next(iter(given))} is set, but {settings.method} trains nothing; leave it out"
-            )
+            told = f"train.{next(iter(given))} is set" if isinstance(given, Mapping) else f"train={given}"
+            raise WordsightError(f"{told}, but {settings.method} trains nothing; leave it out")
     if defaults is None:
         return None
     if isinstance(given, TrainSettings):
@@ -319,6 +318,13 @@ def _training(kind: Any, settings: RunSettings) -> TrainSettings | None:
 # settings that may name a file or folder, and those of a method's own
 INNER = ("text", "teacher", "encoder", "model", "mapper")
 LOCATED = ("data", "backbone", "sentences", "aliases", "unlabelled", "teacher")
+MODELS = ("micro", "micro_lm")
+# what a setting calls by a name of ours, though a file or folder of that name may lie here
+OURS = dict.fromkeys(("backbone", *INNER), MODELS) | {
+    "data": ("digits",),
+    "sentences": ("own", "self", "digits"),
+    "unlabelled": ("unlabelled", "train", "val", "test"),
+}
 
 
 def located(settings: RunSettings) -> RunSettings:
@@ -331,9 +337,14 @@ def located(settings: RunSettings) -> RunSettings:
 
 def relocated(settings: RunSettings, change: Callable[[str | None], str | None]) -> RunSettings:
     """The same settings with every name changed that may be a path, those of the method's own included."""
-    found = {name: change(getattr(settings, name)) for name in LOCATED}
+
+    def changed(name: str, value: str | None) -> str | None:
+        a_set = name == "sentences" and os.path.isdir(value or "")  # of templates, and no file of sentences
+        return value if a_set or value in OURS.get(name, ()) else change(value)
+
+    found = {name: changed(name, getattr(settings, name)) for name in LOCATED}
     own = settings.settings
-    inner = {name: change(getattr(own, name)) for name in INNER if name in to_dict(own)}
+    inner = {name: changed(name, getattr(own, name)) for name in INNER if name in to_dict(own)}
     return replace(settings, **found, settings=replace(own, **inner))
 
 

@@ -117,7 +117,7 @@ class Run:
         folder = Path(folder).expanduser()
         if (folder / "config.yaml").exists():
             there = cls._read(folder)
-            changed = _differences(there.settings, settings) or _differences(there.facts, facts)
+            changed = _differences(there.settings, located(settings)) or _differences(there.facts, facts)
             if not changed and there.sentences != sentences:
                 changed = ["the sentences differ"]
             if changed:
