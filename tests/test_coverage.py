@@ -143,7 +143,7 @@ def test_a_form_of_two_classes_counts_for_both():
 
 
 BAD = {
-    "absent.json": (None, "does not exist"),
+    "absent.json": (None, "does not exist; give a file with one name a line"),
     "empty.json": ("[]", "list of names"),
     "blank.json": ('["cat", " "]', "empty name at place 2"),
     "twice.txt": ("cat\nCat\n", "names a class twice"),
@@ -172,6 +172,8 @@ def test_a_class_list_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, nam
         ("a.csv", b"path,caption\na,b,c\n", "3 cells"),
         ("a.parquet", b"x", "not readable as Parquet"),
         ("a.json", b"[1]", "no list of images"),
+        ("a.jsonl", b'{"caption": "a cat"}\n', "JSON in lines, which is not read here"),
+        ("a.json.gz", gzip.compress(b"{}"), "packed JSON"),
         ("a.jpg", b"x", "is an image"),
         ("a.tar", b"x", "holds no captions"),
     ],

@@ -6,7 +6,15 @@ import csv
 
 import pytest
 
-from wordsight.files import WordsightError, csv_rows, csv_text, writing
+from wordsight.files import WordsightError, csv_rows, csv_text, write_file, writing
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", ""])
+def test_a_folder_is_no_name_of_a_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WordsightError, match="is a folder and no name of a file"):
+        write_file(name, "text")
+    assert not list(tmp_path.iterdir())
 
 
 def test_csv_disarms_formulas_in_names_and_cells_and_gives_them_back(tmp_path):

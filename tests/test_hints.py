@@ -68,6 +68,9 @@ def place(tmp_path, monkeypatch):
         ("fit data=photos/ backbone=./photo", "'./photo' does not exist (did you mean 'photos'?)"),
         ("predict photos/ a.png", "`wordsight predict RUN photos/` takes that and these images"),
         ("predict runs/one a.png ", "one of the images has no name"),  # as an unset variable in quotes
+        ("report ", "one of the runs has no name"),
+        ("suite few-shot data=", "data='' names nothing at one place"),
+        ("suite few-shot data=photos/,", "data='photos/,' names nothing at one place"),
         ("fit data=", "data='' names nothing"),
         ("fit data=photos/ out=~nobody-of-that-name/r", "a home folder that this machine does not know"),
         (f"fit data={'x' * 300}", "cannot be used: File name too long"),

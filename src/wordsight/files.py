@@ -58,6 +58,8 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
     ends the block, nothing is left of it. Errors: as `write_file`.
     """
     path = Path(path)
+    if path.name in ("", ".."):
+        raise WordsightError(f"{str(path)!r} is a folder and no name of a file to write")
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PART}")  # two may write one file at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

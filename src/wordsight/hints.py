@@ -298,6 +298,8 @@ def check_images(words: Sequence[str]) -> None:
 
 def check_runs(words: Sequence[str]) -> None:
     """Refuse folders of which none holds a run; where some do, the report names the others."""
+    if "" in words:
+        raise WordsightError("one of the runs has no name (a variable that is not set?); leave it out")
     if not any(Path(word).expanduser().exists() for word in words):
         check_run("report", words[0])
     empty = [word for word in words if _holds_no_run(Path(word).expanduser())]

@@ -111,6 +111,10 @@ class SuiteSettings(Where):
     shard: str | None = None  # 3/16: the third sixteenth of the runs alone; what comes of all, without it
     sizes: tuple[int, ...] = (10, 100, 1000)  # cost: how many classes
 
+    def __post_init__(self) -> None:
+        if not all(name.strip() for name in self.data):
+            raise WordsightError(f"data={','.join(self.data)!r} names nothing at one place; leave that out")
+
     @property
     def folder(self) -> Path:
         return Path(self.out or Path("runs") / self.suite).expanduser()

@@ -278,6 +278,15 @@ def test_a_damaged_file_is_told(file):
             open_dataset(str(file))
 
 
+def test_texts_may_be_kept_as_bytes(tmp_path):
+    classes = np.array(NAMES)
+    path = saved(tmp_path, classes=classes.astype("S"), train_label=np.repeat(classes, 6).astype("S"))
+    assert open_dataset(path).class_names == tuple(NAMES)
+    path = saved(tmp_path, classes=np.array([name.encode() + b"\xff" for name in NAMES]))
+    with pytest.raises(WordsightError, match=r"classes of .* holds bytes that are no UTF-8 text"):
+        read_arrays(path)
+
+
 def test_two_classes_of_one_name_are_told_apart(tmp_path):
     path = saved(tmp_path, classes=np.array(["crane", "ox", "crane", "ant"]))
     assert open_dataset(path).class_names == ("crane", "ox", "crane (2)", "ant")

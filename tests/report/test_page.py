@@ -176,7 +176,7 @@ def test_a_folder_stands_for_the_finished_runs_below_it(folders, tmp_path):
 
 
 def test_files_of_a_report_are_different_files(folders, tmp_path):
-    for out in (tmp_path, tmp_path / "r.csv"):
+    for out in (tmp_path, tmp_path / "r.csv", ".", ""):
         with pytest.raises(WordsightError, match="must name the HTML file"):
             report(folders[1:2], out)
     with pytest.raises(WordsightError, match="must be different files"):

@@ -164,6 +164,35 @@ def test_a_refusal_is_told_with_what_would_mend_it(monkeypatch, status, says):
     assert seen[0]["key"] == f"Bearer {KEY}" and len(seen) == 1
 
 
+@pytest.mark.parametrize(
+    ("refused", "body", "kept"),
+    [
+        (
+            "max_tokens",
+            {"error": {"message": "'max_tokens' is not supported, use 'max_completion_tokens' instead."}},
+            "max_completion_tokens",
+        ),
+        ("temperature", {"error": {"message": "temperature does not support 0.99 with this model"}}, "seed"),
+        (
+            "seed",
+            {"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]},
+            "max_tokens",
+        ),
+    ],
+)
+def test_a_parameter_that_a_server_does_not_take_is_left_out(refused, body, kept, caplog):
+    with serving(lambda asked: Sent(body, 400) if refused in asked else A) as (url, seen):
+        settings = WriterSettings("m", base_url=url, retries=0)
+        with connected(settings) as server:
+            assert [server.ask("What is a zebra?", seed).text for seed in (1, 2)] == [A, A]
+    assert len(seen) == 3 and kept in seen[-1] and refused not in seen[-1]  # it is remembered
+    assert (f"takes no {refused}" in caplog.text) == (refused != "max_tokens")
+
+
+def test_a_value_that_a_server_refuses_is_told():
+    assert "must be below 2" in refused(Sent({"error": {"message": "temperature must be below 2"}}, 400))
+
+
 def test_odd_refusals_are_told_too(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert "without an API key, and environment variable OPENAI_API_KEY is not set" in refused(Sent("", 401))

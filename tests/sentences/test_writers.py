@@ -132,6 +132,13 @@ def test_one_answer_for_all_seeds_is_warned_of(tmp_path, caplog):
     assert "same answer for every seed" in caplog.text
 
 
+def test_one_text_for_two_classes_is_warned_of(tmp_path, caplog):
+    """As of a model that declines to answer, politely and with status 200."""
+    with serving(lambda asked: "I cannot help with that.") as (url, _):
+        write_sentences(["fox", "owl"], to(url, per_question=1), tmp_path / "s.json")
+    assert "the same text under 2 classes" in caplog.text and "I cannot help with that." in caplog.text
+
+
 def test_other_settings_in_the_same_file_are_refused_and_shown(server, tmp_path):
     (url, _), path = server, tmp_path / "s.json"
     write_sentences(["fox"], to(url), path)

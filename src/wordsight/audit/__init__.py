@@ -68,7 +68,7 @@ def audit(
     if count < 1:
         raise WordsightError(f"next={count} proposes no image; give 1 or more")
     opened = Run.open(run_folder(run))
-    folder = Path(out).expanduser() if out is not None else opened.folder / "audit"
+    folder = Path(out).expanduser() if out else opened.folder / "audit"
     if folder.exists() and not folder.is_dir():
         raise WordsightError(f"out={str(out)!r} is a file; give the folder that the page goes into")
     unlabelled = list(_pictures(pool)) if pool is not None else []

@@ -136,8 +136,14 @@ def read_arrays(path: str | Path) -> Arrays:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as opened, zipfile.ZipFile(opened), np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+            return {name: _as_text(path, name, file[name]) for name in file.files}
+    except WordsightError:
+        raise
+    except zipfile.BadZipFile as error:
+        raise WordsightError(
+            f"{path} cannot be read as a file of vectors: it is cut off, damaged or no .npz ({error})"
+        ) from error
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError) as error:
         pickled = "allow_pickle" in str(error) or "Object arrays" in str(error)
         why = (
             "it holds a pickled array, which is not opened; save texts as np.array(names), of type str"
@@ -145,6 +151,16 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             else error
         )
         raise WordsightError(f"{path} cannot be read as a file of vectors: {why}") from error
+
+
+def _as_text(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    """Bytes, which `np.array(names, "S")` and Python 2 make of texts, as the texts they are."""
+    if array.dtype.kind != "S":
+        return array
+    try:
+        return np.char.decode(array, "utf-8")
+    except UnicodeDecodeError as error:
+        raise WordsightError(f"{name} of {path} holds bytes that are no UTF-8 text: {error}") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

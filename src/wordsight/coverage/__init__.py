@@ -23,7 +23,7 @@ from wordsight.cluster import Engine
 from wordsight.config import WordsightError
 from wordsight.coverage.forms import BETWEEN, forms_of
 from wordsight.coverage.matching import check, count
-from wordsight.reader import nearest
+from wordsight.reader import nearest, nearest_path
 from wordsight.workers import each
 
 By: TypeAlias = Literal["phrases", "chunks"]
@@ -82,7 +82,13 @@ def _checked(
     if cut_off < 0:
         raise WordsightError(f"cut_off={cut_off} is below 0; a class is covered above so many captions")
     if isinstance(classes, (str, Path)):
-        names = read_class_list(Path(classes).expanduser())
+        path = Path(classes).expanduser()
+        if not path.exists():
+            raise WordsightError(
+                f"class list {str(classes)!r} does not exist{nearest_path(path)}; give a file with one name "
+                f"a line, or JSON as in classes.json"
+            )
+        names = read_class_list(path)
     else:
         names = list(classes)
         check_distinct(names, "classes")

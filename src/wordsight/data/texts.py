@@ -33,10 +33,11 @@ from wordsight.data.samples import read_texts
 from wordsight.data.sources import read
 from wordsight.data.tables import PARQUET, delimiter_of, open_parquet
 from wordsight.data.tars import inner_names, is_shards, shards_of, tars_in
-from wordsight.reader import nearest
+from wordsight.reader import nearest_path
 
 ROWS = 10_000  # of a Parquet file at once
 PACKED = ".gz"
+JSON = (".json", ".jsonl", ".ndjson")
 LISTED = ("[", "{")  # begins a text that may write out a list
 
 
@@ -54,9 +55,8 @@ def captions_in(source: str) -> Iterator[str]:
     if path.is_dir():
         return (text for file in _tables_in(path) for text in _in_file(file))
     if not is_file(str(path)):
-        there = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise WordsightError(
-            f"captions {source!r} do not exist{nearest(path.name, there)}; give a table with a caption "
+            f"captions {source!r} do not exist{nearest_path(path)}; give a table with a caption "
             f"column, a text of one caption a line (perhaps .gz), or tars"
         )
     return _in_file(path)
@@ -79,6 +79,11 @@ def _in_file(path: Path) -> Iterator[str]:
         return _in_parquet(path)
     if not name.endswith(PACKED) and (suffix == ".json" or caption_lists.is_caption_list(path)):
         return (text for one in caption_lists.listed(path) for text in one.captions)
+    if suffix in JSON:
+        raise WordsightError(
+            f"{str(path)!r} is packed JSON, or JSON in lines, which is not read here; give a .json, a table "
+            f"with a caption column, or a text of one caption a line"
+        )
     if why_not(name) is None:
         raise WordsightError(f"{str(path)!r} is an image; expected captions")
     return _read(path, _rows if suffix in (".csv", ".tsv") else _lines)

@@ -65,7 +65,7 @@ def report(
     from wordsight.report.page import as_html  # it draws, which a table needs not
 
     page = Path(out).expanduser()
-    table = Path(csv_file or page.with_suffix(".csv")).expanduser()
+    table = Path(csv_file or page.parent / f"{page.stem}.csv").expanduser()
     latex = Path(latex_file).expanduser() if latex_file else None
     check_names(page, table, latex)
     coverage = read_coverage(coverage_file) if coverage_file else None
@@ -82,7 +82,7 @@ def report(
     html = as_html(rows, compared, split=split, two=two, folder=page.parent, left_out=left_out)
     files = {table: as_csv(rows), page: html}
     for name, content in other_csv(rows, compared, two).items():
-        files[table.with_name(f"{table.stem}-{name}.csv")] = content
+        files[table.parent / f"{table.stem}-{name}.csv"] = content
     files |= {latex: as_latex(rows, compared, two)} if latex else {}
     for path, content in files.items():
         write_file(path, content)

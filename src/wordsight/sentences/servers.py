@@ -16,7 +16,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wordsight.files import WordsightError
 from wordsight.sentences.replies import (
@@ -40,6 +40,9 @@ CONNECT_SECONDS = 10.0  # a server that is there takes a connection at once
 LONGEST_PAUSE = 60.0  # seconds; a server that asks for more is not waited for, but the user is told
 SHOWN = 300  # characters of a server's words in a message
 PIECE = 6  # so many characters in a row of a key are not shown
+REFUSED = re.compile(  # how servers speak of a parameter that they do not take
+    "unsupported|not support|unrecognized|unknown|unexpected|not permitted|not allowed|extra", re.IGNORECASE
+)
 log = logging.getLogger("wordsight")
 
 
@@ -83,6 +86,9 @@ class Server:
     ):
         self.settings, self.key, self.url, self.portal, self.client = settings, key, url, portal, client
         self.at = str(url.copy_with(userinfo=b"", query=None)).removesuffix("/chat/completions")
+        # OpenAI's newer models refuse the first, other servers lack the second
+        self.limit = "max_tokens" if settings.base_url else "max_completion_tokens"
+        self.left_out: set[str] = set()  # parameters that the server does not take
         self.stopping = threading.Event()
         self.under_way: set[Future] = set()
 
@@ -114,7 +120,8 @@ class Server:
             future.cancel()
 
     def _once(self, question: str, seed: int) -> Reply:
-        future = self.portal.start_task_soon(self._post, self._request(question, seed))
+        asked = self._request(question, seed)
+        future = self.portal.start_task_soon(self._post, json.dumps(asked).encode())
         self.under_way.add(future)
         try:
             status, headers, body = future.result()
@@ -128,20 +135,33 @@ class Server:
             if not isinstance(loaded, dict) or not (words := words_of(loaded)):
                 raise self._no_answer(text, status)
             raise self._refusal(status_in(loaded), headers, words)
+        if status in (400, 422) and self._does_without(asked, text):
+            return self._once(question, seed)
         raise self._refusal(status, headers, words_of(loaded) or text)
 
-    def _request(self, question: str, seed: int) -> bytes:
+    def _does_without(self, asked: dict[str, Any], text: str) -> bool:
+        """Whether a refusal names a parameter that we can do without, or call otherwise; it is told once."""
+        if not REFUSED.search(text):
+            return False
+        if "max_tokens" in asked and "max_completion_tokens" in text:
+            self.limit = "max_completion_tokens"
+            return True
+        named = [name for name in ("temperature", "seed") if name in asked and name in text]
+        for name in set(named) - self.left_out:
+            self.left_out.add(name)
+            log.warning(f"{self.at} takes no {name}: it is asked without one, and answers by its own")
+        return bool(named)
+
+    def _request(self, question: str, seed: int) -> dict[str, Any]:
         settings = self.settings
-        # OpenAI's newer models refuse the first, other servers lack the second
-        limit = "max_tokens" if settings.base_url else "max_completion_tokens"
         asked = {
             "model": settings.model,
             "messages": [{"role": "user", "content": f"{question} {settings.instruction}".strip()}],
             "temperature": settings.temperature,
             "seed": seed,
-            limit: settings.max_tokens,
+            self.limit: settings.max_tokens,
         }
-        return json.dumps(asked).encode()
+        return {name: value for name, value in asked.items() if name not in self.left_out}
 
     async def _post(self, content: bytes) -> tuple[int, httpx2.Headers, bytes]:
         """Status, headers and body, which is bounded. Errors: _Failed in words."""

@@ -17,7 +17,7 @@ from wordsight.sentences import CACHE_FORMAT, cached_texts
 from wordsight.sentences.answers import clean
 from wordsight.sentences.questions import ask_about, read_questions
 from wordsight.sentences.records import Job, Record, load_record, waiting, writing
-from wordsight.sentences.servers import Reply, connected
+from wordsight.sentences.servers import SHOWN, Reply, connected
 from wordsight.workers import each
 
 if TYPE_CHECKING:
@@ -297,9 +297,18 @@ class _Call:
         if empty := sum(cache["empty"].get(name, 0) for name in self.jobs):
             log.warning(f"{empty} answers were empty {TRIES} times over and are left out of {file}")
         texts: dict[str, list[str]] = {}
+        told_of: dict[str, set[str]] = {}  # the classes that a text stands under
         for name in self.jobs:
             for entry in cache["sentences"][name]:
                 texts.setdefault(entry["question"], []).append(entry["text"])
+                told_of.setdefault(entry["text"], set()).add(name)
+        shared = [text for text, names in told_of.items() if len(names) > 1]
+        if shared:
+            count = len(set[str]().union(*(told_of[text] for text in shared)))
+            log.warning(
+                f"{file} holds the same text under {count} classes, which tells nothing of either (does "
+                f"{settings.model!r} decline to answer?): {shared[0][:SHOWN]!r}"
+            )
         same = all(len(group) > 1 and len(set(group)) == 1 for group in texts.values())
         if settings.temperature and settings.per_question > 1 and same:
             log.warning(
