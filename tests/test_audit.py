@@ -100,6 +100,16 @@ def test_wrong_labels_are_found_with_the_right_class(audited):
 
 
 @pytest.mark.slow
+def test_labelled_images_that_were_not_drawn_are_counted(run, tmp_path, said):
+    few = wordsight.fit(data=run.settings.data, out=str(tmp_path / "few"), **SETTINGS | {"shots": 4})
+    checked = open_checked(few, None, None)
+    assert len(checked.rows_of("train")) == 16
+    assert any(line.startswith("shots=4 left 16 labelled images of") for line in said)
+    open_checked(run, None, None)
+    assert sum("undrawn" in line for line in said) == 1
+
+
+@pytest.mark.slow
 def test_copies_across_train_and_test_are_found(audited):
     groups = [{image["image"] for image in group["images"]} for group in audited["copies"] if group["across"]]
     for name in ("one/one5.png", "six/six2.png"):

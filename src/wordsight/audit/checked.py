@@ -5,6 +5,7 @@ Shapes: n images, C classes, D shared width."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,11 +18,15 @@ from torch import Tensor
 from wordsight import folds
 from wordsight.backbones import Backbone
 from wordsight.data import Picture, Split
+from wordsight.data.account import counted
+from wordsight.data.splits import select_classes
 from wordsight.fit import featurise
 from wordsight.fitted import Fitted
 from wordsight.runs import Run
 from wordsight.tell_apart.case import Opened, open_labelled
 from wordsight.workers import progress
+
+log = logging.getLogger("wordsight")
 
 
 class Image(NamedTuple):
@@ -59,8 +64,16 @@ def open_checked(run: Run, data: str | None, backbone: str | Backbone | None) ->
     """All labelled images of a run. Those that it was fitted to are scored in cross-validation by its own
     method, the others by the method as it was fitted.
 
-    Errors: WordsightError where it has no classes or no labelled images, or they are others by now."""
+    Labelled images that it did not draw are counted and not read. Errors: WordsightError where it has no
+    classes or no labelled images, or they are others by now."""
     found = open_labelled(run, data, backbone)
+    if undrawn := undrawn_images(found):
+        log.info(
+            "shots=%s left %s of %s undrawn, which are not looked at; a run with shots=null has all",
+            run.settings.shots,
+            counted(undrawn, "labelled image"),
+            found.run.settings.data,
+        )
     fitted = Fitted(
         found.run.method(found.backbone), found.backbone, run.facts, found.run.sentences, found.data.texts
     )
@@ -80,6 +93,16 @@ def open_checked(run: Run, data: str | None, backbone: str | Backbone | None) ->
         np.concatenate([split.labels for split, *_ in parts]),
         np.concatenate([chances for *_, chances in parts]),
     )
+
+
+def undrawn_images(found: Opened) -> int:
+    """Labelled images of the run's data and classes that it was neither fitted to nor is tested on."""
+    whole = select_classes(found.drawn.whole, found.run.settings.classes)
+    there, drawn = (
+        sum(len(part) for part in (one.train, one.val, one.test) if part is not None)
+        for one in (whole, found.drawn.dataset)
+    )
+    return there - drawn
 
 
 def _images(split: Split, part: str) -> list[Image]:

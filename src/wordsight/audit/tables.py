@@ -1,8 +1,8 @@
 """Tables: what an audit found as CSV: one for `fit`, one for Label Studio.
 
-labels.csv is every labelled image: correct its labels, delete rows, and `wordsight fit data=labels.csv` reads
-it. label-studio.csv is what a person should look at, with label-studio.xml as the project's labelling setup;
-Label Studio's own export of it as CSV is read by `fit`, too."""
+labels.csv has the run's labelled images: correct labels, delete rows, and `wordsight fit data=labels.csv`
+reads it. label-studio.csv is what a person should look at, with label-studio.xml as the project's labelling
+setup; Label Studio's own export of it as CSV is read by `fit`, too."""
 
 from __future__ import annotations
 
