@@ -3,6 +3,7 @@ tested where they are used.)
 """
 
 import csv
+import os
 
 import pytest
 
@@ -63,6 +64,22 @@ def test_two_who_write_one_file_at_once_write_it_whole_one_after_the_other(tmp_p
             second.write(b"the second")
         assert file.read_text() == "the second"
     assert file.read_text() == "first" and list(tmp_path.iterdir()) == [file]
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, left = tmp_path / "out[1].csv", tmp_path / "out[1].csv.0123abcd.part"
+    others = [tmp_path / "out[1].csv.notes.part", tmp_path / "out1.csv.0123abcd.part"]
+    for part in (left, *others):
+        part.write_text("half")
+        os.utime(part, (0, 0))
+    with writing(file) as out:
+        out.write(b"whole")
+        (under_way,) = tmp_path.glob("out?1?.csv.[0-9a-f]*.part")
+        os.utime(under_way, (0, 0))
+        write_file(file.name, "another")  # leaves alone what is being written
+        assert under_way.exists()
+    assert file.read_text() == "whole" and sorted(tmp_path.iterdir()) == sorted([file, *others])
 
 
 def test_a_negative_number_is_no_formula_and_what_is_no_csv_is_said():

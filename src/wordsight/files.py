@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import glob
 import hashlib
 import io
 import json
@@ -15,10 +16,12 @@ import os
 import re
 import shutil
 import stat
+import time
 import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -63,11 +66,12 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PART}")  # two may write one file at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
+        _sweep(path)
+        with open(part, "wb") as file, held(part):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+            os.replace(part, path)
     except OSError as error:
         raise WordsightError(
             f"{str(path)!r} cannot be written: {error.strerror or error}; what stood there before is intact"
@@ -75,6 +79,15 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=100)  # once a process: a folder of a million images takes a second to list
+def _sweep(path: Path) -> None:
+    """Remove what killed writers of a file have left beside it: parts that nobody holds."""
+    for part in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}{PART}"):
+        with contextlib.suppress(OSError), held(part) as ours:
+            if ours and time.time() - part.stat().st_mtime > 1:  # a younger one may not be held yet
+                part.unlink()
 
 
 def free(folder: str | Path) -> Path:
