@@ -1,5 +1,6 @@
 """Passing a run on: the card as the hub's own library reads it, and a run that goes to a hub and back."""
 
+import json
 import os
 import subprocess
 import sys
@@ -81,6 +82,28 @@ def test_a_run_goes_to_a_hub_and_comes_back(run, photos, tmp_path):
         code = f"import wordsight; print(wordsight.load('hf:me/colours').predict(['{image}'])[0])"
         loaded = subprocess.run([sys.executable, "-c", code], env=outside, capture_output=True, text=True)
         assert loaded.stdout.strip() in here.stdout, loaded.stderr
+
+
+@pytest.mark.slow
+def test_a_backbone_that_was_fitted_goes_to_a_hub_and_comes_back(tmp_path):
+    given = {"data": "digits", "backbone": "micro", "settings": {"text": "micro_lm"}, "device": "cpu"}
+    out = wordsight.fit(method="two_tower", train={"max_steps": 2}, out=str(tmp_path / "tower"), **given)
+    with hub() as (address, kept):
+        outside = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_TOKEN": "secret"}
+
+        def ask(*words):
+            asked = [sys.executable, "-m", "wordsight", *words]
+            return subprocess.check_output(asked, env=outside, text=True, cwd=tmp_path)
+
+        ask("push", str(out.folder), "me/tower")
+        card = kept.repositories["me/tower"]["README.md"].decode()
+        assert "# hf:me/tower\n" in card and 'load_backbone("hf:me/tower")' in card
+        here, there = ask("eval", "tower", "--json"), ask("eval", "hf:me/tower", "--json")
+        assert json.loads(there)[0]["accuracy"] == json.loads(here)[0]["accuracy"]
+        (cached,) = tmp_path.glob("hub/*/snapshots/*/metrics.jsonl")
+        assert cached.read_bytes() == kept.repositories["me/tower"]["metrics.jsonl"]
+        assert not list(cached.parent.glob("predictions-*"))
+        assert ask("generate", "hf:me/tower", "two") == ask("generate", "tower", "two")
 
 
 def test_what_cannot_be_pushed_is_told(run, capsys):

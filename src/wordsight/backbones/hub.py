@@ -38,6 +38,7 @@ BUNDLED = ("micro_lm",)  # LMs that lie beside this file; `micro` is a whole bac
 TOWER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "LICEN[CS]E*", "NOTICE*"]
 OWN_FILES = [*TOWER_FILES, "*.safetensors"]  # of a folder that Wordsight wrote, at any depth
 RUN_FILES = [*OWN_FILES, "*.yaml", "*.jsonl", "*.npy"]
+HERE = '"..."'  # for its own place in the card of a backbone, which does not know it
 NEEDS = {  # besides config.json and weights: one of these files each
     "backbone": (TOKENIZER_FILES, PIXEL_FILES),
     "image encoder": (PIXEL_FILES,),

@@ -20,6 +20,7 @@ from torch import Tensor
 from wordsight.backbones import OWN_FILE, Backbone, fingerprint, load_backbone, place_of, unit
 from wordsight.backbones.checkpoint import exactly
 from wordsight.backbones.hub import (
+    HERE,
     WEIGHTS_FILE,
     check_complete,
     first_line,
@@ -251,7 +252,7 @@ class LLM(Backbone):
             f"({self.text.plain.config.model_type})\n"
             f"- Image tower: {f'`{image}`' if image else 'in `image/`'}\n- Writing: {kept}\n\n"
             "```python\nfrom wordsight.backbones import load_backbone\n\n"
-            'backbone = load_backbone("...")  # this folder or repository\n'
+            f"backbone = load_backbone({HERE})  # this folder or repository\n"
             'text = backbone.encode_text(["a photo of a cat."])\n```\n\n'
             f"| setting of the text tower | value |\n|---|---|\n{lines}\n"
         )

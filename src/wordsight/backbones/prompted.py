@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from wordsight.backbones import OWN_FILE, Backbone, fingerprint, load_backbone, place_of, unit
 from wordsight.backbones.checkpoint import exactly
-from wordsight.backbones.hub import WEIGHTS_FILE, check_complete, first_line, read_facts, save_json
+from wordsight.backbones.hub import HERE, WEIGHTS_FILE, check_complete, first_line, read_facts, save_json
 from wordsight.config import WordsightError
 from wordsight.files import new_folder, write_file, write_tensors
 
@@ -166,7 +166,7 @@ class Prompted(Backbone):
             "A backbone of Wordsight whose image vectors are h(x), a prompt embedding learned from captions "
             f"of images (AAPE, arXiv 2410.23698, section 5), D = {self.dim}, over "
             f"{f'`{inner}`' if inner else f'the backbone in `{INNER_FOLDER}/`'}.\n\n"
-            '```bash\nwordsight search photos/ "a dog in the snow" backbone=...  # this folder\n```\n'
+            f'```bash\nwordsight search photos/ "a dog in the snow" backbone={HERE}\n```\n'
         )
 
 

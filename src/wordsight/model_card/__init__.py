@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from wordsight.backbones.hub import HERE
 from wordsight.files import read_text
 from wordsight.methods import Captioner, Embedder
 from wordsight.model_card.metadata import front, kind_of
@@ -58,7 +59,7 @@ def write_card(
     found = figures(run) if classes is None or set(classes) == set(run.facts.classes) else []
     drawn = draw(run, found, folder / FILE)
     if body is None:
-        body = _embedder_body(folder) if kind_of(run) is Embedder else _body(run, name)
+        body = _embedder_body(folder, name) if kind_of(run) is Embedder else _body(run, name)
     sections = [
         body.rstrip(),
         _figures(found, FILE if drawn else ""),
@@ -71,9 +72,10 @@ def write_card(
     )
 
 
-def _embedder_body(folder: Path) -> str:
-    """What a two_tower, which is a backbone, has written of itself."""
-    return read_text(folder / CARD, "model card").split("\n---\n", 1)[1].lstrip()
+def _embedder_body(folder: Path, name: str) -> str:
+    """What a two_tower, which is a backbone, has written of itself, under the name of what holds it."""
+    body = read_text(folder / CARD, "model card").split("\n---\n", 1)[1].lstrip()
+    return f"# {name}\n" + body.partition("\n")[2].replace(HERE, f'"{name}"')
 
 
 def _body(run: Run, name: str) -> str:

@@ -4,17 +4,22 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from wordsight.backbones import Backbone
+from wordsight.backbones.hub import run_folder
 from wordsight.config import WordsightError
 from wordsight.data.pairs import open_pairs
 from wordsight.data.questions import is_questions, open_questions
 from wordsight.data.splits import Which
+from wordsight.files import write_file
 from wordsight.fitted import is_captioner, is_embedder, is_run, open_generator
-from wordsight.runs import Run
+from wordsight.runs import EVENTS, Run
 
 
 def evaluate(
@@ -29,7 +34,8 @@ def evaluate(
     shots: int | None = None,
     seed: int = 1,
 ) -> list[dict[str, Any]]:
-    """Figures of a run on test images, kept in its metrics.jsonl: of its own data, or of other `data`.
+    """Figures of a run on test images: of its own data, or of other `data`. They are kept in its
+    metrics.jsonl, but for one of the hub (hf:org/name).
 
     A run over classes gives accuracy (classify), one that learned from pairs recall@k on captions and
     zero-shot accuracy on labels (retrieve), one that captions CIDEr-D, BLEU-4 and CLIPScore (caption), the
@@ -38,13 +44,41 @@ def evaluate(
     the data
     is named: how many were left out for that is logged. `backbone` names it where it has moved, and `lm` the
     LM of a run that writes. Errors: WordsightError."""
-    if not isinstance(run, Run) and not is_run(run):
-        return [_of_model(str(run), data, shots or 0, seed)]
-    run = run if isinstance(run, Run) else Run.open(run)
-    name = _task(run, data)
-    task = importlib.import_module(f"wordsight.tasks.{name}")
+    with _opened(run) as there:
+        if there is None:
+            return [_of_model(str(run), data, shots or 0, seed)]
+        name = _task(there, data)
+        more = _asked(name, there, shots, seed, scorer, lm)
+        task = importlib.import_module(f"wordsight.tasks.{name}")
+        return task.evaluate(there, data=data, classes=classes, label=label, backbone=backbone, **more)
+
+
+@contextlib.contextmanager
+def _opened(run: Run | str | Path) -> Iterator[Run | None]:
+    """The run, or None for a model. Of the hub's, links in a passing folder: what is measured is written
+    beside them, and not into the hub's cache."""
+    if isinstance(run, Run):
+        yield run
+    elif not is_run(folder := run_folder(run)):
+        yield None
+    elif not str(run).startswith("hf:"):
+        yield Run.open(folder)
+    else:
+        with tempfile.TemporaryDirectory() as links:
+            for path in folder.iterdir():
+                (Path(links) / path.name).symlink_to(path.resolve())
+            events = Path(links) / EVENTS  # which is added to, and not replaced
+            if events.is_file():
+                write_file(events, events.read_bytes())
+            yield Run.open(links)
+
+
+def _asked(
+    task: str, run: Run, shots: int | None, seed: int, scorer: str | None, lm: str | None
+) -> dict[str, Any]:
+    """What this task takes beside what all take. Errors: WordsightError for what it does not take."""
     more: dict[str, Any] = {}
-    if name == "answer":
+    if task == "answer":
         more = {"shots": shots or 0, "seed": seed}
     elif shots is not None:
         raise WordsightError(
@@ -52,16 +86,16 @@ def evaluate(
             f"leave it out, or give data= with questions"
         )
     if scorer is not None:
-        if name != "caption":
+        if task != "caption":
             raise WordsightError(
                 f"scorer={scorer} scores captions, but {run.folder} writes none; leave it out"
             )
         more = {"scorer": scorer}
     if lm is not None:
-        if name not in ("caption", "answer"):
+        if task not in ("caption", "answer"):
             raise WordsightError(f"lm={lm} is what writes, but {run.folder} writes nothing; leave it out")
         more["lm"] = lm
-    return task.evaluate(run, data=data, classes=classes, label=label, backbone=backbone, **more)
+    return more
 
 
 def _of_model(name: str, data: str | None, shots: int, seed: int) -> dict[str, Any]:
