@@ -16,7 +16,9 @@ from wordsight.cli import main
 from wordsight.config import WordsightError
 from wordsight.data import open_dataset
 from wordsight.data.images import Unreadable
+from wordsight.data.pictures import NoneReadable
 from wordsight.labelling import kept, open_session, settings_of, words_of
+from wordsight.labelling import session as session_module
 from wordsight.labelling.app import make_app
 from wordsight.labelling.kept import Kept
 from wordsight.serve.settings import Settings
@@ -186,6 +188,29 @@ def test_an_image_beyond_max_pixels_is_told_and_not_shown(folder):
     assert session.pictures[one].name == "large.png" and "max_pixels=1000" in why
     with pytest.raises(Unreadable, match="max_pixels=1000"):
         session.copy(one, 64)
+
+
+def test_who_ends_it_does_not_wait_for_all_images(folder, monkeypatch):
+    (folder / "aaa.png").write_bytes(b"no image")
+    session, backbone = open_session(folder, NAMES), load_backbone("micro")
+    settings = settings_of(folder, "backbone=micro", "method=linear_probe", "sentences=digits")
+    words = words_of(settings, session, backbone)
+    whole, seen = session_module.image_features(backbone, list(session.pictures.values())), []
+    monkeypatch.setattr(session_module, "AT_ONCE", 1)
+    session.open(backbone, settings, words)
+    assert list(session.rows.values()) == list(range(24)) and len(session.unreadable) == 1
+    assert session._learner.vectors.numpy() == pytest.approx(whole.vectors[:, 0].numpy(), abs=1e-6)
+    session.close()
+
+    def ended(backbone, pictures, **more):
+        seen.append(pictures)
+        other.close()
+        raise NoneReadable([(pictures[0].name, "it is no image")])
+
+    monkeypatch.setattr(session_module, "image_features", ended)
+    other = open_session(folder, NAMES)
+    other.open(backbone, settings, words)
+    assert len(seen) == 1 and other._thread is None and not other.rows
 
 
 def test_labels_are_gone_on_from(folder):

@@ -37,8 +37,8 @@ def make_app(
             "labelling %s at %s; Ctrl-C ends it, labels are in %s", session.folder, address, session.kept.path
         )
         yield
-        await beginning
         await asyncio.to_thread(session.close)
+        await beginning
 
     app = FastAPI(
         title="Wordsight labelling",

@@ -19,12 +19,15 @@ from wordsight.audit.next_labels import choose_next, worth
 from wordsight.backbones import Backbone
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Picture
-from wordsight.data.features import image_features
+from wordsight.data.features import Features, image_features
 from wordsight.data.images import MAX_PIXELS, hash_of, read_image
+from wordsight.data.pictures import NoneReadable
 from wordsight.files import nfc, printable
 from wordsight.labelling.kept import Kept
 from wordsight.labelling.learner import Accuracy, Learned, Learner
+from wordsight.workers import progress
 
+AT_ONCE = 64  # images that are encoded before it is asked whether to end
 AHEAD = 64  # images that are ranked at a time
 TOP = 5  # classes that are named with an image
 QUALITY = 85  # of a JPEG
@@ -191,13 +194,16 @@ class Session:
         sentences: Mapping[str, tuple[str, ...]],
         more: Sequence[Picture] = (),
     ) -> None:
-        """Encode the images, which takes a while where they are many, and begin to fit."""
-        known = list(self.pictures.items())
-        pictures, most = [picture for _, picture in known], settings.max_pixels
-        features = image_features(backbone, pictures, max_pixels=most)
-        others = image_features(backbone, more, max_pixels=most).vectors[:, 0] if more else None
+        """Encode the images, which takes a while where they are many, and begin to fit, unless it is closed
+        meanwhile."""
+        known, most = list(self.pictures.items()), settings.max_pixels
+        features = self._encoded(backbone, [picture for _, picture in known], most)
+        further = self._encoded(backbone, more, most) if features is not None and more else None
+        if features is None or (more and further is None):
+            return
         names = [one for one, _ in known]
         ids = {self.pictures[one].name: one for one in names}
+        others = None if further is None else further.vectors[:, 0]
         learner = Learner(settings, backbone, self.names, sentences, features.vectors[:, 0], others)
         with self._lock:
             self.rows = {names[place]: row for row, place in enumerate(features.kept)}
@@ -207,8 +213,32 @@ class Session:
             for name in self.names[len(learner.names) :]:  # added meanwhile
                 self._learner = self._learner.with_class(name)
             self._changed()
-        self._thread = threading.Thread(target=self._work, name="labelling", daemon=True)
-        self._thread.start()
+            if not self._closed:
+                self._thread = threading.Thread(target=self._work, name="labelling", daemon=True)
+                self._thread.start()
+
+    def _encoded(
+        self, backbone: Backbone, pictures: Sequence[Picture], max_pixels: int | None
+    ) -> Features | None:
+        """As `image_features`, some at a time; None where it was closed meanwhile."""
+        vectors, kept, skipped = [], [], []
+        with progress("images", len(pictures)) as advance:
+            for start in range(0, len(pictures), AT_ONCE):
+                if self._closed:
+                    return None
+                some = pictures[start : start + AT_ONCE]
+                try:
+                    found = image_features(backbone, some, max_pixels=max_pixels)
+                except NoneReadable as error:
+                    skipped += error.skipped
+                else:
+                    vectors.append(found.vectors)
+                    kept += [start + place for place in found.kept]
+                    skipped += found.skipped
+                advance(len(some))
+        if not kept:
+            raise NoneReadable(skipped)
+        return Features(torch.cat(vectors), kept, skipped)
 
     def close(self) -> None:
         """End the background's work, once what is under way is done."""
