@@ -82,6 +82,9 @@ def test_a_run_goes_to_a_hub_and_comes_back(run, photos, tmp_path):
         code = f"import wordsight; print(wordsight.load('hf:me/colours').predict(['{image}'])[0])"
         loaded = subprocess.run([sys.executable, "-c", code], env=outside, capture_output=True, text=True)
         assert loaded.stdout.strip() in here.stdout, loaded.stderr
+        table, gone = ask("report", "hf:me/colours"), ask("report", "hf:me/gone")
+        assert table.returncode == 0 and "tip_adapter" in table.stdout, table.stderr
+        assert gone.returncode == 2 and "hf:me/gone is not on the hub, or is private" in gone.stderr
 
 
 @pytest.mark.slow

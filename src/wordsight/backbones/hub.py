@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from wordsight.backbones import OWN_FILE
 from wordsight.config import WordsightError
@@ -193,6 +194,10 @@ def run_folder(run: str | Path) -> Path:
     repo_id = str(run).removeprefix("hf:")
     try:
         return Path(snapshot_download(repo_id, allow_patterns=RUN_FILES))
+    except RepositoryNotFoundError as error:
+        raise WordsightError(
+            f"hf:{repo_id} is not on the hub, or is private: `hf auth login` or $HF_TOKEN says who you are"
+        ) from error
     except Exception as error:  # the hub's errors have no common class; all mean that nothing can be read
         raise WordsightError(f"hf:{repo_id} cannot be read from the hub: {first_line(error)}") from error
 

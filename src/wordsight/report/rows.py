@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple, TypeVar
 
+from wordsight.backbones.hub import run_folder
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.methods import Classifier, Learner
 from wordsight.metrics import harmonic_mean
@@ -119,11 +120,11 @@ class Row:
 
 def run_folders(folders: Sequence[str | Path]) -> dict[Path, bool]:
     """The folders that these stand for, and whether each was given itself: a folder that is no run stands for
-    all runs below it, finished or not.
+    all runs below it, finished or not; hf:org/name is fetched.
     """
     found: dict[Path, bool] = {}
     for given in folders:
-        folder = Path(given).expanduser()
+        folder = run_folder(given)
         below = [] if (folder / "config.yaml").is_file() else folder.rglob("config.yaml")
         found |= dict.fromkeys(sorted(path.parent for path in below), False) or {folder: True}
     return {path: found[path] for path in {path.resolve(): path for path in found}.values()}
