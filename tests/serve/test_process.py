@@ -9,6 +9,8 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -125,6 +127,26 @@ def test_nobody_waits_for_models_to_be_loaded_before_it_ends(digits_run, tmp_pat
     os.kill(process.pid, signal.SIGTERM)
     process.join(20)
     assert process.exitcode in (0, -signal.SIGTERM)  # the latter before it listens
+
+
+BUSY = """
+import atexit, threading, time, torch
+from wordsight.serve import _leave
+
+def work():
+    while True:
+        torch.randn(64, 64).softmax(1).sum().item()
+
+loading = threading.Thread(target=work, daemon=True)
+loading.start()
+time.sleep(0.5)
+atexit.register(_leave, loading)
+"""
+
+
+def test_a_process_that_ends_while_models_are_loaded_does_not_crash():
+    """Without `_leave` it is aborted: terminate called without an active exception."""
+    subprocess.run([sys.executable, "-c", BUSY], check=True, timeout=60)
 
 
 def test_slow_heads_and_idle_connections_hold_nobody_up(running, digits_run, digit_files):

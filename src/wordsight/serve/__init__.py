@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import socket
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +66,16 @@ def run_until_told(make: Callable[[Settings, str], tuple[Guard, State]], setting
         server.run(sockets=[listening])
     if state.failure is not None:
         raise state.failure
+    if state.loading is not None:
+        atexit.register(_leave, state.loading)
+
+
+def _leave(loading: threading.Thread) -> None:
+    """End the process at once where it would crash, as a thread is still inside torch."""
+    if loading.is_alive():
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _listening(host: str, port: int) -> socket.socket:

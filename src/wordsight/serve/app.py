@@ -39,7 +39,8 @@ def make_app(runs: Sequence[str], settings: Settings, address: str = "") -> tupl
     @contextlib.asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         # nobody who ends the server meanwhile waits for it
-        threading.Thread(target=_load, args=(service, runs, state, address), daemon=True).start()
+        state.loading = threading.Thread(target=_load, args=(service, runs, state, address), daemon=True)
+        state.loading.start()
         yield
         if state.ready:
             await asyncio.to_thread(service.close)

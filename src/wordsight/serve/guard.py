@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +44,7 @@ class State:
         self.under_way = 0
         self.held = 0  # bytes of the requests under way
         self.failure: BaseException | None = None  # why models could not be loaded
+        self.loading: threading.Thread | None = None  # what loads them
 
 
 class Guard:
