@@ -26,6 +26,8 @@ WRONG = {
     "predict run one.jpg --classes @gone.txt": "list of classes 'gone.txt' does not exist",
     "predict run one.jpg --sentences some.json": "--sentences describes the classes",
     "predict run one.jpg --top 0": "--top 0 names no class",
+    "predict run one.jpg --max-pixels 0": "max_pixels=0 reads no image",
+    "predict run one.jpg --csv one.jpg": "csv='one.jpg' is an image's name",  # as --csv *.jpg gives it
     "predict run one.jpg --topp 3": "--topp is no option of predict",
     "eval half": "is not finished",
     "eval run data=gone/": "data='gone/' does not exist",

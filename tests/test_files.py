@@ -10,6 +10,19 @@ import pytest
 from wordsight.files import WordsightError, csv_rows, csv_text, write_file, writing
 
 
+def test_only_regular_files_are_replaced(tmp_path):
+    """As root a rename would put a file in the place of /dev/stdout, or of the link to a file elsewhere."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(WordsightError, match="is a pipe or a device"):
+        write_file(tmp_path / "pipe", "text")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "there" / "out.csv")
+    for text in ("one", "two"):
+        write_file(tmp_path / "link.csv", text)
+        assert (tmp_path / "there" / "out.csv").read_text() == text
+    assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "pipe").is_fifo()
+
+
 @pytest.mark.parametrize("name", [".", "..", "/", ""])
 def test_a_folder_is_no_name_of_a_file(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -24,6 +24,12 @@ def test_class_names_are_read_as_csv_does(words, names):
     assert class_list(words) == names
 
 
+def test_thousands_of_names_are_read_at_once():
+    many = [f"class {number}" for number in range(5000)]
+    assert class_list(",".join(many), ["salt, pepper"]) == many
+    assert class_list(",".join([*many, "salt,pepper"]), ["salt, pepper"]) == [*many, "salt, pepper"]
+
+
 def test_class_names_from_a_file_stand_one_a_line(tmp_path):
     file = tmp_path / "names.txt"
     file.write_bytes('\ufeffsalt, pepper\r\n\r\n"sugar, ""fine"""\ncafe\u0301\n'.encode())

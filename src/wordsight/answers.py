@@ -15,7 +15,7 @@ from jaxtyping import Float
 from wordsight.data import Picture
 from wordsight.data.pictures import Reading, pictures_in
 from wordsight.doubts import Doubts, conformal
-from wordsight.early import check_marks
+from wordsight.early import check_marks, check_reading
 from wordsight.files import csv_line, writing
 from wordsight.workers import progress
 
@@ -88,6 +88,7 @@ class Predictions:
         csv: str | Path | None = None,
     ):
         check_marks(unsure, error)
+        check_reading(max_pixels, csv)
         self.class_names = predictor.names
         self.unsure = unsure
         # from which probability on a class is in an image's set; None where no sets are wanted

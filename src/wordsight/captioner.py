@@ -17,6 +17,7 @@ from wordsight.data import Picture
 from wordsight.data.features import image_features
 from wordsight.data.grids import grid_features
 from wordsight.data.pictures import NoneReadable, Reading, pictures_in, readable
+from wordsight.early import check_reading
 from wordsight.files import csv_line, writing
 from wordsight.fitted import open_generator
 from wordsight.methods.limber_generator import LimberGenerator
@@ -52,6 +53,7 @@ class Captions:
         max_pixels: int | None = None,
         csv: str | Path | None = None,
     ):
+        check_reading(max_pixels, csv)
         if batch is not None and batch < 1:
             raise WordsightError(f"batch={batch} writes nothing; give 1 or more")
         self.generator, self.how, self.seed = generator, how or Writing(), seed

@@ -11,6 +11,7 @@ from wordsight.reader import nearest_path
 
 GRAPH = "model.onnx"  # what a folder of `export --onnx` holds
 FINISHED = "finished.json"  # what a run folder holds once all of it is there
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 LAYOUT = "give a folder in transformers' layout or a hub name"
 WAYS_ON = {  # where a model is not found
     "backbone": "give a local folder in transformers' layout, the hub name of a cached or reachable model, "
@@ -45,6 +46,19 @@ def check_marks(unsure: float | None, error: float | None) -> None:
         raise WordsightError(f"unsure={unsure} is no probability; give one above 0 and up to 1, as 0.5")
     if unsure is not None and error is not None:
         raise WordsightError("unsure= and error= both say which answers are not certain; give one of them")
+
+
+def check_reading(max_pixels: int | None, csv: str | Path | None) -> None:
+    """Refuse a limit that no image keeps, and a table in an image's place: `--csv photos/*.jpg` names the
+    first of them."""
+    if max_pixels is not None and max_pixels < 1:
+        raise WordsightError(f"max_pixels={max_pixels} reads no image; give 1 or more")
+    if csv is not None and is_picture(csv):
+        raise WordsightError(f"csv={str(csv)!r} is an image's name, which a table would replace; give a .csv")
+
+
+def is_picture(path: str | Path) -> bool:
+    return Path(path).suffix.lower() in PICTURES
 
 
 def check_described(changed: bool, sentences: str | None) -> None:

@@ -63,6 +63,11 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     if path.name in ("", ".."):
         raise WordsightError(f"{str(path)!r} is a folder and no name of a file to write")
+    if os.path.exists(path) and not (
+        os.path.isfile(path) or os.path.isdir(path)
+    ):  # a rename would put a file in its place
+        raise WordsightError(f"{str(path)!r} is a pipe or a device, and a whole file is written here")
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else path  # where a link leads
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PART}")  # two may write one file at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

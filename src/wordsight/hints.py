@@ -12,7 +12,15 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from wordsight.config import AskedSettings, WordsightError
-from wordsight.early import check_described, check_finished, check_marks, check_place, is_graph
+from wordsight.early import (
+    check_described,
+    check_finished,
+    check_marks,
+    check_place,
+    check_reading,
+    is_graph,
+    is_picture,
+)
 from wordsight.extras import is_there, missing
 from wordsight.help import SETTINGS, settings_of
 from wordsight.names import class_list
@@ -55,7 +63,6 @@ MISSING = {  # what to say where a word is missing
     "generate": "; as in `wordsight generate runs/clamp 'An okapi'`",
 }
 TABLES = (".csv", ".parquet", ".tar", ".tsv")
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PACKAGES = {  # of methods and of ends of data's names: a package that an extra brings, and whose it is
     "two_tower": ("peft", "lm", "method=two_tower"),
     "limber": ("peft", "lm", "method=limber"),
@@ -267,6 +274,7 @@ def check_predict(options: argparse.Namespace) -> None:
     for words in filter(None, (options.classes, options.add)):
         class_list(words)
     check_marks(options.unsure, options.error)
+    check_reading(options.max_pixels, options.csv)
     check_described(bool(options.classes or options.add), options.sentences)
 
 
@@ -316,10 +324,6 @@ def _holds_no_run(folder: Path) -> bool:
 
 def is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file()
-
-
-def is_picture(path: str | Path) -> bool:
-    return Path(path).suffix.lower() in PICTURES
 
 
 def _is_data(path: Path) -> bool:

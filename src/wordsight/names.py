@@ -36,12 +36,18 @@ def _list_file(word: str) -> Path | None:
 
 def _joined(cells: list[str], own: Mapping[str, str]) -> list[str]:
     """The cells of a line, of which those that make a known name together are one: the most that do."""
-    if not cells:
-        return []
-    for count in range(len(cells), 1, -1):
-        if (name := _spaced(",".join(cells[:count]))) in own:
-            return [own[name], *_joined(cells[count:], own)]
-    return [cells[0], *_joined(cells[1:], own)]
+    most = max((name.count(",") + 1 for name in own), default=1)
+    names, place = [], 0
+    while place < len(cells):
+        known = (
+            (count, own[name])
+            for count in range(min(most, len(cells) - place), 1, -1)
+            if (name := _spaced(",".join(cells[place : place + count]))) in own
+        )
+        count, name = next(known, (1, cells[place]))
+        names.append(name)
+        place += count
+    return names
 
 
 def _spaced(name: str) -> str:

@@ -138,7 +138,8 @@ def predict(
             f"from such matrices"
         )
     given = [images] if isinstance(images, (str, Path)) else images
-    wanted = {"max_pixels": max_pixels or settings.max_pixels, "unsure": unsure, "error": error, "csv": csv}
+    most = settings.max_pixels if max_pixels is None else max_pixels
+    wanted = {"max_pixels": most, "unsure": unsure, "error": error, "csv": csv}
     if error is not None and (set(names) != set(own) or is_asking(opened)):
         raise WordsightError(
             f"error={error} holds among the classes that a run was fitted to and has scores of images for; "
