@@ -126,7 +126,8 @@ def test_data_is_demanded():
     "content, message",
     [
         (b"a: [1", "not readable as YAML"),
-        (b"\xff\xfe\xfa", "cannot be read as UTF-8"),
+        (b"\xff\xfe\xfa", r"cannot be read as UTF-8 text \(it is in UTF-16\); save it as UTF-8"),
+        (b"a: caf\xe9", r"cannot be read as UTF-8 text \(see byte 6\); save it as UTF-8"),
         (b"- 1\n- 2\n", "holds no settings"),
         (b"", "holds no settings"),
         (b"just text", "holds no settings"),

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from wordsight.files import WordsightError, csv_rows, csv_text, write_file, writing
+from wordsight.files import WordsightError, csv_rows, csv_text, new_folder, write_file, writing
 
 
 def test_only_regular_files_are_replaced(tmp_path):
@@ -93,6 +93,24 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path, monkeypatch)
         write_file(file.name, "another")  # leaves alone what is being written
         assert under_way.exists()
     assert file.read_text() == "whole" and sorted(tmp_path.iterdir()) == sorted([file, *others])
+
+
+def test_two_who_write_one_folder_at_once_leave_one_whole_and_one_is_told(tmp_path):
+    left = tmp_path / ".out.0123abcd.saving"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    with pytest.raises(WordsightError, match="already holds something"), new_folder(tmp_path / "out") as one:
+        (one / "file").write_text("first")
+        with new_folder(tmp_path / "out") as two:
+            (two / "file").write_text("second")
+    assert (tmp_path / "out" / "file").read_text() == "second"
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_the_folder_one_stands_in_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WordsightError, match="give a folder that does not exist yet"), new_folder("."):
+        pass
 
 
 def test_a_negative_number_is_no_formula_and_what_is_no_csv_is_said():

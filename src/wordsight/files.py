@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PART = ".part"  # ends the temporary name of a file that is being written
+SAVING = ".saving"  # the same of a folder
 DIGEST = "digest"  # the key in a safetensors file's metadata under which `write_tensors` keeps it
 # what makes a spreadsheet compute a cell, the wide signs of Chinese and Japanese ones included
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -71,7 +72,7 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PART}")  # two may write one file at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+        _sweep(path.parent, path.name, PART)
         with open(part, "wb") as file, held(part):
             yield file
             file.flush()
@@ -87,12 +88,12 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
 
 
 @lru_cache(maxsize=100)  # once a process: a folder of a million images takes a second to list
-def _sweep(path: Path) -> None:
-    """Remove what killed writers of a file have left beside it: parts that nobody holds."""
-    for part in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}{PART}"):
-        with contextlib.suppress(OSError), held(part) as ours:
-            if ours and time.time() - part.stat().st_mtime > 1:  # a younger one may not be held yet
-                part.unlink()
+def _sweep(folder: Path, name: str, ends: str) -> None:
+    """Remove what killed writers of a file or folder have left beside it, and nobody holds."""
+    for left in folder.glob(f"{glob.escape(name)}.{'[0-9a-f]' * 8}{ends}"):
+        with contextlib.suppress(OSError), held(left) as ours:
+            if ours and time.time() - left.stat().st_mtime > 1:  # a younger one may not be held yet
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def free(folder: str | Path) -> Path:
@@ -101,7 +102,8 @@ def free(folder: str | Path) -> Path:
     Errors: WordsightError where it already holds something.
     """
     folder = Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    new = folder.name not in ("", "..") and not (folder.exists() and not folder.is_dir())
+    if not new or (folder.exists() and any(folder.iterdir())):
         raise WordsightError(
             f"{str(folder)!r} already holds something; give a folder that does not exist yet"
         )
@@ -115,14 +117,14 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     Errors: WordsightError where `folder` already holds something, or cannot be written.
     """
     folder = free(folder)
-    temporary = folder.with_name(f".{folder.name}.saving")
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}{SAVING}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a save that was killed
+        _sweep(folder.parent, f".{folder.name}", SAVING)
         temporary.mkdir(parents=True)
-        yield temporary
-        if folder.is_dir():
-            folder.rmdir()  # an empty one
-        temporary.replace(folder)
+        with held(temporary):
+            yield temporary
+            free(folder)  # another process may have been sooner
+            temporary.replace(folder)
     except OSError as error:
         raise WordsightError(f"{str(folder)!r} cannot be written: {error.strerror or error}") from error
     finally:
@@ -195,7 +197,10 @@ def read_text(path: str | Path, what: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise WordsightError(f"{what} {str(path)!r} cannot be read as UTF-8 text: {error}") from error
+        form = "it is in UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else f"see byte {error.start}"
+        raise WordsightError(
+            f"{what} {str(path)!r} cannot be read as UTF-8 text ({form}); save it as UTF-8"
+        ) from error
 
 
 def read_json(path: str | Path, what: str) -> Any:

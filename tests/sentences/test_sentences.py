@@ -74,6 +74,13 @@ def test_keys_match_exactly_or_by_space_and_case_and_come_in_class_order():
     assert read_sentences(None, ["cat"]) == {"cat": ()}
 
 
+def test_blanks_around_names_and_keys_do_not_count():
+    assert read_sentences({" cat ": ["x"], "big  dog": ["y"]}, ["cat", "big dog "]) == {
+        "cat": ("x",),
+        "big dog ": ("y",),
+    }
+
+
 def test_classes_without_sentences_are_all_named_with_nearest_keys():
     table = {"side of a car": ["x"], "cat": [], "dog": ["", "  "]}
     with pytest.raises(WordsightError) as error:

@@ -91,10 +91,10 @@ def read_sentences(
     the name of a template set (every template filled with the class name), or `digits` (bundled). None gives
     every class no sentences. Keys not asked for are left out.
 
-    A class finds its key when the two are equal, or equal once `_` is a space and case is ignored; both in
-    Unicode's composed form. Nothing fuzzier happens by itself: sentences of the wrong class would be a silent
-    error. `aliases`, {class name: key}, a JSON file or a mapping, settles the rest. A class that finds none
-    is an error, or with `partly` goes without.
+    A class finds its key when the two are equal, or equal once `_` is a space, and case and blanks around it
+    are ignored; both in Unicode's composed form. Nothing fuzzier happens by itself: sentences of the wrong
+    class would be a silent error. `aliases`, {class name: key}, a JSON file or a mapping, settles the rest. A
+    class that finds none is an error, or with `partly` goes without.
 
     Errors: WordsightError where a class ends with no sentences, naming every such class and the nearest keys.
     """
@@ -280,7 +280,8 @@ def _demand_all(
         for name in lacking[:shown]
     ]
     more = f"; and {len(lacking) - shown} more" if len(lacking) > shown else ""
-    key = next(iter(_nearest_two(lacking[0], table)), "key in the file")
+    filled = [key for key, texts in table.items() if texts]
+    key = next(iter(_nearest_two(lacking[0], filled)), "key in the file")
     example = json.dumps({lacking[0]: key}, ensure_ascii=False)
     raise WordsightError(
         f"{where} has no sentences for {len(lacking)} of {len(names)} classes: {'; '.join(said)}{more}. "
@@ -309,7 +310,7 @@ def _encode(encode: EncodeText, texts: list[str]) -> Float[Tensor, "N D"]:
 
 
 def _fold(name: str) -> str:
-    return name.replace("_", " ").casefold()
+    return " ".join(name.replace("_", " ").casefold().split())
 
 
 def _nearest_two(name: str, keys: Iterable[str]) -> list[str]:
