@@ -4,6 +4,7 @@ torch, which takes seconds; what opens a run or a model asks the same, so that e
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from wordsight.files import WordsightError
@@ -59,6 +60,12 @@ def check_reading(max_pixels: int | None, csv: str | Path | None) -> None:
 
 def is_picture(path: str | Path) -> bool:
     return Path(path).suffix.lower() in PICTURES
+
+
+def check_hub_name(name: str) -> None:
+    """Refuse what can be no repository's name on the hub."""
+    if not re.fullmatch(r"(hf:)?[\w.-]+/[\w.-]+", name):
+        raise WordsightError(f"{name!r} is no name on the hub; give owner/name")
 
 
 def check_described(changed: bool, sentences: str | None) -> None:

@@ -3,15 +3,13 @@ wherever one is expected."""
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 
 from wordsight.backbones import Backbone, hub
 from wordsight.config import WordsightError
+from wordsight.early import check_hub_name
 from wordsight.export import export
-
-NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def push(
@@ -33,9 +31,8 @@ def push(
     WordsightError as `export`, and where the hub does not take it."""
     from huggingface_hub import HfApi
 
+    check_hub_name(repo_id)
     repo_id = repo_id.removeprefix("hf:")
-    if not NAME.fullmatch(repo_id):
-        raise WordsightError(f"{repo_id!r} is no name on the hub; give owner/name")
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / repo_id

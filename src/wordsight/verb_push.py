@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from wordsight import hints, terminal
 from wordsight.arguments import BACKBONE, Verb, argument
-from wordsight.config import WordsightError
+from wordsight.early import check_hub_name
 
 
 def push(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_run("push", options.run)
-    if not re.fullmatch(r"(hf:)?[\w.-]+/[\w.-]+", options.name):
-        raise WordsightError(f"{options.name!r} is no name on the hub; give owner/name")
+    check_hub_name(options.name)
     from wordsight.push import push
 
     given = {name: getattr(options, name) for name in ("licence", "backbone")}

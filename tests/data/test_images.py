@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from wordsight.data.images import MAX_PIXELS, Unreadable, content_digest, read_image, view_box
+from wordsight.data.images import MAX_PIXELS, Unreadable, content_digest, read_image, small_jpeg, view_box
 
 # blocks of all grey values and colours
 COLOURS = np.random.default_rng(0).integers(0, 256, (4, 6, 3))
@@ -243,3 +243,9 @@ def test_view_boxes_have_the_stated_scale():
     ratios = np.array([(right - left) / (bottom - top) for (left, top, right, bottom), _ in boxes])
     assert areas.min() > 0.079 and 0.4 < areas.mean() < 0.6 and ratios.min() > 0.74 and ratios.max() < 1.35
     assert 70 < sum(mirrored for _, mirrored in boxes) < 130
+
+
+def test_a_copy_for_a_page_is_small_and_tells_nothing_else():
+    Image.new("RGB", (300, 100), "red").save(file := io.BytesIO(), "JPEG", comment=b"where it was taken")
+    copy = Image.open(io.BytesIO(small_jpeg(read_image(file.getvalue()), 60)))
+    assert (copy.format, copy.size) == ("JPEG", (60, 20)) and "comment" not in copy.info

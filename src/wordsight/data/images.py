@@ -17,6 +17,7 @@ from PIL import Image, ImageCms
 MAX_PIXELS = 200_000_000  # phones make 200 megapixels; as RGB they take 600 MB
 MAX_ELONGATION = 500  # beyond it, resizing the shorter side to a tower's size would take gigabytes
 LARGE = 50_000_000  # pixels; so large images are decoded one at a time, for they fill the memory
+QUALITY = 85  # of JPEG copies that pages show
 DEPTHS = range(8, 33, 2)  # bits of a grey value: cameras and scanners make 8, 10, 12, 14 or 16
 NEAR_ONE = 2.0  # floats below it are meant to end at 1: sharpening and resizing overshoot
 NEITHER = 16.0  # floats that end between NEAR_ONE and this are neither meant to end at 1 nor at 255
@@ -227,6 +228,18 @@ def _check_high_bytes(rgb: Image.Image) -> None:
     """
     if np.asarray(rgb).max() < 16:
         raise Unreadable("its colours of 16 bits use the lowest 12 at most. Scale it to 8 bits")
+
+
+# -- showing --
+
+
+def small_jpeg(image: Image.Image, side: int) -> bytes:
+    """A JPEG copy of an RGB image for a page, no side longer than `side`, without comments and the like. The
+    image itself is made as small, for a large one fills the memory."""
+    image.thumbnail((side, side))
+    image.info = {}
+    image.save(out := io.BytesIO(), "JPEG", quality=QUALITY)
+    return out.getvalue()
 
 
 # -- content --

@@ -3,7 +3,6 @@ them in the background and says what to label next."""
 
 from __future__ import annotations
 
-import io
 import logging
 import threading
 from collections import Counter
@@ -13,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from wordsight.audit.next_labels import choose_next, worth
 from wordsight.backbones import Backbone
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Picture
 from wordsight.data.features import Features, image_features
-from wordsight.data.images import MAX_PIXELS, hash_of, read_image
+from wordsight.data.images import MAX_PIXELS, hash_of, read_image, small_jpeg
 from wordsight.data.pictures import NoneReadable
 from wordsight.files import nfc, printable
 from wordsight.labelling.kept import Kept
@@ -30,7 +28,6 @@ from wordsight.workers import progress
 AT_ONCE = 64  # images that are encoded before it is asked whether to end
 AHEAD = 64  # images that are ranked at a time
 TOP = 5  # classes that are named with an image
-QUALITY = 85  # of a JPEG
 SIZES = range(16, 2049)  # pixels of a side that an image is shown at
 
 log = logging.getLogger("wordsight")
@@ -125,11 +122,7 @@ class Session:
 
     def copy(self, one: str, size: int) -> bytes:
         """An image as JPEG, no side longer than `size`. Errors: Unreadable."""
-        image = read_image(self._picture(one).read()[0], self.max_pixels)
-        image.thumbnail((size, size), Image.Resampling.BICUBIC)
-        out = io.BytesIO()
-        image.save(out, "JPEG", quality=QUALITY)
-        return out.getvalue()
+        return small_jpeg(read_image(self._picture(one).read()[0], self.max_pixels), size)
 
     # -- what is said ----------------------------------------------------------------------------------------
 

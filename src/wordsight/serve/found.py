@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import torch
 
 from wordsight.backbones import Backbone
 from wordsight.config import WordsightError
-from wordsight.data.images import Unreadable, hash_of, read_image
+from wordsight.data.images import Unreadable, hash_of, read_image, small_jpeg
 from wordsight.files import read_bytes
 from wordsight.search import Index, closest
 
-QUALITY = 85  # of the JPEG copies
 SIZES = range(16, 1025)  # of their longer side, in pixels
 REMEMBERED = 256  # copies that are kept in memory
 
@@ -63,7 +61,4 @@ class Found:
             image = read_image(read_bytes(Path(path).expanduser(), "image"), self.max_pixels)
         except WordsightError as error:
             raise Unreadable("the image is no longer there") from error
-        image.thumbnail((size, size))
-        image.info = {}  # comments and the like
-        image.save(out := io.BytesIO(), "JPEG", quality=QUALITY)
-        return out.getvalue()
+        return small_jpeg(image, size)
