@@ -50,6 +50,13 @@ class Classifier(ClassifierMixin, BaseEstimator):
     `class_names` in the order of the sorted labels. `backbone=None` works on feature matrices alone: without
     a text tower, the mean of each class's training features stands in for its words.
 
+    What it is made with is what `wordsight fit` takes under the same names (`wordsight show run` has them
+    all): `backbone`, a hub name, folder, `micro`, or one that is loaded; `method`, of `wordsight list`, with
+    its own `settings` and, where it trains, `train`; `sentences`, {class: [sentence, ...]}, its JSON file or
+    a template set, with `aliases` {class: its key there}; `template`, which class names stand in; `words`, of
+    which class vectors are made; how many `views` of a training image: its centre crop, then augmented ones,
+    mirrored where `flip` is true; `device` and `dtype` of the towers; `seed`.
+
     After fitting: `classes_`, `n_features_in_` (on feature matrices), `method_`, `backbone_`, `skipped_`
     (pairs of name and reason). Errors: WordsightError (a ValueError) with the value and what would be right.
     """
