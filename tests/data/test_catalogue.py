@@ -214,8 +214,13 @@ def test_two_datasets_in_one_folder_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "content, words",
     [
-        ("{", ("is no split file", "JSONDecodeError")),
-        ('{"train": [], "val": []}', ("is no split file", "'test'")),
+        ("{", ("split file", "is not JSON")),
+        ("", ("split file", "is empty")),
+        ("[]", ("is no split file: it holds a list",)),
+        ('{"train": [], "val": []}', ("is no split file: 'test' is missing",)),
+        ('{"train": [], "val": [], "test": null}', ("is no split file: 'test' is no list",)),
+        ('{"train": [], "val": [], "test": [], "dev": [["a.jpg", 0, "a"]]}', ("it lists 'dev', too",)),
+        ('{"train": [["a.jpg", true, "a"]], "val": [], "test": []}', ("'train' lists ['a.jpg', True, 'a']",)),
         (
             '{"train": [["a.jpg", 0]], "val": [], "test": []}',
             ("is no split file", "[path, label, class name]"),

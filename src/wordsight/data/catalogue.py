@@ -205,15 +205,17 @@ def read_split(path: Path) -> tuple[list[str], dict[str, list[tuple[str, int]]]]
     """Class names in label order and (path, label) of each part, from a split_zhou_*.json. Nothing is sorted:
     its order decides the few-shot draw.
     """
-    try:
-        parts = read_json(path, "split file")
-        rows = {part: [_split_row(*row) for row in parts[part]] for part in PARTS}
-    except (WordsightError, KeyError, TypeError) as error:
-        cause = error.__cause__ or error
-        raise WordsightError(
-            f"{str(path)!r} is no split file: {type(cause).__name__} {error}; expected train, val and "
-            f"test, each a list of [path, label, class name]"
-        ) from error
+    parts = read_json(path, "split file")
+    if not isinstance(parts, dict):
+        raise _no_split(path, f"it holds a {type(parts).__name__}")
+    for part in PARTS:
+        if not isinstance(parts.get(part), list):
+            raise _no_split(path, f"{part!r} is {'no list' if part in parts else 'missing'}")
+    if others := [
+        part for part, rows in parts.items() if part not in PARTS and isinstance(rows, list) and rows
+    ]:
+        raise _no_split(path, f"it lists {few(map(repr, others))}, too")
+    rows = {part: [_split_row(row, part, path) for row in parts[part]] for part in PARTS}
     named = Counter((label, name) for listed in rows.values() for _, label, name in listed)
     names = {label: name for label, name in named}
     if sorted(label for label, _ in named) != list(range(len(named))):
@@ -225,10 +227,18 @@ def read_split(path: Path) -> tuple[list[str], dict[str, list[tuple[str, int]]]]
     }
 
 
-def _split_row(file: Any, label: Any, name: Any) -> tuple[str, int, str]:
-    if not isinstance(file, str) or type(label) is not int or not isinstance(name, str):
-        raise TypeError(f"{[file, label, name]!r:.80}")
-    return file, label, name
+def _split_row(row: Any, part: str, path: Path) -> tuple[str, int, str]:
+    match row:
+        case [str(file), int(label), str(name)] if not isinstance(label, bool):
+            return file, label, name
+    raise _no_split(path, f"{part!r} lists {row!r:.80}")
+
+
+def _no_split(path: Path, why: str) -> WordsightError:
+    return WordsightError(
+        f"{str(path)!r} is no split file: {why}; expected train, val and test, each a list of [path, label, "
+        f"class name]"
+    )
 
 
 def _lists(folder: Path, entry: Entry) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
