@@ -6,6 +6,7 @@ from pathlib import Path
 
 import huggingface_hub
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
@@ -77,6 +78,21 @@ def test_scikit_learn_s_own_checks_pass(method):
         "check_array_api_input"
     }
     assert len(results) > 40 and not any(result["status"] == "xfail" for result in results)
+
+
+def test_a_table_of_one_column_of_paths_is_a_list_of_images(fitted, images, tmp_path):
+    paths = [str(tmp_path / f"{row}.png") for row in range(3)]
+    for image, path in zip(images, paths):
+        image.save(path)
+    for table in (np.array(paths)[:, None], pandas.DataFrame({"path": paths})):
+        assert fitted.predict(table).tolist() == fitted.predict(paths).tolist()
+    with pytest.raises(WordsightError, match="a table of 2 columns: give that of paths"):
+        fitted.predict(pandas.DataFrame({"path": paths, "label": "red"}))
+
+
+def test_it_is_not_calibrated_on_images_that_it_was_fitted_to(fitted, images, labels):
+    with pytest.raises(WordsightError, match="2 of these 3 images are ones that it was fitted to"):
+        clone(fitted).fit(images, labels).calibrate([*images[:2], paint((9, 9, 9), 1)], labels[:3])
 
 
 def test_it_is_a_classifier_of_scikit_learn():

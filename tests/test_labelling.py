@@ -320,6 +320,18 @@ def test_columns_and_rows_of_others_stay(tmp_path):
     assert [row["split"] for row in rows_of(path)] == ["train", "test", "val"]
 
 
+def test_rows_without_a_label_stay(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("path,label\na.png,\nb.png,dog\nc.png,\n")
+    kept = Kept(path)
+    kept.set("c.png", "cow")
+    assert {row["path"]: row["label"] for row in rows_of(path)} == {
+        "a.png": "",
+        "b.png": "dog",
+        "c.png": "cow",
+    }
+
+
 def test_a_deleted_csv_is_written_anew(tmp_path):
     kept = Kept(tmp_path / "labels.csv")
     kept.set("a.png", "cat")

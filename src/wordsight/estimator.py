@@ -206,7 +206,13 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return self.fitted_.decisive(images)
 
     def calibrate(self, X: Any, y: Sequence[Any]) -> Classifier:
-        """Learn from labelled images that it was not fitted to what `predict_set` needs; `save` keeps it."""
+        """Learn from labelled images what `predict_set` needs; `save` keeps it. Errors: WordsightError for
+        images that it was fitted to, of which it is surer than of others."""
+        check_is_fitted(self, "fitted_")
+        if not is_matrix(X) and (seen := self.seen_.intersection(digests(pictures_of(X)))):
+            raise WordsightError(
+                f"{len(seen)} of these {len(X)} images are ones that it was fitted to; calibrate on others"
+            )
         chances, labels = self.predict_proba(X), known_labels(y, self.classes_)
         self.doubts_ = self.doubts_.calibrated(chances[np.arange(len(labels)), labels], GIVEN)
         return self

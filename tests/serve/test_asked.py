@@ -72,8 +72,8 @@ def test_answers_that_are_not_certain_are_marked(client, digits_run, digit_files
 def test_sets_hold_for_the_words_that_they_were_calibrated_with(served, digit_files, tmp_path):
     digits, names = load_digits(), [str(digit) for digit in range(10)]
     clf = wordsight.Classifier("micro", "zero_shot", class_names=names, device="cpu")
-    images = [as_image(one) for one in digits.images[:20]]
-    clf.fit(images, digits.target[:20]).calibrate(images, digits.target[:20])
+    images = [as_image(one) for one in digits.images[:40]]
+    clf.fit(images[:20], digits.target[:20]).calibrate(images[20:], digits.target[20:40])
     client, image = served(clf.save(tmp_path / "sure")), files_of(digit_files[:1])
     assert classified(client, digit_files[:1], error=0.1, classes=names[::-1])["results"][0]["set"]
     for more in (

@@ -10,7 +10,7 @@ import torch
 
 from wordsight.backbones import Backbone, unit
 from wordsight.data.features import Features, image_features
-from wordsight.data.pictures import pictures_of
+from wordsight.data.pictures import is_of_texts, pictures_of
 from wordsight.files import WordsightError
 
 
@@ -20,7 +20,7 @@ def is_matrix(X: Any) -> bool:
         return len(X) > 0 and (
             isinstance(X[0], (list, tuple)) or (isinstance(X[0], np.ndarray) and X[0].ndim == 1)
         )
-    return len(getattr(X, "shape", ())) == 2
+    return len(getattr(X, "shape", ())) == 2 and not is_of_texts(X)
 
 
 def features_of(X: Any, backbone: Backbone | None, *, views: int = 1, flip: bool = True) -> Features:

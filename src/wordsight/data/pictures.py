@@ -43,7 +43,23 @@ def pictures_of(images: Sequence[Any]) -> list[Picture]:
         raise WordsightError(
             f"expected a list of images; an array of shape {images.shape} is one image, so put it in a list"
         )
+    if is_of_texts(images):  # a table of paths, as scikit-learn's pipelines pass them on
+        table = np.asarray(images)
+        if table.shape[1] != 1:
+            raise WordsightError(
+                f"expected a list of images; this is a table of {table.shape[1]} columns: give that of paths"
+            )
+        images = table[:, 0].tolist()
     return [_picture(image, f"image {index}") for index, image in enumerate(images)]
+
+
+def is_of_texts(images: Any) -> bool:
+    """Whether this is a table (an array or a data frame) of names and not of numbers."""
+    shape, kind = getattr(images, "shape", ()), getattr(images, "dtype", None)
+    if len(shape) != 2 or not all(shape):
+        return False
+    kind = getattr(np.asarray(images).dtype if kind is None else kind, "kind", "")
+    return kind == "U" or (kind == "O" and isinstance(np.asarray(images)[0, 0], (str, Path)))
 
 
 def _picture(image: Any, name: str) -> Picture:

@@ -127,7 +127,9 @@ class Kept:
 
     def _write(self, labels: Mapping[str, str]) -> None:
         others = [name for name in self._header if name not in HEADER]
-        paths = dict.fromkeys([*(self._more if others else ()), *labels])  # what others say of a row stays
+        # rows that somebody wrote stay: in their order where they say more, and where they have no label
+        stay = self._more if others else [path for path in self._more if path not in labels]
+        paths = dict.fromkeys([*stay, *labels])
         lines = [_line(self._header)]
         for path in paths:
             cells = {"path": path, "label": labels.get(path, ""), **self._more.get(path, {})}
