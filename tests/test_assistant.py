@@ -71,6 +71,7 @@ def images(table):
     return sorted(map(str, table.glob("*0.png")))
 
 
+@pytest.mark.slow
 def test_the_lm_is_in_memory_once(assistant):
     tower, writer = assistant.embedder.text.plain, assistant.generator.lm.lm
     own = {value.data_ptr() for value in tower.parameters()}

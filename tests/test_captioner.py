@@ -52,9 +52,9 @@ def said(generator, images, how=None, **more):
 
 
 def test_a_caption_does_not_depend_on_its_batch(generator, table):
-    images = paths(table)
+    images = paths(table)[:6]
     together = said(generator, images)
-    assert len(together) == 15 and together == said(generator, images, batch=1)
+    assert len(together) == 6 and together == said(generator, images, batch=1)
     assert said(generator, images[::-1], batch=4) == together[::-1]
 
 

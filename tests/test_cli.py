@@ -265,6 +265,7 @@ def test_generate_with_adapters_on_off_and_both(two_tower, run_cli, refused, fit
     assert "does not exist" in refused("generate", tmp_path / "nothing", "a dog")
 
 
+@pytest.mark.slow
 def test_verify_names_every_promise_and_a_broken_one_is_exit_code_one(
     two_tower, run_cli, refused, fitted, monkeypatch
 ):

@@ -154,6 +154,7 @@ def test_what_cannot_be_promised_is_refused_in_words(run, images, photos, tiny_c
         wordsight.fit(**words, folds=-1)
 
 
+@pytest.mark.slow
 def test_what_is_kept_travels_and_is_known_when_it_is_damaged(run, images, tmp_path):
     out = wordsight.export(run, tmp_path / "out")
     theirs, ours = predict(out, images, error=0.2), predict(run, images, error=0.2)

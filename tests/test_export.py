@@ -20,7 +20,7 @@ from wordsight.config import WordsightError
 from wordsight.export import export, public
 from wordsight.runs import Run
 
-KINDS = ("clip", "joined", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llm", "two_tower")))
+KINDS = ("clip", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("joined", "llm", "two_tower")))
 SMALL = {"wrapper": "a {}.", "prompts": 2, "rank": 2, "heads": 2, "max_tokens": 40}
 
 

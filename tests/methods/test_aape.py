@@ -166,6 +166,7 @@ def test_one_image_a_class_takes_what_is_expected():
     assert many.labelled[0] / many.labelled[1] < one.labelled[0], "words that know nothing count less"
 
 
+@pytest.mark.slow
 def test_the_prompt_carries_over_to_classes_without_labels():
     """Where words lie in a turned space, h learns the turn from some classes, and others gain by it."""
     turn = torch.linalg.qr(draw(DIM, DIM, seed=4))[0]

@@ -125,6 +125,7 @@ def test_a_seed_says_what_is_drawn(clamp):
     assert both["off"] == one != both["on"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_written_is_told(clamp, photos, tiny_clip, stories, lm, tmp_path):
     tower = open_tower(str(clamp), device="cpu")
     for text, settings, says in (
