@@ -61,7 +61,9 @@ def test_the_same_command_goes_on_whatever_its_relative_paths_name(tmp_path, mon
     (tmp_path / "more").mkdir()
     settings = replace(SETTINGS, method="zero_shot", settings={}, unlabelled="more/", teacher="more")
     for _ in range(2):
-        assert Run.start("run", settings, FACTS, SENTENCES).settings.unlabelled == str(tmp_path / "more")
+        run = Run.start("run", settings, FACTS, SENTENCES)
+        assert run.settings.unlabelled == str(tmp_path / "more")
+        run.log({"event": "train", "step": 1})
     with pytest.raises(WordsightError, match=r"unlabelled is '.*more' there and 'val' here"):
         Run.start("run", replace(settings, unlabelled="val"), FACTS, SENTENCES)
 
@@ -157,11 +159,17 @@ def test_settings_are_typed_however_they_are_made():
 )
 @pytest.mark.parametrize("finished", [False, True])
 def test_another_run_is_refused_with_the_difference(run, settings, facts, sentences, shown, finished):
-    if finished:
-        finish(run)
+    finish(run) if finished else run.log({"event": "train", "step": 1})
     with pytest.raises(WordsightError) as error:
         Run.start(run.folder, settings, facts, sentences)
     assert shown in str(error.value) and "Give another out=..." in str(error.value)
+
+
+def test_a_run_that_has_learned_nothing_is_begun_anew(run):
+    other = Run.start(run.folder, replace(SETTINGS, shots=4), FACTS, {"a": (), "ö b": ("new",)})
+    assert other.settings.shots == 4 and other.sentences["ö b"] == ("new",)
+    finish(other)
+    assert Run.open(run.folder).settings.shots == 4
 
 
 def test_what_is_no_finished_run_is_refused(run, tmp_path):

@@ -59,11 +59,10 @@ log = logging.getLogger("wordsight")
 NO_BACKBONE = "none"  # what config.yaml names as backbone where a run was fitted on feature matrices
 FORMAT = 2  # of the folder; a loader refuses any other
 EVENTS, SEEN = "metrics.jsonl", "seen.npy"
-STARTED = {"sentences.json", "config.yaml", "account.json"}  # what a start that was killed may leave
-# whose content finished.json keeps
-KEPT = (WEIGHTS_FILE, "extra.safetensors", "sentences.json", SEEN, "doubts.safetensors")
-# what does not decide a result: where things lie and how that was written, what it runs on and is called.
-# What data, backbone and sentences hold is compared instead, by fingerprints and by content.
+STARTED = {"sentences.json", "config.yaml", "account.json"}  # what a start leaves
+KEPT = (WEIGHTS_FILE, "extra.safetensors", "sentences.json", SEEN, "doubts.safetensors")  # in finished.json
+# what does not decide a result: where things lie, how that was written, what it runs on and is called. What
+# data, backbone and sentences hold is compared by fingerprints and by content.
 NOT_COMPARED = ("out", "device", "name", "data", "backbone", "sentences", "aliases")
 
 
@@ -110,12 +109,15 @@ class Run:
         sentences: Mapping[str, tuple[str, ...]],
         account: Mapping[str, Any] | None = None,
     ) -> Run:
-        """Begin a run, or go on with the same one.
-
-        Errors: WordsightError showing the difference where the folder holds another run.
-        """
+        """Begin a run, or go on with the same one. One that stopped before it learned anything is begun anew,
+        whatever it was. Errors: WordsightError showing the difference where the folder holds another run."""
         folder = Path(folder).expanduser()
-        if (folder / "config.yaml").exists():
+        names = {path.name for path in folder.iterdir() if path.suffix != PART} if folder.is_dir() else set()
+        if names - STARTED and "config.yaml" not in names:
+            raise WordsightError(
+                f"{folder} is not empty and is no run folder (it has no config.yaml); give another out=..."
+            )
+        if names - STARTED:
             there = cls._read(folder)
             changed = _differences(there.settings, located(settings)) or _differences(there.facts, facts)
             if not changed and there.sentences != sentences:
@@ -128,10 +130,6 @@ class Run:
             there = cls(folder, _moved(there.settings, located(settings)), facts)
             there.write_config()
             return there
-        if folder.is_dir() and {path.name for path in folder.iterdir() if path.suffix != PART} - STARTED:
-            raise WordsightError(
-                f"{folder} is not empty and is no run folder (it has no config.yaml); give another out=..."
-            )
         _write_json(folder / "sentences.json", sentences)
         if account is not None:
             _write_json(folder / "account.json", account)
