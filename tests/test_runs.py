@@ -106,12 +106,14 @@ def test_the_same_settings_go_on(run):
     elsewhere = replace(
         SETTINGS, out="other", device="cpu"
     )  # where it lies and what it runs on do not decide its result
+    run.log({"event": "train", "step": 1})
     again = Run.start(run.folder, elsewhere, FACTS, SENTENCES)
     assert not again.finished and again.settings == SETTINGS
 
 
 @pytest.mark.parametrize("value", ["0.5", np.float64(0.5), np.float32(0.5)])
 def test_a_number_is_the_same_setting_however_it_was_written(run, value):
+    run.log({"event": "train", "step": 1})
     Run.start(
         run.folder,
         replace(SETTINGS, settings={"strength": value}, shots=np.int64(16), data=Path("photos")),
