@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,11 +44,11 @@ def encoded_labels(y: Any, images: int) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import column_or_1d
 
-    y = column_or_1d(y, warn=True)
+    y = column_or_1d(_one_each(y), warn=True)
     if images != len(y):
         raise WordsightError(f"{images} images and {len(y)} labels; each image needs one label")
     kinds = {type(label).__name__ for label in y.tolist()} if y.dtype == object else set()
-    if kinds & {"NoneType", "list", "tuple", "dict", "set"}:
+    if kinds & {"list", "tuple", "dict", "set"}:
         raise WordsightError(f"labels are of type {', '.join(sorted(kinds))}; each image needs one label")
     if len(kinds) > 1:
         raise WordsightError(
@@ -61,6 +61,25 @@ def encoded_labels(y: Any, images: int) -> tuple[np.ndarray, np.ndarray]:
             f"all labels are of one class, {str(classes[0])!r}; at least 2 classes are needed to choose among"
         )
     return classes, labels
+
+
+def _one_each(y: Any) -> Any:
+    """The labels, of which a list is not made text by some of them, as numpy would do: nan beside "cat" is
+    no text. Errors: WordsightError where some are missing (None, NaN or blank)."""
+    import pandas as pd
+
+    y = list(y) if isinstance(y, (Iterator, tuple)) else y
+    if isinstance(y, list) and not all(isinstance(label, str) for label in y):
+        listed = np.asarray(y)
+        y = np.array(y, dtype=object) if listed.dtype.kind in "US" else listed
+    labels = np.asarray(y, dtype=object)
+    lacking = np.flatnonzero(pd.isna(labels) | np.array([str(label).strip() == "" for label in labels.flat]))
+    if labels.ndim == 1 and len(lacking):
+        raise WordsightError(
+            f"{len(lacking)} of {len(labels)} labels are missing, the first at place {lacking[0]}; fit on "
+            "the images that have one, and give the others as unlabelled="
+        )
+    return y
 
 
 def known_labels(y: Sequence[Any], classes: np.ndarray) -> np.ndarray:

@@ -207,8 +207,8 @@ def _dataset(spec: str, table: Table) -> Dataset:
     told = "".join(f"; {note}" for note in account.notes())
     if not labelled:
         raise WordsightError(
-            f"no image of {spec!r} has a label{told}; in a tar expected key.cls, key.txt or key.json with a "
-            f"label beside key.jpg"
+            f"no image of {spec!r} has a label{told}; a label is the name of a folder, the column label of a "
+            f"table, key.cls, .txt or .json beside key.jpg in a tar, or train_label in a file of vectors"
         )
     if len(names) < 2:
         raise WordsightError(

@@ -74,7 +74,8 @@ class Doubts:
             raise WordsightError(
                 "error= needs images that the run neither was fitted to nor chose by, and it keeps nothing "
                 "of such; give fit folds=5, or, for a method that does not choose by validation images, data "
-                "that has some (a val/ folder, or val in a column split)"
+                "that has some (a val/ folder, or val in a column split); "
+                "in Python, calibrate(images, labels)"
             )
         return conformal.lowest(self.chances, error, self.by)
 
