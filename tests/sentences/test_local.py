@@ -1,12 +1,14 @@
 """Local: a small random language model that writes here."""
 
 import math
+import shutil
 import string
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -83,6 +85,16 @@ def test_a_local_model_is_deterministic_and_order_does_not_matter(tiny, tmp_path
     assert one == two and list(two) == ["owl", "fox"] and len(set(one["fox"])) == 4
     assert torch.equal(torch.get_rng_state(), state), "the caller's random state moved"
     assert write_sentences(["fox"], replace(settings, seed=50), tmp_path / "three.json")["fox"] != one["fox"]
+
+
+def test_no_model_writes_whose_checkpoint_lacks_a_tensor(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "lm")
+    file = tmp_path / "lm" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.0.self_attn.q_proj.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(WordsightError, match=r"lacks model\.layers\.0\.self_attn\.q_proj\.weight;"):
+        write_sentences(["fox"], locally(str(tmp_path / "lm")), tmp_path / "one.json")
 
 
 def test_each_answer_draws_from_its_own_seed_whatever_runs_beside_it(tiny, tmp_path, monkeypatch):

@@ -81,12 +81,13 @@ class Judged:
 
 
 def judged(rows: Sequence[Row]) -> list[Judged]:
-    """Of rows that nothing was drawn for, what was measured last on their own data."""
+    """Of rows that nothing was drawn for, what was measured last on all classes of their own data."""
     found = []
     for row in rows:
         run = row.runs[0]
         events = [event for kind in ("eval", "multilabel") for event in run.run.events(kind)]
-        own = [event for event in events if event.get("data") == run.settings.data]
+        place = (run.settings.data, "all")  # figures of some of the classes are of another task
+        own = [event for event in events if (event.get("data"), event.get("classes")) == place]
         if run.settings.shots is None and not run.settings.needs_labels and row.trained == row.tested and own:
             found.append(Judged(row, own[-1]))
     return [one for one in found if one.top1 is not None]

@@ -58,11 +58,19 @@ def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
     try:
         name = str(hub.find(name, "LM"))
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", use_safetensors=True)
+        with hub.quiet():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                name, dtype="auto", use_safetensors=True, output_loading_info=True
+            )
     except Exception as error:  # transformers raises of every kind where a file is damaged
         raise WordsightError(
             f"model {settings.model!r} cannot be loaded: {' '.join(str(error).split())[:300]}"
         ) from error
+    if info["missing_keys"]:  # which transformers fills with random numbers
+        raise WordsightError(
+            f"the checkpoint of model {settings.model!r} lacks {hub.listed(info['missing_keys'])}; "
+            f"nothing is filled with random numbers"
+        )
     # a weight that wants a gradient is multiplied in another order, which moves the last bits
     # transformers' stub wraps `to` and loses `self`
     model = model.to(device)  # pyright: ignore[reportArgumentType]
