@@ -10,7 +10,7 @@ import tarfile
 
 import pytest
 
-from wordsight import WordsightError, coverage
+from wordsight import WordsightError, cells, coverage
 from wordsight.cli import main
 from wordsight.coverage import BETWEEN, PIECE, forms_of
 from wordsight.coverage.forms import plain
@@ -107,6 +107,14 @@ def test_many_pieces_are_counted_as_one(monkeypatch, tmp_path, classes):
     whole = coverage(source, classes)
     monkeypatch.setitem(PIECE, "phrases", 2)
     assert coverage(source, classes, jobs=1) == whole
+
+
+def test_it_counts_where_the_system_names_no_cores_of_a_process(monkeypatch, tmp_path, classes):
+    source = as_text(tmp_path)
+    whole = coverage(source, classes, jobs=1)
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)  # as on macOS
+    assert coverage(source, classes) == whole
+    assert not [*cells.outcomes([], None, None)]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from huggingface_hub import DatasetInfo
 from standins import COLOURS, ColourBackbone, paint
 
 from wordsight import cells
+from wordsight.cli import main
 from wordsight.config import WordsightError
 from wordsight.data.features import text_features
 from wordsight.data.zeroshot24 import entries, found_in, key_of, table
@@ -23,6 +24,7 @@ from wordsight.report.zero_shot import zero_shot
 from wordsight.runs import Run
 from wordsight.suite_settings import SuiteSettings
 from wordsight.suites import run_suite
+from wordsight.tasks import evaluate
 
 NAMES = ("red", "green", "blue", "yellow", "purple", "orange")
 TEMPLATES = ("a photo of a {c}.", "the colour {c}.", "{c}")
@@ -284,6 +286,29 @@ def test_retrieval_is_measured_on_a_tree_and_on_karpathy_s_file(tmp_path):
     assert (found["dataset"], coco["dataset"]) == ("flickr30k", "mscoco_captions")
     assert found["task"] == "zeroshot_retrieval" and found["metrics"]["image_retrieval_recall@10"] == 1.0
     assert run_suite(settings, backbone=ColourBackbone())["fitted"] == 0
+
+
+def test_a_later_figure_of_some_classes_is_not_the_table_s(tmp_path):
+    data = str(tree(tmp_path / "toys", labelled()))
+    run_suite(asked(tmp_path, tmp_path, data=(data,)), backbone=ColourBackbone())
+    folder = tmp_path / "out" / "colours" / "toys" / "zero_shot-seed1"
+    before = zero_shot(read_rows([folder])).records
+    (figures,) = evaluate(folder, classes="base", backbone=ColourBackbone())
+    assert figures["images"] < 12
+    assert zero_shot(read_rows([folder])).records == before
+
+
+def test_the_command_line_says_the_figure_of_images_of_several_classes(tmp_path, capsys):
+    buffer = io.BytesIO()
+    np.save(buffer, np.isin(np.arange(6), (0, 5)).astype(np.int64))
+    data, out = (
+        tree(tmp_path / "voc", [("red", ".npy", buffer.getvalue())], kind="multilabel"),
+        tmp_path / "a",
+    )
+    words = ["method=zero_shot", "backbone=micro", "shots=null", f"data={data}", f"out={out}"]
+    for said in (["fit", *words], ["eval", str(out)]):
+        assert main(said) == 0
+        assert "all: mAP 100.0%  (1 test images, chance 100.0%)" in capsys.readouterr().out
 
 
 def files_of(result):

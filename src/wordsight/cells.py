@@ -15,6 +15,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from joblib import cpu_count
+
 from wordsight.backbones import Backbone, load_backbone, pick_device
 from wordsight.backbones.generator import Generator as Writer
 from wordsight.cluster import Cluster, Needs, WorkerKilled, current
@@ -310,7 +312,7 @@ def outcomes(cells: Sequence[Cell], jobs: int | None, backbone: Backbone | None)
     """Outcomes as they come: in this process where a backbone is given or one job is enough; by default in as
     many processes as there are cores, or on the cluster that is on.
     """
-    jobs = min(jobs or len(os.sched_getaffinity(0)), len(cells))
+    jobs = min(jobs or cpu_count(), len(cells))
     if backbone is not None or (jobs <= 1 and current() is None) or not cells:
         return (run_cell(cell, backbone) for cell in cells)
     return in_processes(cells, jobs)

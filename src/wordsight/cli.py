@@ -32,6 +32,7 @@ from wordsight.verb_sentences import SENTENCES
 from wordsight.verb_serve import SERVE
 
 EXPLAINED = 3  # sentences an explanation shows at least
+EVALUATIONS = ("eval", "multilabel", "retrieval", "captions")  # events of a run that hold figures
 LEFT_OUT_OF_JSON = ("confusion", "class_recall", "event")  # of an evaluation: they stand in metrics.jsonl
 
 log = logging.getLogger("wordsight")
@@ -95,7 +96,7 @@ def fit(options: argparse.Namespace) -> dict[str, Any]:
     from wordsight.fit import fit
 
     run = fit(settings)
-    results = [event for kind in ("eval", "retrieval", "captions") for event in run.events(kind)]
+    results = [event for kind in EVALUATIONS for event in run.events(kind)]
     latest = list({(event["data"], event.get("classes")): event for event in results}.values())
     return {
         "run": str(run.folder),

@@ -116,13 +116,16 @@ def evaluate(results: Sequence[Mapping[str, Any]]) -> None:
     for event in results:
         kinds = {"image_to_text": _retrieval, "cider_d": _captions, "questions": _answers}
         next((show for key, show in kinds.items() if key in event), _accuracy)(event)
-    by_part = {event["classes"]: event["accuracy"] for event in results if "classes" in event}
+    by_part = {event["classes"]: event["accuracy"] for event in results if "accuracy" in event}
     if {"base", "new"} <= by_part.keys():
         h = harmonic_mean(by_part["base"], by_part["new"])
         out(f"    H: {h:5.1f}%  (harmonic mean of base and new)")
 
 
 def _accuracy(event: Mapping[str, Any]) -> None:
+    if "accuracy" not in event:  # of images that show any number of classes
+        mean = f"mAP {event['mean_average_precision']:5.1f}%  ({event['images']} test images"
+        return out(f"{event['classes']:>5}: {mean}, chance {event['chance']:.1f}%)")
     five = "" if event["top5"] is None else f"  top-5 {event['top5']:5.1f}%"
     out(
         f"{event['classes']:>5}: accuracy {event['accuracy']:5.1f}%  mean class recall "

@@ -5,6 +5,7 @@ Imports no torch before it runs.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
 
 def _parts(words: Sequence[str]) -> tuple[list[str], str]:
     """The images among the words, and the one question. Errors: WordsightError where either is missing."""
-    images = [word for word in words if Path(word).expanduser().exists()]
+    # pathlib's own raises where a text is longer than a name may be
+    images = [word for word in words if os.path.exists(os.path.expanduser(word))]
     rest = [word for word in words if word not in images]
     gone = [word for word in rest if hints.is_picture(word) and " " not in word]
     if gone:

@@ -12,6 +12,7 @@ from wordsight.backbones.generator import Generator, Turn, Writing
 from wordsight.config import WordsightError
 from wordsight.data.questions import open_questions
 from wordsight.tasks.answer import Answers, Asker, constants, cut, figures, measure, measured, table
+from wordsight.verb_ask import _parts
 
 
 class Namer(Generator):
@@ -137,6 +138,12 @@ def test_one_question_about_many_images(asked, tmp_path):
     for what, says in ({"question": "  "}, "blank"), ({"question": "Why?", "shots": 1}, "of which data"):
         with pytest.raises(WordsightError, match=says):
             Answers(namer, [tmp_path], **what)
+
+
+def test_a_question_may_be_longer_than_the_name_of_a_file(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    question = f"Which of {'these, ' * 100}is it?"
+    assert _parts([str(tmp_path / "a.jpg"), question]) == ([str(tmp_path / "a.jpg")], question)
 
 
 def test_examples_stand_before_one_question(asked, tmp_path):

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Int
+from joblib import cpu_count
 
 from wordsight import cluster
 from wordsight.cluster import Engine
@@ -118,7 +118,7 @@ def _counted(
     pieces: Iterator[str], given: tuple[str, str], classes: int, alone: int, jobs: int | None
 ) -> tuple[int, Int[np.ndarray, " C"]]:
     """Captions and counts of all pieces: here where there are few, else over all cores, or a cluster's."""
-    jobs = jobs or len(os.sched_getaffinity(0))
+    jobs = jobs or cpu_count()
     first = list(itertools.islice(pieces, alone))
     rest = itertools.chain(first, pieces)
     if len(first) < alone or (jobs == 1 and cluster.current() is None):
