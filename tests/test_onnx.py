@@ -99,6 +99,10 @@ def test_eight_bits_say_what_they_change(run, images, tmp_path_factory, capsys):
         card = (out / kind / "README.md").read_text()
         assert f"8 bits ({kind}): on 19 images the same class as torch" in card
     assert "quantiz" not in capsys.readouterr().err
+    marked = {kind: next(iter(by_graph(out / kind, images))).unlike for kind in ("weights", "all")}
+    assert marked["all"] is None is not marked["weights"]
+    with pytest.raises(WordsightError, match="measured in float32, and this graph computes in 8 bits"):
+        by_graph(out / "all", images, error=0.1)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from wordsight.config import WordsightError
 from wordsight.data import Picture, open_dataset
 from wordsight.data.account import Account
 from wordsight.data.pictures import pictures_in, readable
-from wordsight.doubts import Doubts
+from wordsight.doubts import NONE, Doubts
 from wordsight.early import GRAPH
 from wordsight.export import licences_of
 from wordsight.extras import needed
@@ -102,6 +102,7 @@ def export_graph(
         import onnxruntime  # noqa: F401
     there = Run.open(run_folder(run))
     fitted, doubts = fitted_of(there, classes, backbone)
+    doubts = NONE if int8 == "all" else doubts  # which were measured with float32's vectors and scores
     samples = _samples(there, fitted, images, LOOKED_AT * (8 if int8 else 1))
     facts = Facts(
         fitted.texts.names,

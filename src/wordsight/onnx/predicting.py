@@ -12,6 +12,7 @@ import numpy as np
 from wordsight.answers import Answered, Predictions
 from wordsight.data import Picture
 from wordsight.data.pictures import readable
+from wordsight.files import WordsightError
 from wordsight.onnx import Graph, refuse
 from wordsight.onnx.pixels import pixels_of
 
@@ -66,5 +67,10 @@ def predict(
     options that need the run. Errors: WordsightError for these, and for no such graph."""
     refuse(**others)
     opened = ByGraph(Graph(graph))
+    if error is not None and opened.graph.facts.eight_bits.get("kind") == "all":
+        raise WordsightError(
+            f"error={error} would not hold: the run's doubts were measured in float32, and this graph "
+            "computes in 8 bits (--int8 all); export with --int8 weights, or without"
+        )
     given = [images] if isinstance(images, (str, Path)) else images
     return Predictions(opened, given, unsure=unsure, error=error, csv=csv, max_pixels=max_pixels)
