@@ -45,7 +45,9 @@ def test_a_search_finds_what_the_command_finds(desk, digit_files):
 
 def test_what_cannot_be_searched_is_said(desk, client):
     assert "one of the two" in refused(desk, 422, "/v1/search", data={"query": "  "})
-    assert "can search" in refused(client, 404, "/v1/search", data={"query": "a"})
+    assert "no model that is served can search" in refused(client, 404, "/v1/search", data={"query": "a"})
+    named = {"query": "a", "model": "digits"}
+    assert "'digits' cannot search" in refused(client, 404, "/v1/search", data=named)
     for where in ("../../etc/passwd", "0" * 32, "%2e%2e%2fx"):
         assert desk.get(f"/v1/images/{where}").status_code == 404
     assert desk.get("/v1/images/x", params={"size": 5000}).status_code == 422
@@ -78,4 +80,5 @@ def test_corrections_are_data_that_fit_reads(desk, client, digit_files):
     broken = {"image": ("a.png", b"no image")}
     assert "not an image" in refused(desk, 400, "/v1/corrections", files=broken, data={"label": "one"})
     blank = files_of(digit_files[:1], "image")
-    assert "one line" in refused(desk, 422, "/v1/corrections", files=blank, data={"label": "a\nb"})
+    for label in ("a\nb", "\u200b"):
+        assert "one line" in refused(desk, 422, "/v1/corrections", files=blank, data={"label": label})

@@ -84,6 +84,19 @@ def test_json_of_many_parts_is_refused_before_it_is_objects(narrow):
         assert "more than 50,000 parts" in told
 
 
+def test_a_request_that_ends_at_two_places_is_refused(narrow):
+    both = KEY | {"Content-Length": "2", "Transfer-Encoding": "chunked"}
+    assert "both a Content-Length" in refused(narrow, 400, "/v1/embed", content=b"{}", headers=both)
+
+
+def test_commas_of_images_are_not_counted_however_a_form_is_called(client, digit_files):
+    body = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+    body += digit_files[0].read_bytes() + b"," * 60_000 + b"\r\n--x--\r\n"
+    kind = {"Content-Type": "Multipart/Form-Data; boundary=x"}
+    answer = client.post("/v1/classify", content=body, headers=kind)
+    assert answer.status_code == 200 and "classes" in answer.json()["results"][0]
+
+
 def test_a_jpeg_of_many_scans_is_refused(client):
     scans = b"\xff\xd8" + b"\xff\xda" * 101
     answer = client.post("/v1/classify", files={"images": ("a.jpg", scans)})

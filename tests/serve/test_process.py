@@ -170,6 +170,24 @@ def test_slow_heads_and_idle_connections_hold_nobody_up(running, digits_run, dig
     assert asked(server.port, "/v1/classify", body, kind)[0] == 200
 
 
+def test_who_sends_on_after_the_answer_is_cut(running, digits_run):
+    server = running(digits_run, "--body-seconds", "1")
+    begun = b"POST /no HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
+    for after in (b"1\r\nb\r\n", b"no chunk\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=4) as one:
+            one.sendall(begun)
+            time.sleep(0.5)
+            assert b"404" in one.recv(10_000)
+            one.sendall(after)
+            with contextlib.suppress(ConnectionResetError):
+                assert one.recv(10) == b"", "it was cut"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=4) as one:
+        one.sendall(b"no HTTP\r\n\r\n")
+        time.sleep(0.5)
+        assert json.loads(one.recv(10_000).partition(b"\r\n\r\n")[2])["error"]["code"] == 400
+    assert "Traceback" not in server.said
+
+
 def _is_cut(connection):
     connection.settimeout(0.05)
     try:

@@ -138,8 +138,12 @@ class _Passing:
         self.status = 499  # until an answer begins: the client went first
 
     def expect(self, headers: Headers) -> None:
-        """Errors: Refused where the body says that it is too large."""
-        if not headers.get("content-type", "").startswith("multipart/"):
+        """Errors: Refused where the body says that it is too large, or ends at two places: a proxy may have
+        read the other one, and taken the rest for the next request."""
+        if "transfer-encoding" in headers and "content-length" in headers:
+            told = "the request has both a Content-Length and a Transfer-Encoding; send one of them"
+            raise Refused(400, told, {"Connection": "close"})
+        if not headers.get("content-type", "").lower().startswith("multipart/"):
             self._json, self._most = True, min(self._most, self._limits.max_json_mb * MB)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > self._most:

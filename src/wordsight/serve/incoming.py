@@ -9,7 +9,7 @@ from starlette.datastructures import UploadFile
 
 from wordsight.config import WordsightError
 from wordsight.data.images import Unreadable, size_of
-from wordsight.files import moves, nfc, parse_json, printable
+from wordsight.files import moves, nfc, parse_json, printable, visible
 from wordsight.serve.fetching import Fetch
 from wordsight.serve.refused import Refused
 from wordsight.serve.settings import MB, Limits
@@ -85,10 +85,18 @@ def names_in(given: Sequence[str], what: str, limits: Limits) -> tuple[str, ...]
             raise Refused(422, f"{what}: the JSON list holds something else than texts")
     if len(names) > limits.max_classes:
         raise Refused(413, f"{what}: {len(names)} names are more than {limits.max_classes}")
-    found = tuple(text_of(nfc(name).strip(), what, limits.max_name) for name in names if name.strip())
-    if len(set(found)) < len(found):
+    found = tuple(name_of(name, what, limits.max_name) for name in names if name.strip())
+    if len({visible(name) for name in found}) < len(found):
         raise Refused(422, f"{what}: a name stands there twice")
     return found
+
+
+def name_of(text: str, what: str, most: int) -> str:
+    """A class name. Errors: Refused for a blank or long one, and for control characters and further lines."""
+    name = nfc(text_of(text, what, most)).strip()
+    if not visible(name).strip() or set(name) & {"\n", "\t"}:
+        raise Refused(422, f"{what}: give the name of a class, on one line")
+    return name
 
 
 def sentences_in(given: str | None, names: Sequence[str], limits: Limits) -> dict[str, tuple[str, ...]]:

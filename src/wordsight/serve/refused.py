@@ -37,6 +37,7 @@ TYPES = {  # of an error, by its code
 BUSY = "more is asked than can wait; ask again in a second"
 # an absolute path among other words: two parts at least, so that a class "and/or" stays
 PATH = re.compile(r"(?<![\w:/.<])~?/(?:[^\s/'\",;:()]+/)+[^\s/'\",;:()]*")
+NO_FILE = "Value error, Expected UploadFile"  # as FastAPI says that a text came in place of a file
 LONGEST = 600  # signs of a message: what was sent is not sent back
 
 log = logging.getLogger("wordsight")
@@ -88,6 +89,9 @@ def add_handlers(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Any) -> JSONResponse:
         first, *others = error.errors()
+        if first["msg"].startswith(NO_FILE):
+            field = next(part for part in first["loc"] if part != "body")
+            return answer_of(422, f"{field}: it came as a text; send a file, with curl -F {field}=@NAME")
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         more = f" (and {len(others)} more)" if others else ""
         return answer_of(422, f"{where}: {first['msg']}{more}" if where else f"{first['msg']}{more}")

@@ -10,11 +10,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
 from starlette import datastructures
 
-from wordsight.files import nfc
 from wordsight.serve import forms
 from wordsight.serve.chat import Asked, Completion, Conversation, check
 from wordsight.serve.found import SIZES
-from wordsight.serve.incoming import images_of, names_in, sentences_in, text_of, upload_of
+from wordsight.serve.incoming import images_of, name_of, names_in, sentences_in, text_of, upload_of
 from wordsight.serve.models import Over
 from wordsight.serve.refused import Refused
 from wordsight.serve.service import Service, checked_over
@@ -195,9 +194,7 @@ def _add_corrections(app: FastAPI, service: Service) -> None:
         predicted: Annotated[str, Form(description="What was said instead")] = "",
     ) -> JSONResponse:
         """Keep an image with the label that somebody gave it, for the next `fit`."""
-        own = nfc(text_of(label, "label", limits.max_name)).strip()
-        if not own or set(own) & {"\n", "\t"}:
-            raise Refused(422, "label: give the name of a class, on one line")
+        own = name_of(label, "label", limits.max_name)
         said = text_of(predicted, "predicted", limits.max_name)
         return JSONResponse(await service.correct(upload_of(image, "image", limits), own, said))
 

@@ -13,6 +13,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from wordsight.serve.guard import State
+from wordsight.serve.refused import answer_of
 from wordsight.serve.settings import Limits
 
 
@@ -50,12 +51,15 @@ def protocol(limits: Limits) -> type[H11Protocol]:
 
 
 class _Timely(H11Protocol):
-    """A connection that is cut where a request's head, or the taking of an answer, lasts for too long."""
+    """A connection that is cut where a request's head, the taking of an answer, or a body that is sent on
+    after its answer, lasts for too long.
+    """
 
     seconds: float
     most: int  # connections at once
     _head: asyncio.TimerHandle | None = None
     _taking: asyncio.TimerHandle | None = None
+    _rest: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -71,9 +75,28 @@ class _Timely(H11Protocol):
         super().data_received(data)
         if not self._waits_for_head():
             self._head = _stopped(self._head)
+        if not self._sends_on():
+            self._rest = _stopped(self._rest)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._sends_on() and self._rest is None:
+            self._rest = self._cut_later()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is told so in the form of every error, unless its answer has begun."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()
+            return
+        answer = answer_of(400, "this is no request of HTTP/1.1", {"Connection": "close"})
+        head = h11.Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
+        for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head, self._taking = _stopped(self._head), _stopped(self._taking)
+        for timer in (self._head, self._taking, self._rest):
+            _stopped(timer)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -86,6 +109,10 @@ class _Timely(H11Protocol):
 
     def _waits_for_head(self) -> bool:
         return self.conn.their_state is h11.IDLE
+
+    def _sends_on(self) -> bool:
+        """Whether a body goes on that nobody reads, as its request is answered."""
+        return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
 
     def _cut_later(self) -> asyncio.TimerHandle:
         return self.loop.call_later(self.seconds, self.transport.abort)

@@ -102,7 +102,8 @@ class Service:
             found = list(self.models.values())
         able = next((model for model in found if ability in model.abilities), None)
         if able is None:
-            raise Refused(404, f"{'this model' if name else 'no model that is served'} can {ability}")
+            whose = f"the model {name!r} cannot" if name else "no model that is served can"
+            raise Refused(404, f"{whose} {ability}")
         return able
 
     # -- what is asked --
@@ -299,7 +300,8 @@ def _failed(image: Sent, error: Exception) -> dict[str, Any]:
 def checked_over(model: Model, over: Over) -> Over:
     """Errors: Refused for fewer than two classes, and for what a model cannot be asked."""
     if len(over.names) < 2:
-        raise Refused(422, "classes: give at least 2 names to choose among; this model has none of its own")
+        own = "" if model.class_names else "; this model has none of its own"
+        raise Refused(422, f"classes: give at least 2 names to choose among{own}")
     if model.parts.asked is not None and (over.explain or over.sentences):
         field = "explain" if over.explain else "sentences"
         raise Refused(422, f"{field}: this model is asked by class names alone, and no sentence explains it")
