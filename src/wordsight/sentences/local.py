@@ -59,7 +59,8 @@ def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
         name = str(hub.find(name, "LM"))
         tokenizer = AutoTokenizer.from_pretrained(name)
         with hub.quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            kind: Any = AutoModelForCausalLM  # whose stub knows of no report
+            model, info = kind.from_pretrained(
                 name, dtype="auto", use_safetensors=True, output_loading_info=True
             )
     except Exception as error:  # transformers raises of every kind where a file is damaged
@@ -72,9 +73,7 @@ def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
             f"nothing is filled with random numbers"
         )
     # a weight that wants a gradient is multiplied in another order, which moves the last bits
-    # transformers' stub wraps `to` and loses `self`
-    model = model.to(device)  # pyright: ignore[reportArgumentType]
-    model = model.eval().requires_grad_(False)
+    model = model.to(device).eval().requires_grad_(False)
     ends = (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None)
     padding = next(ends, 0)
 
