@@ -172,10 +172,15 @@ def _opened(settings: RunSettings, rank: int, world: int, sizes: Path | None = N
     )
 
 
+def pairs_of(settings: RunSettings, part: str) -> Pairs:
+    """The pairs of one part of a run's data, in the words that the run is given. Errors: WordsightError."""
+    words = {name: getattr(settings, name) for name in ("template", "sentences", "aliases", "label")}
+    return open_pairs(settings.data, part, **words)
+
+
 def training_pairs(settings: RunSettings) -> Pairs:
     """The pairs that a run learns from, with what was left out of them told. Errors: WordsightError."""
-    words = {name: getattr(settings, name) for name in ("template", "sentences", "aliases", "label")}
-    pairs = open_pairs(settings.data, **words)
+    pairs = pairs_of(settings, "train")
     pairs.account.tell()
     if len(pairs) < 2:
         raise WordsightError(

@@ -26,9 +26,9 @@ from wordsight.config import RunSettings, WordsightError
 from wordsight.contrast import place
 from wordsight.data import Pairs
 from wordsight.data.features import image_features, text_features
-from wordsight.data.pairs import distinct_texts, fingerprint, open_pairs
+from wordsight.data.pairs import distinct_texts, fingerprint
 from wordsight.files import in_use, plain_name
-from wordsight.fit_pairs import seen_of, training_pairs
+from wordsight.fit_pairs import pairs_of, seen_of, training_pairs
 from wordsight.methods.aape_captions import CONTRASTS, PENALTIES, Captioned, CaptionSettings, solve
 from wordsight.methods.caption_prompt import CaptionPrompt
 from wordsight.runs import Run, RunFacts
@@ -121,7 +121,7 @@ def _encoded(
 def _parted(backbone: Backbone, known: Captioned, settings: RunSettings) -> tuple[Captioned, Captioned]:
     """The images that h is solved for while its strengths are chosen, and those that they are chosen by: the
     data's validation images or, where it marks none, one of FOLDS parts."""
-    pairs = open_pairs(settings.data, "val", template=settings.template, label=settings.label)
+    pairs = pairs_of(settings, "val")
     if len(pairs) > 1:
         return known, _encoded(backbone, pairs, replace(settings, views=1))[1]
     order = random.Random(settings.seed).sample(range(len(known.rows)), len(known.rows))

@@ -39,6 +39,7 @@ import wordsight.backbones.joined as joined_module
 from wordsight.backbones import hub, load_backbone
 from wordsight.backbones.join import JoinSettings, join, leave_one_out, ridge, temperature
 from wordsight.backbones.joined import Joined
+from wordsight.backbones.sentence_encoder import SentenceEncoder, load_texts
 from wordsight.backbones.timm_names import vit_from_timm
 from wordsight.cli import main
 from wordsight.config import WordsightError
@@ -405,6 +406,12 @@ def test_what_sentence_transformers_says_is_followed(towers, tmp_path):
         JoinSettings(str(towers / "vit"), str(text), str(tmp_path / "out"), names=str(towers / "names.txt"))
     ).facts
     assert (facts["text_pooling"], facts["max_tokens"]) == ("cls", 16)
+    alone, cpu = load_texts(str(text), device="cpu"), torch.device("cpu")
+    assert isinstance(alone, SentenceEncoder) and alone.max_tokens == 16
+    plain = SentenceEncoder.from_pretrained(towers / "bert", name="bert", device=cpu)
+    states = plain.text._replace(pooling="cls")(["a red wall"])
+    assert torch.allclose(alone.encode_text(["a red wall"]), states, atol=1e-6)
+    assert not torch.allclose(plain.encode_text(["a red wall"]), states, atol=1e-2)
 
 
 def test_settings_are_read_as_words():
@@ -545,6 +552,7 @@ def test_what_is_no_vit_of_timm(change, says):
         ({"ridge": 0.0}, r"ridge=0.0 is not possible"),
         ({"template": "a photo"}, r"must hold {} once"),
         ({"template": "{} and {x}"}, r"must hold {} once"),
+        ({"template": "{} and }"}, r"must hold {} once"),
         ({"pooling": "pooler"}, r"lacks pooler.dense"),
         ({"images": "folder"}, r"images='folder' was set"),
         ({"captions": "file.csv", "names": False}, r"captions='file.csv' was set"),

@@ -4,18 +4,19 @@ import json
 
 import pytest
 import torch
-from standins import captioned
+from standins import COLOURS, captioned, paint
 
 from wordsight import Index
 from wordsight.backbones import load_backbone, unit
 from wordsight.cli import main
-from wordsight.config import WordsightError
+from wordsight.config import RunSettings, WordsightError
 from wordsight.data.features import image_features, text_features
 from wordsight.data.pairs import open_pairs
 from wordsight.data.pictures import pictures_of
 from wordsight.export import export
 from wordsight.fit import fit
-from wordsight.fit_prompted import _encoded
+from wordsight.fit_pairs import training_pairs
+from wordsight.fit_prompted import _encoded, _parted
 from wordsight.methods.aape_captions import Captioned, solve
 from wordsight.runs import Run
 from wordsight.tasks import evaluate
@@ -100,6 +101,23 @@ def test_a_run_is_a_backbone_whose_images_are_h(table, tiny_clip, tmp_path, form
     weights = (run.folder / "weights.safetensors").read_bytes()
     again = fitted(table, tiny_clip, tmp_path / "run", form)
     assert (again.folder / "weights.safetensors").read_bytes() == weights and len(again.events("fit")) == 1
+
+
+def test_left_out_images_have_the_words_of_the_others(tiny_clip, tmp_path):
+    lines = ["path,label,split"]
+    for name, colour in COLOURS.items():
+        for part in ("train", "val"):
+            paint(colour, len(lines)).save(tmp_path / f"{name}-{part}.png")
+            lines.append(f"{name}-{part}.png,{name},{part}")
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    texts = {name: [f"{name} paint", f"a wall in {name}"] for name in COLOURS}
+    (tmp_path / "words.json").write_text(json.dumps(texts))
+    own = {"sentences": str(tmp_path / "words.json"), "template": "the colour {}"}
+    settings = RunSettings(str(tmp_path / "a.csv"), method="aape_captions", device="cpu", **own)
+    backbone = load_backbone(tiny_clip)
+    _, known = _encoded(backbone, training_pairs(settings), settings)
+    fitted_to, left_out = _parted(backbone, known, settings)
+    assert [len(own) for own in left_out.rows] == [len(own) for own in fitted_to.rows] == [3] * len(COLOURS)
 
 
 def test_h_finds_more_captions_of_the_images_it_learned_from(table, tiny_clip, tmp_path):

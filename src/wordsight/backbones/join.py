@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -14,9 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from wordsight.backbones import pick_device, tell_truncated, unit
-from wordsight.backbones.checkpoint import Place
-from wordsight.backbones.hub import find, read_mapping
-from wordsight.backbones.joined import FORMAT, Joined, TextEncoder, encode_texts, text_encoder
+from wordsight.backbones.joined import FORMAT, Joined, encode_texts, read_text_encoder
 from wordsight.backbones.vision import ImageTower, image_source
 from wordsight.config import WordsightError
 from wordsight.files import free, read_json, read_text
@@ -73,7 +71,7 @@ def join(
     _check_settings(settings, images, pairs)
     device = pick_device(settings.device)
     vision, head, own_names = image_source(settings.vision, settings.pooling, settings.preprocessor)
-    text = _text_source(settings)
+    text = read_text_encoder(settings.text, settings.text_pooling)
     for tower in (vision, text):
         # transformers' stub wraps `to` and loses `self`
         tower.model.eval().to(device)  # pyright: ignore[reportArgumentType]
@@ -183,7 +181,7 @@ def _check_settings(settings: JoinSettings, images: object, pairs: object) -> No
             )
     if not settings.ridge > 0:
         raise WordsightError(f"ridge={settings.ridge} is not possible; give a number above 0, such as 3")
-    if settings.template.count("{}") != 1 or settings.template.replace("{}", "").count("{"):
+    if settings.template.count("{}") != 1 or {"{", "}"} & set(settings.template.replace("{}", "")):
         raise WordsightError(
             f"template={settings.template!r} must hold {{}} once, where the class name stands"
         )
@@ -269,24 +267,6 @@ def _encode_images(vision: ImageTower, images: Iterable[Image.Image]) -> Float[T
             flush()
     flush()
     return torch.cat(vectors) if vectors else torch.empty(0, 0)
-
-
-def _text_source(settings: JoinSettings) -> TextEncoder:
-    """The text encoder, pooled and cut as sentence-transformers' files beside it say."""
-    place = Place(find(settings.text, "text encoder"), "text encoder", settings.text)
-    pooling, longest = settings.text_pooling, _told(place, "sentence_bert_config.json").get("max_seq_length")
-    if pooling == "auto":
-        told = _told(place, "1_Pooling/config.json")
-        keys = (("mean_tokens", "mean"), ("cls_token", "cls"), ("lasttoken", "last"))
-        pooling = next((ours for key, ours in keys if told.get(f"pooling_mode_{key}")), "mean")
-    if longest is not None and (not isinstance(longest, int) or longest < 1):
-        raise WordsightError(f"{place}: sentence_bert_config.json has max_seq_length={longest!r}")
-    return text_encoder(place, pooling, longest, whole=False)
-
-
-def _told(place: Place, file: str) -> dict[str, Any]:
-    path = place.folder / file
-    return read_mapping(path, f"{place}:") if path.exists() else {}
 
 
 def _read_names(file: Path) -> list[str]:

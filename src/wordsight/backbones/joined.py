@@ -26,7 +26,15 @@ from wordsight.backbones.checkpoint import (
     tokenizer_facts,
     vocabulary_size,
 )
-from wordsight.backbones.hub import check_digests, digests, read_facts, save_json, save_part
+from wordsight.backbones.hub import (
+    check_digests,
+    digests,
+    find,
+    read_facts,
+    read_mapping,
+    save_json,
+    save_part,
+)
 from wordsight.backbones.pixels import FILE as PREPROCESSOR_FILE
 from wordsight.backbones.vision import (
     POOLINGS,
@@ -244,6 +252,26 @@ def encode_texts(text: TextEncoder, texts: Sequence[str]) -> Float[Tensor, "N W"
         order += rows
     place = {distinct[row]: position for position, row in enumerate(order)}
     return torch.cat(vectors)[[place[words] for words in texts]]
+
+
+def read_text_encoder(name: str, pooling: str = "auto", dtype: torch.dtype = torch.float32) -> TextEncoder:
+    """The text encoder behind a folder or hub name, pooled (`auto`) and cut as sentence-transformers' files
+    beside it say; where they say nothing, its vector is the mean.
+    """
+    place = Place(find(name, "text encoder"), "text encoder", name)
+    longest = _told(place, "sentence_bert_config.json").get("max_seq_length")
+    if pooling == "auto":
+        told = _told(place, "1_Pooling/config.json")
+        keys = (("mean_tokens", "mean"), ("cls_token", "cls"), ("lasttoken", "last"))
+        pooling = next((ours for key, ours in keys if told.get(f"pooling_mode_{key}")), "mean")
+    if longest is not None and (not isinstance(longest, int) or longest < 1):
+        raise WordsightError(f"{place}: sentence_bert_config.json has max_seq_length={longest!r}")
+    return text_encoder(place, pooling, longest, whole=False, dtype=dtype)
+
+
+def _told(place: Place, file: str) -> dict[str, Any]:
+    path = place.folder / file
+    return read_mapping(path, f"{place}:") if path.exists() else {}
 
 
 def text_encoder(

@@ -23,14 +23,13 @@ from wordsight.backbones import (
     pick_dtype,
     source_of,
 )
-from wordsight.backbones.checkpoint import Place, config_facts, tokenizer_facts
-from wordsight.backbones.hub import find
-from wordsight.backbones.joined import TextEncoder, encode_texts, text_encoder
+from wordsight.backbones.checkpoint import config_facts, tokenizer_facts
+from wordsight.backbones.joined import TextEncoder, encode_texts, read_text_encoder
 from wordsight.config import WordsightError
 
 
 class SentenceEncoder(Backbone):
-    """Texts alone: unit vectors, the mean of the encoder's last states."""
+    """Texts alone: unit vectors, pooled from the encoder's last states as `read_text_encoder` says."""
 
     logit_scale = 100.0  # CLIP's highest; nothing reads it, for there is no image to compare with
     image_fingerprint = ""
@@ -47,8 +46,7 @@ class SentenceEncoder(Backbone):
         cls, path: str | Path, *, name: str, device: torch.device, dtype: str = "float32"
     ) -> SentenceEncoder:
         """From a folder of transformers or a hub name. Errors: WordsightError for whatever does not fit."""
-        place = Place(find(str(path), "text encoder"), "text encoder", name)
-        text = text_encoder(place, "mean", None, whole=False, dtype=pick_dtype(dtype))
+        text = read_text_encoder(str(path), dtype=pick_dtype(dtype))
         return cls(text, name=name, device=device, dtype=dtype)
 
     @torch.no_grad()
