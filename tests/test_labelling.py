@@ -238,6 +238,7 @@ def test_a_csv_elsewhere_names_whole_paths(folder, tmp_path):
         (["FOLDER"], "0 classes to choose among; name at least 2"),
         (["FOLDER", "--classes", "a"], "1 classes to choose among"),
         (["EMPTY", "--classes", "a,b"], "holds no images"),
+        (["FOLDER", "--classes", "a,b,A"], "'a' and 'A'"),
         (["FOLDER", "--classes", "a,b", "method=zero_shot"], "does not learn from labels"),
     ],
 )
@@ -248,7 +249,38 @@ def test_what_cannot_be_labelled_is_told(folder, tmp_path, words, said, capsys):
     assert said in capsys.readouterr().err
 
 
+def test_labels_count_however_their_paths_are_written(folder):
+    first, second, *_ = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
+    (folder / "labels.csv").write_text(f"path,label\n./{first},one\n{folder.absolute() / second},one\n")
+    session = open_session(folder, "zero,one")
+    assert session.state()["labelled"] == 2
+    session.label(session.ids[f"./{first}"], "zero")
+    assert [row["label"] for row in rows_of(folder / "labels.csv")] == ["one", "zero"], "and no third row"
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\u200b", "ONE", "one\u200b"])
+def test_a_class_that_fit_would_refuse_is_not_added(folder, name):
+    session = open_session(folder, "zero,one")
+    with pytest.raises(WordsightError, match=r"no class name|without a name|names a class twice"):
+        session.add_class(name)
+    assert session.names == ["zero", "one"]
+
+
 # -- the CSV --
+
+
+def test_an_unreadable_file_of_conflicts_loses_nothing(tmp_path):
+    path, beside = tmp_path / "labels.csv", tmp_path / "labels.others.csv"
+    kept = Kept(path)
+    kept.set("a.png", "cat")
+    kept.labels["a.png"] = "dog"
+    path.write_text("path,label\na.png,cow\n")
+    beside.write_bytes(b"\xff\xfe")
+    with pytest.raises(WordsightError, match="UTF-16"):
+        kept.refresh()
+    beside.unlink()
+    kept.set("b.png", "dog")
+    assert kept.labels == {"a.png": "dog", "b.png": "dog"} and rows_of(beside)[0]["label"] == "cow"
 
 
 def test_what_two_say_differently_is_kept_beside_it(tmp_path):
@@ -346,6 +378,8 @@ def test_a_deleted_csv_is_written_anew(tmp_path):
         ("name,kind\na,b\n", "labels are kept in columns path and label"),
         ("path,label\na.png,cat\na.png,dog\n", "two labels, 'cat' and 'dog'"),
         ("path,label\na.png\n", "has 1 cells, the header has 2"),
+        ("path,label,note,note\na.png,cat,x,y\n", "two columns 'note'"),
+        ("", "is empty, and 1 labels stood there"),
     ],
 )
 def test_a_csv_that_is_none_of_ours_is_not_written_over(tmp_path, text, said):

@@ -12,6 +12,7 @@ from pathlib import Path
 from wordsight.backbones import Backbone, load_backbone
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.data.account import Account
+from wordsight.data.labels import check_distinct
 from wordsight.data.sources import read_pictures
 from wordsight.extras import needed
 from wordsight.fit import DEFAULT_SENTENCES
@@ -69,6 +70,7 @@ def open_session(
     kept = Kept(path)
     names = class_list(classes) if classes else []
     session = Session(root, pictures, kept, names)
+    check_distinct(session.names, "the list of classes")
     if len(session.names) < 2:
         raise WordsightError(
             f"there are {len(session.names)} classes to choose among; name at least 2: --classes a,b,c, or "

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import io
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +43,11 @@ class Kept:
         self._digest: bytes | None = None
         self._known: dict[str, str] = {}  # what stood there when we last looked
         self.refresh()
+
+    @property
+    def paths(self) -> list[str]:
+        """Of all rows, those without a label, too."""
+        return list(self._more)
 
     def set(self, path: str, label: str | None) -> str | None:
         """Keep a label, as the last one, or take it back; gives what it was before. Errors: WordsightError
@@ -82,6 +88,11 @@ class Kept:
         if digest == self._digest:
             self._stamp = stamp
             return False
+        if self._known and not text.strip():  # another program may be about to write it
+            raise WordsightError(
+                f"{str(self.path)!r} is empty, and {len(self._known)} labels stood there; put them back, or "
+                f"delete the file: then it is written anew"
+            )
         header, rows, more = _rows(text, self.path)
         first = self._digest is None
         self._header, self._more = header, more
@@ -120,10 +131,10 @@ class Kept:
         return merged
 
     def _conflict(self, one: Conflict) -> None:
-        self.conflicts.append(one)
         beside = self.path.with_name(self.path.stem + OTHERS)
-        before = beside.read_text(encoding="utf-8") if beside.is_file() else _line(HEADER)
+        before = read_text(beside, "file of labels") if beside.exists() else _line(HEADER)
         write_file(beside, before + _line((one.path, one.theirs or "")))
+        self.conflicts.append(one)
 
     def _write(self, labels: Mapping[str, str]) -> None:
         others = [name for name in self._header if name not in HEADER]
@@ -162,6 +173,8 @@ def _rows(text: str, path: Path) -> tuple[tuple[str, ...], dict[str, str], dict[
     except csv.Error as error:
         raise WordsightError(f"{str(path)!r} cannot be read as CSV: {error}") from error
     header = tuple(name.strip() for name in rows[0]) if rows else HEADER
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        raise WordsightError(f"{str(path)!r} has two columns {twice[0]!r}; give each a name of its own")
     if not set(HEADER) <= set(header):
         raise WordsightError(
             f"{str(path)!r} has the columns {', '.join(header)}; labels are kept in columns path and label. "

@@ -4,6 +4,7 @@ them in the background and says what to label next."""
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Picture
 from wordsight.data.features import Features, image_features
 from wordsight.data.images import MAX_PIXELS, hash_of, read_image, small_jpeg
+from wordsight.data.labels import check_distinct
 from wordsight.data.pictures import NoneReadable
 from wordsight.files import nfc, printable
 from wordsight.labelling.kept import Kept
@@ -42,8 +44,10 @@ class Session:
         self.folder, self.kept = folder, kept
         self.pictures = {id_of(picture.name): picture for picture in pictures}
         inside = kept.path.parent.absolute() == folder.absolute()  # else paths must lead there from anywhere
+        stand = {_whole(kept.path.parent, cell): cell for cell in kept.paths}  # however somebody wrote them
+        wholes = {one: _whole(folder, picture.name) for one, picture in self.pictures.items()}
         self.cells = {  # paths as they stand in the CSV
-            one: picture.name if inside else str(folder.absolute() / picture.name)
+            one: stand.get(wholes[one], picture.name if inside else wholes[one])
             for one, picture in self.pictures.items()
         }
         self.ids = {cell: one for one, cell in self.cells.items()}
@@ -145,13 +149,14 @@ class Session:
         """One class more, known by its name, or its name in the template set that stands for sentences.
         Errors: WordsightError for a blank name, or one that is there."""
         name = nfc(name.strip())
-        if not name or name != printable(name):
+        if not name or name != printable(name) or set(name) & {"\n", "\t"}:
             raise WordsightError(
                 f"{name!r} is no class name; give a word or more, without control characters"
             )
         with self._lock:
             if name in self.names:
                 raise WordsightError(f"{name!r} is a class already")
+            check_distinct([*self.names, name], "the list of classes")  # as `fit` would
             if self._learner is not None:
                 self._learner = self._learner.with_class(name)
             self.names.append(name)
@@ -365,6 +370,11 @@ class Session:
 def id_of(name: str) -> str:
     """An address without a path in it."""
     return hash_of(name.encode("utf-8", "surrogateescape")).hex()
+
+
+def _whole(folder: Path, path: str) -> str:
+    """A path that leads there from anywhere."""
+    return os.path.normpath(os.path.join(folder.absolute(), path))
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:
