@@ -43,9 +43,14 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def keys_of(file: str | None) -> tuple[str, ...]:
-    """One a line, or those of the environment. Errors: WordsightError for a file without any."""
+    """One a line, or those of the environment. Errors: WordsightError where either is there without any: who
+    names keys means that nobody else is answered."""
     if file is None:
-        return tuple(os.environ.get(KEYS, "").replace(",", " ").split())
+        given = os.environ.get(KEYS)
+        found = tuple((given or "").replace(",", " ").split())
+        if given is not None and not found:
+            raise WordsightError(f"{KEYS} is set and holds no key; give it one, or unset it")
+        return found
     lines = (line.strip() for line in read_text(file, "file of keys").splitlines())
     if not (found := tuple(line for line in lines if line and not line.startswith("#"))):
         raise WordsightError(f"{file} holds no key; write one a line, or leave --keys out")

@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 from serving import files_of, refused
 
+from wordsight.config import WordsightError
 from wordsight.data import open_dataset
 from wordsight.files import csv_rows
 from wordsight.search import Index
+from wordsight.serve.corrections import Corrections
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +84,18 @@ def test_corrections_are_data_that_fit_reads(desk, client, digit_files):
     blank = files_of(digit_files[:1], "image")
     for label in ("a\nb", "\u200b"):
         assert "one line" in refused(desk, 422, "/v1/corrections", files=blank, data={"label": label})
+
+
+def test_corrections_keep_what_stood_there_and_outlive_their_folder(tmp_path, digit_files):
+    table = tmp_path / "new.csv"
+    kept = Corrections(table, 10)
+    kept.folder.rmdir()
+    assert kept.keep(digit_files[0].read_bytes(), "zero", "", 10_000)[1] == 1
+    table.write_text("path,label,split\na.png,one,train\n")
+    for use in (
+        lambda: kept.keep(digit_files[1].read_bytes(), "one", "", 10_000),
+        lambda: Corrections(table, 10),
+    ):
+        with pytest.raises(WordsightError, match="has the column 'split', which would be lost"):
+            use()
+    assert table.read_text().splitlines()[1] == "a.png,one,train"

@@ -9,7 +9,9 @@ from struct import pack
 import pytest
 from serving import HERE, files_of, refused
 
+from wordsight.config import WordsightError
 from wordsight.serve.settings import Limits, Settings
+from wordsight.verb_serve import keys_of
 
 
 def bomb(side):
@@ -42,6 +44,15 @@ def test_only_keys_open_the_door(narrow):
         assert narrow.get("/v1/models", headers={"Authorization": right}).status_code == 200
     for path in ("/", "/health", "/ready", "/openapi.json"):
         assert narrow.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("given", ["", " , "])
+def test_keys_that_are_named_and_empty_do_not_leave_the_door_open(monkeypatch, given):
+    monkeypatch.setenv("WORDSIGHT_API_KEYS", "a, b")
+    assert keys_of(None) == ("a", "b")
+    monkeypatch.setenv("WORDSIGHT_API_KEYS", given)
+    with pytest.raises(WordsightError, match="is set and holds no key"):
+        keys_of(None)
 
 
 def test_pages_of_other_sites_are_not_answered(narrow):

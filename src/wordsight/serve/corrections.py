@@ -34,11 +34,8 @@ class Corrections:
         self.file, self.most = Path(file).expanduser().absolute(), most
         self.folder = self.file.with_name(f"{self.file.stem}-images")
         self._lock = threading.Lock()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WordsightError(f"{self.folder} cannot be a folder: {error.strerror or error}") from error
         self._rows()
+        self._make_folder()
 
     def keep(self, image: bytes, label: str, predicted: str, max_pixels: int) -> tuple[str, int]:
         """Keep an image with its label; of an image that has one already, the new one counts. Gives the name
@@ -47,6 +44,7 @@ class Corrections:
         Errors: Unreadable for what is no image, Full, WordsightError for a full disk."""
         name = f"{hash_of(image).hex()}{_suffix(image, max_pixels)}"
         path = f"{self.folder.name}/{name}"
+        self._make_folder()  # somebody may have moved it
         with self._lock, alone(self.folder):
             rows = self._rows()
             if path not in rows and len(rows) >= self.most:
@@ -56,12 +54,20 @@ class Corrections:
             write_file(self.file, csv_text(HEADER, [(where, *row) for where, row in rows.items()]))
         return name, len(rows)
 
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WordsightError(f"{self.folder} cannot be a folder: {error.strerror or error}") from error
+
     def _rows(self) -> dict[str, tuple[str, str]]:
         if not self.file.exists():
             return {}
         rows = csv_rows(read_text(self.file, "table of corrections"))
         if any(not {"path", "label"} <= row.keys() for row in rows):
             raise WordsightError(f"{self.file} is no table of corrections: it lacks a column path or label")
+        if more := sorted({name for row in rows for name in row} - set(HEADER)):
+            raise WordsightError(f"{self.file} has the column {more[0]!r}, which would be lost; give another")
         return {row["path"]: (row["label"], row.get("predicted", "")) for row in rows}
 
 
