@@ -313,11 +313,7 @@ def mflops(work: Callable[[], Any]) -> float | None:
     """Counted as they are executed; attention is taken apart, since its fused form on the CPU is not known to
     the counter. None where there are none.
     """
-    with (
-        torch.no_grad() if not torch.is_grad_enabled() else contextlib.nullcontext(),
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
-    ):
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops() / 1e6 or None
 
