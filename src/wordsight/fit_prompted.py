@@ -31,6 +31,7 @@ from wordsight.files import in_use, plain_name
 from wordsight.fit_pairs import pairs_of, seen_of, training_pairs
 from wordsight.methods.aape_captions import CONTRASTS, PENALTIES, Captioned, CaptionSettings, solve
 from wordsight.methods.caption_prompt import CaptionPrompt
+from wordsight.methods.evidence import Affine
 from wordsight.runs import Run, RunFacts
 from wordsight.tasks import retrieve
 from wordsight.tasks.classify import tell_skipped
@@ -146,7 +147,7 @@ def _learned(
     h = nn.Linear(dim, dim)
     h.load_state_dict({"weight": solved.map.T, "bias": solved.bias})
     how = {"form": own.form, "penalty": penalty, "contrast": contrast, "tried": tried}
-    scale = _scale(h, left_out)
+    scale = _scale(solve(fitted_to, penalty, contrast), left_out)  # of an h that has not seen these
     if own.form == "solved":
         return Learned(h, 0, scale, how)
     torch.manual_seed(run.settings.seed)
@@ -183,7 +184,7 @@ def _strengths(
 
 
 @torch.no_grad()
-def _scale(h: nn.Module, left_out: Captioned) -> float:
+def _scale(h: Affine, left_out: Captioned) -> float:
     """The scale of cosines under which left-out images and the first of their captions are likeliest."""
     images, texts = unit(h(left_out.images)), left_out.texts[[own[0] for own in left_out.rows]]
     found = {scale: float(losses.info_nce(images, texts, torch.tensor(math.log(scale)))) for scale in SCALES}

@@ -16,9 +16,9 @@ from wordsight.data.pictures import pictures_of
 from wordsight.export import export
 from wordsight.fit import fit
 from wordsight.fit_pairs import training_pairs
-from wordsight.fit_prompted import _encoded, _parted
+from wordsight.fit_prompted import _encoded, _learned, _parted, _scale
 from wordsight.methods.aape_captions import Captioned, solve
-from wordsight.runs import Run
+from wordsight.runs import Run, RunFacts
 from wordsight.tasks import evaluate
 from wordsight.tasks.retrieve import recalls
 
@@ -118,6 +118,22 @@ def test_left_out_images_have_the_words_of_the_others(tiny_clip, tmp_path):
     _, known = _encoded(backbone, training_pairs(settings), settings)
     fitted_to, left_out = _parted(backbone, known, settings)
     assert [len(own) for own in left_out.rows] == [len(own) for own in fitted_to.rows] == [3] * len(COLOURS)
+
+
+def test_the_scale_is_that_of_an_h_which_has_not_seen_the_images_it_is_chosen_by(tmp_path):
+    stream = torch.Generator().manual_seed(3)
+    base, turn = torch.randn(200, 32, generator=stream), torch.randn(32, 32, generator=stream)
+    noisy = [one + torch.randn(200, 32, generator=stream) for one in (base, base @ turn / 32**0.5)]
+    known = Captioned(*map(unit, noisy), [[row] for row in range(200)])
+    fitted_to, left_out = known.take(range(40, 200)), known.take(range(40))
+    settings = RunSettings("a.csv", method="aape_captions", settings={"form": "solved"})
+    run = Run(tmp_path, settings, RunFacts((), 32, 1.0, settings.template))
+    learned = _learned(run, known.images[:, None], known, fitted_to, left_out)
+    unseen, seen = (
+        _scale(solve(some, learned.how["penalty"], learned.how["contrast"]), left_out)
+        for some in (fitted_to, known)
+    )
+    assert learned.scale == unseen < seen
 
 
 def test_h_finds_more_captions_of_the_images_it_learned_from(table, tiny_clip, tmp_path):
