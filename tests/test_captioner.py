@@ -6,6 +6,7 @@ import pytest
 import torch
 from standins import COLOURS, captioned, paint, replaced
 
+from wordsight import load, predict
 from wordsight.backbones.generator import Writing
 from wordsight.captioner import Captions, caption
 from wordsight.cli import main
@@ -141,8 +142,9 @@ def test_other_runs_and_verbs_say_what_to_do(run, backbone, photos, tmp_path, ta
     other = fit(data=str(photos), backbone=backbone, method="zero_shot", shots=2, out=str(tmp_path / "run"))
     with pytest.raises(WordsightError, match="says nothing about images"):
         caption(other.folder, paths(table))
-    with pytest.raises(WordsightError, match="wordsight caption"):
-        run.method()
+    for asked in (run.method, lambda: load(run.folder), lambda: predict(run.folder, paths(table))):
+        with pytest.raises(WordsightError, match=r"scores no classes; .* `wordsight caption"):
+            asked()
     with pytest.raises(WordsightError, match="is about classes"):
         evaluate(run, classes="base")
     with pytest.raises(WordsightError, match="writes none"):

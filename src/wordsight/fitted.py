@@ -81,6 +81,7 @@ class Fitted:
     def open(cls, run: Run, backbone: Backbone | str | None = None) -> Fitted:
         """The classifier in a run folder. Errors: WordsightError where the backbone is not the one it was
         fitted on."""
+        run.check_scores()  # before a backbone is read
         facts, sentences = run.facts, run.sentences
         if run.settings.backbone == NO_BACKBONE:
             vectors = run.extra("name_vectors")
@@ -288,11 +289,9 @@ def open_generator(
     lm: str | None = None,
 ) -> Generator:
     """What writes about images, behind the name of a finished run of limber, or of an image-text-to-text
-    model of transformers (MLLM): a folder or a hub name.
-
-    `device` and `dtype` (of the LM) are the run's where none is named; `backbone` and `lm` name its
-    backbone and its LM where these have moved. Errors: WordsightError for any other run or model, and
-    where the backbone or the LM is not the one that a run was fitted to."""
+    model of transformers (MLLM): a folder or a hub name. `device` and `dtype` (of the LM) are the run's
+    where none is named; `backbone` and `lm` name its own where these have moved. Errors: WordsightError for
+    any other run or model, and where backbone or LM is not the one that a run was fitted to."""
     if not is_run(name):
         return _model(str(name), device, dtype, backbone or lm)
     run = Run.open(name)

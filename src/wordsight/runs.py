@@ -215,9 +215,20 @@ class Run:
         return {row.tobytes() for row in rows}
 
     def method(self, backbone: Backbone | None = None) -> Classifier:
-        """The fitted method, with exactly the tensors it has saved; its classes are not yet set.
+        """The fitted method, with exactly its saved tensors and no classes yet. Errors: as `check_scores`."""
+        self.check_scores()
+        method = build_method(self.settings, self.facts, backbone)
+        if self.settings.backbone == NO_BACKBONE:  # such methods compute in double precision
+            method.double()
+        path = self.folder / WEIGHTS_FILE
+        try:
+            method.load_weights(read_tensors(path, sealed=True)[0])
+        except WordsightError as error:
+            raise WordsightError(f"{path} does not fit {self.settings.method}: {error}") from error
+        return method.eval()
 
-        Errors: WordsightError for a two_tower, which is a backbone, and for what writes."""
+    def check_scores(self) -> None:
+        """Errors: WordsightError for a two_tower and for what writes, which score no classes of their own."""
         if issubclass(resolve(METHODS, self.settings.method, "method"), Captioner):
             raise WordsightError(
                 f"{self.folder} is a {self.settings.method} and scores no classes; it says what images show: "
@@ -228,15 +239,6 @@ class Run:
                 f"{self.folder} is a {self.settings.method} and has no classes of its own; it is a backbone: "
                 f"`wordsight fit backbone={self.folder} ...`"
             )
-        method = build_method(self.settings, self.facts, backbone)
-        if self.settings.backbone == NO_BACKBONE:  # such methods compute in double precision
-            method.double()
-        path = self.folder / WEIGHTS_FILE
-        try:
-            method.load_weights(read_tensors(path, sealed=True)[0])
-        except WordsightError as error:
-            raise WordsightError(f"{path} does not fit {self.settings.method}: {error}") from error
-        return method.eval()
 
     def extra(self, name: str) -> Tensor:
         """A tensor that was kept beside the weights."""
