@@ -213,7 +213,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
             raise WordsightError(
                 f"{len(seen)} of these {len(X)} images are ones that it was fitted to; calibrate on others"
             )
-        chances, labels = self.predict_proba(X), known_labels(y, self.classes_)
+        chances = self.predict_proba(X)
+        labels = known_labels(y, self.classes_, len(chances))
         self.doubts_ = self.doubts_.calibrated(chances[np.arange(len(labels)), labels], GIVEN)
         return self
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wordsight.data.given import encoded_labels
+from wordsight.data.given import encoded_labels, known_labels
 from wordsight.files import WordsightError
 
 NOT_LABELLED = [
@@ -45,3 +45,12 @@ def test_numbers_of_a_list_stay_numbers():
         encoded_labels([2, 1, 2], 3)[0].dtype.kind == "i"
         and encoded_labels([2.0, 1, 2], 3)[0].dtype.kind == "f"
     )
+
+
+def test_known_labels_are_one_for_each_image():
+    classes = np.array(["a", "b"])
+    assert known_labels(iter(["b", "a"]), classes, 2).tolist() == [1, 0]
+    with pytest.raises(WordsightError, match="3 images and 2 labels"):
+        known_labels(["b", "a"], classes, 3)
+    with pytest.raises(WordsightError, match="'c' is none of the 2 classes"):
+        known_labels(["b", "c"], classes, 2)

@@ -82,10 +82,13 @@ def _one_each(y: Any) -> Any:
     return y
 
 
-def known_labels(y: Sequence[Any], classes: np.ndarray) -> np.ndarray:
-    """Which of `classes` each label is. Errors: WordsightError for one that is none of them."""
+def known_labels(y: Any, classes: np.ndarray, images: int) -> np.ndarray:
+    """Which of `classes` each label is. Errors: WordsightError for one that is none of them, is missing, or
+    where each image has not one."""
     place = {label: row for row, label in enumerate(classes.tolist())}
-    labels = np.asarray(y).tolist()
+    labels = np.asarray(_one_each(y)).tolist()
+    if images != len(labels):
+        raise WordsightError(f"{images} images and {len(labels)} labels; each image needs one label")
     others = [label for label in labels if label not in place]
     if others:
         raise WordsightError(f"label {others[0]!r} is none of the {len(place)} classes that it was fitted to")
