@@ -181,7 +181,7 @@ def test_a_class_list_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, nam
         ("a.parquet", b"x", "not readable as Parquet"),
         ("a.json", b"[1]", "no list of images"),
         ("a.jsonl", b'{"caption": "a cat"}\n', "JSON in lines, which is not read here"),
-        ("a.json.gz", gzip.compress(b"{}"), "packed JSON"),
+        ("a.json.gz", gzip.compress(b"{}", mtime=0), "packed JSON"),
         ("a.jpg", b"x", "is an image"),
         ("a.tar", b"x", "holds no captions"),
     ],
