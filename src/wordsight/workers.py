@@ -168,7 +168,8 @@ def _parallel(call: Callable[[Item], Any], items: Iterable[Item], jobs: int, bac
         "max_nbytes": None,
     }
     with parallel_config(backend, **options):
-        parallel = Parallel(**size, **hand_over)
+        parallel: Any = Parallel(**size, **hand_over)
+    parallel._warn_exit_early = _nothing  # that results are lost, from a thread of its own
     with _interrupts_waiting() if backend == "loky" else contextlib.nullcontext():
         # a generator, as return_as asks
         results = cast(Generator[Any, None, None], parallel(delayed(call)(item) for item in items))
@@ -176,7 +177,7 @@ def _parallel(call: Callable[[Item], Any], items: Iterable[Item], jobs: int, bac
         for result in results:  # noqa: UP028, `yield from` would close it before its warning is silenced
             yield result
     finally:
-        with warnings.catch_warnings():  # joblib warns that results are lost when it is stopped early
+        with warnings.catch_warnings():  # joblib warns where another thread ends it than began it
             warnings.simplefilter("ignore")
             results.close()
 
