@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,6 @@ from wordsight.config import WordsightError
 from wordsight.data.pairs import open_pairs
 from wordsight.data.questions import is_questions, open_questions
 from wordsight.data.splits import Which
-from wordsight.files import write_file
 from wordsight.fitted import is_captioner, is_embedder, is_run, open_generator
 from wordsight.runs import EVENTS, Run
 
@@ -66,10 +66,11 @@ def _opened(run: Run | str | Path) -> Iterator[Run | None]:
     else:
         with tempfile.TemporaryDirectory() as links:
             for path in folder.iterdir():
-                (Path(links) / path.name).symlink_to(path.resolve())
-            events = Path(links) / EVENTS  # which is added to, and not replaced
-            if events.is_file():
-                write_file(events, events.read_bytes())
+                here = Path(links) / path.name
+                if path.name == EVENTS:  # which is added to, through a link as well
+                    shutil.copyfile(path, here)
+                else:
+                    here.symlink_to(path.resolve())
             yield Run.open(links)
 
 
