@@ -32,6 +32,12 @@ def argument(*names: str, **options: Any) -> Argument:
     return names, options
 
 
+RUN = argument("run", metavar="RUN", help="a run folder, or hf:org/name")
+WORDS = argument(
+    "words", nargs="*", metavar="KEY=VALUE", help="settings, or YAML files of them; later ones win"
+)
+HOST = argument("--host", default="127.0.0.1", metavar="NAME", help="where to listen (default 127.0.0.1)")
+PORT = argument("--port", type=int, default=8000, metavar="N", help="(default 8000)")
 BACKBONE = argument("--backbone", metavar="NAME", help="where the run's backbone lies now, if it has moved")
 LM = argument("--lm", metavar="NAME", help="where the run's LM lies now, if it has moved")
 DEVICE = argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the run's")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wordsight import help, hints, terminal
-from wordsight.arguments import BACKBONE, Verb, argument, options_first, parser_of
+from wordsight.arguments import BACKBONE, RUN, WORDS, Verb, argument, options_first, parser_of
 from wordsight.config import RunSettings, WordsightError
 from wordsight.early import is_graph
 from wordsight.reader import read
@@ -210,27 +210,23 @@ def _short(event: Mapping[str, Any]) -> dict[str, Any]:
 
 # -- the table -----------------------------------------------------------------------------------------------
 
-_RUN = argument("run", metavar="RUN", help="a run folder, or hf:org/name")
 _TOWER = argument("run", metavar="RUN", help="a two_tower run, or an LLM backbone's folder or hub name")
-_WORDS = argument(
-    "words", nargs="*", metavar="KEY=VALUE", help="settings, or YAML files of them; later ones win"
-)
 VERBS: dict[str, Verb] = {
     "fit": Verb(
-        fit, terminal.fit, "fit a method to labelled images: wordsight fit data=photos/ shots=16", [_WORDS]
+        fit, terminal.fit, "fit a method to labelled images: wordsight fit data=photos/ shots=16", [WORDS]
     ),
     "eval": Verb(
         evaluate,
         terminal.evaluate,
         "figures of a run on its test images, or on other data: wordsight eval RUN data=other/",
-        [argument("run", metavar="RUN", help="a run folder, where the figures are kept"), _WORDS],
+        [argument("run", metavar="RUN", help="a run folder, where the figures are kept"), WORDS],
     ),
     "predict": Verb(
         predict,
         terminal.predict,
         "classify images with a run: wordsight predict RUN new/*.jpg --csv out.csv",
         [
-            _RUN,
+            RUN,
             argument("images", nargs="+", metavar="IMAGE", help="images, or folders of them"),
             argument("--top", type=int, default=1, metavar="K", help="how many classes to name (default 1)"),
             argument("--csv", metavar="FILE", help="write a table: all class probabilities, a line an image"),
@@ -312,7 +308,7 @@ VERBS: dict[str, Verb] = {
                 metavar="SUITE",
                 help="few-shot, base-to-new, cross-dataset, domain-shift, zeroshot-24, retrieval or cost",
             ),
-            _WORDS,
+            WORDS,
         ],
     ),
     "audit": AUDIT,
@@ -356,7 +352,7 @@ VERBS: dict[str, Verb] = {
         [_TOWER],
     ),
     "join": Verb(
-        join, terminal.join, "make a CLIP-like backbone of a vision encoder and a text encoder", [_WORDS]
+        join, terminal.join, "make a CLIP-like backbone of a vision encoder and a text encoder", [WORDS]
     ),
     "list": Verb(lambda _: help.listing(), terminal.listing, "methods, backbones and forms of data"),
     "show": Verb(

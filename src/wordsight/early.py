@@ -12,6 +12,7 @@ from wordsight.reader import nearest_path
 
 GRAPH = "model.onnx"  # what a folder of `export --onnx` holds
 FINISHED = "finished.json"  # what a run folder holds once all of it is there
+HUB_NAME = r"[\w.-]+/[\w.-]+"  # owner/name
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 LAYOUT = "give a folder in transformers' layout or a hub name"
 WAYS_ON = {  # where a model is not found
@@ -64,7 +65,7 @@ def is_picture(path: str | Path) -> bool:
 
 def check_hub_name(name: str) -> None:
     """Refuse what can be no repository's name on the hub."""
-    if not re.fullmatch(r"(hf:)?[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(f"(hf:)?{HUB_NAME}", name):
         raise WordsightError(f"{name!r} is no name on the hub; give owner/name")
 
 
@@ -72,6 +73,11 @@ def check_described(changed: bool, sentences: str | None) -> None:
     """Refuse sentences where no other classes are chosen, which they would describe."""
     if sentences and not changed:
         raise WordsightError("--sentences describes the classes of --classes and --add; give one of them too")
+
+
+def is_run(name: str | Path) -> bool:
+    """Whether a name is that of a run folder."""
+    return (Path(name).expanduser() / "config.yaml").is_file()
 
 
 def is_graph(path: str | Path) -> bool:

@@ -20,6 +20,7 @@ from wordsight.backbones import Backbone, device_or_cpu, kind_of, load_backbone,
 from wordsight.backbones.vectors import Vectors
 from wordsight.config import METHODS, WordsightError, is_vectors, resolve
 from wordsight.data.features import text_features
+from wordsight.early import is_run
 from wordsight.files import read_tensors
 from wordsight.methods import Asking, Captioner, Classifier, Embedder, NoSettings
 from wordsight.methods.zero_shot import ZeroShot
@@ -353,11 +354,6 @@ def captioner_of(run: Run, backbone: Backbone, lm: PrefixedLM) -> LimberGenerato
     except WordsightError as error:
         raise WordsightError(f"{path} does not fit {run.settings.method}: {error}") from error
     return LimberGenerator(backbone, method, name=str(run.folder))
-
-
-def is_run(name: str | Path) -> bool:
-    """Whether a name is that of a run folder."""
-    return (Path(name).expanduser() / "config.yaml").is_file()
 
 
 def is_asking(run: Run) -> bool:

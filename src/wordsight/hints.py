@@ -20,6 +20,7 @@ from wordsight.early import (
     check_reading,
     is_graph,
     is_picture,
+    is_run,
 )
 from wordsight.extras import is_there, missing
 from wordsight.help import SETTINGS, settings_of
@@ -320,10 +321,6 @@ def check_runs(words: Sequence[str]) -> None:
 
 def _holds_no_run(folder: Path) -> bool:
     return folder.is_dir() and not is_run(folder) and not any(folder.rglob("config.yaml"))
-
-
-def is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file()
 
 
 def _is_data(path: Path) -> bool:

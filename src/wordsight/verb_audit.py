@@ -8,7 +8,7 @@ import argparse
 from typing import Any
 
 from wordsight import help, hints, terminal
-from wordsight.arguments import Verb, argument
+from wordsight.arguments import RUN, WORDS, Verb
 from wordsight.reader import read
 
 
@@ -27,8 +27,5 @@ AUDIT = Verb(
     audit,
     terminal.audit,
     "wrong labels, copies, outliers, and which images to label next: wordsight audit RUN pool=new/",
-    [
-        argument("run", metavar="RUN", help="a run folder, or hf:org/name"),
-        argument("words", nargs="*", metavar="KEY=VALUE", help="settings, or YAML files of them"),
-    ],
+    [RUN, WORDS],
 )

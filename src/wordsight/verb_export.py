@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from wordsight import hints, terminal
-from wordsight.arguments import BACKBONE, Verb, argument
+from wordsight.arguments import BACKBONE, RUN, Verb, argument
 from wordsight.config import WordsightError
 
 OF_GRAPHS = ("classes", "images", "int8")
@@ -34,7 +34,7 @@ EXPORT = Verb(
     terminal.export,
     "a run as one folder that needs nothing outside it, or as an ONNX graph: wordsight export RUN OUT --onnx",
     [
-        argument("run", metavar="RUN", help="a run folder, or hf:org/name"),
+        RUN,
         argument("out", metavar="OUT", help="the new folder, for predict, load and the hub"),
         argument("--onnx", action="store_true", help="one ONNX graph, which predicts without torch"),
         argument(

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from wordsight import hints
-from wordsight.arguments import Verb, argument
+from wordsight.arguments import HOST, PORT, Verb, argument
 from wordsight.config import WordsightError
 from wordsight.serve.settings import Settings
 from wordsight.verb_serve import hosts_of, keys_of
@@ -44,8 +44,8 @@ LABEL = Verb(
         ),
         argument("--out", metavar="FILE", help="the CSV of labels (default FOLDER/labels.csv)"),
         argument("--unlabelled", metavar="FOLDER", help="further images that the method may learn from"),
-        argument("--host", default="127.0.0.1", metavar="NAME", help="where to listen (default 127.0.0.1)"),
-        argument("--port", type=int, default=8000, metavar="N", help="(default 8000)"),
+        HOST,
+        PORT,
         argument("--keys", metavar="FILE", help="keys of clients, one a line; as of `serve`"),
         argument("--allow-host", action="append", metavar="HOST", help="by which name it may be called"),
     ],

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wordsight import hints, terminal
-from wordsight.arguments import BACKBONE, Verb, argument
+from wordsight.arguments import BACKBONE, RUN, Verb, argument
 from wordsight.early import check_hub_name
 
 
@@ -30,7 +30,7 @@ PUSH = Verb(
     show,
     "share a run on the Hugging Face hub, with a model card: wordsight push RUN org/name",
     [
-        argument("run", metavar="RUN", help="a run folder, or hf:org/name"),
+        RUN,
         argument("name", metavar="ORG/NAME", help="the repository; made where there is none"),
         argument("--private", action="store_true", help="where it is made: for its owner alone"),
         argument(

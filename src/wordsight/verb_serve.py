@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wordsight import hints
-from wordsight.arguments import DEVICE, Verb, argument
+from wordsight.arguments import DEVICE, HOST, PORT, Verb, argument
 from wordsight.config import WordsightError
 from wordsight.files import read_text
 from wordsight.serve.settings import Limits, Settings
@@ -82,8 +82,8 @@ SERVE = Verb(
             metavar="RUN",
             help="run folders, hf:org/name, folders of an assistant, image-text-to-text models",
         ),
-        argument("--host", default="127.0.0.1", metavar="NAME", help="where to listen (default 127.0.0.1)"),
-        argument("--port", type=int, default=8000, metavar="N", help="(default 8000)"),
+        HOST,
+        PORT,
         argument("--search", metavar="FOLDER", help="images that can be searched"),
         argument("--corrections", metavar="FILE", help="a CSV that corrected labels are kept in"),
         argument("--keys", metavar="FILE", help=f"keys of clients, one a line; or the environment's {KEYS}"),

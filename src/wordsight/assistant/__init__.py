@@ -29,6 +29,7 @@ from wordsight.data.features import image_features, text_features
 from wordsight.data.given import names_in
 from wordsight.data.images import Unreadable, read_image
 from wordsight.data.pictures import pictures_of
+from wordsight.early import is_run
 from wordsight.files import new_folder
 from wordsight.fitted import (
     SIDES,
@@ -36,7 +37,6 @@ from wordsight.fitted import (
     captioner_of,
     is_captioner,
     is_embedder,
-    is_run,
     open_backbone,
     open_generator,
 )

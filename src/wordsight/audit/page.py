@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from wordsight import __version__
 from wordsight.audit.errors import Doubt
@@ -17,6 +18,7 @@ from wordsight.report.images import SMALL, Card, Group, Said, Shown, shown
 from wordsight.report.layout import Page, Panel, Section, render
 from wordsight.report.tables import Table
 
+T = TypeVar("T")
 MOST = 48  # images of a kind that the page shows; all are in audit.json and the CSV
 GROUPS = 24  # of copies
 
@@ -108,11 +110,15 @@ def _shown_of(count: int, most: int) -> tuple[str, ...]:
     return (f"{most} of {count:,} are shown; audit.json has all.",) if count > most else ()
 
 
+def _cards(found: Sequence[T], card: Callable[[T], Card], none: str = "") -> Panel:
+    """The first of what was found; where there is none, a note of it."""
+    if not found and none:
+        return Panel(notes=(none,))
+    return Panel(notes=_shown_of(len(found), MOST), cards=tuple(map(card, found[:MOST])))
+
+
 def _doubts(found: Found, pictures: Pictures) -> Panel:
-    if not found.doubts:
-        return Panel(notes=("No label is in doubt.",))
-    cards = tuple(_doubt(found, one, pictures) for one in found.doubts[:MOST])
-    return Panel(notes=_shown_of(len(found.doubts), MOST), cards=cards)
+    return _cards(found.doubts, lambda one: _doubt(found, one, pictures), "No label is in doubt.")
 
 
 def _doubt(found: Found, one: Doubt, pictures: Pictures) -> Card:
@@ -139,10 +145,9 @@ def _group(found: Found, group: Sequence[int], pictures: Pictures) -> Group:
 
 
 def _outliers(found: Found, pictures: Pictures) -> Panel:
-    if not found.outliers:
-        return Panel(notes=("No image is unlike the others.",))
-    cards = tuple(_outlier(found, one, pictures) for one in found.outliers[:MOST])
-    return Panel(notes=_shown_of(len(found.outliers), MOST), cards=cards)
+    return _cards(
+        found.outliers, lambda one: _outlier(found, one, pictures), "No image is unlike the others."
+    )
 
 
 def _outlier(found: Found, one: Outlier, pictures: Pictures) -> Card:
@@ -167,8 +172,7 @@ def _words(found: Found) -> Panel:
 
 
 def _next(found: Found, pictures: Pictures) -> Panel:
-    cards = tuple(_proposal(one, pictures) for one in found.proposals[:MOST])
-    return Panel(notes=_shown_of(len(found.proposals), MOST), cards=cards)
+    return _cards(found.proposals, lambda one: _proposal(one, pictures))
 
 
 def _proposal(one: Proposal, pictures: Pictures) -> Card:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -258,17 +258,26 @@ def read_model(
             **settings,
         )
     left = [name for name in info["unexpected_keys"] if spare is None or not spare(model, name)]
+    shapes = [entry[0] for entry in info["mismatched_keys"]]
+    check_tensors(str(place), info["missing_keys"], left, shapes)
+    check_finite(dict(model.named_parameters()) | dict(model.named_buffers()), f"the checkpoint of {place}")
+    return model.eval()
+
+
+def check_tensors(
+    what: str, missing: Collection[str], left: Collection[str] = (), shapes: Collection[str] = ()
+) -> None:
+    """Refuse a checkpoint that lacks tensors, which transformers would fill with random numbers, has some
+    that nothing takes, or has them in other shapes."""
     for why, names in (
-        ("lacks", info["missing_keys"]),
+        ("lacks", missing),
         ("has too many:", left),
-        ("has in another shape than config.json:", [entry[0] for entry in info["mismatched_keys"]]),
+        ("has in another shape than config.json:", shapes),
     ):
         if names:
             raise WordsightError(
-                f"the checkpoint of {place} {why} {listed(names)}; nothing is filled with random numbers"
+                f"the checkpoint of {what} {why} {listed(names)}; nothing is filled with random numbers"
             )
-    check_finite(dict(model.named_parameters()) | dict(model.named_buffers()), f"the checkpoint of {place}")
-    return model.eval()
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:

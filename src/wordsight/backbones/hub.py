@@ -20,7 +20,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from wordsight.backbones import OWN_FILE
 from wordsight.config import WordsightError
-from wordsight.early import FINISHED, WAYS_ON, check_place
+from wordsight.early import FINISHED, HUB_NAME, WAYS_ON, check_place, is_run
 from wordsight.files import read_json, write_file
 from wordsight.reader import nearest
 
@@ -286,10 +286,10 @@ def quiet() -> Iterator[None]:
 
 def check_complete(folder: Path, name: str) -> None:
     """Errors: WordsightError for a backbone's folder, or a run's, without what is written last."""
-    is_run = (folder / "config.yaml").is_file()
-    if not (folder / WEIGHTS_FILE).is_file() or (is_run and not (folder / FINISHED).is_file()):
+    fitted = is_run(folder)
+    if not (folder / WEIGHTS_FILE).is_file() or (fitted and not (folder / FINISHED).is_file()):
         raise WordsightError(
-            f"backbone {name!r} holds no {FINISHED if is_run else WEIGHTS_FILE}: its training is not "
+            f"backbone {name!r} holds no {FINISHED if fitted else WEIGHTS_FILE}: its training is not "
             f"finished (the same `wordsight fit` command goes on), or it is not complete"
         )
 
@@ -307,7 +307,5 @@ def listed(names: Iterable[str]) -> str:
 def on_hub(name: str) -> bool:
     """Whether a name can only be a hub's."""
     return (
-        bool(re.fullmatch(r"(hf:)?[\w.-]+/[\w.-]+", name))
-        and not name.startswith(".")
-        and not Path(name).exists()
+        bool(re.fullmatch(f"(hf:)?{HUB_NAME}", name)) and not name.startswith(".") and not Path(name).exists()
     )

@@ -34,6 +34,7 @@ from wordsight.data.rows import CAPTIONS, MANIFEST, Row, Table, Want, why_not
 from wordsight.data.tables import has_captions, is_table, read_table
 from wordsight.data.tars import is_shards, read_tars, shards_of, tars_in
 from wordsight.data.trees import templates_of
+from wordsight.early import HUB_NAME
 from wordsight.files import moves
 from wordsight.reader import nearest_path
 
@@ -85,7 +86,7 @@ def read(spec: str, want: Want, label: str | None = None) -> Table:
 def check_there(spec: str) -> None:
     """Errors: WordsightError for what is neither here nor a name that the hub may have."""
     path = _place(spec)
-    named = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.,=+-]+)?", spec) and not spec.startswith(".")
+    named = re.fullmatch(HUB_NAME + r"(@[\w.,=+-]+)?", spec) and not spec.startswith(".")
     known = spec == "digits" or spec.startswith("hf:") or is_shards(spec)
     if known or path.exists() or (named and not path.parent.exists()):
         return

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from wordsight.early import HUB_NAME
 from wordsight.files import read_json
 
 TABLE = Path(__file__).with_suffix(".json")
@@ -84,7 +85,7 @@ def found_in(root: str) -> dict[str, str]:
 def _place(root: str, key: str) -> str | None:
     if any(one in root for one in CLEANED):
         path = root.replace(CLEANED[0], cleaned(key)).replace(CLEANED[1], key)
-        on_hub = re.fullmatch(r"(hf:)?[\w.-]+/[\w.-]+", path) and not Path(path).parent.exists()
+        on_hub = re.fullmatch(f"(hf:)?{HUB_NAME}", path) and not Path(path).parent.exists()
         return path if on_hub or Path(path).expanduser().exists() else None
     paths = [Path(root).expanduser() / (f"{name}{form}") for name in names_of(key) for form in FORMS]
     return next((str(path) for path in paths if path.exists()), None)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import EvalResult, ModelCardData
 
 from wordsight.config import METHODS, resolve
+from wordsight.early import HUB_NAME
 from wordsight.methods import Captioner, Classifier, Embedder
 from wordsight.model_card.names import last_part
 from wordsight.model_card.results import Figure
@@ -18,7 +19,6 @@ from wordsight.runs import Run
 if TYPE_CHECKING:
     from wordsight.model_card import Part
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 TASKS = {
     Captioner: "image-to-text",
     Embedder: "zero-shot-image-classification",
@@ -35,14 +35,14 @@ def kind_of(run: Run) -> type:
 def front(run: Run, name: str, parts: Sequence[Part], found: Sequence[Figure], licence: str | None) -> str:
     """The YAML between its lines of dashes."""
     task = TASKS[kind_of(run)]
-    bases = [part.source for part in parts if HUB_NAME.fullmatch(part.source)]
+    bases = [part.source for part in parts if re.fullmatch(HUB_NAME, part.source)]
     data = last_part(run.settings.data.removeprefix("hf:"))
     kept = {
         "library_name": "wordsight",
         "pipeline_tag": task,
         "tags": ["wordsight", run.settings.method, *(["few-shot"] if task == TASKS[Classifier] else [])],
         "base_model": bases or None,
-        "datasets": [data] if HUB_NAME.fullmatch(data) else None,
+        "datasets": [data] if re.fullmatch(HUB_NAME, data) else None,
         "metrics": sorted({one.metric for one in found}) or None,
         **_licence(parts, licence),
     }

@@ -52,6 +52,7 @@ def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
+    from wordsight.backbones.checkpoint import check_tensors
     from wordsight.backbones.lm import write_on
 
     device, name = pick_device(settings.device), str(Path(settings.model).expanduser())
@@ -67,11 +68,7 @@ def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
         raise WordsightError(
             f"model {settings.model!r} cannot be loaded: {' '.join(str(error).split())[:300]}"
         ) from error
-    if info["missing_keys"]:  # which transformers fills with random numbers
-        raise WordsightError(
-            f"the checkpoint of model {settings.model!r} lacks {hub.listed(info['missing_keys'])}; "
-            f"nothing is filled with random numbers"
-        )
+    check_tensors(f"model {settings.model!r}", info["missing_keys"])
     # a weight that wants a gradient is multiplied in another order, which moves the last bits
     model = model.to(device).eval().requires_grad_(False)
     ends = (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None)

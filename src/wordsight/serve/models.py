@@ -25,6 +25,7 @@ from wordsight.data.images import read_image
 from wordsight.data.passing import Cores
 from wordsight.data.store import is_unit
 from wordsight.doubts import NONE, Doubts
+from wordsight.early import is_run
 from wordsight.files import plain_name
 from wordsight.fitted import (
     NO_BACKBONE,
@@ -32,7 +33,6 @@ from wordsight.fitted import (
     is_asking,
     is_captioner,
     is_embedder,
-    is_run,
     open_backbone,
     open_embedder,
     open_generator,

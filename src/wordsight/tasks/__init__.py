@@ -18,7 +18,8 @@ from wordsight.config import WordsightError
 from wordsight.data.pairs import open_pairs
 from wordsight.data.questions import is_questions, open_questions
 from wordsight.data.splits import Which
-from wordsight.fitted import is_captioner, is_embedder, is_run, open_generator
+from wordsight.early import is_run
+from wordsight.fitted import is_captioner, is_embedder, open_generator
 from wordsight.runs import EVENTS, Run
 
 
