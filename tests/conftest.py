@@ -60,12 +60,18 @@ def own_cache(tmp_path_factory):
         yield
 
 
+class Said(list):
+    @property
+    def text(self) -> str:
+        return "\n".join(self)
+
+
 @pytest.fixture
 def said():
-    """The sentences that the library says to the user meanwhile, as a list that grows."""
-    lines, log = [], logging.getLogger("wordsight")
+    """The sentences that the library says to the user meanwhile, as a list that grows, and as one `text`."""
+    lines, log = Said(), logging.getLogger("wordsight")
     handler, level = logging.Handler(), log.level
-    handler.emit = lambda record: lines.append(record.getMessage())
+    handler.emit = lambda record: lines.append(handler.format(record))
     log.addHandler(handler), log.setLevel(logging.INFO)
     yield lines
     log.removeHandler(handler), log.setLevel(level)

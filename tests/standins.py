@@ -13,11 +13,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.multiprocessing
 from PIL import Image
@@ -26,6 +27,16 @@ from wordsight.backbones import Backbone, TokenReader, unit
 from wordsight.config import METHODS, resolve
 from wordsight.data import Picture
 from wordsight.methods import Classifier
+
+
+def mostly_slow(values: Iterable, *kept) -> list:
+    """The values of a test's parameter, of which the default suite has `kept`, and `make slow` the others."""
+    values = list(values)
+    assert set(kept) <= set(values)
+    rows = [value if isinstance(value, tuple) else (value,) for value in values]
+    marks = [() if value in kept else pytest.mark.slow for value in values]
+    return [pytest.param(*row, marks=mark) for row, mark in zip(rows, marks)]
+
 
 COLOURS = {
     "red": (220, 30, 30),

@@ -107,6 +107,7 @@ def test_rows_with_and_without_adapters_share_a_batch(assistant, images):
         assistant.write(prompts, ["on", "off"])
 
 
+@pytest.mark.slow
 def test_threads_do_not_mix_them_up(assistant, images):
     texts = [f"a wall {letter} {other}" for letter in "abcdef" for other in "abcd"]  # LoRA is folded in
     prompts = [[assistant.see(one)] for one in images]
@@ -260,6 +261,7 @@ def test_two_lms_are_refused(clamp, limber, tmp_path):
         Assistant.from_runs(limber, clamp)
 
 
+@pytest.mark.slow
 def test_one_run_or_an_lm_does_what_it_can(clamp, limber, own_lm, images):
     blind, seeing, bare = Assistant.open(clamp), Assistant.open(limber), Assistant.open(own_lm)
     assert seeing.caption(images[:1]) and list(blind.classify(images[:1], ["red", "blue"])[0])
@@ -281,6 +283,7 @@ def spoken(monkeypatch, capsys, text, *words):
     return code, found.out, found.err
 
 
+@pytest.mark.slow
 def test_the_verb(clamp, limber, images, assistant, tmp_path, monkeypatch, capsys):
     lines = f"/image {images[0]}\n/caption\n/classes red, blue\n\nwhat is it\n/help\n/quit\n/caption\n"
     words = (clamp, limber, "--plain", "--max-new-tokens", "8", "--save", tmp_path / "folder")

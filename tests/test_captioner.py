@@ -52,6 +52,7 @@ def said(generator, images, how=None, **more):
     return [one.text for one in Captions(generator, images, how, **more)]
 
 
+@pytest.mark.slow
 def test_a_caption_does_not_depend_on_its_batch(generator, table):
     images = paths(table)[:6]
     together = said(generator, images)
@@ -106,6 +107,7 @@ def test_a_run_learns_to_caption(run, generator, table):
     assert [row["caption"] for row in rows] == said(generator, open_pairs(str(table), "test").pictures)
 
 
+@pytest.mark.slow
 def test_the_verb(run, table, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"no image")
     images = [*paths(table)[:2], str(tmp_path / "broken.png")]
@@ -172,6 +174,7 @@ def test_a_replaced_lm_is_noticed(run, own_lm, table):
         caption(run.folder, paths(table))
 
 
+@pytest.mark.slow
 def test_an_lm_that_has_moved_is_named(run, own_lm, table, tmp_path, generator):
     moved = own_lm.rename(tmp_path / "elsewhere")
     try:
@@ -212,6 +215,7 @@ def test_what_needs_no_run():
 # -- questions --
 
 
+@pytest.mark.slow
 def test_ask_answers_and_tells_what_is_missing(run, table, capsys):
     image, question = f"{table}/red0.png", "what paint is it?"
     assert main(["ask", str(run.folder), image, question, "--json"]) == 0
@@ -230,6 +234,7 @@ def test_ask_answers_and_tells_what_is_missing(run, table, capsys):
         assert main(["ask", str(run.folder), *words]) == 2 and says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_eval_measures_answers_about_images_that_the_run_has_not_seen(run, table, tmp_path, capsys):
     parts = ((0, "train"), (1, "test"), (2, "test"))
     lines = [f"{table}/{name}{n}.png,is it {name}?,yes,{part}" for name in COLOURS for n, part in parts]

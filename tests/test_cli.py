@@ -194,6 +194,7 @@ def test_base_and_new_end_in_their_harmonic_mean(tiny_clip, tmp_path, run_cli):
     assert code == 0 and " base: " in out and "  new: " in out and "    H: " in out
 
 
+@pytest.mark.slow
 def test_list_and_show(run_cli):
     code, out, _ = run_cli("list", "--json")
     assert code == 0 and json.loads(out)["methods"].keys() == METHODS.keys()
@@ -303,6 +304,7 @@ def test_verify_names_every_promise_and_a_broken_one_is_exit_code_one(
     assert code == 1 and not json.loads(out)["passed"]
 
 
+@pytest.mark.slow
 def test_the_lm_of_a_run_writes_sentences(two_tower, tmp_path, run_cli):
     asks = (
         "temperature=0",

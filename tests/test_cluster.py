@@ -137,8 +137,7 @@ def deadly(mark: Path):
 
 
 @pytest.mark.slow
-def test_each_item_once_whichever_process_is_killed(far, tmp_path, caplog, monkeypatch):
-    caplog.set_level("INFO", "wordsight")
+def test_each_item_once_whichever_process_is_killed(far, tmp_path, said, monkeypatch):
 
     def work(number, add, die):
         if number == 7:
@@ -150,7 +149,7 @@ def test_each_item_once_whichever_process_is_killed(far, tmp_path, caplog, monke
     found = list(each(work, range(20), jobs=1, given=given, processes=True))
     assert sorted(number for number, _ in found) == list(range(100, 120)) and (tmp_path / "mark").exists()
     assert os.getpid() not in {pid for _, pid in found} and 2 <= len({pid for _, pid in found}) <= 3
-    assert sorted(caplog.messages) == sorted(f"saw {number}" for number in range(20))
+    assert sorted(said) == sorted(f"saw {number}" for number in range(20))
 
     def ends(number):
         if number == 1:

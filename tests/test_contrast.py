@@ -132,6 +132,7 @@ def test_cached_takes_parts_of_any_kind_and_devices():
     assert model.words.weight.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_cached_sums_the_gradients_of_many_parts_in_the_weights_precision():
     layer, part = torch.nn.Linear(1, 1, bias=False), torch.ones(1, 1)
     with torch.autocast("cpu", torch.bfloat16):

@@ -98,6 +98,7 @@ def test_a_run_keeps_what_its_validation_images_and_its_training_images_say(run,
     assert doubts.means.shape == (3, 12) and len(doubts.distances) == 12
 
 
+@pytest.mark.slow
 def test_predict_gives_sets_and_says_what_is_unlike(run, images, tmp_path, capsys, parts):
     answers = predict(run, images, error=0.2)
     for answer in answers:
@@ -123,6 +124,7 @@ def test_predict_gives_sets_and_says_what_is_unlike(run, images, tmp_path, capsy
     ]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_promised_is_refused_in_words(run, images, photos, tiny_clip, tmp_path, capsys):
     def said(*words):
         assert main(["predict", str(run), images[0], *words]) == 2

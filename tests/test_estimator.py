@@ -14,7 +14,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError, SkipTestWarning
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.utils.estimator_checks import check_estimator, estimator_checks_generator
-from standins import CLASSIFIERS, COLOURS, TOWER_LEARNERS, paint
+from standins import CLASSIFIERS, COLOURS, TOWER_LEARNERS, mostly_slow, paint
 
 from wordsight import estimator
 from wordsight.config import METHODS, WordsightError, resolve
@@ -58,11 +58,7 @@ def fitted(backbone, images, labels):
 
 @pytest.mark.parametrize(
     "method",  # of which the checks have no backbone, only matrices; one of them stands for the others
-    [
-        pytest.param(name, marks=() if name == "linear_probe" else pytest.mark.slow)
-        for name in CLASSIFIERS
-        if name not in TOWER_LEARNERS
-    ],
+    mostly_slow((name for name in CLASSIFIERS if name not in TOWER_LEARNERS), "linear_probe"),
 )
 def test_scikit_learn_s_own_checks_pass(method):
     with warnings.catch_warnings():
@@ -190,12 +186,16 @@ def test_labels_are_text_or_numbers(backbone, images, labels):
 
 @pytest.mark.parametrize(
     "kind, method",
-    [
-        (kind, name)
-        for kind in KINDS
-        for name in CLASSIFIERS
-        if kind != "no backbone" or name not in TOWER_LEARNERS
-    ],
+    mostly_slow(
+        [
+            (kind, name)
+            for kind in KINDS
+            for name in CLASSIFIERS
+            if kind != "no backbone" or name not in TOWER_LEARNERS
+        ],
+        *(("text", name) for name in CLASSIFIERS),
+        *((kind, "aape") for kind in KINDS),
+    ),
 )
 def test_save_and_load_keep_every_prediction(backbone, images, labels, tmp_path, method, kind):
     y = labels if kind == "text" else [COLOUR_NAMES.index(label) for label in labels]
@@ -425,6 +425,7 @@ def test_nothing_of_another_fit_stays_where_one_is_saved_over_it(tmp_path):
     assert load(run.folder).doubts_.chances is None
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_read_is_left_out_of_fitting(backbone, images, labels, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"not an image")
     mixed = [images[0], str(tmp_path / "bad.png"), *images[1:]]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from standins import COLOURS, fill_folder, paint
+from standins import COLOURS, fill_folder, mostly_slow, paint
 
 import wordsight
 from wordsight import model_card
@@ -20,7 +20,7 @@ from wordsight.config import WordsightError
 from wordsight.export import export, public
 from wordsight.runs import Run
 
-KINDS = ("clip", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("joined", "llm", "two_tower")))
+KINDS = mostly_slow(("clip", "joined", "llm", "two_tower"), "clip")
 SMALL = {"wrapper": "a {}.", "prompts": 2, "rank": 2, "heads": 2, "max_tokens": 40}
 
 
@@ -119,6 +119,7 @@ def test_it_answers_as_the_run_did_where_nothing_else_is_left(kind, made, tmp_pa
         root.with_name("gone").rename(root)
 
 
+@pytest.mark.slow
 def test_the_card_has_figures_classes_and_licences(made, tmp_path):
     out = export(made("clip")[1], tmp_path / "colours")
     card = (out / "README.md").read_text()
@@ -148,12 +149,14 @@ def test_a_name_of_a_backbone_is_refused_where_the_run_is_one_itself(made, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_card_of_many_classes_does_not_list_them_all(made, tmp_path, monkeypatch):
     monkeypatch.setattr(model_card, "LISTED", 2)
     card = (export(made("clip")[1], tmp_path / "out", name="hf:me/x") / "README.md").read_text()
     assert "3 classes: blue, green and 1 more\n" in card and 'wordsight.load("hf:me/x")' in card
 
 
+@pytest.mark.slow
 def test_images_that_were_trained_on_are_still_left_out_of_a_test(made, tmp_path, said):
     root, run = made("clip")
     out = export(run, tmp_path / "out")
@@ -191,6 +194,7 @@ def test_what_does_not_come_back_the_same_is_not_exported(made, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_verb(made, tmp_path, capsys):
     _, run = made("clip")
     assert main(["export", str(run), str(tmp_path / "out"), "--json"]) == 0

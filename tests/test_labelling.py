@@ -94,6 +94,7 @@ def test_labels_are_given_kept_taken_back_and_learned_from(opened, folder):
     assert len(data.train) == 8 and set(data.class_names) <= set(NAMES)
 
 
+@pytest.mark.slow
 def test_a_skipped_image_is_asked_last(opened):
     session, client = opened
     wait(session)
@@ -119,6 +120,7 @@ def test_a_label_that_another_program_writes_is_taken_over(opened, folder):
     assert found == {one["image"]: "one", other["image"]: "four", third["image"]: "zero"}
 
 
+@pytest.mark.slow
 def test_a_class_is_added_while_others_are_learned(opened, folder):
     session, client = opened
     wait(session)

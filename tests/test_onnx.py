@@ -45,6 +45,7 @@ def images(tmp_path):
     return sorted(map(str, tmp_path.glob("*.png")))
 
 
+@pytest.mark.slow
 def test_the_graph_says_what_the_run_says(run, graph, images, capsys):
     ours, theirs = predict(run, images, error=0.2), by_graph(graph, images, error=0.2)
     said, told = list(ours), list(theirs)
@@ -66,6 +67,7 @@ def test_the_graph_says_what_the_run_says(run, graph, images, capsys):
     assert first.probabilities == pytest.approx(told[0].probabilities)
 
 
+@pytest.mark.slow
 def test_the_folder_says_what_the_numbers_mean(graph, run):
     facts = json.loads((graph / FACTS).read_text())
     model = onnx.load(str(graph / "model.onnx"))
@@ -126,6 +128,7 @@ def test_other_classes_by_name_are_in_the_graph(run, tmp_path, images):
     assert "in their order: yellow, red\n" in card and "Figures" not in card and "results" not in card
 
 
+@pytest.mark.slow
 def test_what_a_graph_cannot_do_is_said(run, graph, images, tmp_path, monkeypatch, capsys):
     def said(*words):
         assert main([*map(str, words)]) == 2

@@ -51,6 +51,7 @@ def rows_of(file):
         return list(csv.reader(lines))
 
 
+@pytest.mark.slow
 def test_batches_give_what_one_gives_and_are_made_as_they_are_asked_for(run, images, monkeypatch):
     whole = list(prediction.predict(run, images))
     sizes = []
@@ -99,6 +100,7 @@ def test_a_table_of_all_probabilities(run, images, tmp_path, answered):
     assert not list(file.parent.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_table_that_is_stopped_leaves_what_stood_there(run, images, tmp_path, monkeypatch):
     monkeypatch.setattr("wordsight.answers.BATCH", 2)
     file = tmp_path / "answers.csv"
@@ -154,6 +156,7 @@ def test_classes_replace_and_add_adds(run, images, answered, tmp_path):
     assert classes("--classes", "red,violet", "--add", "airport") == ["airport", "red", "violet"]
 
 
+@pytest.mark.slow
 def test_a_class_of_the_run_with_a_comma_needs_no_quotes(photos, tiny_clip, tmp_path, answered):
     shutil.copytree(photos / "red", tmp_path / "photos" / "salt, pepper")
     shutil.copytree(photos / "blue", tmp_path / "photos" / "sugar")
@@ -192,6 +195,7 @@ def test_from_python_images_may_be_pixels(run, images):
     assert one.image == images[0]
 
 
+@pytest.mark.slow
 def test_a_folder_stands_for_its_images_at_any_depth(run, photos, tmp_path, answered, monkeypatch):
     shutil.copytree(photos, tmp_path / "new" / "deep")
     (tmp_path / "new" / "notes.txt").write_text("x")

@@ -29,6 +29,7 @@ def run(photos, tiny_clip, tmp_path_factory):
     return wordsight.fit(**given, method="tip_adapter").folder
 
 
+@pytest.mark.slow
 def test_the_card_is_read_by_the_hub_s_own_library(run, tmp_path):
     folder = export(run, tmp_path / "shared", licence="apache-2.0")
     card = ModelCard.load(folder / "README.md")

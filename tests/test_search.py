@@ -222,6 +222,7 @@ def run(folder, tiny_clip, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_the_verb_shows_images_with_scores(folder, run):
     code, out, _ = run(folder, "a red wall", "-k", 3)
     lines = out.splitlines()
@@ -257,6 +258,7 @@ def test_a_run_stands_for_its_backbone(folder, run, tiny_clip, tmp_path):
     assert code == 2 and "is a run and holds no images" in err
 
 
+@pytest.mark.slow
 def test_the_verb_s_mistakes_end_in_a_sentence(folder, run, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.jpg").write_bytes(b"no image")

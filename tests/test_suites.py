@@ -284,6 +284,7 @@ def test_other_settings_do_not_pass_for_a_finished_run(data, backbone, tmp_path)
     assert len(result["failed"]) == 1 and "holds another run" in result["failed"][0]["says"]
 
 
+@pytest.mark.slow
 def test_no_image_and_no_text_is_left_for_the_cells(data, backbone, tmp_path, monkeypatch):
     settings = settings_for(
         data,
@@ -305,6 +306,7 @@ def test_no_image_and_no_text_is_left_for_the_cells(data, backbone, tmp_path, mo
     assert [outcome.error for outcome in map(lambda cell: suites.run_cell(cell, backbone), cells)] == [""] * 6
 
 
+@pytest.mark.slow
 def test_other_data_is_tested_once(data, backbone, tmp_path):
     settings = settings_for(
         data, tmp_path, "cross-dataset", ("one", "two"), methods=("aape", "zero_shot"), seeds=(1,)
@@ -395,6 +397,7 @@ def words_for(data, tiny_clip, out, *more):
     return ["suite", "base-to-new", *given, *more]
 
 
+@pytest.mark.slow
 def test_the_command_line_says_what_was_done_and_what_could_not_be(data, tiny_clip, tmp_path, capsys):
     words = words_for(data, tiny_clip, tmp_path / "a", "methods=zero_shot,linear_probe", "jobs=1")
     assert main(words) == 0

@@ -73,6 +73,7 @@ def told(tmp_path, backbone):
     return call
 
 
+@pytest.mark.slow
 def test_what_helps_is_kept_and_what_does_harm_is_dropped(told, tmp_path, backbone):
     run, found, seen = told()
     assert [pair["classes"] for pair in found["pairs"]] == [["one", "two"]]
@@ -151,6 +152,7 @@ def test_a_fitted_method_is_fitted_anew_to_each_fold(told, monkeypatch):
     assert {told for _, told in fitted[3:]} > {1} and found["images"] == 9
 
 
+@pytest.mark.slow
 def test_what_cannot_be_contrasted_is_said(told, tmp_path):
     clear = tmp_path / "clear.json"
     clear.write_text(json.dumps({name: [f"{colour} {colour}"] for name, colour in NAMES.items()}))
@@ -172,6 +174,7 @@ def test_what_cannot_be_contrasted_is_said(told, tmp_path):
     assert not (tmp_path / "s.json").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line(photos, tiny_clip, tmp_path, capsys):
     run, file = str(tmp_path / "run"), str(tmp_path / "s.json")
     words = [f"data={photos}", f"backbone={tiny_clip}", "method=sentence_mean", "shots=3", f"out={run}"]
@@ -200,6 +203,7 @@ def test_the_command_line(photos, tiny_clip, tmp_path, capsys):
         assert says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_lm_inside_the_run_s_backbone_writes(photos, tiny_clip, lm, tmp_path):
     text = TextTower.from_base(lm, TowerSettings(wrapper="a {}.", prompts=3, dim=12, rank=2, heads=2))
     image = load_backbone(tiny_clip, device="cpu")
@@ -224,6 +228,7 @@ def test_the_lm_inside_the_run_s_backbone_writes(photos, tiny_clip, lm, tmp_path
         tell_apart(other.folder, settings, tmp_path / "t.json", backbone=plain)
 
 
+@pytest.mark.slow
 def test_a_run_without_labelled_images_is_said(photos, tiny_clip, tmp_path):
     clf = wordsight.Classifier(str(tiny_clip), "zero_shot", device="cpu")
     images = [photos / name / f"{row}.png" for name in ("red", "blue") for row in range(3)]

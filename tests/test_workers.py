@@ -77,11 +77,10 @@ def test_threads_have_ended_their_item_when_the_caller_stops_early():
 
 
 @pytest.mark.slow
-def test_processes(caplog):
-    caplog.set_level(logging.INFO, "wordsight")
+def test_processes(said):
     pids = set(each(noted, range(6), jobs=2, processes=True))
     assert os.getpid() not in pids and 1 <= len(pids) <= 2
-    assert sorted(record.getMessage() for record in caplog.records) == [f"saw {n}" for n in range(6)]
+    assert sorted(said) == [f"saw {n}" for n in range(6)]
     assert children() == []
     with pytest.raises(ValueError, match="three"):
         list(each(fails_at_three, range(8), jobs=2, processes=True))
@@ -163,26 +162,25 @@ def test_words_for_times(clock, seconds, words):
     assert meter.left() == words
 
 
-def test_a_line_a_minute_where_nobody_sees_a_bar(clock, caplog):
-    caplog.set_level(logging.INFO, "wordsight")
+def test_a_line_a_minute_where_nobody_sees_a_bar(clock, said):
     with progress("images", 8_000) as advance, progress("steps", 10) as inner:
         for _ in range(36):
             clock[0] += 5
             advance(100)
             inner()
-    assert caplog.messages == [
+    assert said == [
         "images 1,200 of 8,000, about 6 minutes left",
         "images 2,400 of 8,000, about 5 minutes left",
         "images 3,600 of 8,000, about 4 minutes left",
     ]
 
 
-def test_nothing_is_shown_where_info_is_not(clock, caplog):
-    caplog.set_level(logging.WARNING, "wordsight")
+def test_nothing_is_shown_where_info_is_not(clock, said):
+    logging.getLogger("wordsight").setLevel(logging.WARNING)
     with progress("images", 8_000) as advance:
         clock[0] += 600
         advance()
-    assert caplog.messages == [] and not workers._shown.locked()
+    assert said == [] and not workers._shown.locked()
 
 
 def test_a_bar_on_a_terminal_after_two_seconds(clock, monkeypatch):

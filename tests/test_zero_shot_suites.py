@@ -130,6 +130,7 @@ def test_a_root_holds_what_lies_there_and_a_pattern_may_be_of_the_hub(root):
 # -- the suite -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_template_and_the_ensemble_are_rows_of_each_dataset(root, done):
     folder, result = done
     assert (result["runs"], result["fitted"], len(result["absent"])) == (6, 5, 21)
@@ -146,6 +147,7 @@ def test_one_template_and_the_ensemble_are_rows_of_each_dataset(root, done):
     assert again["fitted"] == 0 and again["markdown"] == result["markdown"]
 
 
+@pytest.mark.slow
 def test_the_ensemble_is_clip_benchmark_s(done):
     """Each template's vector of length one, their mean, scaled to length one again."""
     backbone = ColourBackbone()
@@ -194,11 +196,11 @@ def test_a_tree_that_cannot_be_read_is_listed_and_the_rest_is_done(tmp_path):
     assert failed["run"] == "wds_gtsrb" and "1.tar is missing" in failed["says"] and result["runs"] == 2
 
 
-def test_equal_text_vectors_are_told(tmp_path, caplog):
+def test_equal_text_vectors_are_told(tmp_path, said):
     """Of names that the text tower reads alike, as the stand-in does capitals and full stops."""
     tree(tmp_path / "root" / "wds_cars", labelled(), ("red", "green.", "blue", "yellow", "purple", "green"))
     run_suite(asked(tmp_path / "root", tmp_path, methods=("zero_shot",)), backbone=ColourBackbone())
-    assert "1 pair of 6 classes have one text vector" in caplog.text and "'green.' and 'green'" in caplog.text
+    assert "1 pair of 6 classes have one text vector" in said.text and "'green.' and 'green'" in said.text
 
 
 @pytest.mark.parametrize(

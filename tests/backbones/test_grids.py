@@ -62,7 +62,7 @@ def test_grids_stay_on_the_disk_and_are_found_again(vit, tmp_path, monkeypatch):
     assert not any(row.flags.owndata for row in again.rows) and len(list(tmp_path.rglob("*.safetensors"))) > 1
 
 
-def test_a_damaged_grid_is_computed_again(vit, tmp_path, caplog):
+def test_a_damaged_grid_is_computed_again(vit, tmp_path, said):
     tower, chosen = load_backbone(vit, device="cpu", text=False), pictures(*map(encoded, range(3)))
     before = np.stack(grid_features(tower, chosen, 4, folder=tmp_path).rows)
     (shard,) = tmp_path.rglob("*.safetensors")
@@ -70,4 +70,4 @@ def test_a_damaged_grid_is_computed_again(vit, tmp_path, caplog):
     content[-60] ^= 1
     shard.write_bytes(content)
     assert np.array_equal(np.stack(grid_features(tower, chosen, 4, folder=tmp_path).rows), before)
-    assert "damaged" in caplog.text
+    assert "damaged" in said.text

@@ -306,6 +306,7 @@ def test_bfloat16_is_close(built):
     )
 
 
+@pytest.mark.slow
 def test_fingerprints_follow_their_own_side(built, tmp_path):
     def changed(name, file, change):
         folder = copied(built.name, tmp_path / name)
@@ -577,6 +578,7 @@ def test_names_and_head_of_other_counts(towers, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_pairs_that_cannot_be(towers, tmp_path):
     for pairs, says in (
         ([(images()[0], "a cat")], r"list of captions"),
@@ -723,6 +725,7 @@ def test_a_file_missing_or_broken(built, tmp_path, file):
 # The real thing
 
 
+@pytest.mark.slow
 def test_zero_shot_on_real_images(shared, tmp_path):
     """ViT-Tiny and MiniLM on ten textures: within two points of the figures that ../shared/data/INDEX.md
     gives, on all ten and on base and new.

@@ -126,6 +126,7 @@ def test_saved_and_loaded_gives_the_same_vectors(lm, tmp_path, copied, tower, re
         backbone.save_pretrained(tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_a_backbone_once_its_weights_are_there(lm, vit, tmp_path):
     backbone, run = make(lm, vit), tmp_path / "run"
     run.mkdir()
@@ -148,6 +149,7 @@ def test_a_run_folder_is_a_backbone_once_its_weights_are_there(lm, vit, tmp_path
     ]
 
 
+@pytest.mark.slow
 def test_the_lm_in_bfloat16_leaves_the_image_tower_as_it_was_trained(lm, vit, tmp_path):
     backbone = make(lm, vit)
     backbone.save_pretrained(tmp_path / "saved")
@@ -385,6 +387,7 @@ def test_a_base_of_the_hub_is_named_by_its_hub_name_and_not_by_this_machines_cac
 # An ordinary backbone
 
 
+@pytest.mark.slow
 def test_it_classifies_like_any_other(lm, vit, tmp_path, photos):
     make(lm, vit).save_pretrained(tmp_path / "saved")
     images = sorted(photos.glob("*/*.png"))

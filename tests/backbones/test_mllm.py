@@ -7,7 +7,7 @@ import pytest
 import torch
 from mllms import FAMILIES, write_mllm
 from safetensors.torch import load_file, save_file
-from standins import COLOURS, paint
+from standins import COLOURS, mostly_slow, paint
 
 from wordsight.backbones import load_backbone
 from wordsight.backbones.checkpoint import Place
@@ -21,7 +21,7 @@ from wordsight.reader import read
 
 BRIEF = Writing(max_new_tokens=4)
 # Idefics 3 is what SmolVLM is made of
-EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name == "idefics3")) for name in FAMILIES]
+EACH = mostly_slow(FAMILIES, "llava", "qwen2_vl")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,7 @@ def test_the_lm_inside_is_read_as_the_lm_that_it_is(folders, family):
     assert not any("vision" in name for name, _ in lm.named_parameters())
 
 
+@pytest.mark.slow
 def test_a_chat_template_is_what_an_instruction_tuned_model_is_asked_through(folders):
     generator = open_generator(folders("llava", chat=True), device="cpu")
     image = images(1)[0]
@@ -177,6 +178,7 @@ def test_a_saved_copy_gives_the_same_vectors_and_the_lm_decides_none(folders, tm
         assert (other.image_fingerprint == first.image_fingerprint) is same
 
 
+@pytest.mark.slow
 def test_the_verbs_take_a_model(folders, photos, tmp_path, capsys):
     model, image = str(folders("smolvlm")), str(next((photos / "red").glob("*.png")))
     assert main(["ask", model, image, "what is it?", "--max-new-tokens", "4", "--device", "cpu"]) == 0

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from standins import letters
+from standins import letters, mostly_slow
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from wordsight.backbones.past import Past, has_past
@@ -52,7 +52,7 @@ def read(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, "gpt2", "gemma3_text"))
 def test_what_follows_is_that_of_the_whole_row(family, read):
     lm = base(family)
     past, image, length = Past(lm), torch.randn(5, lm.width), {"max_new_tokens": 6, "min_new_tokens": 6}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from mllms import FAMILIES, TEXT, tokenizer, write_mllm
-from standins import COLOURS, paint
+from standins import COLOURS, mostly_slow, paint
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -24,7 +24,6 @@ LMS = {
     "gpt2": SIZES,
     "bloom": SIZES,
 }
-SLOW = ("qwen2_5_vl", "idefics2", "idefics3")  # families whose kin are here
 
 
 def answers(count=8):
@@ -88,9 +87,7 @@ def naive(model, prompt, texts):
     return torch.stack(found)
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES]
-)
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, "llava", "qwen2_vl"))
 @torch.no_grad()
 def test_scores_of_a_model_that_sees_are_those_of_the_naive_loop(family, tmp_path):
     model = load_backbone(str(write_mllm(family, tmp_path / family)), device="cpu", text=False)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from standins import without_digests
+from standins import mostly_slow, without_digests
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from wordsight import losses
@@ -133,7 +133,13 @@ def assert_passed(found):
 
 @pytest.mark.parametrize(
     ("family", "attention"),
-    [*((family, "sdpa") for family in FAMILIES), ("llama", "eager"), ("gpt2", "eager"), ("opt", "eager")],
+    mostly_slow(
+        [
+            *((family, "sdpa") for family in FAMILIES),
+            *((family, "eager") for family in ("llama", "gpt2", "opt")),
+        ],
+        *(("llama", "sdpa"), ("gemma3_text", "sdpa"), ("gpt2", "eager")),
+    ),
 )
 def test_every_family_embeds_both_ways_alike_and_passes_its_own_checks(tokenizer, family, attention):
     made = tower(tokenizer, make(family, attention))
@@ -306,6 +312,7 @@ def test_causal_prompts_do_not_see_what_follows_them(tokenizer):
     assert verify(tower(tokenizer))["prompts_see_one_another"].value > 0
 
 
+@pytest.mark.slow
 def test_prompt_only_lora_leaves_the_text_and_its_cache_to_the_base_lm(tokenizer):
     made = tower(tokenizer, prompt_only_lora=True)
     caches = []
@@ -435,7 +442,7 @@ def test_soft_tokens_at_the_front_and_layernorms_are_trained_instead_of_lora(tok
     assert isinstance(made.generate("dog", "on", max_new_tokens=2), str)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("family", mostly_slow(("llama", "gpt2", "opt"), "llama"))
 def test_layernorms_of_an_lm_in_bfloat16_are_moved_by_steps_that_bfloat16_would_round_away(
     tokenizer, tmp_path, family
 ):
@@ -514,7 +521,7 @@ def encoder(family: str):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "attention"])
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("family", mostly_slow(ENCODERS, "bert", "mpnet"))
 def test_an_encoder_is_a_text_tower_by_the_same_class(tokenizer, family, pooling, tmp_path):
     made = tower(tokenizer, encoder(family), kind="encoder", wrapper="plain", prompts=0, pooling=pooling)
     alone = torch.cat([made.encode([text]) for text in TEXTS])
@@ -623,6 +630,7 @@ def test_with_adapters_off_tokens_and_logits_are_the_untouched_lms(tokenizer, fa
         assert not torch.equal(made.plain(ids).logits, base(ids).logits)  # on, they do something
 
 
+@pytest.mark.slow
 def test_verify_tells_a_changed_base_and_a_mask_that_leaks(tokenizer, monkeypatch):
     made = tower(tokenizer)
     next(made.plain.parameters()).data += 1e-3
@@ -727,6 +735,7 @@ def saved(kept, tmp_path):
     return kept[0], shutil.copytree(kept[1], tmp_path / "tower")
 
 
+@pytest.mark.slow
 def test_a_saved_tower_gives_the_same_vectors_and_words(saved):
     made, folder = saved
     again = TextTower.load(folder)
@@ -761,6 +770,7 @@ def test_peft_and_transformers_read_the_parts_by_themselves(saved):
         assert close(adapted(ids).logits, made.plain(ids).logits)
 
 
+@pytest.mark.slow
 def test_a_named_base_is_referred_to_and_must_still_be_the_same(tokenizer, tmp_path):
     make().save_pretrained(tmp_path / "lm")
     tokenizer.save_pretrained(tmp_path / "lm")
@@ -943,7 +953,7 @@ def test_settings_that_cannot_be_are_refused(tokenizer, settings, says):
         tower(tokenizer, **settings)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("family", mostly_slow(("llama", "gemma3_text", "gpt2"), "llama"))
 def test_the_first_layers_alone_are_an_lm_without_the_others(tokenizer, family):
     short = tower(tokenizer, make(family), layers=1)
     cut = make(family)

@@ -204,6 +204,7 @@ def test_a_suite_takes_several_files_and_a_report_shows_them(file, tmp_path, cap
     assert "four" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_exported_run_holds_the_words_and_no_image(file, tmp_path):
     run = wordsight.fit(data=str(file), method="tip_adapter", shots=2, out=str(tmp_path / "run"))
     before = wordsight.load(run.folder).predict_proba(content()["test"])

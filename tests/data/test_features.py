@@ -243,14 +243,10 @@ def test_texts(tmp_path):
     assert len(list((tmp_path / "features").iterdir())) == 2
 
 
-def test_texts_that_lose_their_ends_are_told_each_time(tmp_path, caplog):
-    caplog.set_level("INFO", "wordsight")
+def test_texts_that_lose_their_ends_are_told_each_time(tmp_path, said):
     stub = Stub()
     stub.max_tokens, stub.truncated = 3, lambda texts: [len(text) > 3 for text in texts]
     for _ in range(2):
         text_features(stub, ["a", "four", "four", "five5"], folder=tmp_path)
-    assert (
-        caplog.messages
-        == ["2 of 3 texts are longer than the 3 tokens that stub reads; their ends are cut off"] * 2
-    )
+    assert said == ["2 of 3 texts are longer than the 3 tokens that stub reads; their ends are cut off"] * 2
     assert stub.texts == 3

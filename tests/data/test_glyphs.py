@@ -1,7 +1,5 @@
 """Glyphs: photos under the micro CLIP are told, and what it knows is not."""
 
-import logging
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,7 +45,6 @@ def test_real_photos_are_no_glyphs(shared):
         ("micro", [b"no image"], False),
     ],
 )
-def test_only_photos_under_micro_are_warned_of(backbone, images, warned, caplog):
-    with caplog.at_level(logging.INFO, "wordsight"):
-        warn_of_photos(backbone, pictures(images))
-    assert ("knows single characters" in caplog.text) == warned
+def test_only_photos_under_micro_are_warned_of(backbone, images, warned, said):
+    warn_of_photos(backbone, pictures(images))
+    assert ("knows single characters" in said.text) == warned

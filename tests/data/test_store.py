@@ -48,14 +48,14 @@ def test_small_shards_are_merged(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "damage", [lambda content: content[:-40], lambda content: b"", lambda content: b"\xff" * 200]
 )
-def test_a_damaged_shard_is_removed_and_computed_again(tmp_path, caplog, damage):
+def test_a_damaged_shard_is_removed_and_computed_again(tmp_path, said, damage):
     stub, chosen = Stub(), pictures(encoded(1), encoded(2))
     before = image_features(stub, chosen, folder=tmp_path).vectors
     (shard,) = shards(tmp_path)
     shard.write_bytes(damage(shard.read_bytes()))
     assert torch.equal(image_features(stub, chosen, folder=tmp_path).vectors, before)
     assert stub.images == 4 and not shard.exists() and len(shards(tmp_path)) == 1
-    assert "damaged" in caplog.text and str(shard) in caplog.text
+    assert "damaged" in said.text and str(shard) in said.text
 
 
 def test_a_full_disk_is_told_and_harms_nothing(tmp_path, monkeypatch):
@@ -95,7 +95,7 @@ def test_what_a_killed_process_left_is_swept_at_once_and_what_is_being_written_i
     assert not written.exists()
 
 
-def test_one_flipped_bit_anywhere_is_noticed(tmp_path, caplog):
+def test_one_flipped_bit_anywhere_is_noticed(tmp_path, said):
     def opened():
         return store.Store(tmp_path, (2, 3), "tower")
 
@@ -110,11 +110,11 @@ def test_one_flipped_bit_anywhere_is_noticed(tmp_path, caplog):
         damaged = bytearray(content)
         damaged[place] ^= 1 << place % 8
         shard.write_bytes(damaged)
-        caplog.clear()
+        said.clear()
         again = opened()
         again.find(rows)
         assert not again.rows and not shard.exists(), place
-        assert caplog.records[0].levelname == "WARNING" and "damaged" in caplog.text, place
+        assert "damaged" in said.text, place
     shard.write_bytes(content)
     again = opened()
     again.find(rows)
@@ -144,13 +144,13 @@ def shard_of(vectors: torch.Tensor, digests: torch.Tensor, checksum: bool = True
         b"PK\x03\x04 and so on",
     ],
 )
-def test_what_is_no_shard_of_these_vectors_is_never_used(tmp_path, content, caplog):
+def test_what_is_no_shard_of_these_vectors_is_never_used(tmp_path, content, said):
     stub, chosen = Stub(), pictures(encoded(1))
     wanted = image_features(stub, chosen, folder=tmp_path).vectors
     (shard,) = shards(tmp_path)
     shard.write_bytes(content)
     assert torch.equal(image_features(stub, chosen, folder=tmp_path).vectors, wanted)
-    assert stub.images == 2 and "damaged" in caplog.text
+    assert stub.images == 2 and "damaged" in said.text
     assert torch.equal(image_features(stub, chosen, folder=tmp_path).vectors, wanted) and stub.images == 2
 
 

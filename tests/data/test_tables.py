@@ -308,6 +308,7 @@ assert len(os.listdir("/proc/self/task")) == before
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted where Linux lists them")
 def test_parquet_is_read_in_one_thread(tmp_path):
     """Another one that still holds the file when Python ends would abort the process, its work done."""

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from standins import COLOURS, captioned, paint
+from standins import COLOURS, captioned, mostly_slow, paint
 
 from wordsight import Index
 from wordsight.backbones import load_backbone, unit
@@ -82,7 +82,7 @@ def fitted(table, backbone, out, form="tuned", **more) -> Run:
     return fit(method="aape_captions", settings={"form": form}, **{**given, **train, **more})
 
 
-@pytest.mark.parametrize("form", ["solved", "tuned", "paper"])
+@pytest.mark.parametrize("form", mostly_slow(("solved", "tuned", "paper"), "tuned"))
 def test_a_run_is_a_backbone_whose_images_are_h(table, tiny_clip, tmp_path, form):
     run = fitted(table, tiny_clip, tmp_path / "run", form)
     prompted, inner = load_backbone(run.folder), load_backbone(tiny_clip)
@@ -151,6 +151,7 @@ def test_an_image_goes_through_the_tower_once(table, tiny_clip, tmp_path, monkey
     assert len(image_features(prompted, open_pairs(str(table)).pictures).kept) == 15
 
 
+@pytest.mark.slow
 def test_search_asks_by_h(table, tiny_clip, tmp_path):
     run = fitted(table, tiny_clip, tmp_path / "run", "solved")
     index = Index.open(table.parent, backbone=str(run.folder))

@@ -266,12 +266,11 @@ def test_the_rate_is_the_best_on_validation_images_accuracy_first(train, texts, 
     assert steps and len(steps) == len(set(steps))  # of the training that counts alone
 
 
-def test_without_validation_images_the_first_rate_is_taken_and_said(train, texts, run, caplog):
-    with caplog.at_level("INFO"):
-        method = fit_at(RATES, train, texts, run=run)
+def test_without_validation_images_the_first_rate_is_taken_and_said(train, texts, run, said):
+    method = fit_at(RATES, train, texts, run=run)
     assert torch.equal(method.offsets, fit_at(RATES[0], train, texts).offsets)
     assert run.events("rate") == [{"event": "rate", "rate": RATES[0], "tried": []}]
-    assert "no validation images: taskres is trained at its first rate, train.lr=1e-05" in caplog.text
+    assert "no validation images: taskres is trained at its first rate, train.lr=1e-05" in said.text
 
 
 def test_a_rate_at_which_training_fails_is_left_out(train, texts):

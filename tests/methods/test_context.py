@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from standins import TOWER_LEARNERS
+from standins import TOWER_LEARNERS, mostly_slow
 from torch.nn.functional import cross_entropy, normalize, relu
 from transformers import BertConfig, BertModel, CLIPModel, SiglipConfig, SiglipModel
 
@@ -421,6 +421,7 @@ def test_prograd_s_words_stand_last(clip):
     )
 
 
+@pytest.mark.slow
 def test_protext_learns_from_sentences_alone(clip, images):
     sentences = {name: (f"a {name} it is", f"we see the {name}") for name in NAMES} | {"x": ()}
     texts, method = words(clip, sentences=sentences), made("protext", clip)
@@ -444,7 +445,7 @@ def test_protext_learns_from_sentences_alone(clip, images):
 # Runs and mistakes
 
 
-@pytest.mark.parametrize("name", TOWER_LEARNERS)
+@pytest.mark.parametrize("name", mostly_slow(TOWER_LEARNERS, "coop"))
 def test_a_run_keeps_the_trained_tensors_alone(name, tiny_clip, photos, tmp_path):
     train = {"epochs": 1, "min_steps": 3, "batch_size": 4}
     run = fit(

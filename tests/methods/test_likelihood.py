@@ -91,6 +91,7 @@ def score_alone(generator, prompt, ids):
     return float(found[range(len(ids)), ids].sum())
 
 
+@pytest.mark.slow
 def test_predicting_asks_again_and_takes_other_classes(run, photos, capsys):
     rows = csv_rows((run.folder / "predictions-all.csv").read_text())
     pictures = [str(photos / row["image"]) for row in rows[:4]]
@@ -150,6 +151,7 @@ def test_free_answers_are_mapped_to_the_nearest_class(generator, photos, backbon
     assert plain(" A Golden_retriever. ") == "golden retriever"
 
 
+@pytest.mark.slow
 def test_examples_are_shown_kept_with_the_run_and_not_counted(photos, llava, tmp_path, said):
     run = asked(photos, llava, tmp_path / "run", examples=2, order=2, question="what?")
     again = Asked.open(Run.open(run.folder))
@@ -164,6 +166,7 @@ def test_examples_are_shown_kept_with_the_run_and_not_counted(photos, llava, tmp
     assert not (tmp_path / "more").exists()
 
 
+@pytest.mark.slow
 def test_a_suite_compares_it_with_what_compares_vectors(photos, llava, tiny_clip, tmp_path):
     (tmp_path / "asked.yaml").write_text(f"method: likelihood\nsettings: {{model: {llava}}}\n")
     given = {"suite": "few-shot", "shots": (1,), "seeds": (1, 2), "device": "cpu", "jobs": 1}

@@ -170,6 +170,7 @@ def test_rows_of_unequal_prompts_are_written_as_each_by_itself(lm):
     assert together == alone
 
 
+@pytest.mark.slow
 def test_a_run_holds_the_map_and_knows_its_lm(trained, lm):
     tensors = load_file(trained.folder / "weights.safetensors")
     assert {"map.weight", "widen.weight", "generator.0.weight", "centre", "scale"} <= tensors.keys()

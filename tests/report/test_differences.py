@@ -192,11 +192,11 @@ def test_predictions_are_read_where_they_are_those_of_the_accuracy(tmp_path):
     assert other.standings[0].differences["all"].images == 0
 
 
-def test_two_runs_of_one_seed_are_counted_once_and_told(tmp_path, caplog):
+def test_two_runs_of_one_seed_are_counted_once_and_told(tmp_path, said):
     made = [run(tmp_path / name, right, seed=1) for name, right in (("a", 12), ("b", 3))]
     (row,) = read_rows([*made, run(tmp_path / "c", 9, seed=2)])
     assert row.seeds == 2 and row.figures["all"].count == 2 and row.figures["all"].mean == pytest.approx(70)
-    assert f"{made[1]} is not counted: {made[0]} has the same settings and seed" in caplog.text
+    assert f"{made[1]} is not counted: {made[0]} has the same settings and seed" in said.text
 
 
 def test_predictions_on_other_data_are_its_own(tmp_path):

@@ -20,6 +20,7 @@ def folders(tmp_path):
     return both_methods(tmp_path)
 
 
+@pytest.mark.slow
 def test_base_and_new_classes_are_drawn_against_each_other_where_shots_are_equal(tmp_path):
     half = {"classes": "base", "accuracies": {"base": 80.0, "new": 40.0}}
     runs = [fabricate(tmp_path / "one", **half)]
@@ -71,6 +72,7 @@ def image_of(run):
     return (run.folder / "predictions-all.csv").read_text().splitlines()[1].split(",")[0]
 
 
+@pytest.mark.slow
 def test_confident_errors_have_picture_file_and_sentence(run, photos):
     image = image_of(run)
     gone = ["gone.png", "red", "blue", "0.8", "", ""]
@@ -154,17 +156,19 @@ def stop(folder):
     (folder / "finished.json").unlink()
 
 
-def test_what_is_no_finished_run_is_left_out_and_told(folders, tmp_path, caplog):
+@pytest.mark.slow
+def test_what_is_no_finished_run_is_left_out_and_told(folders, tmp_path, said):
     stop(folders[0])
     written = report([*folders, tmp_path / "none"], tmp_path / "r.html")
     assert [one["run"] for one in written["skipped"]] == [str(folders[0]), str(tmp_path / "none")]
-    assert "7 runs" in (tmp_path / "r.html").read_text() and "is not finished" in caplog.text
+    assert "7 runs" in (tmp_path / "r.html").read_text() and "is not finished" in said.text
     with pytest.raises(WordsightError, match="no run folder"):
         report([tmp_path / "none"], tmp_path / "r.html")
     with pytest.raises(WordsightError, match="at least one"):
         report([], tmp_path / "r.html")
 
 
+@pytest.mark.slow
 def test_a_folder_stands_for_the_finished_runs_below_it(folders, tmp_path):
     stop(folders[0])
     written = report([tmp_path], tmp_path / "r.html")

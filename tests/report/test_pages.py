@@ -17,6 +17,7 @@ def folders(tmp_path):
     return both_methods(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_best_of_equal_shots_is_bold(folders, tmp_path):
     other = fabricate(tmp_path / "other", shots=16, accuracies={"all": 99.0})
     rows = read_rows([*folders, other])
@@ -43,6 +44,7 @@ def test_the_csv_has_every_figure(folders):
     assert all(part in lines[0] for part in FIGURES)
 
 
+@pytest.mark.slow
 def test_published_figures_stand_beside_the_same_data_and_are_never_best(tmp_path):
     accuracies = {"base": 60.0, "new": 50.0}
     made = [

@@ -39,6 +39,7 @@ def reliability(folder):
 # -- calibration
 
 
+@pytest.mark.slow
 def test_the_error_before_and_after_and_what_the_temperature_was_fitted_to(tmp_path):
     folder = of(tmp_path / "run", FITTED)
     page = as_html(read_rows([folder]))

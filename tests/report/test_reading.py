@@ -53,13 +53,13 @@ def test_a_line_that_is_no_event_changes_no_figure(folder, tmp_path, line):
     report([folder], tmp_path / "r.html", latex_file=tmp_path / "r.tex")
 
 
-def test_what_is_left_out_is_told(folder, caplog):
+def test_what_is_left_out_is_told(folder, said):
     add(folder, '{"event": "eval"}')
     add(folder, "[1]")
     assert len(Measured(Run.open(folder)).evaluations) == 1
-    assert "1 of 2 evaluations could not be read" in caplog.text and "1 of 4 lines could not" in caplog.text
+    assert "1 of 2 evaluations could not be read" in said.text and "1 of 4 lines could not" in said.text
     add(folder, '{"event": "fit"}')
-    assert Measured(Run.open(folder)).seconds is None and "the seconds of its fit are left out" in caplog.text
+    assert Measured(Run.open(folder)).seconds is None and "the seconds of its fit are left out" in said.text
 
 
 ODD_PARTS = [
@@ -97,10 +97,10 @@ ACCOUNTS = ["", "5", "[]", "{}", '{"seen": -1, "kept": 0}', '{"seen": "x"}', "["
 
 
 @pytest.mark.parametrize("text", ACCOUNTS, ids=range(len(ACCOUNTS)))
-def test_an_account_that_is_none_is_left_out_and_told(folder, tmp_path, caplog, text):
+def test_an_account_that_is_none_is_left_out_and_told(folder, tmp_path, said, text):
     (folder / "account.json").write_text(text)
     report([folder], tmp_path / "r.html")
-    assert "account" in caplog.text and "<h3>Data</h3>" not in (tmp_path / "r.html").read_text()
+    assert "account" in said.text and "<h3>Data</h3>" not in (tmp_path / "r.html").read_text()
 
 
 def test_odd_parts_of_an_account_are_left_out_alone(folder):
@@ -131,11 +131,11 @@ CONFIGS = ["", "5", "format: 99\n", "format: 1\n", "format: 1\nsettings: 5\nfact
 
 
 @pytest.mark.parametrize("text", CONFIGS)
-def test_a_run_of_another_version_or_kind_is_left_out_among_others(folder, tmp_path, caplog, text):
+def test_a_run_of_another_version_or_kind_is_left_out_among_others(folder, tmp_path, said, text):
     other = fabricate(tmp_path / "other", seed=2, accuracies={"all": 1.0})
     (other / "config.yaml").write_text(text)
     written = report([folder, other], tmp_path / "r.html")
-    assert [one["run"] for one in written["skipped"]] == [str(other)] and str(other) in caplog.text
+    assert [one["run"] for one in written["skipped"]] == [str(other)] and str(other) in said.text
     assert "1 run," in (tmp_path / "r.html").read_text()
 
 

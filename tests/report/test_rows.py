@@ -91,6 +91,7 @@ def test_a_method_without_labels_has_no_shots_and_one_row(tmp_path):
     assert row.shots_text == ABSENT and row.seeds == 1
 
 
+@pytest.mark.slow
 def test_methods_are_compared_pair_by_pair_with_the_reference(folders, tmp_path):
     (one,) = comparisons(read_rows(folders))
     probe, aape = one.standings

@@ -67,6 +67,7 @@ def test_images_are_counted_by_who_is_right_and_the_difference_is_paired(pair, t
     assert (rows[2]["predicted_A"], rows[2]["predicted_B"], rows[2]["probability_B"]) == ("dog", "cat", "0.9")
 
 
+@pytest.mark.slow
 def test_the_page_shows_each_kind_with_what_both_said(pair, tmp_path):
     report(pair, tmp_path / "r.html", latex_file=tmp_path / "r.tex")
     page = (tmp_path / "r.html").read_text()
@@ -86,6 +87,7 @@ def test_other_than_two_runs_are_not_compared_so(pair, tmp_path):
     assert "Image by image" not in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.slow
 def test_runs_of_different_data_share_nothing_and_it_is_said(pair, tmp_path):
     other = folder_of(tmp_path / "other", SECOND, data="elsewhere")
     written = report([pair[0], other], tmp_path / "r.html")

@@ -128,6 +128,7 @@ def test_classes_share_a_batch_and_a_stop_between_batches_changes_no_byte(tiny, 
     assert (tmp_path / "stopped.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_tokens_are_drawn_as_often_as_their_probability_says():
     scores, rows = torch.tensor([[2.0, 1.0, 0.0, -1.0]]), 20_000
     ids = torch.zeros(rows, 1, dtype=torch.long)

@@ -180,13 +180,13 @@ def test_a_refusal_is_told_with_what_would_mend_it(monkeypatch, status, says):
         ),
     ],
 )
-def test_a_parameter_that_a_server_does_not_take_is_left_out(refused, body, kept, caplog):
+def test_a_parameter_that_a_server_does_not_take_is_left_out(refused, body, kept, said):
     with serving(lambda asked: Sent(body, 400) if refused in asked else A) as (url, seen):
         settings = WriterSettings("m", base_url=url, retries=0)
         with connected(settings) as server:
             assert [server.ask("What is a zebra?", seed).text for seed in (1, 2)] == [A, A]
     assert len(seen) == 3 and kept in seen[-1] and refused not in seen[-1]  # it is remembered
-    assert (f"takes no {refused}" in caplog.text) == (refused != "max_tokens")
+    assert (f"takes no {refused}" in said.text) == (refused != "max_tokens")
 
 
 def test_a_value_that_a_server_refuses_is_told():

@@ -1,7 +1,6 @@
 """Writers: what is asked, what is kept, and what a stop at any moment costs."""
 
 import json
-import logging
 import os
 import signal
 import threading
@@ -115,7 +114,7 @@ def test_empty_answers_are_asked_again_with_other_seeds_and_then_an_error(tmp_pa
     assert "it says: I will not." in only_empty(tmp_path, chat(None, refusal="I will not."))[0]
 
 
-def test_some_empty_answers_are_left_out_counted_and_warned_of(tmp_path, caplog):
+def test_some_empty_answers_are_left_out_counted_and_warned_of(tmp_path, said):
     def reply(asked):
         return " " if "What" in asked["messages"][0]["content"] else text_of(asked)
 
@@ -123,20 +122,20 @@ def test_some_empty_answers_are_left_out_counted_and_warned_of(tmp_path, caplog)
         texts = write_sentences(["fox"], to(url), tmp_path / "s.json")
     assert len(texts["fox"]) == 3 and len(seen) == 3 + 3 * 4
     assert json.loads((tmp_path / "s.json").read_text())["empty"] == {"fox": 3}
-    assert "3 answers were empty 4 times over and are left out of s.json" in caplog.text
+    assert "3 answers were empty 4 times over and are left out of s.json" in said.text
 
 
-def test_one_answer_for_all_seeds_is_warned_of(tmp_path, caplog):
+def test_one_answer_for_all_seeds_is_warned_of(tmp_path, said):
     with serving(lambda _: "A fox.") as (url, _):
         assert set(write_sentences(["fox"], to(url), tmp_path / "s.json")["fox"]) == {"A fox."}
-    assert "same answer for every seed" in caplog.text
+    assert "same answer for every seed" in said.text
 
 
-def test_one_text_for_two_classes_is_warned_of(tmp_path, caplog):
+def test_one_text_for_two_classes_is_warned_of(tmp_path, said):
     """As of a model that declines to answer, politely and with status 200."""
     with serving(lambda asked: "I cannot help with that.") as (url, _):
         write_sentences(["fox", "owl"], to(url, per_question=1), tmp_path / "s.json")
-    assert "the same text under 2 classes" in caplog.text and "I cannot help with that." in caplog.text
+    assert "the same text under 2 classes" in said.text and "I cannot help with that." in said.text
 
 
 def test_other_settings_in_the_same_file_are_refused_and_shown(server, tmp_path):
@@ -198,14 +197,14 @@ def test_a_server_that_dies_costs_only_what_it_did_not_answer(server, tmp_path, 
 
 
 @pytest.mark.parametrize("torn", [b'{"name": "fox", "que', b"[1]\n", b'{"name": 3}\n', b"\xff\xfe\n"])
-def test_a_broken_line_costs_one_answer(server, tmp_path, whole, torn, caplog):
+def test_a_broken_line_costs_one_answer(server, tmp_path, whole, torn, said):
     (url, seen), path, side = server, tmp_path / "s.json", tmp_path / "s.json.answers"
     with serving(until_three) as (dying, _), pytest.raises(WordsightError):
         write_sentences(NAMES, to(dying, workers=1), path)
     side.write_bytes(side.read_bytes() + torn)
     write_sentences(NAMES, to(url), path)
     assert len(seen) == 16 and path.read_bytes() == whole and folder(tmp_path) == ["s.json"]
-    assert ("1 lines of" in caplog.text) == torn.endswith(b"\n")
+    assert ("1 lines of" in said.text) == torn.endswith(b"\n")
 
 
 def test_answers_that_wait_bind_as_the_file_does_and_are_kept_for_their_class(server, tmp_path):
@@ -308,9 +307,8 @@ def test_ctrl_c_ends_what_is_under_way_and_frees_the_file(server, tmp_path, whol
     assert len(server[1]) == 18 - 4 and path.read_bytes() == whole and folder(tmp_path) == ["s.json"]
 
 
-def test_who_waits_goes_on_when_the_other_has_ended(server, tmp_path, caplog):
+def test_who_waits_goes_on_when_the_other_has_ended(server, tmp_path, said):
     (url, seen), path, written = server, tmp_path / "s.json", []
-    caplog.set_level(logging.INFO, "wordsight")
 
     def write():
         written.append(write_sentences(["fox"], to(url), path, wait=True))
@@ -318,7 +316,7 @@ def test_who_waits_goes_on_when_the_other_has_ended(server, tmp_path, caplog):
     waiter = threading.Thread(target=write)
     with records.writing(path, {}):
         waiter.start()
-        while "waiting for another process" not in caplog.text:
+        while "waiting for another process" not in said.text:
             time.sleep(0.01)
         assert not seen
     waiter.join(20)

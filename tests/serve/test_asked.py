@@ -69,6 +69,7 @@ def test_answers_that_are_not_certain_are_marked(client, digits_run, digit_files
     assert "give one of them" in refused(client, 400, files=image, data={"error": 0.1, "unsure": 0.5})
 
 
+@pytest.mark.slow
 def test_sets_hold_for_the_words_that_they_were_calibrated_with(served, digit_files, tmp_path):
     digits, names = load_digits(), [str(digit) for digit in range(10)]
     clf = wordsight.Classifier("micro", "zero_shot", class_names=names, device="cpu")
@@ -95,6 +96,7 @@ def test_sentences_of_a_request_count(client, digits_run, digit_files, tmp_path)
     assert [own["results"][0]["sentences"][0]["sentence"]] in list(told.values())
 
 
+@pytest.mark.slow
 def test_many_at_once_give_what_one_gives_and_share_batches(client, digit_files):
     alone = [classified(client, [file])["results"][0] for file in digit_files]
     with ThreadPoolExecutor(16) as pool:

@@ -156,3 +156,12 @@ def test_a_server_reads_images_by_url_beside_those_that_are_sent(served, digits_
     assert sent["classes"] == linked["classes"] and linked["image"] == "image"
     assert "redirect" in moved["error"] and "127.0.0.1" not in moved["error"]
     assert "is not allowed" in refused(client, 400, data={"urls": ["http://evil.example/"]})
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "[::1]:8080", "Images.example.org"])
+def test_hosts_are_named_as_urls_write_them(host):
+    fetch = Fetch([host], private=True, most=1)
+    named = "[::1]:8080" if host.endswith("8080") else "[::1]" if ":" in host else host.lower()
+    assert fetch.check(f"http://{named}/x").path == "/x"
+    with pytest.raises(Refused, match="is not allowed"):
+        fetch.check("http://[::1]:8081/x")

@@ -1,7 +1,6 @@
 """What stands before the application: keys, sizes, times, other sites, and a queue that is full."""
 
 import asyncio
-import logging
 import threading
 import zlib
 from struct import pack
@@ -129,16 +128,15 @@ def test_what_cannot_wait_is_told_to_come_again(narrow, digit_files):
     assert alone.status_code == 200
 
 
-def test_errors_that_nobody_foresaw_say_a_number_alone(client, digit_files, monkeypatch, caplog):
+def test_errors_that_nobody_foresaw_say_a_number_alone(client, digit_files, monkeypatch, said):
     from wordsight.serve.models import Model
 
     def broken(self, items):
         raise RuntimeError("in /home/me/secret.py")
 
     monkeypatch.setattr(Model, "look", broken)
-    with caplog.at_level(logging.ERROR, "wordsight"):
-        told = refused(client, 500, files=files_of(digit_files[:1]))
-    assert "secret" not in told and told.rpartition(" ")[2] in caplog.text and "secret.py" in caplog.text
+    told = refused(client, 500, files=files_of(digit_files[:1]))
+    assert "secret" not in told and told.rpartition(" ")[2] in said.text and "secret.py" in said.text
     monkeypatch.undo()
     assert client.post("/v1/classify", files=files_of(digit_files[:1])).status_code == 200
 

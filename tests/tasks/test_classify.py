@@ -112,6 +112,7 @@ def test_data_that_has_changed_is_noticed(backbone, tmp_path, said):
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_before_its_figures_gets_them(photos, backbone, tmp_path, monkeypatch):
     settings = settings_for(photos, tmp_path / "run")
     with monkeypatch.context() as patch:

@@ -220,6 +220,7 @@ def test_classes_of_one_name_can_be_trained_on_and_are_not_measured(photos, tiny
     assert run.finished and not run.events("eval") and any("names a class twice" in line for line in said)
 
 
+@pytest.mark.slow
 def test_a_changed_image_tower_is_refused(table, tiny_clip, lm, tmp_path):
     import shutil
 

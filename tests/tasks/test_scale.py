@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from standins import COLOURS, in_processes, paint
+from standins import COLOURS, in_processes, mostly_slow, paint
 from torch import nn
 
 from wordsight import train as loop
@@ -152,7 +152,7 @@ def measured(method, batch):
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "sigmoid"])
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+@pytest.mark.parametrize("checkpointing", mostly_slow((False, True), True), ids=["", "checkpointing"])
 def test_chunks_and_tiles_give_the_plain_loss_and_every_gradient(lm, monkeypatch, loss, checkpointing):
     monkeypatch.setattr(two_tower, "PART", 2)  # so that dropout falls the same
     own = {"loss": loss, "dropout": 0.5}
@@ -407,6 +407,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_with_the_same_losses(
     assert same(tensors_of(unbroken.folder), tensors_of(resumed.folder))
 
 
+@pytest.mark.slow
 def test_a_run_whose_pairs_have_changed_is_not_resumed(table, tiny_clip, lm, tmp_path):
     lines = (table / "captions.csv").read_text().splitlines()
     for row in lines[1:]:

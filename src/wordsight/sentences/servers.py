@@ -7,12 +7,14 @@ openai client bounds neither body nor time in all, and takes an error under stat
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
 import os
 import random
 import re
+import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -66,11 +68,19 @@ def connected(settings: WriterSettings) -> Iterator[Server]:
     timeout = httpx2.Timeout(settings.timeout, connect=min(settings.timeout, CONNECT_SECONDS), pool=None)
     limits = httpx2.Limits(max_connections=settings.workers)
     try:
-        client = httpx2.AsyncClient(headers=headers, timeout=timeout, limits=limits)
+        client = httpx2.AsyncClient(headers=headers, timeout=timeout, limits=limits, verify=_certificates())
     except (ValueError, ImportError, OSError) as error:
         raise WordsightError(f"the proxy or certificates of this machine cannot be used: {error}") from error
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(client):
         yield Server(settings, key, url, portal, client)
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Those that this machine trusts, which take longer to read than a server to answer."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 class Server:

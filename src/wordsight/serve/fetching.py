@@ -12,7 +12,7 @@ import ssl
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
@@ -51,13 +51,19 @@ class Fetch:
         self.hosts, self.private = {host.lower() for host in hosts}, private
         self.most, self.seconds = most, seconds
 
+    @cached_property
+    def certificates(self) -> ssl.SSLContext:
+        """Those that this machine trusts, read once."""
+        return ssl.create_default_context()
+
     def check(self, url: str) -> Place:
         """Where it leads. Errors: Refused for a URL that is none, and for a host that is not allowed."""
         if not self.hosts:
             raise Refused(400, "urls: no host is allowed here; send the image itself")
         place = _place(url)
-        usual = place.port in PORTS.values() and place.host in self.hosts
-        if not usual and f"{place.host}:{place.port}" not in self.hosts:
+        name = f"[{place.host}]" if ":" in place.host else place.host  # as URLs write an address of IPv6
+        usual = place.port in PORTS.values() and not self.hosts.isdisjoint((place.host, name))
+        if not usual and f"{name}:{place.port}" not in self.hosts:
             raise Refused(400, f"urls: the host {place.host[:100]!r} is not allowed; send the image itself")
         return place
 
@@ -88,7 +94,7 @@ class Fetch:
         connect = partial(socket.create_connection, (address, place.port))
         if not place.secure:
             return _Pinned(place.host, place.port, connect, None)
-        return _Pinned(place.host, place.port, connect, ssl.create_default_context())
+        return _Pinned(place.host, place.port, connect, self.certificates)
 
     @contextmanager
     def _watched(self, connection: http.client.HTTPConnection) -> Iterator[None]:
