@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from standins import CLASSIFIERS, command, fill_folder
 
 from wordsight import cells, suites
@@ -467,6 +468,18 @@ def test_ctrl_c_stops_all_workers_and_the_same_command_ends_in_the_same_bits(
             for side in ("out", "unbroken")
         )
         assert resumed == unbroken
+
+
+@pytest.mark.parametrize(
+    ("device", "jobs", "processes"), [("cpu", None, 2), ("cuda", None, 1), ("cuda", 2, 2)]
+)
+def test_one_process_at_a_time_fills_a_card(data, tmp_path, monkeypatch, device, jobs, processes):
+    planned = cells_of(settings_for(data, tmp_path, methods=("zero_shot", "aape"), seeds=(1,)))
+    monkeypatch.setattr(cells, "cpu_count", lambda: 2)
+    monkeypatch.setattr(cells, "pick_device", lambda _: torch.device(device))
+    monkeypatch.setattr(cells, "in_processes", lambda cells, jobs: iter([jobs]))
+    monkeypatch.setattr(cells, "run_cell", lambda cell, backbone: 1)
+    assert next(iter(cells.outcomes(planned, jobs, None))) == processes
 
 
 def test_a_worker_that_is_killed_costs_its_run_alone(data, tmp_path, monkeypatch):

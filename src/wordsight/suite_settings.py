@@ -107,7 +107,7 @@ class SuiteSettings(Where):
     device: str = "auto"  # auto: CUDA where there is one; or cpu, cuda, cuda:1, mps
     train: dict[str, Any] = field(default_factory=dict)  # for every method that trains
     out: str | None = None  # by default runs/<suite>
-    jobs: int | None = None  # processes; by default one a core
+    jobs: int | None = None  # processes; by default one a core, on an accelerator one
     shard: str | None = None  # 3/16: the third sixteenth of the runs alone; what comes of all, without it
     sizes: tuple[int, ...] = (10, 100, 1000)  # cost: how many classes
 

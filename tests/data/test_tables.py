@@ -314,3 +314,13 @@ def test_parquet_is_read_in_one_thread(tmp_path):
     """Another one that still holds the file when Python ends would abort the process, its work done."""
     parquet(tmp_path, path=["1.png", "2.png", "3.png"], caption=["a cat", "a dog", "an okapi"])
     subprocess.run([sys.executable, "-c", READ], cwd=tmp_path, check=True)
+
+
+def test_a_bit_that_flipped_in_parquet_is_noticed(tmp_path):
+    rows = pyarrow.table({"caption": [f"a dog of {number} days" for number in range(50)]})
+    file = tmp_path / "c.parquet"
+    pyarrow.parquet.write_table(rows, file, write_page_checksum=True, compression="none")
+    content = bytearray(file.read_bytes())
+    content[content.index(b"a dog of 7 days")] ^= 2
+    file.write_bytes(content)
+    fails(file, "not readable as Parquet", "CRC checksum")

@@ -9,6 +9,7 @@ from wordsight.metrics import harmonic_mean
 from wordsight.report.comparison import compare, mean_over
 from wordsight.report.differences import Figure
 from wordsight.report.published import dataset_of, published, tables
+from wordsight.report.rows import Value, figures_of
 
 
 def scores(table):
@@ -27,6 +28,10 @@ def test_h_is_of_the_means_over_datasets():
     assert mean_over(found, "base") == 70 and mean_over(found, "new") == 50
     assert mean_over(found, "H") == pytest.approx(2 * 70 * 50 / 120)
     assert mean_over(scores({("a", 1): {"base": 1.0}}), "H") is None
+    lacking = scores({("a", 1): {"base": 80.0, "new": 40.0}, ("a", 2): {"base": 20.0}})
+    assert mean_over(lacking, "H") == pytest.approx(2 * 80 * 40 / 120)
+    found = figures_of([{"base": 80.0, "new": 40.0}, {"base": 20.0}])
+    assert found["H"] == Value(pytest.approx(2 * 80 * 40 / 120), 0.0, 1) and found["base"].mean == 50
 
 
 def test_ranks_are_averaged_over_datasets_among_those_that_have_all():

@@ -121,15 +121,15 @@ def _decoded(path: Path) -> str:
 @contextmanager
 def open_parquet(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
     """An open Parquet file, which is to be read with use_threads=False: a thread of pyarrow's that still
-    holds the file when Python ends makes the process abort, its work done. Errors: WordsightError where it
-    cannot be read, inside the block as well."""
+    holds the file when Python ends makes the process abort, its work done. Checksums of pages are compared
+    where a file has them. Errors: WordsightError where it cannot be read, inside the block as well."""
     with needed("datasets", "Parquet"):
         import pyarrow
         import pyarrow.parquet
 
     try:
         with open(path, "rb") as file:  # pyarrow opens no name that is not UTF-8
-            yield pyarrow.parquet.ParquetFile(file, pre_buffer=False)
+            yield pyarrow.parquet.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
     except WordsightError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:

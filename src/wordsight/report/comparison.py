@@ -145,12 +145,12 @@ def compare(methods: Mapping[str, Scores], reference: str) -> list[Standing]:
 
 
 def mean_over(scores: Scores, part: str) -> float | None:
-    """The mean over datasets of the means over seeds; H is that of the averaged base and new (protocol). None
-    where nothing was measured.
+    """The mean over datasets of the means over seeds; H is that of the averaged base and new (protocol), over
+    what has both. None where nothing was measured.
     """
     if part == "H":
-        both = [mean_over(scores, half) for half in ("base", "new")]
-        base, new = both
+        whole = {key: found for key, found in scores.items() if {"base", "new"} <= found.keys()}
+        base, new = (mean_over(whole or scores, half) for half in ("base", "new"))
         return None if base is None or new is None else harmonic_mean(base, new)
     by_data: dict[str, list[float]] = {}
     for (data, _), figures in scores.items():

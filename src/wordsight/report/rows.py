@@ -215,13 +215,16 @@ def make_row(key: tuple[Any, ...], members: Sequence[tuple[Measured, Mapping[str
 
 
 def figures_of(accuracies: Sequence[Mapping[str, float]]) -> dict[str, Value]:
-    """Each part over seeds, and H of the averaged base and new, whose spread is that of H per seed."""
+    """Each part over seeds, and H of the averaged base and new, whose spread is that of H per seed. Where one
+    seed lacks one of them, H is that of the others.
+    """
     by_part = {part: [found[part] for found in accuracies if part in found] for part in PARTS}
     figures = {part: Value.of(values) for part, values in by_part.items() if values}
     if {"base", "new"} <= figures.keys():
         both = [found for found in accuracies if {"base", "new"} <= found.keys()]
         by_seed = [harmonic_mean(found["base"], found["new"]) for found in both]
-        mean = harmonic_mean(figures["base"].mean, figures["new"].mean)
+        base, new = ([found[part] for found in both] or by_part[part] for part in ("base", "new"))
+        mean = harmonic_mean(fmean(base), fmean(new))
         figures["H"] = Value(mean, pstdev(by_seed) if by_seed else 0.0, len(by_seed))
     return figures
 
