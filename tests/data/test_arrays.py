@@ -1,6 +1,8 @@
 """A file of vectors is data and backbone in one: every verb takes it, and what does not fit is told."""
 
+import contextlib
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -172,6 +174,13 @@ def test_a_run_is_tested_on_the_classes_of_another_file(file, tmp_path):
         wordsight.evaluate(run.folder, data=narrow)
 
 
+def test_nothing_that_could_be_measured_is_an_error(file, tmp_path, capsys):
+    run = wordsight.fit(data=str(file), method="zero_shot", shots=2, out=str(tmp_path / "run"))
+    renamed = saved(tmp_path, classes=np.array(["a", "b", "c", "d"]), text=None)
+    assert main(["eval", str(run.folder), f"data={renamed}"]) == 2
+    assert "holds no vector of the text 'a'" in capsys.readouterr().err
+
+
 def test_words_of_another_file_are_the_run_s_own_when_it_is_tested(file, tmp_path):
     held = content()
     turned = saved(tmp_path, text=held["text"][::-1])
@@ -258,6 +267,22 @@ WRONG = [
     ),
     ({"logit_scale": -1.0}, "it is one number above 0"),
     ({"sentences": np.array(["x"])}, "holds only a part of its sentences"),
+    ({"train_label": np.full(24, np.nan)}, "has the label nan, but there are 4 classes"),
+    ({"train_label": np.full(24, np.inf)}, "has the label inf"),
+    ({"train_label": np.zeros(24, complex)}, "labels of train .* are complex128; all are places in classes"),
+    ({"text": np.array(["a", "b", "c", "d"])}, "class vectors of .* are <U1; vectors are numbers"),
+    ({"text": content()["text"].astype(complex)}, "class vectors of .* are complex128"),
+    ({"logit_scale": 1 + 2j}, "it is one number above 0"),
+    ({"train": np.zeros((24, 0, 6))}, "image vectors are numbers of shape"),
+    ({"Train": np.zeros((24, 6))}, "holds both train and Train; rename one"),
+    (
+        {"sentences": np.array(["x", "x"]), "sentence_label": [0, 1], "sentence_vectors": np.eye(6)[:2]},
+        "sentences of .* hold 'x' twice, in rows 0 and 1, with different vectors",
+    ),
+    (
+        {"sentences": np.array(["x"]), "sentence_label": [0], "sentence_vectors": np.ones((1, 1, 6))},
+        "sentence_vectors of .* have shape",
+    ),
     ({"train": None, "val": None, "test": None}, "image vectors stand under train, val, test and unlabelled"),
 ]
 
@@ -277,6 +302,42 @@ def test_a_damaged_file_is_told(file):
         file.write_bytes(whole[:cut])
         with pytest.raises(WordsightError, match=r"empty|cannot be read"):
             open_dataset(str(file))
+
+
+def test_a_packed_file_with_a_flipped_byte_is_told(tmp_path):
+    path = tmp_path / "packed.npz"
+    np.savez_compressed(path, **content())
+    whole = path.read_bytes()
+    for place in range(60, 600, 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        with contextlib.suppress(WordsightError):
+            read_arrays(path)
+
+
+def test_a_member_of_the_zip_that_is_no_array_is_told(file, said):
+    with zipfile.ZipFile(file, "a") as members:
+        members.writestr("notes.txt", b"\xff")
+    open_dataset(str(file)).account.tell()
+    assert "notes.txt" in said.text
+
+
+@pytest.mark.parametrize(
+    "metadata, says",
+    [
+        ({"Classes": '["owl", "cat", "cow", "elk"]', "logit_scale": "50", "shapes": "[[1], [2, 3]]"}, None),
+        ({"classes": '["owl", null, "cow", "elk"]'}, "classes of .* are object; give a list of texts"),
+        ({"classes": "owl,cat,cow,elk"}, "classes in the metadata of .* is not JSON"),
+        ({"classes": '["owl", "cat", "cow", "elk"]', "train_label": "[null, 1]"}, "labels of .*shape|object"),
+    ],
+)
+def test_metadata_are_texts_or_numbers(metadata, says, tmp_path):
+    path = tmp_path / "vectors.safetensors"
+    vectors = {"train": np.eye(6, dtype=np.float32)[:2], "text": np.eye(6, dtype=np.float32)[:4]}
+    labels = {} if "train_label" in metadata else {"train_label": np.arange(2)}
+    save_file(vectors | labels, path, metadata=metadata)
+    with contextlib.nullcontext() if says is None else pytest.raises(WordsightError, match=says):
+        found = read_arrays(path)
+        assert is_arrays(path) and found.logit_scale == 50 and found.unread == ("shapes",)
 
 
 def test_texts_may_be_kept_as_bytes(tmp_path):

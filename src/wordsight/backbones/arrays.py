@@ -8,6 +8,7 @@ Each thing has one name here and is found under those that the field gives it: `
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ KEYS = {
     "logit_scale": ("logit_scale", "scale"),
     "part": ("part", "parts", "split", "splits"),
 }
+NUMBERS = "fiu"  # NumPy's kinds of them
+SAME = 0.99  # cosine of two vectors of one text, which may differ by rounding
 LOGIT_SCALE = 100.0  # CLIP's, where a file gives none
 LOG_SCALES = (3.0, 5.0)  # where a logit scale is CLIP's raw parameter, the logarithm: ln 100 is 4.6
 
@@ -93,7 +96,7 @@ def is_arrays(path: str | Path) -> bool:
         return True
     try:
         with safe_open(path, framework="pt") as file:
-            return bool(set(KEYS["classes"]) & (file.metadata() or {}).keys())
+            return not set(KEYS["classes"]).isdisjoint(map(str.lower, file.metadata() or {}))
     except (SafetensorError, OSError, ValueError):
         return False
 
@@ -104,6 +107,9 @@ def read_arrays(path: str | Path) -> Arrays:
     path = Path(path).expanduser()
     found = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
     known = {key.lower(): key for key in found}
+    if len(known) < len(found):
+        twice = next(key for key in found if known[key.lower()] != key)
+        raise WordsightError(f"{path} holds both {twice} and {known[twice.lower()]}; rename one of them")
     used: set[str] = set()
 
     def take(names: Sequence[str]) -> Any:
@@ -143,18 +149,17 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise WordsightError(
             f"{path} cannot be read as a file of vectors: it is cut off, damaged or no .npz ({error})"
         ) from error
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError) as error:
-        pickled = "allow_pickle" in str(error) or "Object arrays" in str(error)
-        why = (
-            "it holds a pickled array, which is not opened; save texts as np.array(names), of type str"
-            if pickled
-            else error
-        )
-        raise WordsightError(f"{path} cannot be read as a file of vectors: {why}") from error
+    # RuntimeError: a zip with a password
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zlib.error) as error:
+        why = "it holds a pickled array, which is not opened; save texts as np.array(names), of type str"
+        said = why if "allow_pickle" in str(error) or "Object arrays" in str(error) else error
+        raise WordsightError(f"{path} cannot be read as a file of vectors: {said}") from error
 
 
-def _as_text(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+def _as_text(path: Path, name: str, array: np.ndarray | bytes) -> np.ndarray:
     """Bytes, which `np.array(names, "S")` and Python 2 make of texts, as the texts they are."""
+    if isinstance(array, bytes):  # a member of the zip that is no array, as a note
+        return np.frombuffer(array, np.uint8)
     if array.dtype.kind != "S":
         return array
     try:
@@ -167,9 +172,17 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     tensors, metadata = read_tensors(path, "file of vectors", finite=False)
     found = {name: _numbers(tensor) for name, tensor in tensors.items()}
     for name, text in metadata.items():
-        if text[:1] == "[":
-            found.setdefault(name, np.array(parse_json(text, f"{name} in the metadata of {path}")))
+        if text.lstrip()[:1] == "[" or name.lower() in (*KEYS["classes"], "logit_scale"):
+            found.setdefault(name, _of_metadata(path, name, text))
     return found
+
+
+def _of_metadata(path: Path, name: str, text: str) -> np.ndarray:
+    """All texts or all numbers, as they stand in JSON; of anything else objects, which nothing here takes."""
+    values = parse_json(text, f"{name} in the metadata of {path}")
+    listed = values if isinstance(values, list) else [values]
+    alike = any(all(isinstance(one, kind) for one in listed) for kind in (str, (int, float)))
+    return np.array(values) if alike else np.array(values, dtype=object)
 
 
 def _numbers(tensor: Tensor) -> np.ndarray:
@@ -199,15 +212,10 @@ def _parts(path: Path, take: Any, known: Mapping[str, str]) -> dict[str, Part]:
         return {"train": whole} if whole.labels is not None else {"unlabelled": whole}
     of = [str(one).strip().lower() for one in np.asarray(of).tolist()]
     meant = {alias: part for part, aliases in PART_NAMES.items() for alias in aliases}
-    if len(of) != len(whole.vectors) or (wrong := sorted(set(of) - meant.keys())):
-        raise WordsightError(
-            f"{path} holds {len(whole.vectors)} vectors and {len(of)} parts"
-            + (
-                f", of which {wrong[0]!r} is none of {', '.join(meant)}"
-                if len(of) == len(whole.vectors)
-                else ""
-            )
-        )
+    if len(of) != len(whole.vectors):
+        raise WordsightError(f"{path} holds {len(whole.vectors)} vectors and {len(of)} parts")
+    if wrong := sorted(set(of) - meant.keys()):
+        raise WordsightError(f"{path} holds the part {wrong[0]!r}, which is none of {', '.join(meant)}")
     rows = {part: [row for row, one in enumerate(of) if meant[one] == part] for part in PARTS}
     return {part: _rows(whole, chosen) for part, chosen in rows.items() if chosen}
 
@@ -225,11 +233,15 @@ def _rows(part: Part, rows: Sequence[int]) -> Part:
 
 def _part(path: Path, name: str, vectors: Any, labels: Any, names: Any) -> Part:
     vectors = np.asarray(vectors)
-    if vectors.ndim not in (2, 3) or vectors.dtype.kind not in "fiu" or not vectors.shape[-1]:
+    if vectors.ndim not in (2, 3) or vectors.dtype.kind not in NUMBERS or 0 in vectors.shape[1:]:
         raise WordsightError(
             f"{name} of {path} is {vectors.dtype} of shape {list(vectors.shape)}; image vectors are "
-            "numbers of shape "
-            f"[images, width], or [images, views, width]"
+            "numbers of shape [images, width], or [images, views, width]"
+        )
+    if labels is not None and np.asarray(labels).dtype.kind not in "fiubU":
+        kind = np.asarray(labels).dtype
+        raise WordsightError(
+            f"labels of {name} of {path} are {kind}; all are places in classes, or all names"
         )
     for what, values in (("labels", labels), ("names", names)):
         if values is not None and np.asarray(values).shape != (len(vectors),):
@@ -247,14 +259,15 @@ def _class_names(
     labels = [label for part in parts.values() for label in part.labels or ()]
     texts = all(isinstance(label, str) for label in labels)
     if classes is not None:
+        if np.asarray(classes).dtype.kind not in "fiuU":
+            raise WordsightError(f"classes of {path} are {np.asarray(classes).dtype}; give a list of texts")
         names = tuple(nfc(str(name).strip()) for name in np.asarray(classes).ravel().tolist())
         if texts and labels and len(set(names)) < len(names):
             raise WordsightError(
                 f"classes of {path} hold a name twice, so labels that are names do not say which is meant; "
                 f"give labels that are places in classes"
             )
-        seen: Counter[str] = Counter()
-        apart = []
+        seen, apart = Counter[str](), []
         for name in names:  # ImageNet has two cranes and two missiles
             seen[name] += 1
             apart.append(f"{name} ({seen[name]})" if seen[name] > 1 else name)
@@ -283,7 +296,7 @@ def _checked(path: Path, name: str, part: Part, classes: tuple[str, ...]) -> Par
                 f"{name} of {path} has the label {label!r}, which is none of its classes"
                 f"{nearest(label, classes)}"
             )
-        if not isinstance(label, str) and (label != int(label) or not -1 <= label < len(classes)):
+        if not isinstance(label, str) and label not in range(-1, len(classes)):
             raise WordsightError(
                 f"{name} of {path} has the label {label}, but there are {len(classes)} classes: labels "
                 f"are 0 to {len(classes) - 1}, and -1 for none"
@@ -298,7 +311,7 @@ def _class_vectors(
     """[C, D]; a file may hold it as [D, C], as Tip-Adapter's does."""
     if text is None:
         return None
-    text = np.asarray(text, np.float32)
+    text = _as_numbers(path, "the class vectors", text)
     width = next(iter(widths.values()), 0)
     if text.ndim == 2 and text.shape == (width, len(classes)) and text.shape != (len(classes), width):
         text = text.T
@@ -322,17 +335,40 @@ def _sentences(
             f"{path} holds only a part of its sentences; sentences (texts), sentence_label and "
             "sentence_vectors belong together"
         )
-    vectors = np.asarray(vectors, np.float32)
+    vectors = _as_numbers(path, "sentence_vectors", vectors)
+    if vectors.ndim != 2:
+        raise WordsightError(f"sentence_vectors of {path} have shape {list(vectors.shape)}; it is [N, D]")
     part = _checked(path, "sentence_label", _part(path, "sentence_vectors", vectors, labels, texts), classes)
     of: dict[str, list[int]] = {name: [] for name in classes}
     for row, label in enumerate(part.labels or ()):
         if label != -1:
             of[classes[int(label)]].append(row)
     usable = _usable(path, "sentence_vectors", vectors)
+    _check_once(path, part.names, usable)
     return (
         {name: tuple(part.names[row] for row in rows) for name, rows in of.items()},
         {name: usable[rows] for name, rows in of.items() if rows},
     )
+
+
+def _check_once(path: Path, texts: Sequence[str], vectors: Float[Tensor, "N D"]) -> None:
+    """Errors: WordsightError where a text has two vectors."""
+    first: dict[str, int] = {}
+    for row, text in enumerate(texts):
+        before = first.setdefault(text, row)
+        if before != row and torch.cosine_similarity(vectors[before], vectors[row], dim=0) < SAME:
+            raise WordsightError(
+                f"sentences of {path} hold {text!r} twice, in rows {before} and {row}, with different vectors"
+            )
+
+
+def _as_numbers(path: Path, what: str, values: Any) -> np.ndarray:
+    """float32; what is too large for it becomes infinite. Errors: WordsightError for texts and the like."""
+    values = np.asarray(values)
+    if values.dtype.kind not in NUMBERS:
+        raise WordsightError(f"{what} of {path} are {values.dtype}; vectors are numbers")
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
 
 
 def _usable(path: Path, what: str, vectors: np.ndarray) -> Tensor:
@@ -347,10 +383,10 @@ def _usable(path: Path, what: str, vectors: np.ndarray) -> Tensor:
 def _scale(path: Path, scale: Any) -> float:
     if scale is None:
         return LOGIT_SCALE
-    scale = np.asarray(scale, np.float64).ravel()
-    if scale.shape != (1,) or not 0 < scale[0] <= 1e6:
+    scale = np.asarray(scale).ravel()
+    if scale.dtype.kind not in NUMBERS or scale.shape != (1,) or not 0 < scale[0] <= 1e6:
         raise WordsightError(
-            f"logit_scale of {path} is {scale.tolist()}; it is one number above 0, CLIP's is 100"
+            f"logit_scale of {path} is {scale.tolist()}; it is one number above 0 and to 1e6, CLIP's is 100"
         )
     if LOG_SCALES[0] < scale[0] < LOG_SCALES[1]:
         raise WordsightError(

@@ -102,7 +102,7 @@ def evaluate(
         try:
             chosen = fitted.with_classes(dataset.class_names)
         except WordsightError as error:
-            if classes or not own:
+            if not halves:
                 raise
             log.info("classes=%s: %s", part, error)
             continue
