@@ -227,6 +227,12 @@ def test_numbers_of_numpy_can_be_saved(backbone, images, labels, tmp_path):
     assert (kept.settings["width"], kept.settings["distill"], kept.train["lr"]) == (4, 0.5, 0.01)
 
 
+def test_a_loaded_classifier_is_fitted_again_on_the_same_words(backbone, fitted, images, labels, tmp_path):
+    fitted.save(tmp_path / "run")
+    again = clone(load(tmp_path / "run", backbone=backbone)).set_params(backbone=backbone).fit(images, labels)
+    assert np.allclose(again.predict_proba(images), fitted.predict_proba(images))
+
+
 def test_a_backbone_folder_is_enough_to_load(tiny_clip, images, labels, tmp_path):
     classifier = make(str(tiny_clip), "zero_shot", device="cpu").fit(images, labels)
     loaded = load(classifier.save(tmp_path / "run"))

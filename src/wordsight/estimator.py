@@ -371,6 +371,7 @@ def load(
         settings=to_dict(settings.settings),
         train=to_dict(settings.train) if settings.train else None,
         template=fitted.facts.template,
+        sentences={name: lines for name, lines in fitted.sentences.items() if lines} or None,
         **{name: getattr(settings, name) for name in CARRIED},
     )
     pooled = {"unlabelled": settings.unlabelled, "teacher": settings.teacher}
