@@ -23,6 +23,13 @@ def test_only_regular_files_are_replaced(tmp_path):
     assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "pipe").is_fifo()
 
 
+def test_a_dash_is_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WordsightError, match="'-' is no name of a file"):
+        write_file("-", "x")
+    assert not os.listdir()
+
+
 @pytest.mark.parametrize("name", [".", "..", "/", ""])
 def test_a_folder_is_no_name_of_a_file(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

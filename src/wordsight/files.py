@@ -64,6 +64,8 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     if path.name in ("", ".."):
         raise WordsightError(f"{str(path)!r} is a folder and no name of a file to write")
+    if str(path) == "-":
+        raise WordsightError("'-' is no name of a file to write, and stands for no stream here; give a name")
     if os.path.exists(path) and not (
         os.path.isfile(path) or os.path.isdir(path)
     ):  # a rename would put a file in its place
