@@ -64,7 +64,9 @@ TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "mpnet": ({"text": "MPNET", **ENCODER}, {}),
     "mpnet-untrained": ({"text": "MPNET", **ENCODER}, {"epochs": 0}),
+    "mpnet-head": ({"text": "MPNET", **ENCODER, "train": "head"}, {}),
     "minilm": ({"text": "MINILM", **ENCODER}, {}),
+    "minilm-head": ({"text": "MINILM", **ENCODER, "train": "head"}, {}),
     "minilm-untrained": ({"text": "MINILM", **ENCODER}, {"epochs": 0}),
 }
 MIXES = ("captions", "names")
