@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from wordsight.audit.errors import wrong_labels
 from wordsight.audit.found import grouped
 from wordsight.audit.next_labels import Pick, choose_next, worth
 from wordsight.audit.outliers import find_outliers
-from wordsight.audit.tables import _root
+from wordsight.audit.tables import _root, setup
 from wordsight.backbones import unit
 from wordsight.cli import main
 from wordsight.config import WordsightError
@@ -191,6 +192,12 @@ def test_label_studio_s_export_is_fitted_to(audited, run, tmp_path, kept):
 
 
 # -- label errors --
+
+
+def test_label_studio_reads_class_names_as_they_are():
+    names = ['a "quote" & <b>', "two\nlines", "it's"]
+    choices = ElementTree.fromstring(setup(names)).iter("Choice")
+    assert [one.get("value") for one in choices] == names
 
 
 def test_a_label_that_the_probabilities_agree_with_is_no_error():

@@ -156,6 +156,54 @@ def test_what_a_graph_cannot_do_is_said(run, graph, images, tmp_path, monkeypatc
     assert not list(tmp_path.glob("*far*"))
 
 
+def small_graph(path, *, taken="pixels", kind=onnx.TensorProto.UINT8, facts=None):
+    """Its scores are the means of the colours."""
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    nodes = [
+        node("Cast", [taken], ["numbers"], to=onnx.TensorProto.FLOAT),
+        node("GlobalAveragePool", ["numbers"], ["means"]),
+        node("Flatten", ["means"], ["logits"]),
+    ]
+    sides = [value(taken, kind, ["batch", 3, 4, 4])], [value("logits", onnx.TensorProto.FLOAT, ["batch", 3])]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "small", *sides), opset_imports=[onnx.helper.make_opsetid("", 18)]
+    )
+    model.ir_version = 9
+    known = {"class_names": ["red", "green", "blue"], "pixels": {}, "format": 1}
+    onnx.helper.set_model_props(model, {KEY: json.dumps(known | (facts or {}))})
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "changed, says",
+    [
+        ({"facts": {"class_names": ["red", "green"]}}, "it scores 3 classes and names 2"),
+        ({"facts": {"far": 1.0}}, "does not fit its own metadata.*its outputs are logits"),
+        ({"facts": {"far": "x"}}, "what .*small.onnx says of itself is damaged: far='x' is not a number"),
+        ({"taken": "x"}, "is no graph of `wordsight export --onnx`: it takes x"),
+        ({"kind": onnx.TensorProto.FLOAT}, "it takes pixels, and not pixels of uint8"),
+    ],
+)
+def test_a_graph_that_does_not_fit_its_metadata_is_refused(changed, says, tmp_path):
+    with pytest.raises(WordsightError, match=says):
+        Graph(small_graph(tmp_path / "small.onnx", **changed))
+
+
+def test_pixels_that_a_graph_cannot_take_are_refused(tmp_path):
+    graph = Graph(small_graph(tmp_path / "small.onnx"))
+    assert graph(np.full((2, 3, 4, 4), 7, np.uint8))["logits"].tolist() == [[7, 7, 7]] * 2
+    with pytest.raises(WordsightError, match=r"takes pixels of \[3, 4, 4\], but its metadata make"):
+        graph(np.zeros((1, 3, 8, 4), np.uint8))
+
+
+def test_a_graph_in_place_of_a_run_is_named(tmp_path, capsys):
+    graph = small_graph(tmp_path / "model.onnx")
+    for given in (graph, tmp_path):
+        assert main(["eval", str(given)]) == 2
+        assert "is an ONNX graph, which predicts alone" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_run_without_its_images_needs_others(photos, tiny_clip, tmp_path, images):
     data = shutil.copytree(photos, tmp_path / "own")

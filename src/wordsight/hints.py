@@ -218,6 +218,11 @@ def check_run(verb: str, word: str) -> None:
             f"{word!r} does not exist{nearest_path(path)}; give a run folder that `wordsight fit` made, or "
             f"hf:org/name"
         )
+    if is_graph(path):
+        raise WordsightError(
+            f"{word!r} is an ONNX graph, which predicts alone: `wordsight predict {word} IMAGES`; {verb} "
+            "takes the run that it was made of"
+        )
     if path.is_file():
         inside = f"; its run is {path.parent}" if is_run(path.parent) else ""
         first = f"; the run comes first: `wordsight {verb} RUN {word}`" if is_picture(path) else ""

@@ -6,11 +6,11 @@ setup; Label Studio's own export of it as CSV is read by `fit`, too."""
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
 
 from wordsight.audit.found import DIGITS, Found
 from wordsight.config import WordsightError
@@ -96,7 +96,7 @@ def _address(file: Path, root: Path) -> str:
 
 def setup(class_names: Sequence[str]) -> str:
     """Label Studio's setup of a project that imports label-studio.csv: one choice an image."""
-    choices = "\n".join(f'    <Choice value="{html.escape(name)}"/>' for name in class_names)
+    choices = "\n".join(f"    <Choice value={quoteattr(name)}/>" for name in class_names)
     return f"""<View>
   <Header value="$found"/>
   <Image name="image" value="$image" zoom="true"/>

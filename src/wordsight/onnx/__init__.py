@@ -71,12 +71,35 @@ class Graph:
             )
         self.session = opened(self.path)
         self.facts = self._facts()
-        self.outputs = [output.name for output in self.session.get_outputs()]
+        outputs = {output.name: output.shape for output in self.session.get_outputs()}
+        self.outputs = list(outputs)
+        self.sides = self._sides()
+        classes, scored = len(self.facts.class_names), outputs.get("logits", [0])[-1]
+        if scored != classes or ("distance" in outputs) != (self.facts.far is not None):
+            raise WordsightError(
+                f"{self.path} does not fit its own metadata: it scores {scored} classes and names {classes}, "
+                f"and its outputs are {', '.join(outputs)}; export the run again"
+            )
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Its outputs for uint8 pixels [B, 3, H, W]: `probabilities` and `logits` [B, C], `embedding` [B, D]
         and, where the run learned from images, `distance` [B]."""
+        if list(pixels.shape[1:]) != self.sides:
+            raise WordsightError(
+                f"{self.path} takes pixels of {self.sides}, but its metadata make {list(pixels.shape[1:])}"
+            )
         return dict(zip(self.outputs, self.session.run(self.outputs, {"pixels": pixels})))
+
+    def _sides(self) -> list[int]:
+        """3, H and W of its pixels."""
+        inputs = {one.name: (one.type, one.shape) for one in self.session.get_inputs()}
+        kind, shape = inputs.get("pixels", ("", []))
+        if len(inputs) != 1 or kind != "tensor(uint8)":
+            raise WordsightError(
+                f"{self.path} is no graph of `wordsight export --onnx`: it takes {', '.join(inputs)}, and "
+                "not pixels of uint8"
+            )
+        return list(shape[1:])
 
     def _facts(self) -> Facts:
         text = self.session.get_modelmeta().custom_metadata_map.get(KEY)
@@ -92,7 +115,10 @@ def facts_of(found: Any, path: Path) -> Facts:
         raise WordsightError(
             f"{path} was written in format {number}; this version of wordsight reads {FORMAT}"
         )
-    facts = build(Facts, found)
+    try:
+        facts = build(Facts, found)
+    except WordsightError as error:
+        raise WordsightError(f"what {path} says of itself is damaged: {error}") from error
     if len(facts.class_names) < 2:
         raise WordsightError(f"{path} names {len(facts.class_names)} classes; at least 2 are chosen among")
     return facts
