@@ -117,6 +117,20 @@ def test_reading_changes_no_source():
     assert first == {"data": "x", "settings": {"width": 1}}
 
 
+def test_a_comma_in_a_number_is_no_rate_of_zero():
+    assert TrainSettings(lr=(0.1, 0.01)).rates == (0.1, 0.01) and TrainSettings(lr=0.0).rates == (0.0,)
+    with pytest.raises(
+        WordsightError, match=r"train\.lr=0,1 tries a rate of 0; decimals stand behind a point"
+    ):
+        read(RunSettings, "data=x", "method=taskres", "train.lr=0,001")
+
+
+@pytest.mark.parametrize("word", ["text=", "text= ", "text.a=\t"])
+def test_a_word_without_a_value_is_refused(word):
+    with pytest.raises(WordsightError, match="has no value \\(a variable that is not set"):
+        read(Sample, word)
+
+
 def test_data_is_demanded():
     with pytest.raises(WordsightError, match=r"setting 'data' is missing; give it as data=\.\.\."):
         read(RunSettings, "shots=1")

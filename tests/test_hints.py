@@ -69,9 +69,10 @@ def place(tmp_path, monkeypatch):
         ("predict photos/ a.png", "`wordsight predict RUN photos/` takes that and these images"),
         ("predict runs/one a.png ", "one of the images has no name"),  # as an unset variable in quotes
         ("report ", "one of the runs has no name"),
-        ("suite few-shot data=", "data='' names nothing at one place"),
+        ("suite few-shot data=", "'data=' has no value (a variable that is not set?)"),
         ("suite few-shot data=photos/,", "data='photos/,' names nothing at one place"),
-        ("fit data=", "data='' names nothing"),
+        ("fit data=", "'data=' has no value"),
+        ("fit data=photos/ unlabelled=", "'unlabelled=' has no value"),  # not a run without a pool
         ("fit data=photos/ out=~nobody-of-that-name/r", "a home folder that this machine does not know"),
         (f"fit data={'x' * 300}", "cannot be used: File name too long"),
         (f"predict runs/one {'x' * 300}", "cannot be used: File name too long"),

@@ -162,6 +162,10 @@ def _as_mapping(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     key, equals, value = word.partition("=")
     if not equals:
         return read_yaml(word)
+    if not value.strip():  # `unlabelled=$POOL` would be taken for no pool
+        raise WordsightError(
+            f"{word!r} has no value (a variable that is not set?); give one, or leave it out"
+        )
     given: Any = value
     for part in reversed(key.split(".")):
         given = {part: given}

@@ -56,6 +56,11 @@ class TrainSettings:
                     raise WordsightError(f"train.{name}={one} is not possible; it is {least} or more")
         if not self.rates or len(set(self.rates)) < len(self.rates):
             raise WordsightError(f"train.lr={self.lr} is not possible; give one rate, or several that differ")
+        if len(self.rates) > 1 and 0 in self.rates:  # at which nothing is learned
+            raise WordsightError(
+                f"train.lr={','.join(f'{rate:g}' for rate in self.rates)} tries a rate of 0; decimals stand "
+                "behind a point, as in 0.001"
+            )
 
     @property
     def rates(self) -> tuple[float, ...]:

@@ -203,6 +203,14 @@ def test_a_run_without_figures_is_listed(tmp_path):
     assert set(cells(rows[0]).values()) >= {ABSENT} and rows[0].figures == {} and "aape" in as_html(rows)
 
 
+def test_a_run_without_figures_is_no_seed_of_the_others_mean(tmp_path, said):
+    folders = [fabricate(tmp_path / str(seed), seed=seed, accuracies={"all": 50.0}) for seed in (1, 2)]
+    (folders[1] / "metrics.jsonl").unlink()
+    (row,) = read_rows(folders)
+    assert row.seeds == 1 and row.figures["all"].mean == 50
+    assert f"{folders[1]} is not counted: it has no figures" in said.text
+
+
 def test_the_last_evaluation_counts_and_other_data_has_a_row_of_its_own(tmp_path):
     run = Run.open(fabricate(tmp_path / "a", accuracies={"all": 50.0}))
     first = run.events("eval")[0]

@@ -175,8 +175,17 @@ def make_rows(runs: Sequence[Measured]) -> list[Row]:
             first, _ = groups.setdefault(key, {}).setdefault(once, (run, accuracies))
             if first.folder != run.folder:
                 log.warning("%s is not counted: %s has the same settings and seed", run.folder, first.folder)
-    rows = [make_row(key, list(members.values())) for key, members in groups.items()]
+    rows = [make_row(key, _averaged(list(members.values()))) for key, members in groups.items()]
     return sorted(rows, key=in_order)
+
+
+def _averaged(members: list[tuple[Measured, dict[str, float]]]) -> list[tuple[Measured, dict[str, float]]]:
+    """Those that have figures, where others of the row have none: these would count as seeds of its mean."""
+    measured = [one for one in members if one[1]]
+    for run, _ in members if measured else []:
+        if all(run is not other for other, _ in measured):
+            log.warning("%s is not counted: it has no figures; `wordsight eval` measures it", run.folder)
+    return measured or members
 
 
 def in_order(row: Row) -> tuple[Any, ...]:
