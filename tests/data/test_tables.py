@@ -7,6 +7,7 @@ import sys
 import unicodedata
 
 import datasets
+import numpy as np
 import pandas
 import pyarrow
 import pyarrow.parquet
@@ -55,6 +56,9 @@ def test_a_named_column(table):
     fails(path, "are numbers, and words are needed", label="number")
     fails(path.parent / "1.png", "is one image", label="choice")
     fails(fill(path.parent / "photos", "a/1.jpg", "b/1.jpg"), "is a folder without one", label="choice")
+    fails("digits", "names a column of a table, but 'digits' has none", label="choice")
+    np.savez(path.parent / "vectors.npz", train=np.eye(2), train_label=["x", "y"])
+    fails(path.parent / "vectors.npz", "is a file of vectors, whose labels have names", label="choice")
     spoken = table("path,label,classname,choice\n1.png,0,cat,x\n2.png,1,dog,x\n3.png,0,cat,y\n")
     assert open_dataset(spoken).class_names == ("cat", "dog")
     assert open_dataset(spoken, label="choice").class_names == ("x", "y")  # classname is not about choice

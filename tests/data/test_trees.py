@@ -119,6 +119,9 @@ def test_an_image_may_show_several_classes(tmp_path):
         (array([0, 2, 1]), "a vector of 0 and 1"),
         (array([[0, 1, 1]]), "shape (1, 3)"),
         (b"no array", "no NumPy array"),
+        (b"PK\x03\x04 a zip", "no NumPy array"),
+        (array([0, 1]).replace(b"}", b"{"), "no NumPy array"),
+        (array([0, 1]).replace(b"(2,)", b"(9999999999999,)"), "no NumPy array"),
     ],
 )
 def test_labels_that_are_no_vector_are_told(tmp_path, labels, words):

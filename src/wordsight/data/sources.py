@@ -64,6 +64,7 @@ def read(spec: str, want: Want, label: str | None = None) -> Table:
     """All rows of one source. Where `want` is captions, one that has only labels gives these."""
     path = _place(spec)
     if spec == "digits":
+        _check_no_column(spec, label, "has none")
         return digits.read()
     if spec.startswith("hf:"):
         return hub.read_hub(spec[3:], spec, want, label)
@@ -76,6 +77,7 @@ def read(spec: str, want: Want, label: str | None = None) -> Table:
     if is_table(path):
         return read_table(path, spec, want, label)
     if path.is_file() and is_vectors(spec):
+        _check_no_column(spec, label, "is a file of vectors, whose labels have names of their own")
         return arrays.read(path)
     if path.exists():
         raise _not_read(path, spec)
@@ -135,6 +137,14 @@ def _place(spec: str) -> Path:
 # ---- which reader
 
 
+def _check_no_column(spec: str, label: str | None, what: str) -> None:
+    """Refuse a column of labels where none is read, so that other labels are not taken for it."""
+    if label is not None:
+        raise WordsightError(
+            f"label={label!r} names a column of a table, but {spec!r} {what}; leave it out, or give the table"
+        )
+
+
 def _folder(path: Path, spec: str, want: Want, label: str | None) -> Table:
     if want == "captions" and (path / CAPTIONS).is_file():
         return read_table(path / CAPTIONS, spec, want, label)
@@ -142,11 +152,7 @@ def _folder(path: Path, spec: str, want: Want, label: str | None) -> Table:
         return read_table(path / MANIFEST, spec, want, label)
     if hub.is_saved(path):
         return hub.read_saved(path, spec, want, label)
-    if label is not None:
-        raise WordsightError(
-            f"label={label!r} names a column of a table, but {spec!r} is a folder without one; leave it out, "
-            f"or give the table"
-        )
+    _check_no_column(spec, label, "is a folder without one")
     if key := catalogue.recognise(path):
         return catalogue.read(path, key).table()
     if split := catalogue.own_split(path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Literal, get_args
 
 import numpy as np
@@ -101,8 +102,8 @@ def classes_shown(content: bytes, where: str) -> tuple[int, ...]:
 
     Errors: WordsightError for any other array."""
     try:
-        found = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        found = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError, TokenError, MemoryError) as error:  # the last by a wrong shape
         raise WordsightError(f"the labels of {where} are no NumPy array: {error}") from error
     if found.ndim != 1 or found.dtype.kind not in "biuf" or not np.isin(found, (0, 1)).all():
         raise WordsightError(
