@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -91,6 +92,9 @@ def test_it_does_what_each_run_does_by_itself(assistant, clamp, limber, images):
     backbone = wordsight.load_backbone(clamp)
     texts = ["a red wall", "a blue wall"]
     assert np.array_equal(assistant.embed(texts=texts), backbone.encode_text(texts).numpy())
+    for one in (partial(assistant.embed, texts="a red wall"), partial(assistant.write, "a red wall")):
+        with pytest.raises(WordsightError, match="one text 'a red wall' was given where a list"):
+            one()
     chances = assistant.classify(images, ["red", "blue", "green"])
     words = backbone.encode_text(["a photo of a red.", "a photo of a blue."]).numpy()
     near = assistant.embed(images) @ words.T

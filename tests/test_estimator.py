@@ -1,5 +1,6 @@
 """Classifier keeps scikit-learn's conventions, and says the same of an image in whatever form it comes."""
 
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -239,6 +240,18 @@ def test_a_backbone_folder_is_enough_to_load(tiny_clip, images, labels, tmp_path
     assert np.array_equal(loaded.predict_proba(images), classifier.predict_proba(images))
 
 
+def test_a_backbone_that_moved_is_named_by_its_path(tiny_clip, images, labels, tmp_path):
+    there, here = shutil.copytree(tiny_clip, tmp_path / "there"), tmp_path / "here"
+    folder = make(there, "zero_shot").fit(images, labels).save(tmp_path / "run")
+    there.rename(here)
+    with pytest.raises(
+        WordsightError, match=r"does not exist.*Where it has moved, name its place: backbone="
+    ):
+        load(folder)
+    loaded = load(folder, backbone=here)
+    assert np.allclose(loaded.predict_proba(loaded.encode(images)), loaded.predict_proba(images))
+
+
 # -- other classes -------------------------------------------------------------------------------------------
 
 
@@ -408,6 +421,11 @@ def test_mistakes_end_in_sentences(backbone, images, labels, fitted):
             lambda: make(None, "coop").fit(np.eye(4), list("aabb")),
             "coop learns token prompts of a text tower; there is no backbone here",
         ),
+        (lambda: make(3).fit(images, labels), "backbone='3' is of type int; give the name or the folder"),
+        (lambda: load("nowhere", backbone=3), "is no run folder"),
+        (lambda: make(backbone, sentences=["x"]).fit(images, labels), "is of type list; give {class"),
+        (lambda: make(backbone, settings=[3]).fit(images, labels), r"settings=\[3\] is not a table"),
+        (lambda: Classifier(backbone, "two_tower").fit(images, labels), "'two_tower' classifies no vectors"),
     ]
     for act, message in cases:
         with pytest.raises(ValueError, match=message):

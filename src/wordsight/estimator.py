@@ -16,10 +16,10 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from wordsight.backbones import Backbone, load_backbone, pick_device, unit
+from wordsight.backbones import Backbone, as_given, load_backbone, pick_device, unit
 from wordsight.backbones.hub import run_folder
 from wordsight.backbones.vectors import Vectors
-from wordsight.config import RunSettings, WordsightError
+from wordsight.config import METHODS, RunSettings, WordsightError, resolve
 from wordsight.data.given import encoded_labels, features_of, is_matrix, known_labels, names_in
 from wordsight.data.pictures import pictures_of
 from wordsight.data.splits import digests
@@ -240,8 +240,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if fitted.texts.names != fitted.facts.classes:
             raise WordsightError(
                 "a classifier over other classes is not saved; save the fitted one, and call with_classes "
-                "on what "
-                "`wordsight.load` gives"
+                "on what `wordsight.load` gives"
             )
         facts = fitted.facts
         if self.class_names is not None or self.classes_.dtype.kind != "U":  # else labels are the names
@@ -279,18 +278,19 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def _run_settings(self, unlabelled: Any = None, teacher: Backbone | str | None = None) -> RunSettings:
         given = {name: getattr(self, name) for name in ("method", "template", *CARRIED)}
-        settings, train = dict(self.settings or {}), dict(self.train or {})
         run = RunSettings(
             data=FROM_PYTHON,
             backbone=_name_of(self.backbone) or NO_BACKBONE,
             unlabelled=None if unlabelled is None else FROM_PYTHON,
             teacher=_name_of(teacher),
             shots=None,
-            settings=settings,
-            train=train,
+            settings=self.settings or {},
+            train=self.train or {},
             **given,
         )
         pick_device(run.device)
+        if not issubclass(resolve(METHODS, run.method, "method"), Method):
+            raise WordsightError(f"method={run.method!r} classifies no vectors; `wordsight.fit` fits it")
         return run
 
     def _names(self) -> tuple[str, ...]:
@@ -304,9 +304,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return names
 
     def _open_backbone(self) -> Backbone | None:
-        if isinstance(self.backbone, str):
-            return load_backbone(self.backbone, device=self.device, dtype=self.dtype)
-        return self.backbone
+        backbone = as_given(self.backbone)
+        if isinstance(backbone, str):
+            return load_backbone(backbone, device=self.device, dtype=self.dtype)
+        return backbone
 
     def _words(
         self,
@@ -366,7 +367,7 @@ def load(
         return classifier
     settings, fitted = run.settings, Fitted.open(run, backbone)
     classifier = Classifier(
-        None if settings.backbone == NO_BACKBONE else settings.backbone,
+        None if settings.backbone == NO_BACKBONE else backbone or settings.backbone,
         settings.method,
         settings=to_dict(settings.settings),
         train=to_dict(settings.train) if settings.train else None,
@@ -390,7 +391,7 @@ def _adopt(classifier: Classifier, fitted: Fitted, settings: RunSettings) -> Non
 
 
 def _name_of(backbone: Backbone | str | None) -> str | None:
-    return backbone.name if isinstance(backbone, Backbone) else backbone
+    return given.name if isinstance(given := as_given(backbone), Backbone) else given
 
 
 def _prototypes(names: tuple[str, ...], vectors: Float[Tensor, "n D"], labels: Tensor) -> ClassTexts:

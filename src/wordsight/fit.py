@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from wordsight.backbones import Backbone, load_backbone, pick_device
+from wordsight.backbones import Backbone, as_given, load_backbone, pick_device
 from wordsight.backbones.generator import Generator
 from wordsight.config import METHODS, RunSettings, WordsightError, default_folder, is_vectors, resolve
 from wordsight.data import Dataset, Split, open_dataset
@@ -74,6 +74,9 @@ def fit(
     open already; `backbone` may be open too, and is the generator of a method that asks one. What was left
     out of the data, and what stood in for missing sentences, is logged. Errors: WordsightError; nothing
     half-done is left that the same call does not go on from."""
+    if run is not None and not isinstance(run, RunSettings):
+        raise WordsightError(f"fit({str(run)[:80]!r}) takes settings by name: fit(data=..., shots=16)")
+    backbone = backbone if isinstance(backbone, Generator) else as_given(backbone)
     if isinstance(backbone, str):  # the setting of that name; a Backbone is one that is loaded already
         values, backbone = {**values, "backbone": backbone}, None
     given = {} if run is None else {name: getattr(run, name) for name in RunSettings.__dataclass_fields__}

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wordsight.backbones import Backbone, device_or_cpu, kind_of, load_backbone, prints_of
+from wordsight.backbones import Backbone, as_given, device_or_cpu, if_moved, kind_of, load_backbone, prints_of
 from wordsight.backbones.vectors import Vectors
 from wordsight.config import METHODS, WordsightError, is_vectors, resolve
 from wordsight.data.features import text_features
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SIDES = ("image_fingerprint", "text_fingerprint")  # of a backbone
 SCORES_AT_ONCE = 2**24  # of images times classes, or sentences: 64 MB
+MOVED = "name its place: {0}=... (--{0} ...)"
 LEAST_RAISED = 1e-4  # below it, a score has changed by rounding alone
 
 log = logging.getLogger("wordsight")
@@ -245,22 +246,25 @@ def open_backbone(
             f"{run.folder} was fitted on feature matrices without a backbone; `wordsight.load` in Python "
             f"predicts from such matrices"
         )
-    name = backbone if isinstance(backbone, str) else run.settings.backbone
-    if not isinstance(backbone, Backbone):
+    given = as_given(backbone)
+    name = given.name if isinstance(given, Backbone) else given or run.settings.backbone
+    if not isinstance(given, Backbone):
         device = device or device_or_cpu(run.settings.device)
-        backbone = load_backbone(name, device=device, dtype=run.settings.dtype, text=len(sides) > 1)
-    for side, found in zip(sides, prints_of(backbone, sides)):
+        with if_moved(MOVED.format("backbone")):
+            given = load_backbone(name, device=device, dtype=run.settings.dtype, text=len(sides) > 1)
+    for side, found in zip(sides, prints_of(given, sides)):
         if found != getattr(run.facts, side):
             raise WordsightError(
                 f"backbone {name!r} is not the one that {run.folder} was fitted on, or has changed since "
                 f"({side} differs); its features would not fit. Give backbone=... where it has moved, or "
                 f"fit again"
             )
-    return backbone
+    return given
 
 
 def open_embedder(run: Run, backbone: Backbone | str | None = None, *, device: str | None = None) -> Backbone:
     """The backbone that a two_tower run became; on the run's device where no other is named."""
+    backbone = as_given(backbone)
     if isinstance(backbone, str):
         raise WordsightError(
             f"{run.folder} is itself a backbone, whose parts it names; backbone={backbone!r} is for runs "
@@ -327,7 +331,8 @@ def _lm(run: Run, backbone: Backbone, moved: str | None, dtype: str | None) -> P
     from wordsight.backbones.prefixed import PrefixedLM
 
     name = moved or run.settings.settings.text
-    lm = PrefixedLM.from_base(name, device=backbone.device, dtype=dtype or run.settings.dtype)
+    with if_moved(MOVED.format("lm")):
+        lm = PrefixedLM.from_base(name, device=backbone.device, dtype=dtype or run.settings.dtype)
     if lm.origin != run.facts.lm:
         raise WordsightError(
             f"the LM {name!r} is not the one that {run.folder} was fitted to, or has been replaced since: "

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from wordsight.backbones import Backbone, load_backbone
+from wordsight.backbones import Backbone, as_given, load_backbone
 from wordsight.backbones.arrays import Part, is_arrays, read_arrays
 from wordsight.backbones.vectors import Vectors
 from wordsight.config import RunSettings
@@ -69,7 +69,7 @@ def given_pool(
             f"unlabelled= has vectors of width {found.vectors.shape[-1]}, the others of {dim}"
         )
     pool = Pool(found.vectors[:, 0].to(texts.name_vectors), texts)
-    if teacher is None:
+    if (teacher := as_given(teacher, "teacher")) is None:
         return pool
     with _named(settings.teacher):
         if isinstance(teacher, str):

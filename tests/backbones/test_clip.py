@@ -282,6 +282,8 @@ def test_equal_texts_are_encoded_once(folders, monkeypatch):
     vectors = backbone.encode_text(["a cat", "a dog", "a cat"] * 10)
     assert seen == [(2, 4)] and vectors.shape == (30, 16) and torch.equal(vectors[0], vectors[29])
     assert backbone.encode_text([]).shape == (0, 16)
+    with pytest.raises(WordsightError, match="one text 'a cat' was given where a list"):
+        backbone.encode_text("a cat")
 
 
 def test_siglip_sees_lower_case(folders):

@@ -265,7 +265,12 @@ def more(word):
         ),
         (
             lambda f: shutil.rmtree(f.parent / "vit"),
-            r"the image tower of backbone .*vit', cannot be loaded: .*does not exist",
+            r"the image tower of backbone .*vit', cannot be loaded: .*does not exist.*"
+            r"write its place as 'image' in .*wordsight_backbone\.json",
+        ),
+        (
+            lambda f: shutil.rmtree(f.parent / "llama"),
+            r"LM folder .*does not exist.*write its place as 'name' of 'base' in .*tower\.json",
         ),
         (
             lambda f: edit(f.parent / "llama" / "model.safetensors", more("embed_tokens")),

@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -256,3 +257,12 @@ def test_what_a_fit_is_compared_with_has_its_own_words_and_no_pool(photos, backb
         ("names", False),
     ]
     assert plain.given is None and plain.pooled is None
+
+
+def test_a_backbone_is_what_was_given_or_a_sentence(photos, tiny_clip, tmp_path):
+    words = {"data": str(photos), "shots": 1, "method": "zero_shot", "out": str(tmp_path / "run")}
+    assert fit(**words, backbone=Path(tiny_clip), references=False).settings.backbone == str(tiny_clip)
+    with pytest.raises(WordsightError, match="backbone='3' is of type int"):
+        fit(**words, backbone=3)
+    with pytest.raises(WordsightError, match=r"fit\('photos/'\) takes settings by name"):
+        fit("photos/")

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from wordsight.assistant.chat import DEFAULT, Chat
-from wordsight.backbones import Backbone, device_or_cpu, kind_of, load_backbone, pick_device
+from wordsight.backbones import Backbone, device_or_cpu, kind_of, load_backbone, pick_device, several
 from wordsight.backbones.generator import Generator, Prompt, Seen, Turn, Writing
 from wordsight.backbones.hub import BUNDLED, read_facts, run_folder, save_json
 from wordsight.backbones.llm import LLM
@@ -164,7 +164,7 @@ class Assistant:
             raise WordsightError("give images or texts to embed, one of the two")
         if images is not None:
             return self._vectors(embedder, images).numpy()
-        return text_features(embedder, names_in(texts or (), "texts")).float().cpu().numpy()
+        return text_features(embedder, several(texts or ())).float().cpu().numpy()
 
     # -- writing: adapters off, unless asked for --
 
@@ -196,7 +196,7 @@ class Assistant:
         """What the LM writes after each prompt of texts and seen images (`see`), greedily and in one batch.
         `adapters` says of all, or of each, whether CLAMP's are on; off is the untouched LM.
         """
-        if not prompts:
+        if not several(prompts):  # texts are prompts, too
             return []
         rows = [adapters] * len(prompts) if isinstance(adapters, str) else list(adapters)
         how = Writing(max_new_tokens=max_new_tokens)

@@ -4,15 +4,17 @@ name to one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -24,6 +26,7 @@ from wordsight.reader import nearest
 
 MICRO = Path(__file__).parent / "micro"  # the bundled micro CLIP, a folder in transformers' layout
 OWN_FILE = "wordsight_backbone.json"  # marks a folder that is ours rather than transformers'
+Text = TypeVar("Text")  # a text, or what stands for one
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 GIVES_TEXT = "`wordsight join` or a two_tower run gives it a text tower"
 # what an instance must hold beside the methods
@@ -182,6 +185,35 @@ def load_backbone(
     )
     backbone.source = source_of(name)
     return backbone
+
+
+def as_given(backbone: Any, what: str = "backbone") -> Backbone | str | None:
+    """A backbone as somebody who calls this gives it: one that is open, its name or None; a path is a name.
+    Errors: WordsightError for anything else, which is never passed over in favour of another backbone."""
+    if isinstance(backbone, os.PathLike):
+        return os.fspath(backbone)
+    if backbone is None or isinstance(backbone, (Backbone, str)):
+        return backbone
+    raise WordsightError(
+        f"{what}={str(backbone)[:80]!r} is of type {type(backbone).__name__}; give the name or the "
+        "folder of a backbone, or one that is open: what `wordsight.load_backbone` gives"
+    )
+
+
+def several(texts: Sequence[Text]) -> Sequence[Text]:
+    """Texts as they were given. Errors: WordsightError for one alone, which is a sequence of its letters."""
+    if isinstance(texts, str):
+        raise WordsightError(f"one text {texts[:80]!r} was given where a list of texts is expected")
+    return texts
+
+
+@contextlib.contextmanager
+def if_moved(remedy: str) -> Iterator[None]:
+    """What cannot be opened where it was is told with how to say where it lies now."""
+    try:
+        yield
+    except WordsightError as error:
+        raise WordsightError(f"{str(error).splitlines()[0]}. Where it has moved, {remedy}") from error
 
 
 def place_of(backbone: Backbone) -> str | None:

@@ -21,7 +21,16 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from wordsight.backbones import Backbone, TokenReader, batches, fingerprint, pick_dtype, tell_truncated, unit
+from wordsight.backbones import (
+    Backbone,
+    TokenReader,
+    batches,
+    fingerprint,
+    pick_dtype,
+    several,
+    tell_truncated,
+    unit,
+)
 from wordsight.backbones.checkpoint import (
     Place,
     config_facts,
@@ -150,7 +159,7 @@ class CLIP(Backbone, TokenReader):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
-        distinct = list(dict.fromkeys(texts))
+        distinct = list(dict.fromkeys(several(texts)))
         tokens = self._tokenize(distinct)
         vectors = torch.empty(len(distinct), self.dim, device=self.device)
         lengths = [self.max_tokens if self._fixed_length else len(ids) for ids in tokens["input_ids"]]

@@ -16,7 +16,16 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
-from wordsight.backbones import OWN_FILE, Backbone, TokenReader, batches, fingerprint, pick_dtype, unit
+from wordsight.backbones import (
+    OWN_FILE,
+    Backbone,
+    TokenReader,
+    batches,
+    fingerprint,
+    pick_dtype,
+    several,
+    unit,
+)
 from wordsight.backbones.checkpoint import (
     Place,
     config_facts,
@@ -244,7 +253,7 @@ def _map_sizes(width: int, text_width: int) -> list[tuple[str, tuple[int, ...]]]
 @torch.no_grad()
 def encode_texts(text: TextEncoder, texts: Sequence[str]) -> Float[Tensor, "N W"]:
     """Vectors in the order of `texts`, each distinct text once, longest first."""
-    distinct = list(dict.fromkeys(texts))
+    distinct = list(dict.fromkeys(several(texts)))
     lengths = [min(length, text.max_tokens + 1) for length in text.lengths(distinct)]
     order, vectors = [], []
     for rows in batches(lengths, 0, TOKENS_PER_BATCH):

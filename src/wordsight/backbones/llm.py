@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from wordsight.backbones import OWN_FILE, Backbone, fingerprint, load_backbone, place_of, unit
+from wordsight.backbones import OWN_FILE, Backbone, fingerprint, if_moved, load_backbone, place_of, unit
 from wordsight.backbones.checkpoint import exactly
 from wordsight.backbones.hub import (
     HERE,
@@ -262,7 +262,8 @@ def _load_image(path: Path, facts: dict[str, Any], name: str, device: torch.devi
     """The image tower that the text tower was trained with, and no other."""
     place, inside = facts["image"], path / IMAGE_FOLDER
     try:
-        image = load_backbone(place or inside, device=str(device), dtype=facts["image_dtype"], text=False)
+        with if_moved(f"write its place as 'image' in {path / OWN_FILE}"):
+            image = load_backbone(place or inside, device=str(device), dtype=facts["image_dtype"], text=False)
     except WordsightError as error:
         raise WordsightError(
             f"the image tower of backbone {name!r}, {str(place or inside)!r}, cannot be loaded: "

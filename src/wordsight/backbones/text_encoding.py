@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from wordsight.backbones import batches, readonly, unit
+from wordsight.backbones import batches, readonly, several, unit
 from wordsight.backbones.checkpoint import padding_of, positions_of
 from wordsight.backbones.lm import AdaptedLM, alone
 from wordsight.config import WordsightError
@@ -316,9 +316,7 @@ def last_kept(keep: Bool[Tensor, "B S"]) -> Int[Tensor, " B"]:
 
 
 def _check_texts(texts: Sequence[str]) -> None:
-    if isinstance(texts, str):
-        raise WordsightError(f"one text {texts!r} was given where a list of texts is expected")
-    for row, text in enumerate(texts):
+    for row, text in enumerate(several(texts)):
         if not isinstance(text, str) or not text.strip():
             raise WordsightError(
                 f"caption {row} is {text!r}: there is nothing to embed; leave it out or give it words"

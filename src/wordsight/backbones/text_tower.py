@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
-from wordsight.backbones import fingerprint, readonly, source_of
+from wordsight.backbones import fingerprint, if_moved, readonly, source_of
 from wordsight.backbones.checkpoint import Place, config_facts, exactly, tokenizer_facts
 from wordsight.backbones.hub import check_digests, digests, find, read_facts, save_json, save_part
 from wordsight.backbones.lm import (
@@ -197,7 +197,8 @@ class TextTower(TextEncoding):
         folder = Path(folder)
         facts = _read_facts(folder / TOWER_FILE)
         base, settings = facts["base"]["name"], build(TowerSettings, facts["settings"])
-        where = find(base, "LM") if base else folder / BASE_FOLDER
+        with if_moved(f"write its place as 'name' of 'base' in {folder / TOWER_FILE}"):
+            where = find(base, "LM") if base else folder / BASE_FOLDER
         check_digests(folder, facts["base"].get("files"), f"the text tower in {str(folder)!r}")
         lm, tokenizer = load_lm(Place(where, "LM", str(base or where)), settings.kind, dtype=dtype)
         # one that lies in base/ has no name: whoever saves the tower again must copy it again

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from wordsight.backbones import OWN_FILE, Backbone, load_backbone
+from wordsight.backbones import OWN_FILE, Backbone, as_given, load_backbone
 from wordsight.config import AUTO, DEFAULT_BACKBONE, WordsightError, is_vectors
 from wordsight.data.account import Account
 from wordsight.data.features import image_features, text_features
@@ -62,13 +62,14 @@ class Index:
         other sources each image is read, and encoded where the feature cache lacks it. `backbone` is one, or
         its name or folder, or a run, whose backbone it is; `auto` is CLIP ViT-B/16, or the data itself where
         that is a file of vectors. Errors: WordsightError where there is no image, or none can be read."""
-        if not isinstance(backbone, Backbone):
-            backbone = _backbone(str(data), backbone, device, dtype)
+        given = as_given(backbone)
+        if not isinstance(given, Backbone):
+            given = _backbone(str(data), given or AUTO, device, dtype)
         account, folder = Account(), Path(data).expanduser()
         images_of = folder_images if folder.is_dir() else source_images
-        images = images_of(data, backbone, max_pixels, account)
+        images = images_of(data, given, max_pixels, account)
         account.tell()
-        return cls(backbone, images, account)
+        return cls(given, images, account)
 
     def __len__(self) -> int:
         return len(self.names)

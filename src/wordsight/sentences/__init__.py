@@ -175,6 +175,11 @@ def cached_texts(loaded: Mapping[str, Any], where: str) -> dict[str, tuple[str, 
 def _read_table(source: str | Path | Mapping[str, Sequence[str]]) -> tuple[dict[str, tuple[str, ...]], str]:
     if isinstance(source, Mapping):
         loaded, where = source, "the sentences mapping"
+    elif not isinstance(source, (str, Path)):
+        raise WordsightError(
+            f"sentences={str(source)[:80]!r} is of type {type(source).__name__}; give "
+            "{class: [sentence, ...]}, its JSON file or a named set"
+        )
     else:
         path = DIGITS if source == "digits" else Path(source).expanduser()
         if isinstance(source, str) and not path.exists():
@@ -214,7 +219,8 @@ def _read_aliases(
 ) -> dict[str, str]:
     if aliases is None:
         return {}
-    loaded = aliases if isinstance(aliases, Mapping) else read_json(Path(aliases).expanduser(), "alias file")
+    named = isinstance(aliases, (str, Path))
+    loaded = read_json(Path(aliases).expanduser(), "alias file") if named else aliases
     if not isinstance(loaded, Mapping) or not all(isinstance(key, str) for key in loaded.values()):
         raise WordsightError(
             f"an alias table is an object of {{class name: key in the sentence file}}, text to text; "

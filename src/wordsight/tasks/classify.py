@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from wordsight import metrics
-from wordsight.backbones import Backbone
+from wordsight.backbones import Backbone, as_given
 from wordsight.backbones.generator import Generator
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Dataset, Split, open_dataset
@@ -129,7 +129,7 @@ def evaluate(
 def opened(run: Run, backbone: Backbone | Generator | str | None) -> Fitted | Asked:
     """What a run classifies by."""
     if not is_asking(run):
-        return Fitted.open(run, backbone if isinstance(backbone, (Backbone, str)) else None)
+        return Fitted.open(run, as_given(backbone))
     from wordsight.asked import Asked  # with the half of transformers that LMs need
 
     return Asked.open(run, backbone)
