@@ -270,9 +270,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """Upload the run as `export` writes it; `wordsight.load("hf:org/name")` reads it. A backbone that the
         hub has is named, not copied. Returns the commit's address."""
         given = {"private": private, "token": token, "licence": licence, "commit_message": commit_message}
-        with tempfile.TemporaryDirectory() as temporary:
-            run = self.save(Path(temporary) / "run")
-            return push(run, repo_id, backbone=self.backbone_, **given)
+        with tempfile.TemporaryDirectory() as folder:
+            return push(self.save(Path(folder) / "run"), repo_id, backbone=self.backbone_, **given)
 
     # -- inside --
 
