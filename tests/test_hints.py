@@ -67,8 +67,11 @@ def place(tmp_path, monkeypatch):
         ("search photos --image tabel.csv", "'tabel.csv' does not exist (did you mean 'table.csv'?)"),
         ("fit data=photos/ backbone=./photo", "'./photo' does not exist (did you mean 'photos'?)"),
         ("predict photos/ a.png", "`wordsight predict RUN photos/` takes that and these images"),
-        ("predict runs/one a.png ", "one of the images has no name"),  # as an unset variable in quotes
-        ("report ", "one of the runs has no name"),
+        ("predict runs/one a.png ", "a word behind a.png is blank"),  # as an unset variable in quotes
+        ("report ", "a word behind report is blank (a variable that is not set?)"),
+        ("report runs/one --csv ", "--csv has no value (a variable that is not set?)"),
+        ("report runs/one --latex=", "--latex= has no value"),
+        ("label ", "a word behind label is blank"),
         ("suite few-shot data=", "'data=' has no value (a variable that is not set?)"),
         ("suite few-shot data=photos/,", "data='photos/,' names nothing at one place"),
         ("fit data=", "'data=' has no value"),

@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             hints.check_homes(words)
             if words and words[0] in VERBS:
+                hints.check_blank(words[0], words[1:])
                 hints.check_options(words[0], words[1:], VERBS[words[0]].options)
                 words[1:] = options_first(words[1:], VERBS[words[0]])
             options = parser.parse_args(words + asked)

@@ -63,6 +63,7 @@ MISSING = {  # what to say where a word is missing
     "suite": "; as in `wordsight suite base-to-new data=photos/`",
     "generate": "; as in `wordsight generate runs/clamp 'An okapi'`",
 }
+TEXTS = ("ask", "generate", "search")  # verbs whose words may be texts
 TABLES = (".csv", ".parquet", ".tar", ".tsv")
 PACKAGES = {  # of methods and of ends of data's names: a package that an extra brings, and whose it is
     "two_tower": ("peft", "lm", "method=two_tower"),
@@ -113,6 +114,16 @@ def check_homes(words: Iterable[str]) -> None:
 def as_path(word: str) -> str:
     """A word that looks like an option and is a file's name (`*.png` may hold `-1.png`), as a path."""
     return f"./{word}" if word.startswith("-") and word != "-" and Path(word).is_file() else word
+
+
+def check_blank(verb: str, words: Sequence[str]) -> None:
+    """Refuse words that hold nothing, as a variable in quotes that is not set: as a path such a word would be
+    the folder that one stands in, and an option would be passed over."""
+    for before, word in zip([verb, *words], words):
+        option = word if re.fullmatch(r"--[a-z-]+=\s*", word) else before
+        if (option is word or not word.strip()) and verb not in TEXTS:
+            what = f"{option} has no value" if option.startswith("--") else f"a word behind {option} is blank"
+            raise WordsightError(f"{what} (a variable that is not set?); give one, or leave it out")
 
 
 def check_options(verb: str, words: Sequence[str], options: Collection[str]) -> None:
@@ -312,8 +323,6 @@ def check_images(words: Sequence[str]) -> None:
 
 def check_runs(words: Sequence[str]) -> None:
     """Refuse folders of which none holds a run; where some do, the report names the others."""
-    if "" in words:
-        raise WordsightError("one of the runs has no name (a variable that is not set?); leave it out")
     if not any(Path(word).expanduser().exists() for word in words):
         check_run("report", words[0])
     empty = [word for word in words if _holds_no_run(Path(word).expanduser())]
