@@ -197,6 +197,16 @@ def test_pixels_that_a_graph_cannot_take_are_refused(tmp_path):
         graph(np.zeros((1, 3, 8, 4), np.uint8))
 
 
+def test_an_image_that_is_too_large_for_the_run_is_too_large_for_its_graph(tmp_path):
+    pixels = {"resize": {"height": 4, "width": 4}, "resample": 0, "crop": None}
+    facts = {"max_pixels": 100, "pixels": pixels}
+    graph = small_graph(tmp_path / "small.onnx", facts=facts)
+    given = [Image.new("RGB", (10, 10), "red"), Image.new("RGB", (11, 10))]
+    answers = by_graph(graph, given)
+    assert len(list(answers)) == 1 and "max_pixels=100" in answers.skipped[0]["reason"]
+    assert len(list(by_graph(graph, given, max_pixels=200))) == 2
+
+
 def test_a_graph_in_place_of_a_run_is_named(tmp_path, capsys):
     graph = small_graph(tmp_path / "model.onnx")
     for given in (graph, tmp_path):

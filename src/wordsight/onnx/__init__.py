@@ -42,6 +42,7 @@ class Facts:
     # what `error=` needs (doubts.Doubts.chances), and of which images they are
     chances: tuple[float, ...] = ()
     chances_of: str = ""
+    max_pixels: int | None = None  # the largest image that is read, as of the run
     # against torch: images, and the largest difference between probabilities; as 8 bits: those of both
     checked: dict[str, Any] = field(default_factory=dict)
     eight_bits: dict[str, Any] = field(default_factory=dict)

@@ -114,6 +114,7 @@ def export_graph(
         far=doubts.far if doubts.distances is not None else None,
         chances=() if doubts.chances is None else tuple(doubts.chances.tolist()),
         chances_of=doubts.by,
+        max_pixels=there.settings.max_pixels,
     )
     with new_folder(out) as folder:
         path, traced = folder / GRAPH, Traced(fitted, doubts)

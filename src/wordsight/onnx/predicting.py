@@ -73,4 +73,5 @@ def predict(
             "computes in 8 bits (--int8 all); export with --int8 weights, or without"
         )
     given = [images] if isinstance(images, (str, Path)) else images
-    return Predictions(opened, given, unsure=unsure, error=error, csv=csv, max_pixels=max_pixels)
+    most = opened.graph.facts.max_pixels if max_pixels is None else max_pixels
+    return Predictions(opened, given, unsure=unsure, error=error, csv=csv, max_pixels=most)
