@@ -383,6 +383,7 @@ def test_label_studio_is_served_from_a_folder_above_all_images(tmp_path):
     [
         (["nowhere"], "does not exist"),
         (["RUN", "next=0"], "next=0 proposes no image"),
+        (["RUN", "root=/nowhere"], "root='/nowhere' is no folder"),
         (["RUN", "pool=nowhere"], "pool=nowhere: data='nowhere' does not exist"),
         (["RUN", "pool=EMPTY"], "holds no images"),
         (["RUN", "pool=SAME"], "labelled already"),

@@ -226,7 +226,8 @@ def test_an_exported_run_holds_the_words_and_no_image(file, tmp_path):
 
 def test_rows_without_a_label_or_without_direction_are_told(tmp_path):
     held = content()
-    held["train"][0], held["train"][7, 2] = 0, np.nan
+    held["train"] = held["train"].astype(float)
+    held["train"][0], held["train"][7, 2] = 0, 1e300  # more than float32 holds
     held["train_label"][3] = -1
     dataset = open_dataset(saved(tmp_path, **held, unlabelled=np.ones((3, DIM)), colour=np.zeros(2)))
     assert len(dataset.train) == 21 and len(dataset.unlabelled) == 4

@@ -71,6 +71,10 @@ def audit(
     folder = Path(out).expanduser() if out else opened.folder / "audit"
     if folder.exists() and not folder.is_dir():
         raise WordsightError(f"out={str(out)!r} is a file; give the folder that the page goes into")
+    if root is not None and not Path(root).expanduser().is_dir():
+        raise WordsightError(
+            f"root={str(root)!r} is no folder; give the one that Label Studio serves files from"
+        )
     unlabelled = list(_pictures(pool)) if pool is not None else []
     found = find(open_checked(opened, data, backbone), unlabelled, count)
     folder.mkdir(parents=True, exist_ok=True)
