@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from wordsight.files import WordsightError
 from wordsight.terminal import evaluate, json_text, out, out_json, speaking
 
 STEERS = "al\x1b]0;owned\x07pha \x9b31m \u202egnp.exe"
@@ -59,6 +60,20 @@ def test_json_gives_every_name_back_and_holds_no_sign_that_steers(stream, encodi
 
 def test_json_keeps_letters_of_all_scripts_readable():
     assert "caf\u00e9 \u4e2d" in json_text(["caf\u00e9 \u4e2d"])
+
+
+def test_what_is_refused_prints_no_half_of_a_json_text(capsys):
+    def entries(refused):
+        if refused:
+            raise WordsightError("there is no image")
+        yield from ({"image": "a.jpg"}, {"image": "b.jpg"})
+
+    with pytest.raises(WordsightError):
+        out_json({"predictions": entries(True), "skipped": list})
+    assert not capsys.readouterr().out
+    out_json({"predictions": entries(False), "skipped": list})
+    said = {"predictions": [{"image": "a.jpg"}, {"image": "b.jpg"}], "skipped": []}
+    assert json.loads(capsys.readouterr().out) == said
 
 
 def test_the_handler_goes_with_the_command():

@@ -14,6 +14,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 from wordsight.files import moves, printable
@@ -34,8 +35,7 @@ class Sentences(logging.Handler):
 @contextlib.contextmanager
 def speaking() -> Iterator[None]:
     """Within it, messages of the logger "wordsight" from INFO on go to stderr, and no stream has a strict
-    encoding.
-    """
+    encoding."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -57,13 +57,14 @@ def out(text: str = "") -> None:
 
 def out_json(value: Any) -> None:
     """One JSON text. A mapping may hold an iterator, printed as a list while it goes on, and functions that
-    are called once it has ended.
-    """
+    are called once it has ended. Nothing is printed where its first entry ends in an error."""
     if not (isinstance(value, Mapping) and any(isinstance(part, Iterator) for part in value.values())):
         print(json_text(value))
         return
     before = "{"
     for key, part in value.items():
+        if isinstance(part, Iterator):
+            part = chain([*islice(part, 1)], part)
         print(before, f" {json_text(key)}: ", sep="\n", end="")
         if isinstance(part, Iterator):
             _out_list(part)
@@ -153,8 +154,7 @@ def _difference(other: Mapping[str, Any]) -> str:
 
 def _verdict(references: Mapping[str, Any]) -> str:
     """One sentence on whether labels and words helped: whether an interval leaves out zero. There is one
-    seed, and so it is over the test images alone.
-    """
+    seed, and so it is over the test images alone."""
     parts = {"zero_shot": "labels helped over names alone", "linear_probe": "words helped over labels alone"}
     found = []
     for name, claim in parts.items():
