@@ -155,6 +155,10 @@ def test_a_chat_goes_through_the_template_and_remembers(chatting, images):
     assert lm.text_of(lm.write([row], max_new_tokens=8)[0]).strip() == replies[1]
     chat.forget()
     assert not chat.turns and "".join(chat.say("what is it")) == replies[0]
+    chat.forget(), chat.show(images[0])  # as it is, not yet seen
+    assert "".join(chat.say("what is it")) == replies[0] and chatting.caption([]) == []
+    with pytest.raises(WordsightError, match=r"gone.png .*give an image file"):
+        chat.show("gone.png")
 
 
 def test_the_beginning_of_a_long_chat_is_left_out_and_told(chatting, images, said):

@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 
-from wordsight.assistant.chat import DEFAULT, Chat
+from wordsight.assistant.chat import DEFAULT, Chat, read_one
 from wordsight.backbones import Backbone, device_or_cpu, kind_of, load_backbone, pick_device, several
 from wordsight.backbones.generator import Generator, Prompt, Seen, Turn, Writing
 from wordsight.backbones.hub import BUNDLED, read_facts, run_folder, save_json
@@ -27,7 +26,6 @@ from wordsight.captioner import Captions
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data.features import image_features, text_features
 from wordsight.data.given import names_in
-from wordsight.data.images import Unreadable, read_image
 from wordsight.data.pictures import pictures_of
 from wordsight.early import is_run
 from wordsight.files import new_folder
@@ -170,6 +168,8 @@ class Assistant:
 
     def caption(self, images: Sequence[Any], how: Writing | None = None, *, seed: int = 1) -> list[str]:
         """What each image shows. Errors: WordsightError where one cannot be read."""
+        if not len(images):
+            return []
         captions = Captions(self.generator, pictures_of(images), how, seed=seed)
         found = [one.text for one in captions]
         for one in captions.skipped:
@@ -324,12 +324,3 @@ def _eyes(run: Run, embedder: LLM, backbone: str | None) -> Backbone:
         if one.image_fingerprint == run.facts.image_fingerprint:
             return one
     return open_backbone(run, backbone, device=str(embedder.device), sides=SIDES[:1])
-
-
-def read_one(image: Any) -> Image.Image:
-    """An image from a path, a PIL image or an array. Errors: WordsightError where it cannot be read."""
-    (picture,) = pictures_of([image])
-    try:
-        return read_image(picture.read()[0])
-    except Unreadable as error:
-        raise WordsightError(f"{picture.name} {error}; give an image file") from error

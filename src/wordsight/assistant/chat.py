@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from wordsight.backbones.generator import Generator, Pieces, Prompt, Seen, Turn, Writing
 from wordsight.config import WordsightError
+from wordsight.data.images import Unreadable, read_image
+from wordsight.data.pictures import pictures_of
 from wordsight.tasks.answer import ENDS, cut
 
 DEFAULT = Writing(max_new_tokens=128)
@@ -26,9 +33,12 @@ class Chat:
         self.turns: list[Turn] = []
         self._image: Seen | None = None
 
-    def show(self, image: Seen) -> None:
-        """An image that the generator has seen stands before what is said next."""
-        self._image = image
+    def show(self, image: Any) -> None:
+        """An image stands before what is said next: a path, a PIL image, an array, or what the generator has
+        seen (`Assistant.see`). Errors: WordsightError where it cannot be read.
+        """
+        unseen = isinstance(image, (str, PathLike, Image.Image, np.ndarray))
+        self._image = self.generator.see([read_one(image)])[0] if unseen else image
 
     def forget(self) -> None:
         """What was said is forgotten; the last image stands before what is said next."""
@@ -116,3 +126,12 @@ class Reply(Iterator[str]):
         """
         text = cut(self._raw) if self._chat.plain else self._raw.strip()
         return text if whole or not (self._chat.plain and text.endswith("Q")) else text[:-1].rstrip()
+
+
+def read_one(image: Any) -> Image.Image:
+    """An image from a path, a PIL image or an array. Errors: WordsightError where it cannot be read."""
+    (picture,) = pictures_of([image])
+    try:
+        return read_image(picture.read()[0])
+    except Unreadable as error:
+        raise WordsightError(f"{picture.name} {error}; give an image file") from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from wordsight.assistant import Assistant, read_one
-from wordsight.assistant.chat import Chat
+from wordsight.assistant import Assistant
+from wordsight.assistant.chat import Chat, read_one
 from wordsight.config import WordsightError
 from wordsight.names import class_list
 from wordsight.reader import nearest
