@@ -103,6 +103,7 @@ def test_it_does_what_each_run_does_by_itself(assistant, clamp, limber, images):
         assert (row["red"] > row["blue"]) == (red > blue)
 
 
+@pytest.mark.slow
 def test_rows_with_and_without_adapters_share_a_batch(assistant, images):
     prompts = [[assistant.see(images[0]), "it is "], ["a wall in "], [assistant.see(images[1])]]
     off, on = assistant.write(prompts), assistant.write(prompts, "on")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from standins import COLOURS, command, fill_folder, paint
+from standins import COLOURS, command, fill_folder, mostly_slow, paint
 
 from wordsight import train as loop
 from wordsight.cli import main
@@ -550,7 +550,7 @@ def test_an_interrupt_without_a_message_is_said(run_cli, monkeypatch):
     assert code == 130 and "wordsight: stopped; the same command goes on from here" in err
 
 
-@pytest.mark.parametrize("word", ["--help", "list"])
+@pytest.mark.parametrize("word", mostly_slow(("--help", "list"), "list"))
 def test_help_and_list_answer_at_once_and_without_torch(word, tmp_path):
     code = (
         f"import sys, wordsight.cli\ntry: wordsight.cli.main(['{word}'])\nfinally: sys.stderr.write(' "

@@ -21,6 +21,7 @@ def quickly(monkeypatch):
     monkeypatch.setattr(meter.gc, "collect", lambda: 0)  # of all that the tests hold
 
 
+@pytest.mark.slow
 def test_cost_measures_every_method_in_one_table(backbone, tmp_path, quickly):
     methods = ("zero_shot", "linear_probe", "coop", "tip_adapter_f")
     result = run_suite(

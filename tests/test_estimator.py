@@ -473,6 +473,7 @@ def test_a_class_whose_every_image_is_unreadable_is_named(backbone, images, labe
 # -- the hub -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_classifier_goes_to_the_hub_and_back(tiny_clip, images, labels, monkeypatch, tmp_path):
     import shutil
 

@@ -136,6 +136,7 @@ def test_the_card_has_figures_classes_and_licences(made, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_name_of_a_backbone_is_refused_where_the_run_is_one_itself(made, tmp_path):
     _, run = made("two_tower")
     for act in (
@@ -178,6 +179,7 @@ def test_of_a_path_the_last_part_stays(tmp_path, monkeypatch):
     assert public(f"my.models:Eyes@{tmp_path}/eyes") == "my.models:Eyes@eyes"
 
 
+@pytest.mark.slow
 def test_what_does_not_come_back_the_same_is_not_exported(made, tmp_path, monkeypatch):
     from wordsight.backbones.clip import CLIP
 

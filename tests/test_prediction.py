@@ -73,6 +73,7 @@ def test_batches_give_what_one_gives_and_are_made_as_they_are_asked_for(run, ima
         assert answer.probabilities.sum() == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_a_whole_batch_that_cannot_be_read_does_not_end_the_rest(run, images, monkeypatch):
     monkeypatch.setattr("wordsight.answers.BATCH", 1)
     answers = prediction.predict(run, [images[-1], *images])

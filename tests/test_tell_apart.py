@@ -89,6 +89,7 @@ def test_what_helps_is_kept_and_what_does_harm_is_dropped(told, tmp_path, backbo
     assert after.events("eval")[0]["accuracy"] > before["accuracy"]
 
 
+@pytest.mark.slow
 def test_the_file_says_where_each_sentence_is_from(told):
     _, found, seen = told()
     kept = json.loads(Path(found["out"]).read_text())

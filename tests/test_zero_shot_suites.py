@@ -300,6 +300,7 @@ def test_a_later_figure_of_some_classes_is_not_the_table_s(tmp_path):
     assert zero_shot(read_rows([folder])).records == before
 
 
+@pytest.mark.slow
 def test_the_command_line_says_the_figure_of_images_of_several_classes(tmp_path, capsys):
     buffer = io.BytesIO()
     np.save(buffer, np.isin(np.arange(6), (0, 5)).astype(np.int64))
@@ -337,6 +338,7 @@ def test_shards_are_disjoint_and_together_all(root, tmp_path, parts):
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
+@pytest.mark.slow
 def test_a_call_without_a_shard_tells_of_all(root, tmp_path):
     data = (str(root / "wds_mnist_test"), str(root / "vtab-dtd"))
     parts = [
@@ -353,6 +355,7 @@ def test_a_call_without_a_shard_tells_of_all(root, tmp_path):
 # -- what others read ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_clip_benchmark_s_files_are_those_of_its_build(done):
     """Its `build`, as its README has it: the metrics, the rest, and both names of the model in one."""
     _, result = done

@@ -374,6 +374,7 @@ def test_saved_and_loaded_gives_the_same_vectors(folders, kind, dtype, tmp_path)
         backbone.save_pretrained(tmp_path / "deep" / "saved")
 
 
+@pytest.mark.slow
 def test_fingerprints_follow_their_own_side(folders, tmp_path):
     plain = kept(folders["clip"])
 
@@ -417,6 +418,7 @@ def test_loading_is_quiet(folders, capfd):
     assert "".join(capfd.readouterr()) == ""
 
 
+@pytest.mark.slow
 def test_a_folder_is_found_from_home_and_from_elsewhere(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(folders["clip"].parent))
     monkeypatch.chdir(folders["clip"].parent)

@@ -177,6 +177,7 @@ def test_eyes_that_were_never_saved_are_copied(lm, vit, tmp_path):
     assert_same(load(tmp_path / "saved"), backbone)
 
 
+@pytest.mark.slow
 def test_the_bundled_micro_is_named_and_never_copied(lm, tmp_path):
     image = load_backbone("micro", device="cpu")
     text = TextTower.from_base(

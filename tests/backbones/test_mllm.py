@@ -88,6 +88,7 @@ def test_a_chat_template_is_what_an_instruction_tuned_model_is_asked_through(fol
     assert own._row(own.captioning(image))[0] == "<image>caption en"
 
 
+@pytest.mark.slow
 def test_drawn_tokens_depend_on_the_row_s_seed_alone(folders):
     generator = open_generator(folders("smolvlm"), device="cpu")
     prompts = [generator.captioning(image) for image in images()]

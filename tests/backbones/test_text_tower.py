@@ -275,6 +275,7 @@ def test_what_all_texts_begin_with_is_run_once_and_equal_texts_once(tokenizer, w
     assert made.encode([], way).shape == (0, 12)
 
 
+@pytest.mark.slow
 def test_folding_lora_into_copies_gives_the_same_vectors_and_every_bit_of_the_weights_back(tokenizer):
     for family in ("llama", "gpt2"):
         made = tower(tokenizer, make(family))
@@ -350,6 +351,7 @@ def test_prompt_only_lora_leaves_the_text_and_its_cache_to_the_base_lm(tokenizer
         made.train()(TEXTS)
 
 
+@pytest.mark.slow
 def test_a_sliding_window_keeps_to_two_passes(tokenizer):
     made = tower(tokenizer, make("mistral", sliding_window=24))
     assert made._way("auto", 40, 9) == "two" and made._way("auto", 19, 9) == "one"  # with gradient

@@ -471,6 +471,7 @@ def test_a_resumed_run_sees_the_same_batches(tars, table, backbone, features, vi
     assert not equal(through[0], through[1])
 
 
+@pytest.mark.slow
 def test_a_batch_holds_what_pair_batches_would(table, backbone):
     pairs = open_pairs(table)
     vectors = image_features(backbone, pairs.pictures).vectors[:, 0]
@@ -675,6 +676,7 @@ def test_a_resumed_stream_may_have_been_moved_but_not_changed(tars, tmp_path):
     fails("x-001.tar", "is not what it was", call=lambda: taken(source, 0, 30))
 
 
+@pytest.mark.slow
 def test_images_beyond_max_pixels_are_replaced(tars, backbone):
     with batches_of(tars, backbone, 4, max_steps=3, max_pixels=64) as batches:
         batches.batch(0, 0)

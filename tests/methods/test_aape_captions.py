@@ -136,6 +136,7 @@ def test_the_scale_is_that_of_an_h_which_has_not_seen_the_images_it_is_chosen_by
     assert learned.scale == unseen < seen
 
 
+@pytest.mark.slow
 def test_h_finds_more_captions_of_the_images_it_learned_from(table, tiny_clip, tmp_path):
     run, inner = fitted(table, tiny_clip, tmp_path / "run", "solved"), load_backbone(tiny_clip)
     known = _encoded(inner, open_pairs(str(table)), run.settings)[1]

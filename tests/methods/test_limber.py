@@ -240,6 +240,7 @@ def test_a_tower_without_a_grid_is_told(backbone, table, lm, tmp_path):
         fit(settings(table, "micro", lm, tmp_path / "run"), backbone=backbone)
 
 
+@pytest.mark.slow
 def test_captions_that_are_too_long_lose_their_ends_and_are_counted(table, tiny_clip, lm, tmp_path, said):
     run = fit(settings(table, tiny_clip, lm, tmp_path / "run", {"max_steps": 1}, max_tokens=10))
     assert run.events("fit")[0]["truncated_captions"] == 9  # all but "red paint"

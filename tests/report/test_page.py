@@ -42,6 +42,7 @@ def test_the_page_is_escaped_and_self_contained(folders, tmp_path):
     assert "<svg" in page and "8 runs" in page and written["markdown"].startswith("| method")
 
 
+@pytest.mark.slow
 def test_every_table_scrolls_in_its_own_box_and_wide_ones_become_blocks_on_a_phone(folders):
     page = as_html(read_rows(folders))
     assert page.count("<table") == len(re.findall(r'<div class="scroll"[^>]*>\s*<table', page)) > 1
@@ -88,6 +89,7 @@ def test_confident_errors_have_picture_file_and_sentence(run, photos):
     assert re.findall(r'href="\./([^"]*)"', beside)[0].startswith(photos.name)
 
 
+@pytest.mark.slow
 def test_an_older_folder_has_no_sentences(run):
     say(run, [image_of(run), "red", "blue", "0.9"], header=("image", "label", "predicted", "probability"))
     page = as_html(read_rows([run.folder]))

@@ -60,6 +60,7 @@ def test_a_broken_curve_is_no_curve(tmp_path, broken):
     assert reliability(of(tmp_path / "run", FITTED | broken)) is None
 
 
+@pytest.mark.slow
 def test_no_temperature_says_why(tmp_path):
     told = reliability(of(tmp_path / "run", {"curve": CURVE, "temperature": None, "reason": "no <val>"})).told
     assert told.endswith("No temperature was fitted: no <val>.")
@@ -111,6 +112,7 @@ def test_odd_names_of_classes_break_nothing(tmp_path):
 # -- confusions
 
 
+@pytest.mark.slow
 def test_confusions_have_images_that_lead_to_files(photos, backbone, tmp_path):
     settings = RunSettings(str(photos), method="zero_shot", shots=1, out=str(tmp_path / "run"))
     run = fit(settings, backbone=backbone, references=False)

@@ -78,6 +78,7 @@ def locally(model: str, **changes) -> WriterSettings:
     return replace(settings, **changes)
 
 
+@pytest.mark.slow
 def test_a_local_model_is_deterministic_and_order_does_not_matter(tiny, tmp_path):
     settings, state = locally(tiny), torch.get_rng_state()
     one = write_sentences(["fox", "owl"], settings, tmp_path / "one.json")

@@ -28,6 +28,7 @@ def desk(served, digits_run, digit_files, tmp_path_factory):
     return client
 
 
+@pytest.mark.slow
 def test_a_search_finds_what_the_command_finds(desk, digit_files):
     index = Index.open(desk.folder / "own", "micro", device="cpu")
     answer = desk.post("/v1/search", data={"query": "seven", "k": 4}).json()

@@ -126,6 +126,7 @@ def test_a_run_that_was_stopped_before_its_figures_gets_them(photos, backbone, t
     assert [len(run.events(kind)) for kind in ("fit", "eval")] == [1, 1] and run.finished
 
 
+@pytest.mark.slow
 def test_base_and_new_are_tested_among_themselves(backbone, tmp_path, said):
     data = fill_folder(tmp_path / "four", ("red", "green", "blue", "yellow"))
     base, new = fit(settings_for(data, tmp_path / "run", classes="base"), backbone=backbone).events("eval")
@@ -240,6 +241,7 @@ def test_a_folder_is_named_after_what_decides_the_run():
     assert str(default_folder(settings)) == "runs/Photos-1-csv-aape-allshot-base-seed3"
 
 
+@pytest.mark.slow
 def test_what_a_fit_is_compared_with_has_its_own_words_and_no_pool(photos, backbone, tmp_path):
     """The reference zero-shot is zero-shot: no label and no unlabelled image reaches it."""
     plain = fit(settings_for(photos, tmp_path / "zs", "zero_shot"), backbone=backbone).method()

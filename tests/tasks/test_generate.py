@@ -317,6 +317,7 @@ metric_list: [{metric: exact_match}]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # lm-eval's own
 def test_lm_eval_reads_the_adapter_and_measures_the_lm_as_it_is_on_and_off(
     plain_clamp, lm, tmp_path, monkeypatch

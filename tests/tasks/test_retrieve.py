@@ -149,12 +149,14 @@ def test_chunks_give_the_same_run_to_rounding(table, tiny_clip, lm, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_teacher_is_distilled_and_its_width_may_differ(table, tiny_clip, lm, tmp_path):
     run = fit(settings(table, tiny_clip, lm, tmp_path / "run", teacher="micro", centre=True))
     assert "distillation" in run.events("train")[0]
     assert load_file(run.folder / "weights.safetensors")["image_mean"].abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_its_own_start_teaches_nothing_new_at_first_and_needs_a_start(table, tiny_clip, lm, tmp_path):
     own = {"start": "ridge", "teacher": "start", "dropout": 0.0}
     losses = fit(settings(table, tiny_clip, lm, tmp_path / "run", **own)).events("train")

@@ -560,6 +560,7 @@ def test_a_stream_trains_and_resumes_to_the_same_bits(tars, table, tiny_clip, lm
     assert resumed.events("fit")[0]["images"] == 30
 
 
+@pytest.mark.slow
 def test_a_stream_gives_the_mean_image_and_a_table_may_be_streamed(
     table, tiny_clip, lm, tmp_path, monkeypatch
 ):
