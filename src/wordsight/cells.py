@@ -310,15 +310,16 @@ Outcomes: TypeAlias = Generator[Outcome, None, None]
 
 def outcomes(cells: Sequence[Cell], jobs: int | None, backbone: Backbone | None) -> Outcomes:
     """Outcomes as they come: in this process where a backbone is given or one job is enough; by default in as
-    many processes as there are cores, of which none takes memory of one card from the others, or on the
-    cluster that is on.
+    many processes as there are cores, in one where each would fill the same accelerator, or on the cluster
+    that is on.
     """
-    if cells and jobs is None:
+    here = (run_cell(cell, backbone) for cell in cells)
+    if backbone is not None or not cells:
+        return here
+    if jobs is None:
         jobs = cpu_count() if pick_device(cells[0].settings.device).type == "cpu" else 1
-    jobs = min(jobs or 1, len(cells))
-    if backbone is not None or (jobs <= 1 and current() is None) or not cells:
-        return (run_cell(cell, backbone) for cell in cells)
-    return in_processes(cells, jobs)
+    jobs = min(jobs, len(cells))
+    return here if jobs <= 1 and current() is None else in_processes(cells, jobs)
 
 
 def in_processes(cells: Sequence[Cell], jobs: int) -> Outcomes:

@@ -162,7 +162,7 @@ class Assistant:
             raise WordsightError("give images or texts to embed, one of the two")
         if images is not None:
             return self._vectors(embedder, images).numpy()
-        return text_features(embedder, several(texts or ())).float().cpu().numpy()
+        return text_features(embedder, texts or ()).float().cpu().numpy()
 
     # -- writing: adapters off, unless asked for --
 

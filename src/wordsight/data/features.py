@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8, UInt64
 from PIL import Image
 from torch import Tensor
 
-from wordsight.backbones import Backbone, tell_truncated, unit
+from wordsight.backbones import Backbone, several, tell_truncated, unit
 from wordsight.cluster import Cluster, Needs, current
 from wordsight.config import WordsightError
 from wordsight.data import Encoded, ImageValue, Picture
@@ -116,8 +116,9 @@ def text_features(
     """Unit vectors of `texts`, in their order, from the same kind of cache. Texts that the tower reads the
     beginning of are told each time.
 
-    Errors: WordsightError where the tower gives a text a vector that is none of length one."""
-    digest_of = {text: hash_of(text.encode("utf-8", "surrogatepass")) for text in texts}
+    Errors: WordsightError for one text alone, and where the tower gives a text a vector that is none of
+    length one."""
+    digest_of = {text: hash_of(text.encode("utf-8", "surrogatepass")) for text in several(texts)}
     if not digest_of:
         return torch.empty(0, backbone.dim)
     store = Store(folder, (backbone.dim,), "text", backbone.text_fingerprint, *rounding(backbone))

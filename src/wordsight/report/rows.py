@@ -182,8 +182,8 @@ def make_rows(runs: Sequence[Measured]) -> list[Row]:
 def _averaged(members: list[tuple[Measured, dict[str, float]]]) -> list[tuple[Measured, dict[str, float]]]:
     """Those that have figures, where others of the row have none: these would count as seeds of its mean."""
     measured = [one for one in members if one[1]]
-    for run, _ in members if measured else []:
-        if all(run is not other for other, _ in measured):
+    for run, figures in members if measured else []:
+        if not figures:
             log.warning("%s is not counted: it has no figures; `wordsight eval` measures it", run.folder)
     return measured or members
 
