@@ -28,7 +28,8 @@ from wordsight.config import WordsightError
 from wordsight.coverage import coverage
 from wordsight.data import Picture
 from wordsight.data.features import image_features
-from wordsight.sentences.writers import WriterSettings, write_sentences
+from wordsight.sentences.writers import write_sentences
+from wordsight.settings import WriterSettings
 from wordsight.suites import SuiteSettings, run_suite
 from wordsight.workers import each
 

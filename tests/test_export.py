@@ -13,12 +13,13 @@ from standins import COLOURS, fill_folder, mostly_slow, paint
 import wordsight
 from wordsight import model_card
 from wordsight.backbones import load_backbone
-from wordsight.backbones.join import JoinSettings, join
+from wordsight.backbones.join import join
 from wordsight.backbones.verify import verify
 from wordsight.cli import main
 from wordsight.config import WordsightError
 from wordsight.export import export, public
 from wordsight.runs import Run
+from wordsight.settings import JoinSettings
 
 KINDS = mostly_slow(("clip", "joined", "llm", "two_tower"), "clip")
 SMALL = {"wrapper": "a {}.", "prompts": 2, "rank": 2, "heads": 2, "max_tokens": 40}

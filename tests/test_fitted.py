@@ -8,11 +8,12 @@ import torch
 from wordsight import fitted
 from wordsight.fitted import Fitted
 from wordsight.meter import peak_mib
-from wordsight.methods import NoSettings, Space
+from wordsight.methods import Space
 from wordsight.methods.zero_shot import ZeroShot
 from wordsight.metrics import best
 from wordsight.runs import RunFacts
 from wordsight.sentences import ClassTexts
+from wordsight.settings import NoSettings
 
 
 def unit_rows(count, dim, seed=0):

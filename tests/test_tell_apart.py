@@ -14,7 +14,7 @@ from wordsight.backbones.llm import LLM
 from wordsight.backbones.text_tower import TextTower, TowerSettings
 from wordsight.cli import main
 from wordsight.config import WordsightError
-from wordsight.sentences.writers import WriterSettings
+from wordsight.settings import WriterSettings
 from wordsight.tell_apart import case, tell_apart
 
 sys.path.insert(0, str(Path(__file__).parent / "sentences"))

@@ -16,7 +16,8 @@ from collections.abc import Callable
 import torch
 
 from wordsight.backbones.prefixed import PrefixedLM
-from wordsight.methods.limber import Limber, LimberSettings
+from wordsight.methods.limber import Limber
+from wordsight.settings import LimberSettings
 
 ROWS, TOKENS, WIDTH, NEW, CAPTION = 16, 49, 192, 16, 14
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from wordsight.backbones import Backbone, load_backbone
-from wordsight.backbones.join import JoinSettings, join
+from wordsight.backbones.join import join
 from wordsight.config import RunSettings
 from wordsight.coverage import CUT_OFF, coverage
 from wordsight.data import open_dataset
@@ -24,6 +24,7 @@ from wordsight.data.images import read_image
 from wordsight.data.pairs import open_pairs
 from wordsight.fit import fit
 from wordsight.fitted import Fitted
+from wordsight.settings import JoinSettings
 from wordsight.tasks.classify import featurise, figures, test_part
 from wordsight.tasks.retrieve import retrieval
 

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from wordsight.backbones import load_backbone
-from wordsight.backbones.join import JoinSettings, join
+from wordsight.backbones.join import join
+from wordsight.settings import JoinSettings
 
 SETS = ("caltech101", "dtd10", "cifar10")
 

@@ -31,7 +31,8 @@ from wordsight.data.pictures import pictures_of
 from wordsight.data.store import Store
 from wordsight.data.texts import captions_in
 from wordsight.search import closest
-from wordsight.sentences.writers import WriterSettings, write_sentences
+from wordsight.sentences.writers import write_sentences
+from wordsight.settings import WriterSettings
 from wordsight.workers import each
 
 

@@ -14,9 +14,10 @@ import torch
 
 from wordsight.backbones import unit
 from wordsight.methods import Classifier, Space
-from wordsight.methods.aape import AAPE, AAPESettings
+from wordsight.methods.aape import AAPE
 from wordsight.methods.zero_shot import ZeroShot
 from wordsight.sentences import ClassTexts
+from wordsight.settings import AAPESettings
 
 CLASSES, WIDTH, IMAGES, REPEATS = 1000, 512, 2048, 15
 FORMS = ("solved", "skip", "literal")

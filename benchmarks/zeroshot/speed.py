@@ -30,10 +30,11 @@ from wordsight.files import csv_text
 from wordsight.fit import fit
 from wordsight.fitted import Fitted
 from wordsight.meter import peak_mib
-from wordsight.methods import NoSettings, Space
+from wordsight.methods import Space
 from wordsight.methods.zero_shot import ZeroShot
 from wordsight.runs import RunFacts, predictions_file
 from wordsight.sentences import ClassTexts
+from wordsight.settings import NoSettings
 from wordsight.tasks import evaluate
 
 SPREAD = 2.0  # of an image vector around that of its class

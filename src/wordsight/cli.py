@@ -19,6 +19,7 @@ from wordsight.arguments import BACKBONE, RUN, WORDS, Verb, argument, options_fi
 from wordsight.config import RunSettings, WordsightError
 from wordsight.early import is_graph
 from wordsight.reader import read
+from wordsight.settings import JoinSettings
 from wordsight.verb_ask import ASK
 from wordsight.verb_audit import AUDIT
 from wordsight.verb_caption import CAPTION
@@ -165,10 +166,10 @@ def suite(options: argparse.Namespace) -> dict[str, Any]:
 
 def join(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_words("join", options.words)
-    from wordsight.backbones.join import JoinSettings, join
+    settings = read(JoinSettings, *options.words)
+    from wordsight.backbones.join import join
     from wordsight.data.decoded import decoded_images, decoded_pairs
 
-    settings = read(JoinSettings, *options.words)
     images = decoded_images(settings.images) if settings.images is not None else None
     pairs = decoded_pairs(settings.captions) if settings.captions is not None else None
     backbone = join(settings, images, pairs)

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from wordsight.cluster import Where
 from wordsight.files import WordsightError, plain_name
 from wordsight.reader import Settings, build, coerce, load_yaml, nearest, to_dict
+from wordsight.settings import METHOD_SETTINGS
 from wordsight.train_settings import TrainSettings
 
 __all__ = [
@@ -176,9 +177,9 @@ def plugins(what: str) -> dict[str, importlib.metadata.EntryPoint]:
 
 @dataclass(frozen=True)
 class AskedSettings(Where):
-    """Everything that decides a run's result, as it is asked for: every value has its annotated type, but
-    what is the method's own is not looked at, which takes torch. Errors: WordsightError for a value that
-    cannot be."""
+    """Everything that decides a run's result, as it is asked for: every value has its annotated type, the
+    method's own too where METHOD_SETTINGS has their class. Errors: WordsightError for a value that cannot
+    be."""
 
     data: str  # for a two_tower: image-caption pairs or labelled images, several joined by ::
     label: str | None = None  # the column of labels, where data= is a table that has several
@@ -230,6 +231,11 @@ class AskedSettings(Where):
                 "once, as in 'a photo of a {}.'"
             )
         target_of(METHODS, self.method, "method")
+        if self.method in METHOD_SETTINGS:
+            own = _typed(METHOD_SETTINGS[self.method], self.settings, "settings.")
+            object.__setattr__(self, "settings", own)
+        if isinstance(self.train, Mapping):
+            build(TrainSettings, self.train, "train.")
 
 
 @dataclass(frozen=True)

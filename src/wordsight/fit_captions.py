@@ -28,9 +28,10 @@ from wordsight.data.pairs import distinct_texts, fingerprint
 from wordsight.files import in_use
 from wordsight.fit_pairs import default_pairs_folder, named, seen_of, training_pairs
 from wordsight.methods.caption_prompt import CaptionPrompt
-from wordsight.methods.limber import Limber, LimberSettings
+from wordsight.methods.limber import Limber
 from wordsight.methods.limber_generator import LimberGenerator
 from wordsight.runs import Run, RunFacts
+from wordsight.settings import LimberSettings
 from wordsight.tasks import caption
 from wordsight.tasks.classify import tell_skipped
 from wordsight.train import train

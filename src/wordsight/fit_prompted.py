@@ -29,10 +29,11 @@ from wordsight.data.features import image_features, text_features
 from wordsight.data.pairs import distinct_texts, fingerprint
 from wordsight.files import in_use, plain_name
 from wordsight.fit_pairs import pairs_of, seen_of, training_pairs
-from wordsight.methods.aape_captions import CONTRASTS, PENALTIES, Captioned, CaptionSettings, solve
+from wordsight.methods.aape_captions import CONTRASTS, PENALTIES, Captioned, solve
 from wordsight.methods.caption_prompt import CaptionPrompt
 from wordsight.methods.evidence import Affine
 from wordsight.runs import Run, RunFacts
+from wordsight.settings import CaptionSettings
 from wordsight.tasks import retrieve
 from wordsight.tasks.classify import tell_skipped
 from wordsight.train import train

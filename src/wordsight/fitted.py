@@ -22,12 +22,13 @@ from wordsight.config import METHODS, WordsightError, is_vectors, resolve
 from wordsight.data.features import text_features
 from wordsight.early import is_run
 from wordsight.files import read_tensors
-from wordsight.methods import Asking, Captioner, Classifier, Embedder, NoSettings
+from wordsight.methods import Asking, Captioner, Classifier, Embedder
 from wordsight.methods.zero_shot import ZeroShot
 from wordsight.metrics import Best, best
 from wordsight.runs import NO_BACKBONE, Run, RunFacts
 from wordsight.sentences import ClassTexts, class_texts, fill
 from wordsight.sentences.self_written import sentences_for
+from wordsight.settings import NoSettings
 
 if TYPE_CHECKING:
     from wordsight.backbones.generator import Generator
@@ -64,8 +65,7 @@ class Decisive(NamedTuple):
 
 @dataclass
 class Fitted:
-    """A fitted method over the classes of `texts`. `backbone` is None where only feature matrices were
-    seen."""
+    """A fitted method over the classes of `texts`. `backbone` is None where only matrices were seen."""
 
     method: Classifier
     backbone: Backbone | None

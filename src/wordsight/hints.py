@@ -263,7 +263,8 @@ def check_run_or_model(verb: str, word: str) -> None:
 
 
 def check_fit(words: Sequence[str]) -> None:
-    """Refuse settings of a run that cannot be, but for the method's own, and names of what is not there."""
+    """Refuse settings of a run that cannot be (two_tower's own are read later), and names of what is
+    not there."""
     check_words("fit", words)
     asked = read(AskedSettings, *words)
     for name in (asked.method, Path(asked.data).suffix):

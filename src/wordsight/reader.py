@@ -74,7 +74,8 @@ def _check_keys(cls: type, values: Mapping[str, Any], where: str = "", prefix: s
     known = [f.name for f in _fields(cls)]
     for key in map(str, values):  # YAML reads `3:` and `on:` as a number and a truth value
         if key not in known:
-            near = nearest(key, known) or "; known: " + ", ".join(prefix + name for name in known)
+            every = "; known: " + ", ".join(prefix + name for name in known) if known else "; there are none"
+            near = nearest(key, known) or every
             raise WordsightError(f"{where}unknown setting {prefix + key!r}{near}")
 
 

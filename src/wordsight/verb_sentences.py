@@ -13,6 +13,7 @@ from wordsight.arguments import Verb, argument
 from wordsight.config import WordsightError
 from wordsight.names import class_list
 from wordsight.reader import read
+from wordsight.settings import WriterSettings
 
 
 def sentences(options: argparse.Namespace) -> dict[str, Any]:
@@ -25,8 +26,6 @@ def sentences(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _written(about: help.AboutSettings, writer: Sequence[str]) -> dict[str, Any]:
-    from wordsight.sentences.writers import WriterSettings, write_sentences
-
     if (about.data is None) == (about.classes is None) or about.out is None:
         raise WordsightError(
             "give data=... or classes=a,b,c or classes=@FILE, one name a line (whose names to ask about), "
@@ -34,8 +33,12 @@ def _written(about: help.AboutSettings, writer: Sequence[str]) -> dict[str, Any]
         )
     if about.backbone is not None or about.pairs is not None:
         raise WordsightError("pairs= and backbone= go with --contrast RUN; leave them out, or name the run")
-    names = _class_names(about.data) if about.data else class_list(about.classes or "")
-    found = write_sentences(names, read(WriterSettings, *writer), about.out)
+    settings = read(WriterSettings, *writer)
+    hints.check_data(about.data)
+    names = class_list(about.classes) if about.classes is not None else _class_names(about.data or "")
+    from wordsight.sentences.writers import write_sentences
+
+    found = write_sentences(names, settings, about.out)
     return {"out": about.out, "sentences": {name: len(texts) for name, texts in found.items()}}
 
 
@@ -52,7 +55,6 @@ def _contrasted(run: str, about: help.AboutSettings, writer: Sequence[str]) -> d
             "--contrast RUN asks about the classes that the run confuses; give model=... and "
             "out=sentences.json, and no classes="
         )
-    from wordsight.sentences.writers import WriterSettings
     from wordsight.tell_apart import PAIRS, QUESTIONS, tell_apart
 
     settings = read(WriterSettings, {"questions": QUESTIONS}, *writer)

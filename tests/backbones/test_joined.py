@@ -37,13 +37,14 @@ from transformers.utils import logging as transformers_logging
 import wordsight.backbones.join as join_module
 import wordsight.backbones.joined as joined_module
 from wordsight.backbones import hub, load_backbone
-from wordsight.backbones.join import JoinSettings, join, leave_one_out, ridge, temperature
+from wordsight.backbones.join import join, leave_one_out, ridge, temperature
 from wordsight.backbones.joined import Joined
 from wordsight.backbones.sentence_encoder import SentenceEncoder, load_texts
 from wordsight.backbones.timm_names import vit_from_timm
 from wordsight.cli import main
 from wordsight.config import WordsightError
 from wordsight.reader import read
+from wordsight.settings import JoinSettings
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 NAMES = ["cat", "dog", "red fish", "owl", "ox", "bee", "ant"]

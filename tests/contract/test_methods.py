@@ -20,6 +20,7 @@ from wordsight.onnx import opened
 from wordsight.reader import read_yaml
 from wordsight.runs import Run, RunFacts, build_method
 from wordsight.sentences import ClassTexts, class_texts
+from wordsight.settings import METHOD_SETTINGS
 
 NAMES = ("red", "green", "blue", "yellow")
 DIM, SCALE = 12, 20.0
@@ -83,6 +84,12 @@ def fitted(name, data, texts, backbone):
 def fit_anew(name, data, texts, backbone):
     images, labels = data
     return fit_method(settings_of(name), facts(), FitData(images[:, None], labels, texts, 1), backbone)
+
+
+def test_settings_that_are_told_at_once_are_the_methods_own():
+    """All but two_tower's, which stand beside an LM's."""
+    known = {name: resolve(METHODS, name, "method").Settings for name in METHODS if name != "two_tower"}
+    assert known == METHOD_SETTINGS
 
 
 @cache

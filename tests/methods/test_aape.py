@@ -9,10 +9,11 @@ from torch.nn import functional as F
 from wordsight.backbones import unit
 from wordsight.config import RunSettings, WordsightError
 from wordsight.methods import FitData, Learner, Space
-from wordsight.methods.aape import SHARE, AAPESettings, SolvedAAPE
+from wordsight.methods.aape import SHARE, SolvedAAPE
 from wordsight.methods.evidence import Scored, Spectrum, logistic, ridge, weigh
 from wordsight.runs import RunFacts, build_method
 from wordsight.sentences import ClassTexts
+from wordsight.settings import AAPESettings
 
 DIM, SCALE = 12, 20.0
 

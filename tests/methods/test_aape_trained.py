@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from wordsight.backbones import unit
 from wordsight.config import WordsightError
 from wordsight.methods import FitData, Space, aape_trained
-from wordsight.methods.aape import AAPESettings
 from wordsight.methods.aape_trained import TrainedAAPE
 from wordsight.methods.aggregators import AttentionAggregator, MeanAggregator, MLPAggregator, mean_of
 from wordsight.sentences import ClassTexts
+from wordsight.settings import AAPESettings
 
 DIM, SCALE = 12, 20.0
 NAMES = tuple("abcde")

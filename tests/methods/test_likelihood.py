@@ -16,10 +16,11 @@ from wordsight.export import export
 from wordsight.files import csv_rows
 from wordsight.fit import fit
 from wordsight.fitted import open_generator
-from wordsight.methods.likelihood import Likelihood, LikelihoodSettings, answer_tokens, plain
+from wordsight.methods.likelihood import Likelihood, answer_tokens, plain
 from wordsight.prediction import predict
 from wordsight.reader import read
 from wordsight.runs import Run
+from wordsight.settings import LikelihoodSettings
 from wordsight.suite_settings import SuiteSettings
 from wordsight.suites import run_suite
 from wordsight.tasks import evaluate

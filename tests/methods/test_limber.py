@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from wordsight.backbones.prefixed import PrefixedLM
 from wordsight.config import RunSettings, WordsightError
 from wordsight.fit import fit
-from wordsight.methods.limber import Limber, LimberSettings
+from wordsight.methods.limber import Limber
 from wordsight.reader import read
+from wordsight.settings import LimberSettings
 
 QUICK = {"epochs": 3, "min_steps": 0, "batch_size": 4, "warmup_steps": 1, "lr": 1e-2}
 LITTLE = {"tokens": 3, "width": 8, "h_epochs": 3, "h_batch": 4, "max_tokens": 24}

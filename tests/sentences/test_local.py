@@ -15,7 +15,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from wordsight.backbones.sampling import Draws, drawn
 from wordsight.files import WordsightError
 from wordsight.sentences import local
-from wordsight.sentences.writers import WriterSettings, write_sentences
+from wordsight.sentences.writers import write_sentences
+from wordsight.settings import WriterSettings
 
 CHAT = "{% for message in messages %}<s>{{ message['content'] }}{% endfor %}"
 

@@ -14,7 +14,7 @@ from wordsight.files import WordsightError
 from wordsight.sentences import servers
 from wordsight.sentences.replies import read_reply, seconds_to_wait, words_of
 from wordsight.sentences.servers import connected, masked
-from wordsight.sentences.writers import WriterSettings
+from wordsight.settings import WriterSettings
 
 A = "A zebra has black and white stripes."
 KEY = "sk-proj-Zq81LmT0vX3wY7"

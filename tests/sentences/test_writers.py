@@ -15,7 +15,8 @@ from standins import command
 from wordsight.files import WordsightError
 from wordsight.reader import build, to_dict
 from wordsight.sentences import read_sentences, records
-from wordsight.sentences.writers import WriterSettings, write_sentences
+from wordsight.sentences.writers import write_sentences
+from wordsight.settings import WriterSettings
 
 QUESTIONS = ("Describe a(n) {}.", "What is a(n) {}?")
 NAMES = ("fox", "old_owl", "cat")

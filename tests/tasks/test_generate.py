@@ -20,7 +20,8 @@ from wordsight.fit import fit
 from wordsight.reader import read
 from wordsight.sentences import local, self_written
 from wordsight.sentences.self_written import sentences_for
-from wordsight.sentences.writers import WriterSettings, write_sentences
+from wordsight.sentences.writers import write_sentences
+from wordsight.settings import WriterSettings
 from wordsight.tasks.generate import generate, open_tower
 
 STORY = (

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -18,39 +16,10 @@ from wordsight.backbones.joined import FORMAT, Joined, encode_texts, read_text_e
 from wordsight.backbones.vision import ImageTower, image_source
 from wordsight.config import WordsightError
 from wordsight.files import free, read_json, read_text
+from wordsight.settings import JoinSettings
 
 BATCH = 32
 SAMPLE = 2000  # targets among which the temperature is measured, at most
-
-
-@dataclass(frozen=True)
-class JoinSettings:
-    """What `join` needs to know. Fitted on class names where the image encoder has a classification head, or
-    on image-caption pairs.
-    """
-
-    vision: str  # folder or hub name of an image encoder, or a safetensors file of a ViT with timm's names
-    text: str  # folder or hub name of a text encoder
-    out: str  # the folder to write
-    names: str | None = (
-        # class names in the head's order: a text file (one a line) or JSON; by default those in the encoder's
-        # config.json
-        None
-    )
-    template: str = "a photo of a {}."  # the sentence that stands for a class name
-    images: str | None = (
-        None  # folder or manifest of images whose mean vector centres image vectors; read by the caller
-    )
-    captions: str | None = None  # CSV of images and captions, instead of names; read by the caller
-    ridge: float = 3.0  # lambda: how strongly the map is pulled to zero
-    pooling: Literal["auto", "cls", "mean", "pooler"] = (
-        "auto"  # what of the image encoder's output is the image's vector
-    )
-    text_pooling: Literal["auto", "mean", "cls", "last"] = (
-        "auto"  # auto: as 1_Pooling/config.json of sentence-transformers says, or mean
-    )
-    preprocessor: str | None = None  # a preprocessor_config.json to use instead of the image encoder's own
-    device: str = "auto"  # auto: CUDA where there is one; or cpu, cuda, cuda:1, mps
 
 
 @torch.no_grad()
@@ -179,12 +148,6 @@ def _check_settings(settings: JoinSettings, images: object, pairs: object) -> No
                 f"{key}={getattr(settings, key)!r} was set, but join was not given what it holds; "
                 f"`wordsight join` reads it"
             )
-    if not settings.ridge > 0:
-        raise WordsightError(f"ridge={settings.ridge} is not possible; give a number above 0, such as 3")
-    if settings.template.count("{}") != 1 or {"{", "}"} & set(settings.template.replace("{}", "")):
-        raise WordsightError(
-            f"template={settings.template!r} must hold {{}} once, where the class name stands"
-        )
     if pairs is not None and settings.names is not None:
         raise WordsightError(
             f"names={settings.names!r} and captions were both given; the map is fitted on one of them"

@@ -20,14 +20,10 @@ from wordsight.config import TrainSettings, WordsightError
 from wordsight.methods.pool import AT_ONCE, PoolLayer
 from wordsight.methods.words import Words
 from wordsight.sentences import ClassTexts
+from wordsight.settings import NoSettings
 
 if TYPE_CHECKING:
     from wordsight.config import RunSettings
-
-
-@dataclasses.dataclass(frozen=True)
-class NoSettings:
-    """For a method that has none."""
 
 
 class Space(NamedTuple):

@@ -11,7 +11,7 @@ import math
 import random
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ from wordsight.config import TrainSettings, WordsightError
 from wordsight.methods import Classifier, FitData, Space
 from wordsight.methods.evidence import Affine, Scored, Spectrum, logistic, ridge, weigh
 from wordsight.sentences import ClassTexts
+from wordsight.settings import AAPESettings
 
 FORMS = {"solved": "wordsight.methods.aape:SolvedAAPE"} | dict.fromkeys(
     ("literal", "skip", "h_only"), "wordsight.methods.aape_trained:TrainedAAPE"
@@ -40,31 +41,6 @@ ROUNDS = 3  # times that the classes are parted in two, each half once left out
 LEAST_CLASSES = 10  # from which leaving some of them out says something
 MOST_CLASSES = 120  # that are left out together, or that strengths are chosen by: more say nothing more
 HARM = 0.5  # points of accuracy that classes without labels may lose beside labelled ones, where it was seen
-
-
-@dataclass(frozen=True)
-class AAPESettings:
-    """Which form, and which of its parts. What each adds on real photos: docs/methods/aape.md."""
-
-    # how a class weight follows the image: solved, or trained as the paper has it: w_c(x) = g([w_c; h(x)])
-    # (literal), w_c + g([w_c; h(x)]) (skip), or cos(h(x), w_c) alone (h_only)
-    form: Literal["solved", "literal", "skip", "h_only"] = "solved"
-    # the prompt embedding h(x). null: in the trained forms alone, as it was not seen to help the solved one
-    prompt: bool | None = None
-    offsets: bool = True  # solved: labelled classes have an offset of their own beside the words
-    width: int = 32  # trained: r, of h and of g
-    # trained: what condenses sentences into the prompt that h is distilled from; solved takes their mean
-    aggregator: Literal["attention", "mlp", "mean", "random"] = "attention"
-    # trained: what the aggregator's slot starts as: the paper's eq. 1, or "input-adapted" as its text says
-    query: Literal["mean", "mean+image"] = "mean"
-    heads: int = 4  # of the attention aggregator; fewer where they do not divide D
-    distill: float = 5.0  # trained: weight of the distillation loss; the paper: 3 to 9 work about as well
-
-    def __post_init__(self) -> None:
-        if self.width < 1 or self.heads < 1:
-            raise WordsightError(
-                f"settings.width={self.width} and settings.heads={self.heads} must both be 1 or more"
-            )
 
 
 class AAPE(Classifier):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,35 +18,10 @@ from wordsight.backbones import unit
 from wordsight.config import RunSettings, TrainSettings, WordsightError
 from wordsight.methods import Embedder
 from wordsight.methods.evidence import Affine, Spectrum, ridge
+from wordsight.settings import CaptionSettings
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0)  # of the ridge map, in units of the mean squared singular value
 CONTRASTS = (0.0, 0.3, 1.0, 3.0, 10.0)  # the contrastive loss beside the distillation loss
-
-
-@dataclass(frozen=True)
-class CaptionSettings:
-    """How h is learned; what each form gives: docs/methods/aape_captions.md."""
-
-    # solved: in closed form; tuned: from there on trained with the contrastive loss; paper: two layers with
-    # ReLU, trained with both losses from random weights
-    form: Literal["tuned", "solved", "paper"] = "tuned"
-    # the contrastive loss beside the distillation loss where both are solved: 0, the latter alone, or more;
-    # null: the best of a few on left-out images
-    contrast: float | None = None
-    width: int = 256  # form=paper: of h's inner layer
-    aggregator: Literal["attention", "mlp", "mean", "random"] = "attention"  # form=paper: condenses captions
-    query: Literal["mean", "mean+image"] = "mean"  # form=paper: what the aggregator's slot starts as
-    heads: int = 4  # form=paper: of the attention aggregator; fewer where they do not divide D
-    distill: float = 5.0  # form=paper: weight of the distillation loss beside the contrastive one
-
-    def __post_init__(self) -> None:
-        if self.width < 1 or self.heads < 1:
-            raise WordsightError(
-                f"settings.width={self.width} and settings.heads={self.heads} must be 1 or more"
-            )
-        for name in ("distill", "contrast"):
-            if (getattr(self, name) or 0) < 0:
-                raise WordsightError(f"settings.{name}={getattr(self, name)} is not possible; give 0 or more")
 
 
 class AAPECaptions(Embedder):

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from wordsight import losses
 from wordsight.backbones import Backbone, unit
 from wordsight.methods import FitData, Learner, Space
-from wordsight.methods.aape import AAPE, AAPESettings
+from wordsight.methods.aape import AAPE
 from wordsight.methods.aggregators import AGGREGATORS
 from wordsight.sentences import ClassTexts
+from wordsight.settings import AAPESettings
 
 # image-class pairs scored at once: their r-wide activations stay in the processor's cache
 PAIRS_IN_CACHE = 32_768

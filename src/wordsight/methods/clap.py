@@ -4,29 +4,16 @@ words deserve.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wordsight.backbones import Backbone, unit
-from wordsight.config import TrainSettings, WordsightError
+from wordsight.config import TrainSettings
 from wordsight.methods import Classifier, FitData, Learner, Space
 from wordsight.sentences import ClassTexts
-
-
-@dataclass(frozen=True)
-class CLAPSettings:
-    # none: the paper's zero-shot-initialised linear probe, ZS-LP
-    constraint: Literal["adaptive", "none"] = "adaptive"
-    length: float = 10.0  # of a prototype at the start; a step of one size turns a long one less
-
-    def __post_init__(self) -> None:
-        if self.length <= 0:
-            raise WordsightError(f"settings.length={self.length} must be above 0")
+from wordsight.settings import CLAPSettings
 
 
 class CLAP(Classifier, Learner):

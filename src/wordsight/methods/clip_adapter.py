@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wordsight.backbones import Backbone, unit
-from wordsight.config import TrainSettings, WordsightError
+from wordsight.config import TrainSettings
 from wordsight.methods import Learner, Space
 from wordsight.methods.zero_shot import ZeroShot
-
-
-@dataclass(frozen=True)
-class CLIPAdapterSettings:
-    ratio: float = 0.2  # share of the adapter's output in the image vector
-    reduction: int = 4  # how many times narrower the adapter is than the vector
-
-    def __post_init__(self) -> None:
-        if self.reduction < 1:
-            raise WordsightError(f"settings.reduction={self.reduction} must be 1 or more")
+from wordsight.settings import CLIPAdapterSettings
 
 
 class CLIPAdapter(ZeroShot, Learner):

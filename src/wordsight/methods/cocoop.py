@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,20 +10,9 @@ from torch.nn import functional as F
 from wordsight.backbones import Backbone
 from wordsight.config import TrainSettings, WordsightError
 from wordsight.methods import Space
-from wordsight.methods.context import TOKENS_AT_ONCE, ContextSettings, PromptLearner
+from wordsight.methods.context import TOKENS_AT_ONCE, PromptLearner
 from wordsight.sentences import ClassTexts
-
-
-@dataclass(frozen=True)
-class CoCoOpSettings(ContextSettings):
-    ctx: int = 4
-    init: str | None = "a photo of a"
-    reduction: int = 16  # how many times narrower the meta-net is than the image vector
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.reduction < 1:
-            raise WordsightError(f"settings.reduction={self.reduction} must be 1 or more")
+from wordsight.settings import CoCoOpSettings
 
 
 class CoCoOp(PromptLearner):

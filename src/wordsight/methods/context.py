@@ -9,9 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +21,7 @@ from wordsight.backbones import Backbone, TokenReader
 from wordsight.config import WordsightError
 from wordsight.methods import Classifier, Learner, Space
 from wordsight.sentences import ClassTexts, fill
+from wordsight.settings import ContextSettings
 
 PLACEHOLDERS = (
     ("X", "Y"),
@@ -229,18 +229,6 @@ class Splice:
             yield
         finally:
             handle.remove()
-
-
-@dataclass(frozen=True)
-class ContextSettings:
-    ctx: int = 16  # context vectors; where `init` is given, as many as it has tokens
-    init: str | None = None  # words whose embeddings the context starts at; null: random vectors
-    # where the class name stands: after the context, between its halves, before it
-    position: Literal["end", "middle", "front"] = "end"
-
-    def __post_init__(self) -> None:
-        if self.ctx < 1:
-            raise WordsightError(f"settings.ctx={self.ctx} must be 1 or more")
 
 
 class PromptLearner(Classifier, Learner):

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from wordsight.config import TrainSettings, WordsightError
-from wordsight.methods.context import ContextSettings, PromptLearner
+from wordsight.methods.context import PromptLearner
 from wordsight.sentences import ClassTexts
-
-
-@dataclass(frozen=True)
-class CoOpSettings(ContextSettings):
-    # a context of its own for every class (CSC), which then knows only labelled classes
-    per_class: bool = False
+from wordsight.settings import CoOpSettings
 
 
 class CoOp(PromptLearner):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,13 +9,8 @@ from torch.nn import functional as F
 from wordsight import losses
 from wordsight.config import TrainSettings
 from wordsight.methods import FitData
-from wordsight.methods.context import ContextSettings, PromptLearner
-
-
-@dataclass(frozen=True)
-class KgCoOpSettings(ContextSettings):
-    init: str | None = "a photo of a"
-    weight: float = 8.0  # of the pull towards the template's text vectors
+from wordsight.methods.context import PromptLearner
+from wordsight.settings import KgCoOpSettings
 
 
 class KgCoOp(PromptLearner):

@@ -9,8 +9,7 @@ import logging
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,6 +21,7 @@ from wordsight.backbones.scoring import Scorer, Tree, prompts_at_once
 from wordsight.config import DEFAULT_BACKBONE, RunSettings, WordsightError
 from wordsight.methods import Asking
 from wordsight.sentences import fill
+from wordsight.settings import LikelihoodSettings
 
 CLASSES = "{classes}"  # in a question, the list of all class names
 SCALE = 100.0  # of cosines where free answers are mapped: CLIP's
@@ -29,54 +29,6 @@ WRITING = Writing(max_new_tokens=16)  # free answers
 ARTICLES = re.compile(r"^(an?|the) ")
 
 log = logging.getLogger("wordsight")
-
-
-@dataclass(frozen=True)
-class LikelihoodSettings:
-    """Who is asked, what, and how its answer becomes a class. Conclusions about multimodal LLMs turn on each
-    of these (benchmarks/zeroshot)."""
-
-    # an image-text-to-text model (a folder or a hub name) or a finished run of limber; null: the backbone
-    model: str | None = None
-    # likelihood: of each class's answer (eq. 11); constrained: at each step the LM chooses among the tokens
-    # that lead to a class; free: it writes what it likes, and the class nearest to that is taken
-    by: Literal["likelihood", "constrained", "free"] = "likelihood"
-    answer: str = "A photo of {}"  # what is scored of each class; as in the paper
-    # what is asked before, {classes} being the list of all class names; null: what a caption is asked by
-    question: str | None = None
-    # mean over the tokens of an answer (the paper), or their sum, the probability of the answer itself
-    score: Literal["mean", "sum"] = "mean"
-    prior: float = 0.0  # how much of the score without the image is taken away (VisualGPTScore: up to 1)
-    end: bool = False  # whether the end token is part of an answer; always where it is constrained
-    examples: int = 0  # labelled images that are shown before, with their answers
-    order: int = 0  # 0: classes and examples in their own order; else drawn from this seed
-    mapper: str | None = None  # free: whose text vectors say which class is nearest
-    batch: int | None = None  # images at once; null: what 1 GiB of keys and values holds
-
-    def __post_init__(self) -> None:
-        if self.answer.count("{}") != 1:
-            raise WordsightError(
-                f"settings.answer={self.answer!r} holds {{}} {self.answer.count('{}')} times; it must hold "
-                f"the class name once, as in 'A photo of {{}}'"
-            )
-        if self.examples < 0 or self.order < 0 or not 0 <= self.prior <= 1:
-            raise WordsightError(
-                f"settings.examples={self.examples} and settings.order={self.order} are 0 or more, and "
-                f"settings.prior={self.prior} is from 0 to 1"
-            )
-        if self.batch is not None and self.batch < 1:
-            raise WordsightError(f"settings.batch={self.batch} scores nothing; give 1 or more")
-        if self.prior and self.by != "likelihood":
-            raise WordsightError(
-                f"settings.prior={self.prior} is taken from likelihoods, but settings.by={self.by} has none; "
-                f"leave it out"
-            )
-        if (self.by == "free") != (self.mapper is not None):
-            raise WordsightError(
-                "settings.by=free and settings.mapper go together: free answers are mapped to classes by a "
-                "text encoder, such as settings.mapper=sentence-transformers/all-MiniLM-L6-v2, and others by "
-                "none"
-            )
 
 
 class Scores(NamedTuple):

@@ -8,8 +8,7 @@ soft tokens, T text tokens."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -20,49 +19,9 @@ from wordsight.backbones.prefixed import PrefixedLM
 from wordsight.backbones.prompted import prompt_generator
 from wordsight.config import RunSettings, TrainSettings, WordsightError
 from wordsight.methods import Captioner, Learner
+from wordsight.settings import LimberSettings
 
 LEAST_SPREAD = 1e-4  # of a channel of grids, by which it is divided
-
-
-@dataclass(frozen=True)
-class LimberSettings:
-    """Which language model, how it sees, and what stands behind the image's soft tokens."""
-
-    text: str = "google/gemma-3-270m"  # the LM: a folder, a hub name or a GGUF file
-    tokens: int = 49  # soft tokens of an image at most: its grid is averaged down to so many (LiMBeR: 144)
-    # one more token: none (LiMBeR), AAPE's h(x), trained on captions beforehand and kept (frozen) or
-    # trained on with the LM's loss (finetuned), or the image vector itself, which tells what h adds to a
-    # token more
-    h: Literal["none", "image", "frozen", "finetuned"] = "none"
-    encoder: str | None = None  # whose text vectors h learns: a backbone's; null: the run's own backbone's
-    width: int = 256  # of h's inner layer; the paper's h for classes has 32
-    # what condenses an image's captions: the paper's attention, or their mean, which did better on held-back
-    # training photos (docs/methods/limber.md)
-    aggregator: Literal["attention", "mlp", "mean", "random"] = "mean"
-    query: Literal["mean", "mean+image"] = "mean"  # what the aggregator's slot starts as
-    heads: int = 4  # of the attention aggregator; fewer where they do not divide the text vectors' width
-    distill: float = 5.0  # weight of the distillation loss, beforehand and when h is trained on
-    h_epochs: int = 40  # of the training of h by itself
-    h_lr: float = 1e-3  # the learning rate of that training
-    h_batch: int = 256  # images a step of that training
-    max_tokens: int = 64  # of a caption; what is longer loses its end
-
-    def __post_init__(self) -> None:
-        for name in ("tokens", "width", "heads", "h_epochs", "h_batch"):
-            if getattr(self, name) < 1:
-                raise WordsightError(f"settings.{name}={getattr(self, name)} is not possible; give 1 or more")
-        if self.max_tokens < 2:
-            raise WordsightError(
-                f"settings.max_tokens={self.max_tokens} holds no caption with its end; give 2 or more"
-            )
-        if self.distill < 0 or self.h_lr <= 0:
-            raise WordsightError(
-                f"settings.distill={self.distill} is 0 or more and settings.h_lr={self.h_lr} above 0"
-            )
-
-    @property
-    def learns_h(self) -> bool:
-        return self.h in ("frozen", "finetuned")
 
 
 class Limber(Captioner, Learner):

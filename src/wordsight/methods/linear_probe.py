@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -13,24 +12,10 @@ from wordsight.backbones import Backbone
 from wordsight.config import WordsightError
 from wordsight.methods import Classifier, FitData, Space
 from wordsight.sentences import ClassTexts
+from wordsight.settings import LinearProbeSettings
 
 SWEEP = tuple(10.0**power for power in range(-4, 3))  # penalties tried on validation images
 UNSWEPT = 0.1  # the penalty where there are none
-
-
-@dataclass(frozen=True)
-class LinearProbeSettings:
-    # lambda of the L2 penalty lambda/2 |W|^2 beside the summed loss; scikit-learn's C is 1/lambda. null: the
-    # best on validation images, and 0.1 where the data has none
-    strength: float | None = None
-    max_iter: int = 1000  # steps of L-BFGS at most
-
-    def __post_init__(self) -> None:
-        if (self.strength is not None and self.strength <= 0) or self.max_iter < 1:
-            raise WordsightError(
-                f"settings.strength={self.strength} must be above 0, and settings.max_iter={self.max_iter} "
-                f"1 or more"
-            )
 
 
 class LinearProbe(Classifier):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,17 +9,8 @@ from torch.nn import functional as F
 
 from wordsight.config import TrainSettings
 from wordsight.methods import FitData
-from wordsight.methods.context import STD, ContextSettings, PromptLearner
-
-
-@dataclass(frozen=True)
-class ProGradSettings(ContextSettings):
-    # the last of `ctx` vectors start at these words, the others random; null: the words of the run's template
-    init: str | None = None
-    # lambda: how much of a step against zero-shot is taken away; the paper takes 0.8 for some sets of many
-    # shots
-    strength: float = 1.0
-    temperature: float = 1.0  # of the two predictions that are compared
+from wordsight.methods.context import STD, PromptLearner
+from wordsight.settings import ProGradSettings
 
 
 class ProGrad(PromptLearner):

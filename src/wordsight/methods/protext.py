@@ -4,9 +4,6 @@ without sentences.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,15 +11,8 @@ from torch.nn import functional as F
 
 from wordsight.config import TrainSettings
 from wordsight.methods import FitData
-from wordsight.methods.context import ContextSettings, PromptLearner
-
-
-@dataclass(frozen=True)
-class ProTextSettings(ContextSettings):
-    ctx: int = 4
-    init: str | None = "a photo of a"
-    distance: Literal["l1", "l2"] = "l1"  # between the class's vector and a sentence's
-    weight: float = 1.0  # of the loss; the authors raise l2's
+from wordsight.methods.context import PromptLearner
+from wordsight.settings import ProTextSettings
 
 
 class ProText(PromptLearner):

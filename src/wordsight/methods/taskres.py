@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,11 +11,7 @@ from wordsight.backbones import Backbone, unit
 from wordsight.config import TrainSettings
 from wordsight.methods import Classifier, Learner, Space
 from wordsight.sentences import ClassTexts
-
-
-@dataclass(frozen=True)
-class TaskResSettings:
-    alpha: float = 0.5  # how much of the offset counts; the paper takes 1 for Flowers102
+from wordsight.settings import TaskResSettings
 
 
 class TaskRes(Classifier, Learner):

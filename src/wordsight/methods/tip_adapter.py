@@ -5,7 +5,6 @@ memory's keys trained (F).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -16,17 +15,9 @@ from wordsight.backbones import Backbone
 from wordsight.config import TrainSettings
 from wordsight.methods import Classifier, FitData, Labelled, Learner, Space
 from wordsight.sentences import ClassTexts
+from wordsight.settings import TipAdapterSettings
 
 STEPS = (20, 200)  # of alpha and beta, on the authors' grid
-
-
-@dataclass(frozen=True)
-class TipAdapterSettings:
-    # what the memory's votes weigh beside the words; where there are validation images, they choose it
-    alpha: float = 1.0
-    beta: float = 5.5  # how much closer images count more; the same
-    alpha_max: float = 13.0  # how far alpha is searched; the authors: 3 on ImageNet, 13 on DTD
-    beta_max: float = 13.0  # how far beta is searched; the authors: 7 on ImageNet, 13 on DTD
 
 
 class TipAdapter(Classifier):

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wordsight.backbones.text_tower import TextTower
-    from wordsight.sentences.writers import Ask, WriterSettings
+    from wordsight.sentences.writers import Ask
+    from wordsight.settings import WriterSettings
 
 ROWS = 64  # answers that are written at once
 

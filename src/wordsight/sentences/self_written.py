@@ -12,7 +12,8 @@ from wordsight.files import cache_folder, nfc, read_json, write_file
 from wordsight.sentences import read_sentences
 from wordsight.sentences.local import writer_of
 from wordsight.sentences.questions import read_questions
-from wordsight.sentences.writers import WriterSettings, header_of, write_sentences
+from wordsight.sentences.writers import header_of, write_sentences
+from wordsight.settings import WriterSettings
 
 SELF = "self"  # sentences=self: the backbone's own LM writes them
 SELF_FILE = "sentences-self.json"  # in the run folder: each of them with its question and seed

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import httpx2
     from anyio.from_thread import BlockingPortal
 
-    from wordsight.sentences.writers import WriterSettings
+    from wordsight.settings import WriterSettings
 
 OPENAI = "https://api.openai.com/v1"
 CONNECT_SECONDS = 10.0  # a server that is there takes a connection at once

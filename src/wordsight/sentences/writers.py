@@ -11,13 +11,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from wordsight.cluster import Needs, Where, current
+from wordsight.cluster import Needs, current
 from wordsight.files import WordsightError, nfc
 from wordsight.sentences import CACHE_FORMAT, cached_texts
 from wordsight.sentences.answers import clean
 from wordsight.sentences.questions import ask_about, read_questions
 from wordsight.sentences.records import Job, Record, load_record, waiting, writing
 from wordsight.sentences.servers import SHOWN, Reply, connected
+from wordsight.settings import WriterSettings
 from wordsight.workers import each
 
 if TYPE_CHECKING:
@@ -26,55 +27,6 @@ if TYPE_CHECKING:
 TRIES = 4  # an empty answer is asked for again with three more seeds
 SIGNS_A_TOKEN = 10  # characters of an answer that are kept, times max_tokens: more is not what was asked for
 log = logging.getLogger("wordsight")
-
-
-@dataclass(frozen=True)
-class WriterSettings(Where):
-    """Which LLM writes, what it is asked, and how often. The temperature is CuPL's; so is the manner of the
-    questions, not their words.
-    """
-
-    # a server's model name; with local=true a folder or a hub name of a causal LM, or of a backbone that has
-    # one (a two_tower run)
-    model: str
-    # any OpenAI-compatible server, such as http://localhost:8000/v1; null is api.openai.com
-    base_url: str | None = None
-    local: bool = False  # run the model here, with transformers
-    # the environment variable that holds the key; a server given by base_url may go without
-    api_key_env: str = "OPENAI_API_KEY"
-    # a set (see docs/sentences.md), or your own questions, each with one {}: Q1,Q2 or @FILE, one a line
-    questions: str | tuple[str, ...] = "generic"
-    # follows the question; a model without chat template never sees it
-    instruction: str = "Answer in one plain sentence, without lists or markup."
-    per_question: int = 10  # answers to each question about each class
-    temperature: float = 0.99  # 0: always the likeliest words; above, they are drawn; CuPL took 0.99
-    max_tokens: int = 60  # CLIP reads 77 tokens and drops the rest
-    seed: int = 1  # what is drawn from, where the server or the LM takes one
-    workers: int = 4  # requests under way at once
-    retries: int = 5  # with growing pauses: rate limits, lost connections, errors of the server
-    timeout: float = 60.0  # seconds without a byte; one answer may take twice as long in all
-    max_bytes: int = 1 << 20  # of one answer as it is sent; what sends more is no answer
-    device: str = "auto"  # for a local model
-
-    def __post_init__(self):
-        leasts = {"per_question": 1, "max_tokens": 1, "workers": 1, "retries": 0, "temperature": 0, "seed": 0}
-        for name, least in (leasts | {"timeout": 0.01, "max_bytes": 1000}).items():
-            if not least <= getattr(self, name) < float("inf"):
-                raise WordsightError(
-                    f"{name}={getattr(self, name)} is not possible; it must be at least {least}"
-                )
-        if not self.api_key_env.isidentifier():
-            raise WordsightError(
-                "api_key_env names the environment variable that holds the key, such as OPENAI_API_KEY; it "
-                "is not the key itself"
-            )
-        if self.local and self.base_url is not None:
-            raise WordsightError("local=true runs the model here, base_url= asks a server: give one of them")
-        if self.engine == "ray" and not self.local:
-            raise WordsightError(
-                f"engine=ray runs a model on many machines, with local=true; a server answers workers="
-                f"{self.workers} questions at once, so give more of them"
-            )
 
 
 # [(question, seed)] -> an answer to each, in order

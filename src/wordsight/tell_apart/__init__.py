@@ -23,7 +23,8 @@ from wordsight.sentences.local import writer_of
 from wordsight.sentences.questions import ask_about, read_questions
 from wordsight.sentences.records import load_record
 from wordsight.sentences.self_written import SELF
-from wordsight.sentences.writers import WriterSettings, header_of, write_answers
+from wordsight.sentences.writers import header_of, write_answers
+from wordsight.settings import WriterSettings
 from wordsight.tell_apart.case import Candidate, Case, Parts, open_case
 from wordsight.tell_apart.choosing import Gain, Kept, Pair, chosen, confused, gain
 
