@@ -16,7 +16,7 @@ import wordsight.data.features as features
 from wordsight.backbones import load_backbone
 from wordsight.config import WordsightError
 from wordsight.data import Picture
-from wordsight.data.features import image_features, text_features
+from wordsight.data.features import evenly, image_features, text_features
 from wordsight.data.images import content_digest, read_image, view_box
 
 
@@ -250,3 +250,12 @@ def test_texts_that_lose_their_ends_are_told_each_time(tmp_path, said):
         text_features(stub, ["a", "four", "four", "five5"], folder=tmp_path)
     assert said == ["2 of 3 texts are longer than the 3 tokens that stub reads; their ends are cut off"] * 2
     assert stub.texts == 3
+
+
+def test_every_worker_has_as_many_batches():
+    assert [evenly(images, 2, 32) for images in (0, 1, 3, 64, 65, 96, 10_000)] == [1, 1, 2, 32, 17, 24, 32]
+    for images in range(1, 300):
+        for workers in (1, 2, 3, 16):
+            batches = math.ceil(images / evenly(images, workers, 32))
+            rounds = math.ceil(images / (workers * 32))
+            assert evenly(images, workers, 32) <= 32 and batches <= workers * rounds

@@ -145,6 +145,14 @@ def _bad_vector(row: Float[np.ndarray, "*shape"]) -> str:
     return f"gives a vector {form}"
 
 
+def evenly(images: int, workers: int, most: int) -> int:
+    """How many images a batch holds, `most` at most, so that all workers have as many batches: two workers
+    share 96 images as two batches of 24 each; of 32 one would have two while the other waits.
+    """
+    rounds = math.ceil(images / (workers * most))
+    return math.ceil(images / (workers * rounds)) if images else 1
+
+
 class ImageJob:
     """Reads, decodes and encodes what the store lacks: several workers, each with a whole pipeline of its
     own. The tower makes vectors of pixels, or grids of so many `tokens`. Where an engine is on, its
@@ -179,7 +187,7 @@ class ImageJob:
         # launchers set one thread a process: too few to feed a GPU
         decoders = self.threads if self.device == "cpu" else os.cpu_count() or 1
         self.workers = max(1, min(decoders, MAX_WORKERS, len(pictures)))
-        self.chunk = max(1, min(self.batch_size // views or 1, math.ceil(len(pictures) / self.workers)))
+        self.chunk = evenly(len(pictures), self.workers, self.batch_size // views or 1)
         # bounds the batches on an accelerator
         self.in_tower = threading.Semaphore(self.workers if self.device == "cpu" else 2)
 
