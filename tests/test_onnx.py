@@ -16,7 +16,8 @@ import wordsight
 from wordsight.backbones.pixels import Preprocess
 from wordsight.cli import main
 from wordsight.config import WordsightError
-from wordsight.onnx import FACTS, KEY, Graph
+from wordsight.files import file_digest
+from wordsight.onnx import DIGEST, FACTS, KEY, Graph
 from wordsight.onnx.exporting import SHAPES, export_graph
 from wordsight.onnx.pixels import pixels_of, recipe_of
 from wordsight.onnx.predicting import predict as by_graph
@@ -70,6 +71,7 @@ def test_the_graph_says_what_the_run_says(run, graph, images, capsys):
 @pytest.mark.slow
 def test_the_folder_says_what_the_numbers_mean(graph, run):
     facts = json.loads((graph / FACTS).read_text())
+    assert facts.pop(DIGEST) == file_digest(graph / "model.onnx")
     model = onnx.load(str(graph / "model.onnx"))
     assert {one.key: json.loads(one.value) for one in model.metadata_props}[KEY] == facts
     assert facts["class_names"] == ["blue", "green", "red"] and facts["method"] == "aape"
@@ -205,6 +207,19 @@ def test_an_image_that_is_too_large_for_the_run_is_too_large_for_its_graph(tmp_p
     answers = by_graph(graph, given)
     assert len(list(answers)) == 1 and "max_pixels=100" in answers.skipped[0]["reason"]
     assert len(list(by_graph(graph, given, max_pixels=200))) == 2
+
+
+def test_a_graph_whose_content_changed_is_refused(tmp_path):
+    """A flipped bit of a weight is a weight, too; without what lies beside it nobody can tell."""
+    path = tmp_path / "model.onnx"
+    small_graph(path)
+    (tmp_path / FACTS).write_text(json.dumps({DIGEST: file_digest(path)}))
+    assert Graph(path).outputs
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WordsightError, match="is damaged: its content is not what was written"):
+        Graph(tmp_path)
 
 
 def test_a_graph_in_place_of_a_run_is_named(tmp_path, capsys):

@@ -247,6 +247,12 @@ def parse_json(text: str, where: str, *, strict: bool = True) -> Any:
         raise WordsightError(f"{where} is not readable: {error}") from error
 
 
+def file_digest(path: str | Path) -> str:
+    """What only this content has, as 32 hexadecimal digits."""
+    with open(path, "rb") as opened:
+        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
 def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """A hash of names, shapes, dtypes and bytes, and of the metadata beside them."""
     import torch
@@ -315,8 +321,7 @@ def cache_folder() -> Path:
 
 def printable(text: str) -> str:
     """`text` without control characters, which could move the cursor or rename the terminal: each is written
-    out, as are signs that turn the direction of text, and bytes of file names that are not UTF-8. Line ends
-    and tabs stay."""
+    out, as are signs that turn the direction of text, and bytes that are not UTF-8. Lines and tabs stay."""
     if text.isprintable():  # nearly every text, and much sooner known
         return text
     return "".join(
@@ -330,17 +335,13 @@ def moves(sign: str) -> bool:
 
 
 def nfc(name: str) -> str:
-    """A name in Unicode's composed form, in which names are compared: a Mac writes é as two signs, others as
-    one.
-    """
+    """A name in Unicode's composed form, in which names are compared: a Mac writes é as two signs."""
     return unicodedata.normalize("NFC", name)
 
 
 def visible(name: str) -> str:
     """A name without signs that leave nothing to see, such as a zero-width space that was copied along."""
-    if name.isascii():
-        return name
-    return "".join(sign for sign in name if unicodedata.category(sign) != "Cf")
+    return name if name.isascii() else "".join(sign for sign in name if unicodedata.category(sign) != "Cf")
 
 
 def plain_name(path: str) -> str:
@@ -373,9 +374,7 @@ def _disarmed(cell: Any) -> Any:
 
 
 def _formula(cell: str) -> bool:
-    """Whether a spreadsheet would compute it, or it stands behind a quote mark that we did not write. A
-    negative number is no formula.
-    """
+    """Whether a spreadsheet would compute it (no negative number), or another's quote mark stands before."""
     if not cell.lstrip("'").startswith(FORMULA):
         return False
     try:

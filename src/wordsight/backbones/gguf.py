@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wordsight.backbones import hub
 from wordsight.config import WordsightError
 from wordsight.extras import needed
-from wordsight.files import cache_folder, in_use, new_folder
+from wordsight.files import cache_folder, file_digest, in_use, new_folder
 
 if TYPE_CHECKING:
     from transformers.modeling_utils import PreTrainedModel
@@ -75,7 +75,7 @@ def unpacked(file: Path) -> Path:
     for what is no GGUF file, is cut off or of a family that transformers cannot read, and without the package
     `gguf`."""
     _check(file)
-    folder = cache_folder() / "gguf" / hub.file_digest(file)
+    folder = cache_folder() / "gguf" / file_digest(file)
     if folder.is_dir():
         return folder
     with in_use(folder.with_suffix(".lock")):

@@ -8,7 +8,6 @@ Reading what lies in a folder, but for our own facts, is checkpoint.py's.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from wordsight.backbones import OWN_FILE
 from wordsight.config import WordsightError
 from wordsight.early import FINISHED, HUB_NAME, WAYS_ON, check_place, is_run
-from wordsight.files import read_json, write_file
+from wordsight.files import file_digest, read_json, write_file
 from wordsight.reader import nearest
 
 if TYPE_CHECKING:  # transformers takes seconds to import; whoever only looks for a folder needs none of it
@@ -251,12 +250,6 @@ def check_digests(folder: Path, known: Any, what: str) -> None:
         if not file.is_file() or file_digest(file) != digest:
             why = "is damaged: its content is not what was written" if file.is_file() else "is missing"
             raise WordsightError(f"{name} of {what} {why}; save it again, or restore it")
-
-
-def file_digest(file: Path) -> str:
-    """What only this content has, as 32 hexadecimal digits."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def save_part(folder: Path, model: PreTrainedModel | None = None, tokenizer: Any = None) -> None:

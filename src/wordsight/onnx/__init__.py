@@ -1,7 +1,7 @@
 """ONNX: a run as one graph, from pixels to probabilities, that predicts without torch.
 
 model.onnx      image tower and head; what reads it needs (Facts) lies in its metadata, too
-wordsight.json  the same facts, for whoever does not read metadata
+wordsight.json  the same facts, for whoever does not read metadata, and a digest of the graph
 README.md       a model card        licences/  as `export` copies them
 
 Here what is read; exporting.py writes. Imports no torch. Shapes: B images, C classes, D width.
@@ -20,11 +20,12 @@ import numpy as np
 from wordsight.doubts import Doubts
 from wordsight.early import GRAPH
 from wordsight.extras import needed
-from wordsight.files import WordsightError, parse_json
+from wordsight.files import WordsightError, file_digest, parse_json, read_json
 from wordsight.reader import build
 
 FACTS = "wordsight.json"
 KEY = "wordsight"  # of the facts in the graph's metadata
+DIGEST = "digest"  # of the whole graph, in FACTS
 FORMAT = 1
 
 
@@ -70,6 +71,7 @@ class Graph:
             raise WordsightError(
                 f"{str(self.path)!r} does not exist; `wordsight export RUN OUT --onnx` writes one"
             )
+        check_content(self.path)
         self.session = opened(self.path)
         self.facts = self._facts()
         outputs = {output.name: output.shape for output in self.session.get_outputs()}
@@ -107,6 +109,18 @@ class Graph:
         if text is None:
             raise WordsightError(f"{self.path} is no graph of `wordsight export --onnx`: it says no classes")
         return facts_of(parse_json(text, f"metadata of {self.path}"), self.path)
+
+
+def check_content(path: Path) -> None:
+    """Refuse a graph that is not the one that was written; one that lies without its FACTS is not known.
+
+    A number that changed in it would be a weight as good as any to onnxruntime."""
+    beside = path.parent / FACTS
+    if path.name != GRAPH or not beside.is_file():
+        return
+    known = read_json(beside, "facts of a graph")
+    if isinstance(known, Mapping) and known.get(DIGEST, "") not in ("", file_digest(path)):
+        raise WordsightError(f"{path} is damaged: its content is not what was written; export the run again")
 
 
 def facts_of(found: Any, path: Path) -> Facts:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,11 @@ from wordsight.doubts import NONE, Doubts
 from wordsight.early import GRAPH
 from wordsight.export import licences_of
 from wordsight.extras import needed
-from wordsight.files import new_folder, write_file
+from wordsight.files import file_digest, new_folder, write_file
 from wordsight.fitted import Fitted, is_asking, is_captioner, is_embedder, open_backbone, open_by_names
 from wordsight.model_card import CARD, LISTED, public, write_card
 from wordsight.names import class_list
-from wordsight.onnx import FACTS, KEY, Facts, opened
+from wordsight.onnx import DIGEST, FACTS, KEY, Facts, opened
 from wordsight.onnx.eight_bits import check_kind, compared, eight_bits
 from wordsight.onnx.pixels import pixels_of, recipe_of
 from wordsight.runs import NO_BACKBONE, Run
@@ -127,7 +128,8 @@ def export_graph(
         model = onnx.load(str(path))
         onnx.helper.set_model_props(model, {KEY: facts.to_json()})
         write_file(path, model.SerializeToString())
-        write_file(folder / FACTS, facts.to_json() + "\n")
+        beside = asdict(facts) | {DIGEST: file_digest(path)}
+        write_file(folder / FACTS, json.dumps(beside, ensure_ascii=False, indent=1) + "\n")
         assert fitted.backbone is not None
         parts, name = licences_of(fitted.backbone.parts, folder, there.folder), Path(out).name
         body, names = _body(there, facts, name, path.stat().st_size), facts.class_names
