@@ -24,7 +24,15 @@ from wordsight.data.features import Features, image_features
 from wordsight.data.glyphs import refuse_photos, warn_of_photos
 from wordsight.data.pools import unlabelled
 from wordsight.data.sources import is_captioned
-from wordsight.data.splits import conflict_note, digests, few_shot, fingerprint, held_out, select_classes
+from wordsight.data.splits import (
+    conflict_note,
+    digests,
+    few_shot,
+    fingerprint,
+    held_out,
+    of_other_content,
+    select_classes,
+)
 from wordsight.data.trees import TEMPLATES
 from wordsight.doubts import FOLDS, NONE, VALIDATION
 from wordsight.doubts.found import of_training, of_validation
@@ -98,6 +106,7 @@ def _fit_labelled(
 ) -> Run:
     drawn = draw(settings, source)
     drawn.whole.account.tell()
+    _check_left(settings, drawn)
     folder = Path(settings.out or default_folder(settings)).expanduser()
     settings = replace(settings, sentences=sentence_source(settings))
     own = settings.sentences == SELF
@@ -177,6 +186,16 @@ def _complete(run: Run, drawn: Drawn, backbone: Backbone, sentences: Sentences, 
 
 
 # -- data --
+
+
+def _check_left(settings: RunSettings, drawn: Drawn) -> None:
+    """Refuse, before anything is fitted, a test part whose images are all training images by content."""
+    test, seen = classify.test_part(drawn.whole), seen_images(settings, drawn.dataset)
+    if seen and len(test) and not drawn.everything and not of_other_content(test.pictures, seen):
+        raise WordsightError(
+            f"all {len(test):,} test images of {settings.data} are equal to training images: nothing is left "
+            "to test on; give data with other test images, or fewer shots"
+        )
 
 
 def draw(settings: RunSettings, source: Dataset | None = None) -> Drawn:

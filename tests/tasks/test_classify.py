@@ -268,3 +268,16 @@ def test_a_backbone_is_what_was_given_or_a_sentence(photos, tiny_clip, tmp_path)
         fit(**words, backbone=3)
     with pytest.raises(WordsightError, match=r"fit\('photos/'\) takes settings by name"):
         fit("photos/")
+
+
+def test_a_test_part_of_training_images_alone_is_refused_before_the_fit(photos, tmp_path):
+    """Fitted first, it left a run that no command could finish."""
+    for part in ("train", "test"):
+        shutil.copytree(photos, tmp_path / "data" / part)
+    settings = RunSettings(
+        str(tmp_path / "data"), method="linear_probe", shots=None, out=str(tmp_path / "run")
+    )
+    with pytest.raises(WordsightError, match=r"all 18 test images of .* are equal to training images"):
+        fit(settings, backbone=ColourBackbone(), references=False)
+    assert not (tmp_path / "run").exists()
+    fit(replace(settings, shots=2), backbone=ColourBackbone(), references=False)
