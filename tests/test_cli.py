@@ -550,6 +550,19 @@ def test_an_interrupt_without_a_message_is_said(run_cli, monkeypatch):
     assert code == 130 and "wordsight: stopped; the same command goes on from here" in err
 
 
+def test_ctrl_c_while_it_starts_is_said_in_a_word():
+    code = (
+        "import sys, wordsight.__main__\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'wordsight.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "sys.exit(wordsight.__main__.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nwordsight: stopped\n")
+
+
 @pytest.mark.parametrize("word", mostly_slow(("--help", "list"), "list"))
 def test_help_and_list_answer_at_once_and_without_torch(word, tmp_path):
     code = (

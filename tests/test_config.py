@@ -44,6 +44,15 @@ def test_words_are_read_as_yaml_1_2_would():
     assert type(read(Sample, {"rate": 2}).rate) is float
 
 
+def test_a_yaml_says_true_and_false_as_the_command_line_does(tmp_path):
+    file = tmp_path / "sample.yaml"
+    file.write_text("on: True\ntext: no\n")
+    assert read(Sample, file).on is True and read(Sample, file).text == "no"
+    file.write_text("on: yes\n")
+    with pytest.raises(WordsightError, match="on='yes' is not true or false"):
+        read(Sample, file)
+
+
 @pytest.mark.parametrize(
     "word, message",
     [

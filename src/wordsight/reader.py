@@ -227,6 +227,11 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
                 return node.value
             return {"int": self.construct_yaml_int, "float": self.construct_yaml_float}[node.tag[18:]](node)
 
+        def construct_truth(self, node: Any) -> Any:
+            """true or false; what YAML 1.1 alone takes for one (yes, no, on, off) is text."""
+            return {"true": True, "false": False}.get(node.value.lower(), node.value)
+
+    Strict.add_constructor("tag:yaml.org,2002:bool", Strict.construct_truth)
     for kind in ("int", "float"):
         Strict.add_constructor(f"tag:yaml.org,2002:{kind}", Strict.construct_number)
     text = read_text(path, "settings file")
