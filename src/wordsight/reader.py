@@ -72,11 +72,12 @@ def _fields(cls: type) -> tuple[dataclasses.Field, ...]:
 
 def _check_keys(cls: type, values: Mapping[str, Any], where: str = "", prefix: str = "") -> None:
     known = [f.name for f in _fields(cls)]
-    for key in map(str, values):  # YAML reads `3:` and `on:` as a number and a truth value
+    for key in map(str, values):  # YAML reads `3:` and `true:` as a number and a truth value
         if key not in known:
-            every = "; known: " + ", ".join(prefix + name for name in known) if known else "; there are none"
-            near = nearest(key, known) or every
-            raise WordsightError(f"{where}unknown setting {prefix + key!r}{near}")
+            every = f"known: {', '.join(prefix + name for name in known)}" if known else "there are none"
+            raise WordsightError(
+                f"{where}unknown setting {prefix + key!r}{nearest(key, known) or f'; {every}'}"
+            )
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
@@ -129,7 +130,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
                 pass
     elif (
         hint is str and isinstance(value, (str, int, float, Path)) and not isinstance(value, bool)
-    ):  # YAML reads a bare `yes` as true
+    ):  # YAML reads a bare `true` as one
         if "\0" in str(value):  # which no path holds
             raise WordsightError(f"{where}={_short(value)} holds a zero byte, and no name or path does")
         return str(value)

@@ -55,8 +55,8 @@ class Facts:
         chances = np.array(self.chances) if self.chances else None
         return Doubts(chances, self.chances_of, distances=None if self.far is None else np.array([self.far]))
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False, indent=1)
+    def to_json(self, **beside: str) -> str:
+        return json.dumps(asdict(self) | beside, ensure_ascii=False, indent=1)
 
 
 class Graph:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,8 +127,7 @@ def export_graph(
         model = onnx.load(str(path))
         onnx.helper.set_model_props(model, {KEY: facts.to_json()})
         write_file(path, model.SerializeToString())
-        beside = asdict(facts) | {DIGEST: file_digest(path)}
-        write_file(folder / FACTS, json.dumps(beside, ensure_ascii=False, indent=1) + "\n")
+        write_file(folder / FACTS, facts.to_json(**{DIGEST: file_digest(path)}) + "\n")
         assert fitted.backbone is not None
         parts, name = licences_of(fitted.backbone.parts, folder, there.folder), Path(out).name
         body, names = _body(there, facts, name, path.stat().st_size), facts.class_names
