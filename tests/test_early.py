@@ -1,8 +1,13 @@
 """Errors that need no model come before torch, which takes seconds to import."""
 
 import json
+import shutil
 import subprocess
 import sys
+
+import numpy as np
+
+from wordsight.fit import fit
 
 # commands that cannot be, and what is said of each
 WRONG = {
@@ -22,6 +27,16 @@ WRONG = {
     "fit data=digits method=zero_shot settings.width=8": "unknown setting 'settings.width'; there are none",
     "fit data=digits method=coop train.epoch=3": "unknown setting 'train.epoch' (did you mean 'epochs'?)",
     "fit data=digits method=coop train.lr=-1": "train.lr=-1.0 is not possible",
+    "fit data=digits method=two_tower settings.rnk=4": "'settings.rnk' (did you mean 'rank'?)",
+    "fit data=digits method=two_tower settings.chunk=0": "settings.chunk=0 is not possible",
+    "fit data=digits method=two_tower settings.layers=2 settings.compile=true": "settings.layers reads",
+    "predict damaged one.jpg": "weights.safetensors is damaged: its content is not what was written",
+    "eval damaged": "weights.safetensors is damaged",
+    "predict older one.jpg": "was written in run format 1",
+    "report damaged": "weights.safetensors is damaged",
+    "report half older": "half",
+    "report measured --out page.csv": "must name the HTML file",
+    "report measured --reference gone": "gone",
     "fit --data photos": "fit takes settings as key=value, without dashes: data=photos",
     "predict gone one.jpg": "'gone' does not exist",
     "predict half one.jpg": "is not finished",
@@ -77,11 +92,33 @@ for command in json.loads(sys.argv[1]):
 """
 
 
+def fitted(folder):
+    """A finished run, of vectors."""
+    stream = np.random.default_rng(0)
+    held = {"classes": np.array(["cat", "dog"]), "text": stream.normal(size=(2, 8))}
+    for part in ("train", "test"):
+        held |= {part: stream.normal(size=(8, 8)), f"{part}_label": np.arange(8) % 2}
+    np.savez(folder.with_suffix(".npz"), **held)
+    fit(data=str(folder.with_suffix(".npz")), method="linear_probe", out=str(folder), shots=4)
+
+
+def test_a_report_is_written_without_torch(tmp_path):
+    fitted(tmp_path / "run")
+    asked = [sys.executable, "-c", ALL, json.dumps(["report run"])]
+    done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True)
+    assert json.loads(done.stdout.splitlines()[-1])[1] == 0, done.stdout
+    assert (tmp_path / "report.html").is_file()
+
+
 def test_what_is_wrong_is_said_without_torch(tmp_path):
-    for name in ("run", "half"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text("format: 2\n")
-    (tmp_path / "run" / "finished.json").write_text("{}")
+    fitted(tmp_path / "run")
+    for name in ("half", "older", "damaged", "measured"):
+        shutil.copytree(tmp_path / "run", tmp_path / name)
+    (tmp_path / "half" / "finished.json").unlink()
+    config = (tmp_path / "older" / "config.yaml").read_text()
+    (tmp_path / "older" / "config.yaml").write_text(config.replace("format: 2", "format: 1"))
+    with open(tmp_path / "damaged" / "weights.safetensors", "r+b") as file:
+        file.write(b"\x01")
     (tmp_path / "one.jpg").write_bytes(b"")
     asked = [sys.executable, "-c", ALL, json.dumps(list(WRONG))]
     done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True)

@@ -17,12 +17,15 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 # A package is one unit. A module that is not named here must find its place first.
 ORDER = [
     "files",
+    "digests",
     "extras",
     "names",
     "reader",
     "cluster",
     "train_settings",
     "settings",
+    "tower_settings",
+    "tables",
     "config",
     "early",
     "workers",
@@ -134,10 +137,13 @@ def test_a_file_imports_only_what_stands_above_it(path):
 def test_config_and_cli_import_no_torch_at_the_top():
     for name in (
         "files",
+        "digests",
         "reader",
         "extras",
         "train_settings",
         "settings",
+        "tower_settings",
+        "tables",
         "config",
         "early",
         "cluster",

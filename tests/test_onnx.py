@@ -16,7 +16,7 @@ import wordsight
 from wordsight.backbones.pixels import Preprocess
 from wordsight.cli import main
 from wordsight.config import WordsightError
-from wordsight.files import file_digest
+from wordsight.digests import file_digest
 from wordsight.onnx import DIGEST, FACTS, KEY, Graph
 from wordsight.onnx.exporting import SHAPES, export_graph
 from wordsight.onnx.pixels import pixels_of, recipe_of

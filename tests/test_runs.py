@@ -29,7 +29,7 @@ def method(value=1.0):
 
 
 def finish(run, value=1.0):
-    run.keep_weights(method(value))
+    run.keep_weights(method(value).weights())
     run.finish()
 
 
@@ -39,7 +39,7 @@ def run(tmp_path):
 
 
 def test_a_finished_run_is_opened_as_it_was(run):
-    run.keep_weights(method(), {"more": torch.arange(3.0)})
+    run.keep_weights(method().weights(), {"more": torch.arange(3.0)})
     run.finish()
     opened = Run.open(run.folder)
     assert (opened.settings, opened.facts, opened.sentences) == (SETTINGS, FACTS, SENTENCES)

@@ -11,11 +11,12 @@ from standins import COLOURS, fill_folder, paint
 import wordsight
 from wordsight.backbones import load_backbone
 from wordsight.backbones.llm import LLM
-from wordsight.backbones.text_tower import TextTower, TowerSettings
+from wordsight.backbones.text_tower import TextTower
 from wordsight.cli import main
 from wordsight.config import WordsightError
 from wordsight.settings import WriterSettings
 from wordsight.tell_apart import case, tell_apart
+from wordsight.tower_settings import TowerSettings
 
 sys.path.insert(0, str(Path(__file__).parent / "sentences"))
 from fake_server import serving

@@ -44,6 +44,7 @@ ENCODER = {"kind": "encoder", "prompts": 0, "start": "ridge", "pooling": "attent
 TRAIN = {"epochs": 12, "batch_size": 500, "lr": 2e-4, "weight_decay": 0.1, "warmup_steps": 10, "min_steps": 0}
 TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "clamp": (GEMMA | {"teacher": "start", "chunk": 125}, {}),
+    "clamp-lora": (GEMMA | {"chunk": 125}, {}),  # the same without distillation
     "clamp-no-lora": (BARE, {}),
     "clamp-untrained": (BARE, {"epochs": 0}),
     "random-prompts": (BARE | {"prompts_start": None}, {}),
@@ -127,8 +128,10 @@ class Study:
         )
 
     def run(self, mix: str, name: str, own: dict, training: dict, seed: int) -> dict[str, Any]:
-        file = self.out / f"{mix}-{name}-{seed}.json"
+        epochs = self.options.epochs
+        file = self.out / (f"{mix}-{name}-{seed}" + (f"-{epochs}epochs" if epochs else "") + ".json")
         if not file.exists():
+            training = training | ({"epochs": epochs} if epochs else {})
             own = own | {"text": self.models[own["text"]]}
             folder = str(self.out / "runs" / file.stem)
             asked = self.settings(mix, seed=seed, out=folder, settings=own, train=TRAIN | training)
@@ -244,6 +247,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--epochs", type=int, help="with --cell: another length, kept in a file of its own")
     parser.add_argument("--list", action="store_true", help="name the cells that are missing")
     parser.add_argument("--choose", action="store_true", help="with --list: the cells of the choice")
     parser.add_argument("--cell", help="MIX/TOWER/SEED, or choice/RECIPE/SEED")

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from wordsight.backbones import Backbone, device_or_cpu
 from wordsight.backbones.generator import Generator
-from wordsight.backbones.hub import WEIGHTS_FILE
 from wordsight.backbones.sentence_encoder import load_texts
 from wordsight.captioner import seen_by
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Picture, Split
 from wordsight.data.pictures import readable
+from wordsight.early import WEIGHTS_FILE
 from wordsight.files import read_tensors
 from wordsight.fitted import Closest, open_generator
 from wordsight.methods.likelihood import Likelihood, Scores

@@ -26,11 +26,12 @@ from wordsight.data.features import image_features
 from wordsight.data.pairs import fingerprint, open_pairs
 from wordsight.data.pictures import NoneReadable
 from wordsight.data.splits import prepare
+from wordsight.early import is_finished
 from wordsight.files import cache_folder, in_use, plain_name
 from wordsight.fit import fit, sentence_source, sentences_given, template_of
 from wordsight.fitted import encode_classes, facts_of, open_generator
 from wordsight.methods import Asking
-from wordsight.runs import Run, is_finished
+from wordsight.runs import Run
 from wordsight.sentences import OWN
 from wordsight.sentences.self_written import sentences_for
 from wordsight.tasks.classify import evaluate, tell_skipped, test_part

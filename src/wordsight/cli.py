@@ -115,6 +115,7 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
     hints.check_words("eval", options.words)
     given = read(help.EvaluateSettings, *options.words)
     hints.check_data(given.data)
+    hints.check_kept(options.run)
     from wordsight.tasks import evaluate
 
     own = {name: value for name, value in vars(given).items() if name not in ("engine", "address")}

@@ -1,20 +1,18 @@
-"""Tables of names, and the settings of a run. Imports no torch: `wordsight list` needs only this file."""
+"""The settings of a run, as they are asked for and as they are kept. Imports no torch."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, TypeVar
 
 from wordsight.cluster import Where
 from wordsight.files import WordsightError, plain_name
-from wordsight.reader import Settings, build, coerce, load_yaml, nearest, to_dict
-from wordsight.settings import METHOD_SETTINGS
+from wordsight.reader import Settings, build, coerce, load_yaml, to_dict
+from wordsight.tables import BACKBONES, METHODS, method_entry, plugins, resolve, target_of
 from wordsight.train_settings import TrainSettings
 
 __all__ = [
@@ -40,145 +38,10 @@ AUTO = "auto"
 VECTORS = (".npz", ".safetensors")  # suffixes of data that is vectors, and brings its own words
 
 
-class Entry(NamedTuple):
-    target: str  # "module:Class", imported only when it is used
-    summary: str  # one line for `wordsight list`
-
-
-METHODS: dict[str, Entry] = {
-    "zero_shot": Entry(
-        "wordsight.methods.zero_shot:ZeroShot", "cosine between the image and the class name in one template"
-    ),
-    "sentence_mean": Entry(
-        "wordsight.methods.zero_shot:SentenceMean", "cosine to the mean of each class's sentences (CuPL)"
-    ),
-    "linear_probe": Entry(
-        "wordsight.methods.linear_probe:LinearProbe",
-        "logistic regression on image features; knows only labelled classes",
-    ),
-    "clap": Entry(
-        "wordsight.methods.clap:CLAP",
-        "linear probe that starts at the words and is held near them (CLAP; ZS-LP)",
-    ),
-    "tip_adapter": Entry(
-        "wordsight.methods.tip_adapter:TipAdapter",
-        "labelled images vote beside the words; nothing is trained (Tip-Adapter)",
-    ),
-    "tip_adapter_f": Entry(
-        "wordsight.methods.tip_adapter:TipAdapterF", "the same with trained keys (Tip-Adapter-F)"
-    ),
-    "clip_adapter": Entry(
-        "wordsight.methods.clip_adapter:CLIPAdapter", "a small network bends the image vector (CLIP-Adapter)"
-    ),
-    "taskres": Entry(
-        "wordsight.methods.taskres:TaskRes", "a learned offset on each class's text vector (TaskRes)"
-    ),
-    "coop": Entry(
-        "wordsight.methods.coop:CoOp", "learned vectors in place of the words around the class name (CoOp)"
-    ),
-    "cocoop": Entry("wordsight.methods.cocoop:CoCoOp", "the same, bent by every image (CoCoOp); slow"),
-    "kgcoop": Entry(
-        "wordsight.methods.kgcoop:KgCoOp", "CoOp, pulled towards the hand-written template (KgCoOp)"
-    ),
-    "prograd": Entry("wordsight.methods.prograd:ProGrad", "CoOp without steps against zero-shot (ProGrad)"),
-    "protext": Entry(
-        "wordsight.methods.protext:ProText", "context learned from sentences alone, no images (ProText)"
-    ),
-    "transclip": Entry(
-        "wordsight.methods.transclip:TransCLIP", "unlabelled images classified together (TransCLIP)"
-    ),
-    "aape": Entry(
-        "wordsight.methods.aape:AAPE", "sentences condensed into one prompt embedding per image (AAPE)"
-    ),
-    "aape_captions": Entry(
-        "wordsight.methods.aape_captions:AAPECaptions", "AAPE's h(x) of captions: images for search"
-    ),
-    "likelihood": Entry(
-        "wordsight.methods.likelihood:Likelihood", "a generative model is asked which class an image shows"
-    ),
-    "limber": Entry(
-        "wordsight.methods.limber:Limber",
-        "a frozen language model says what images show, through a linear map (LiMBeR, with AAPE's h)",
-    ),
-    "two_tower": Entry(
-        "wordsight.methods.two_tower:TwoTower",
-        "a language model becomes the text tower of a frozen image tower, from pairs (CLAMP, LiT)",
-    ),
-}
-BACKBONES: dict[str, Entry] = {
-    "vectors": Entry(
-        "wordsight.backbones.vectors:Vectors",
-        "a .npz or .safetensors of vectors that were computed elsewhere, with those of class names",
-    ),
-    "clip": Entry(
-        "wordsight.backbones.clip:CLIP",
-        "a CLIP or SigLIP checkpoint of transformers, hub name or local folder; `micro` is bundled",
-    ),
-    "joined": Entry(
-        "wordsight.backbones.joined:Joined", "any vision encoder and any text encoder, joined by a ridge map"
-    ),
-    "prompted": Entry(
-        "wordsight.backbones.prompted:Prompted", "h(x) for image vectors: a run of aape_captions"
-    ),
-    "vision": Entry(
-        "wordsight.backbones.vision:Vision",
-        "an image encoder alone (DINOv2, a ViT), the image tower for a text tower that is still to be "
-        "trained",
-    ),
-    "mllm": Entry(
-        "wordsight.backbones.mllm:MLLM",
-        "an image-text-to-text model (LLaVA, Qwen2-VL, SmolVLM, ...): captions, answers, an image tower",
-    ),
-    "llm": Entry(
-        "wordsight.backbones.llm:LLM",
-        "a language model as the text tower of a frozen image tower (CLAMP): a run of two_tower, or its "
-        "folder",
-    ),
-}
-
-
-def target_of(table: Mapping[str, Entry], name: str, what: str) -> str:
-    """`module:Class` behind `name`: of a table, of an installed package's entry point in the group
-    `wordsight.<what>s`, or `package.module:Class` itself. Errors: WordsightError where it is not known.
-    """
-    name = str(name)
-    if name in table:
-        return table[name].target
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
-        return name
-    if (entry := plugins(what).get(name)) is not None:
-        return entry.value
-    choices = [*table, *plugins(what)]
-    raise WordsightError(
-        f"{what} {name!r} is not known{nearest(name, choices)}; the choices are {', '.join(choices)}, or "
-        "one of your own as package.module:Class"
-    )
-
-
-def resolve(table: Mapping[str, Entry], name: str, what: str) -> type:
-    """The class that stands behind `name`. Errors: as `target_of`, and where it cannot be imported."""
-    name = str(name)
-    target = target_of(table, name, what)
-    module, _, attribute = target.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a module of somebody else's raises when it is imported
-        if name in table:
-            raise
-        why = str(error).strip() or type(error).__name__
-        raise WordsightError(f"{what} {name!r} cannot be imported: {why.splitlines()[0]}") from error
-
-
-def plugins(what: str) -> dict[str, importlib.metadata.EntryPoint]:
-    """What installed packages add: entry points of the group `wordsight.methods` or `wordsight.backbones`."""
-    group = f"wordsight.{what.split()[0]}s"
-    return {entry.name: entry for entry in importlib.metadata.entry_points(group=group)}
-
-
 @dataclass(frozen=True)
 class AskedSettings(Where):
     """Everything that decides a run's result, as it is asked for: every value has its annotated type, the
-    method's own too where METHOD_SETTINGS has their class. Errors: WordsightError for a value that cannot
+    method's own too where the table has their class. Errors: WordsightError for a value that cannot
     be."""
 
     data: str  # for a two_tower: image-caption pairs or labelled images, several joined by ::
@@ -231,11 +94,24 @@ class AskedSettings(Where):
                 "once, as in 'a photo of a {}.'"
             )
         target_of(METHODS, self.method, "method")
-        if self.method in METHOD_SETTINGS:
-            own = _typed(METHOD_SETTINGS[self.method], self.settings, "settings.")
+        if self.method in METHODS:
+            own = _typed(METHODS[self.method].Settings, self.settings, "settings.")
             object.__setattr__(self, "settings", own)
         if isinstance(self.train, Mapping):
             build(TrainSettings, self.train, "train.")
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether labelled images change what is fitted."""
+        return method_entry(self.method).labels or self.words == "calibrated"
+
+    @property
+    def needs_sentences(self) -> bool:
+        """Whether sentences change what is fitted."""
+        return method_entry(self.method).sentences or self.words in ("sentences", "calibrated")
+
+
+Asked = TypeVar("Asked", bound=AskedSettings)
 
 
 @dataclass(frozen=True)
@@ -261,23 +137,10 @@ class RunSettings(AskedSettings):
         kind.check(self)
 
     @property
-    def needs_labels(self) -> bool:
-        """Whether labelled images change what is fitted."""
-        return resolve(METHODS, self.method, "method").told_labels(self.words)
-
-    @property
     def needs_val(self) -> bool:
         """Whether validation images choose something, where the data has some."""
         several = self.train is not None and len(self.train.rates) > 1
         return several or resolve(METHODS, self.method, "method").needs_val
-
-    @property
-    def needs_sentences(self) -> bool:
-        """Whether sentences change what is fitted."""
-        return resolve(METHODS, self.method, "method").needs_sentences or self.words in (
-            "sentences",
-            "calibrated",
-        )
 
 
 def is_vectors(name: str) -> bool:
@@ -341,7 +204,7 @@ def located(settings: RunSettings) -> RunSettings:
     return relocated(settings, absolute)
 
 
-def relocated(settings: RunSettings, change: Callable[[str | None], str | None]) -> RunSettings:
+def relocated(settings: Asked, change: Callable[[str | None], str | None]) -> Asked:
     """The same settings with every name changed that may be a path, those of the method's own included."""
 
     def changed(name: str, value: str | None) -> str | None:

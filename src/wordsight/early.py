@@ -11,6 +11,7 @@ from wordsight.files import WordsightError
 from wordsight.reader import nearest_path
 
 GRAPH = "model.onnx"  # what a folder of `export --onnx` holds
+WEIGHTS_FILE = "weights.safetensors"  # every fitted tensor, of a run and of a backbone of ours
 FINISHED = "finished.json"  # what a run folder holds once all of it is there
 HUB_NAME = r"[\w.-]+/[\w.-]+"  # owner/name
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -33,9 +34,14 @@ def check_place(name: str, what: str) -> None:
         raise WordsightError(f"{what} folder {name!r} does not exist{nearest_path(path)}; {WAYS_ON[what]}")
 
 
+def is_finished(folder: str | Path) -> bool:
+    """Whether a run's folder holds all of it."""
+    return (Path(folder).expanduser() / FINISHED).is_file()
+
+
 def check_finished(folder: Path) -> None:
     """Refuse a run whose fit was stopped."""
-    if not (folder / FINISHED).is_file():
+    if not is_finished(folder):
         raise WordsightError(
             f"the run in {str(folder)!r} is not finished; give its `wordsight fit` command again, it goes on "
             f"from where it stopped"

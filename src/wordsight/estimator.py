@@ -249,9 +249,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         run = Run.start(folder, self.settings_, facts, fitted.sentences)
         before = run.content()
         run.keep_seen(self.seen_)
-        run.keep_weights(
-            fitted.method, {"name_vectors": fitted.texts.name_vectors} if fitted.backbone is None else {}
-        )
+        alone = {"name_vectors": fitted.texts.name_vectors} if fitted.backbone is None else {}
+        run.keep_weights(fitted.method.weights(), alone)
         if run.content() != before:
             run.forget()
         self.doubts_.write(run.folder)

@@ -247,12 +247,6 @@ def parse_json(text: str, where: str, *, strict: bool = True) -> Any:
         raise WordsightError(f"{where} is not readable: {error}") from error
 
 
-def file_digest(path: str | Path) -> str:
-    """What only this content has, as 32 hexadecimal digits."""
-    with open(path, "rb") as opened:
-        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
 def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """A hash of names, shapes, dtypes and bytes, and of the metadata beside them."""
     import torch

@@ -160,7 +160,7 @@ def _complete(run: Run, drawn: Drawn, backbone: Backbone, sentences: Sentences, 
     method = fit_method(settings, run.facts, data, backbone, run)
     seconds["fit"] = round(time.monotonic() - began, 3)
     run.keep_seen(seen_images(settings, dataset))
-    run.keep_weights(method)
+    run.keep_weights(method.weights())
     run.log(
         {
             "event": "fit",

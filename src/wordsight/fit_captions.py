@@ -167,7 +167,7 @@ def _complete(run: Run, parts: Parts) -> None:
     seconds["fit"] = round(time.monotonic() - began, 3)
     if cut:
         log.info("%d captions were longer than %d tokens and lost their ends", cut, parts.own.max_tokens)
-    run.keep_weights(method)
+    run.keep_weights(method.weights())
     run.keep_seen(seen_of(parts.pairs))
     run.log(
         {

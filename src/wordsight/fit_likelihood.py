@@ -50,7 +50,7 @@ def fit_likelihood(
         asked = Asked.showing(generator, settings, facts.classes, shown)
         learned = replace(drawn.dataset, train=shown) if drawn.everything else drawn.dataset
         run.keep_seen(seen_images(settings, learned))
-        run.keep_weights(asked)
+        run.keep_weights(asked.weights())
         classify.evaluate(run, fitted=asked, source=drawn.whole)
         seconds = {"fit": round(time.monotonic() - began, 3)}
         run.log({"event": "fit", "seconds": seconds, "images": len(shown), "parameters": 0, "skipped": []})

@@ -32,10 +32,11 @@ from wordsight.data.pairs import distinct_texts, fingerprint, open_pairs
 from wordsight.data.splits import digests
 from wordsight.data.stream import Mixture, StreamBatches, needs_stream, open_stream
 from wordsight.files import in_use, plain_name
-from wordsight.methods.two_tower import OWN_START, START, TwoTower, TwoTowerSettings, tower_settings
+from wordsight.methods.two_tower import START, TwoTower, tower_settings
 from wordsight.runs import Run, RunFacts
 from wordsight.tasks import retrieve
 from wordsight.tasks.classify import tell_skipped
+from wordsight.tower_settings import OWN_START, TwoTowerSettings
 from wordsight.train import STATE_FILE, changing, total_steps, train
 
 SIZES_FILE = "sizes.json"  # in state/: what a stream knows of its shards
@@ -266,7 +267,7 @@ def _keep(
         name=str(run.folder),
     )
     learned.write_into(run.folder)
-    run.keep_weights(learned)
+    run.keep_weights(learned.weights())
     run.keep_seen(_seen(parts, batches))
     trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
     run.log({"event": "fit", **event, "parameters": trained})

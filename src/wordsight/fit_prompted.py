@@ -97,7 +97,7 @@ def _complete(run: Run, backbone: Backbone, pairs: Pairs) -> None:
         backbone, learned.h, width=learned.width, logit_scale=learned.scale, name=str(run.folder)
     )
     prompted.write_into(run.folder)
-    run.keep_weights(prompted)
+    run.keep_weights(prompted.weights())
     run.keep_seen(seen_of(pairs))
     counts = {"images": len(known.rows), "captions": sum(map(len, known.rows))}
     parameters = sum(tensor.numel() for tensor in learned.h.state_dict().values())

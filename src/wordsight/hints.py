@@ -18,6 +18,7 @@ from wordsight.early import (
     check_marks,
     check_place,
     check_reading,
+    is_finished,
     is_graph,
     is_picture,
     is_run,
@@ -70,6 +71,7 @@ PACKAGES = {  # of methods and of ends of data's names: a package that an extra 
     "limber": ("peft", "lm", "method=limber"),
     ".parquet": ("pyarrow", "datasets", "Parquet"),
 }
+QUICKLY_READ = 100_000_000  # bytes of a run that is opened once more than need be
 NESTED = ("settings.", "train.")  # keys of a run that hold settings of their own
 
 
@@ -251,6 +253,16 @@ def check_run(verb: str, word: str) -> None:
         )
 
 
+def check_kept(word: str) -> None:
+    """Refuse a run that is damaged or of another version before torch is imported, where it is small; it is
+    opened again."""
+    path = Path(word).expanduser()
+    if is_run(path) and sum(file.stat().st_size for file in path.iterdir()) < QUICKLY_READ:
+        from wordsight.runs import Run
+
+        Run.open(path)
+
+
 def check_run_or_model(verb: str, word: str) -> None:
     """As `check_run`, but for a folder of transformers, a GGUF file or a name that can only be a hub's."""
     path = Path(word).expanduser()
@@ -263,8 +275,7 @@ def check_run_or_model(verb: str, word: str) -> None:
 
 
 def check_fit(words: Sequence[str]) -> None:
-    """Refuse settings of a run that cannot be (two_tower's own are read later), and names of what is
-    not there."""
+    """Refuse settings of a run that cannot be, and names of what is not there."""
     check_words("fit", words)
     asked = read(AskedSettings, *words)
     for name in (asked.method, Path(asked.data).suffix):
@@ -294,6 +305,7 @@ def check_predict(options: argparse.Namespace) -> None:
     check_marks(options.unsure, options.error)
     check_reading(options.max_pixels, options.csv)
     check_described(bool(options.classes or options.add), options.sentences)
+    check_kept(options.run)
 
 
 def check_data(name: str | None) -> None:
@@ -326,6 +338,9 @@ def check_runs(words: Sequence[str]) -> None:
     """Refuse folders of which none holds a run; where some do, the report names the others."""
     if not any(Path(word).expanduser().exists() for word in words):
         check_run("report", words[0])
+    runs = [Path(word).expanduser() for word in words if is_run(word)]
+    if len(runs) == len(words) and not any(map(is_finished, runs)):
+        check_finished(runs[0])
     empty = [word for word in words if _holds_no_run(Path(word).expanduser())]
     if empty and len(empty) == len(words):
         more = f": `wordsight fit data={empty[0]}` makes one" if _is_data(Path(empty[0]).expanduser()) else ""

@@ -1,16 +1,18 @@
-"""Metrics: pure functions of scores and labels, in percent unless they say otherwise. B images, C classes."""
+"""Metrics: pure functions of scores and labels, in percent unless they say otherwise. B images, C classes.
+Imports no torch at the top, as a report needs none."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TOP = 5  # classes of the highest scores that are kept of each image
 BINS = 15  # of a reliability diagram
@@ -33,6 +35,8 @@ class Best(NamedTuple):
     @classmethod
     def joined(cls, parts: Sequence[Best]) -> Best:
         """Those of all parts, in their order."""
+        import torch
+
         return cls(*(torch.cat(columns) for columns in zip(*parts)))
 
 
@@ -102,7 +106,7 @@ class Confusion:
 
 
 def confusion(predicted: Int[Tensor, " B"], labels: Int[Tensor, " B"], classes: int) -> Confusion:
-    pairs, images = torch.unique(labels * classes + predicted, return_counts=True)
+    pairs, images = (labels * classes + predicted).unique(return_counts=True)
     pairs = pairs.numpy()
     return Confusion(pairs // classes, pairs % classes, images.numpy(), classes)
 
@@ -124,9 +128,9 @@ def average_precision(scores: Float[Tensor, "B C"], shown: Bool[Tensor, "B C"]) 
     show it, of the share of such images up to there (VOC 2010 and later, CLIP_benchmark). None for a class
     that no image shows.
     """
-    order = torch.sort(scores, dim=0, descending=True, stable=True).indices
+    order = scores.sort(dim=0, descending=True, stable=True).indices
     hits = shown.gather(0, order).double()
-    share = hits.cumsum(0) / torch.arange(1, len(hits) + 1, dtype=torch.float64)[:, None]
+    share = hits.cumsum(0) / hits.new_ones(len(hits), 1).cumsum(0)
     totals = hits.sum(0)
     found = (share * hits).sum(0) / totals
     return [100 * value if total else None for value, total in zip(found.tolist(), totals.tolist())]
@@ -189,8 +193,8 @@ def temperature(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"]) -> floa
     better, which says nothing of other images; where scores are no better than a guess, the larger."""
     from scipy.optimize import brentq
 
-    scores, rows = logits.double(), torch.arange(len(logits))
-    told = scores[rows, labels].mean()
+    scores = logits.double()
+    told = scores.gather(1, labels[:, None]).mean()
 
     def slope(log_temperature: float) -> float:
         shares = (scores / math.exp(log_temperature)).softmax(1)

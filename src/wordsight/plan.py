@@ -23,6 +23,7 @@ from wordsight.files import plain_name
 from wordsight.methods import Asking, Classifier
 from wordsight.reader import CONFIGS, build, read, read_yaml
 from wordsight.suite_settings import ZERO_SHOT, Suite, SuiteSettings, check_apart
+from wordsight.tables import method_entry
 
 # run settings that a suite passes on to every run
 GENERAL = ("template", "views", "flip", "dtype", "label", "max_pixels", "unlabelled")
@@ -116,12 +117,17 @@ def method_of(entry: Mapping[str, Any]) -> Any:
     return resolve(METHODS, entry.get("method", RunSettings.method), "method")
 
 
+def _has_vectors(entry: Mapping[str, Any]) -> bool:
+    """Whether a method scores by class vectors that it can be given."""
+    return method_entry(entry.get("method", RunSettings.method)).words == "given"
+
+
 def words_of(settings: SuiteSettings, entry: Mapping[str, Any]) -> str:
     """The words that a method of the suite is given: its own where its YAML says so, or where it learns the
     tokens of its class texts, uses none, or is nothing but its words.
     """
     kind = method_of(entry)
-    given = (settings.words or settings.kind.words) if kind.shares_words() else "auto"
+    given = (settings.words or settings.kind.words) if _has_vectors(entry) else "auto"
     given = entry.get("words", given)
     own = build(kind.Settings, entry.get("settings") or {}, "settings.")
     return kind.own_words(own) if given == "auto" else given
@@ -131,7 +137,7 @@ def beside_zero_shot(
     settings: SuiteSettings, entries: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Mapping[str, Any]]:
     """The same with zero-shot at every kind of words that a method is given, where it was not named."""
-    vectors = [entry for entry in entries.values() if method_of(entry).shares_words()]
+    vectors = [entry for entry in entries.values() if _has_vectors(entry)]
     kinds = dict.fromkeys(words_of(settings, entry) for entry in vectors)
     there = {words_of(settings, entry) for entry in vectors if entry.get("method") == ZERO_SHOT}
     added = {}

@@ -10,37 +10,38 @@ metrics.jsonl        one event a line
 predictions-*.csv    what the last evaluation said of each image
 finished.json        written last: all of the above is there, and with which content
 state/               what an interrupted fit goes on from; gone when it is finished
-"""
+
+Imports no torch at the top: a report, and a check of what is there, need none."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from torch import Tensor
 
-from wordsight.backbones import Backbone
-from wordsight.backbones.hub import WEIGHTS_FILE
 from wordsight.config import (
     LOCATED,
     METHODS,
+    AskedSettings,
     RunSettings,
+    TrainSettings,
     WordsightError,
     load_yaml,
     located,
     relocated,
     resolve,
 )
-from wordsight.early import FINISHED, check_finished
+from wordsight.digests import check_digests, digests
+from wordsight.early import FINISHED, WEIGHTS_FILE, check_finished, is_finished
 from wordsight.files import (
     PART,
     parse_json,
@@ -51,9 +52,13 @@ from wordsight.files import (
     write_file,
     write_tensors,
 )
-from wordsight.methods import Captioner, Classifier, Embedder, Space
 from wordsight.reader import build, to_dict
-from wordsight.sentences import saved_sentences
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wordsight.backbones import Backbone
+    from wordsight.methods import Classifier
 
 log = logging.getLogger("wordsight")
 NO_BACKBONE = "none"  # what config.yaml names as backbone where a run was fitted on feature matrices
@@ -86,19 +91,22 @@ class RunFacts:
     pool_classes: tuple[str, ...] = ()  # which these may show
 
 
-class Fitted(Protocol):
-    """A method, or the backbone that a two_tower became."""
-
-    def weights(self) -> dict[str, Tensor]:
-        """Every fitted tensor that prediction needs."""
-        ...
-
-
 class Run:
     """One run folder. `Run.start` begins or resumes one, `Run.open` reads a finished one."""
 
-    def __init__(self, folder: Path, settings: RunSettings, facts: RunFacts):
-        self.folder, self.settings, self.facts = folder, settings, facts
+    def __init__(self, folder: Path, kept: AskedSettings, facts: RunFacts):
+        self.folder, self.kept, self.facts = folder, kept, facts
+
+    @cached_property
+    def settings(self) -> RunSettings:
+        """What was asked for, checked by the method, which is imported for it; `kept` is the same as
+        config.yaml has it. Errors: WordsightError where it cannot be."""
+        if isinstance(self.kept, RunSettings):
+            return self.kept
+        try:
+            return RunSettings(**vars(self.kept))
+        except WordsightError as error:
+            raise WordsightError(f"{self.folder / 'config.yaml'}: {error}") from error
 
     @classmethod
     def start(
@@ -127,7 +135,9 @@ class Run:
                     f"{folder} holds another run: {'; '.join(changed)}. Give another out=..., or delete "
                     f"that folder"
                 )
-            there = cls(folder, _moved(there.settings, located(settings)), facts)
+            # where they hold what they held, places are as the command names them now
+            places = {name: getattr(located(settings), name) for name in LOCATED}
+            there = cls(folder, replace(there.settings, **places), facts)
             there.write_config()
             return there
         _write_json(folder / "sentences.json", sentences)
@@ -139,15 +149,12 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """A finished run. Errors: WordsightError for no run, another version's run, a damaged or unfinished
-        one.
-        """
+        """A finished run. Errors: WordsightError for no run, another version's, one damaged or unfinished."""
         folder = Path(folder).expanduser()
         if not (folder / "config.yaml").is_file():
             raise WordsightError(
                 f"{str(folder)!r} is no run folder: it has no config.yaml. `wordsight fit data=... "
-                f"out={folder}` "
-                "makes one"
+                f"out={folder}` makes one"
             )
         run = cls._read(folder)
         check_finished(folder)
@@ -160,16 +167,19 @@ class Run:
         if content.get("format") != FORMAT:
             raise WordsightError(
                 f"{folder} was written in run format {content.get('format')}; this version of wordsight "
-                f"reads "
-                f"format {FORMAT}"
+                f"reads format {FORMAT}"
             )
         parts: dict[str, Any] = {name: content.get(name) for name in ("settings", "facts")}
         for name, part in parts.items():
             if not isinstance(part, dict):
                 raise WordsightError(f"{folder / 'config.yaml'} is not complete: {name} is {part!r}")
         try:
-            settings = _resolved(folder, build(RunSettings, parts["settings"]))
-            return cls(folder, settings, build(RunFacts, parts["facts"]))
+            # a method of somebody else's types its own settings, and is imported for it
+            known = parts["settings"].get("method") in METHODS
+            kept = _resolved(folder, build(AskedSettings if known else RunSettings, parts["settings"]))
+            if isinstance(kept.train, dict):
+                kept = replace(kept, train=build(TrainSettings, kept.train, "train.") if kept.train else None)
+            return cls(folder, kept, build(RunFacts, parts["facts"]))
         except WordsightError as error:
             raise WordsightError(f"{folder / 'config.yaml'}: {error}") from error
 
@@ -193,6 +203,8 @@ class Run:
     @property
     def sentences(self) -> dict[str, tuple[str, ...]]:
         """The sentences of each class; a class may have none."""
+        from wordsight.sentences import saved_sentences
+
         return saved_sentences(self.folder / "sentences.json")
 
     @property
@@ -229,15 +241,19 @@ class Run:
 
     def check_scores(self) -> None:
         """Errors: WordsightError for a two_tower and for what writes, which score no classes of their own."""
-        if issubclass(resolve(METHODS, self.settings.method, "method"), Captioner):
+        from wordsight.methods import Captioner, Embedder
+
+        kind = resolve(METHODS, self.kept.method, "method")
+        what = f"{self.folder} is a {self.kept.method} and"
+        if issubclass(kind, Captioner):
             raise WordsightError(
-                f"{self.folder} is a {self.settings.method} and scores no classes; it says what images show: "
-                f"`wordsight caption {self.folder} image.jpg`"
+                f"{what} scores no classes; it says what images show: `wordsight caption {self.folder} "
+                f"image.jpg`"
             )
-        if issubclass(resolve(METHODS, self.settings.method, "method"), Embedder):
+        if issubclass(kind, Embedder):
             raise WordsightError(
-                f"{self.folder} is a {self.settings.method} and has no classes of its own; it is a backbone: "
-                f"`wordsight fit backbone={self.folder} ...`"
+                f"{what} has no classes of its own; it is a backbone: `wordsight fit backbone={self.folder} "
+                f"...`"
             )
 
     def extra(self, name: str) -> Tensor:
@@ -264,11 +280,11 @@ class Run:
         np.save(out, rows, allow_pickle=False)
         write_file(self.folder / SEEN, out.getvalue())
 
-    def keep_weights(self, method: Fitted, extra: Mapping[str, Tensor] | None = None) -> None:
-        """Write the weights; `extra` tensors lie in a file of their own."""
+    def keep_weights(self, weights: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None) -> None:
+        """Write every fitted tensor that prediction needs; `extra` ones lie in a file of their own."""
         if extra:
             write_tensors(self.folder / "extra.safetensors", extra)
-        write_tensors(self.folder / WEIGHTS_FILE, method.weights(), {"format": str(FORMAT)})
+        write_tensors(self.folder / WEIGHTS_FILE, weights, {"format": str(FORMAT)})
 
     def finish(self) -> None:
         """All is there: say so, with what each file holds. Written last."""
@@ -279,10 +295,7 @@ class Run:
 
     def content(self) -> dict[str, str]:
         """A digest of each file that loading needs."""
-        files = [self.folder / name for name in KEPT if (self.folder / name).is_file()]
-        return {
-            path.name: hashlib.blake2b(read_bytes(path, "file"), digest_size=16).hexdigest() for path in files
-        }
+        return digests(self.folder, [name for name in KEPT if (self.folder / name).is_file()])
 
     def check_content(self) -> None:
         """Errors: WordsightError where a file is not what was written when the run was finished."""
@@ -291,13 +304,7 @@ class Run:
         files = known.get("files") if isinstance(known, dict) else None
         if not isinstance(files, dict):
             raise WordsightError(f"{path} is no list of a run's files; fit again into another out=")
-        here = self.content()
-        for name, digest in files.items():
-            if here.get(name) != digest:
-                what = "is damaged: its content is not what was written" if name in here else "is missing"
-                raise WordsightError(
-                    f"{self.folder / name} {what}; restore it, or fit again into another out="
-                )
+        check_digests(self.folder, files, "restore it, or fit again into another out")
 
     def log(self, event: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl, below any half line that a kill has left."""
@@ -333,31 +340,22 @@ class Run:
         return [event for event in events if kind in (None, event["event"])]
 
 
-def is_finished(folder: str | Path) -> bool:
-    """Whether a run's folder holds all of it."""
-    return (Path(folder).expanduser() / FINISHED).is_file()
-
-
 def build_method(settings: RunSettings, facts: RunFacts, backbone: Backbone | None = None) -> Classifier:
     """A fresh method of the kind, shape and settings that a run names; `backbone` where there is one."""
+    from wordsight.methods import Space
+
     kind = resolve(METHODS, settings.method, "method").formed(settings.settings)
     space = backbone or Space(facts.dim, facts.logit_scale)
     method = kind(facts.classes, space, settings.settings).give(settings.words)
     return method.give_pool(facts.pool_classes) if facts.pool_classes else method
 
 
-def _moved(there: RunSettings, here: RunSettings) -> RunSettings:
-    """A run's settings with the places that a command names now, where they hold what they held."""
-    return replace(there, **{name: getattr(here, name) for name in LOCATED})
-
-
-def _resolved(folder: Path, settings: RunSettings) -> RunSettings:
+def _resolved(folder: Path, settings: AskedSettings) -> AskedSettings:
     """Paths that a folder which needs nothing outside it gives from itself on: `./backbone`."""
 
     def inside(name: str | None) -> str | None:
-        kind, at, path = (name or "").rpartition(
-            "@"
-        )  # of a class of somebody else's: package:Class@./backbone
+        # of a class of somebody else's: package:Class@./backbone
+        kind, at, path = (name or "").rpartition("@")
         return f"{kind}{at}{folder.absolute() / path}" if path.startswith("./") else name
 
     return relocated(settings, inside)

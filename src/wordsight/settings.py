@@ -1,5 +1,5 @@
 """Settings: what is a method's own, and what `join` and `sentences` take. Imports no torch, so that a wrong
-one is told at once; two_tower's stand in methods/two_tower.py, as those of its LM import transformers."""
+one is told at once; two_tower's stand in tower_settings.py, beside those of its LM."""
 
 from __future__ import annotations
 
@@ -344,25 +344,3 @@ class WriterSettings(Where):
                 f"engine=ray runs a model on many machines, with local=true; a server answers workers="
                 f"{self.workers} questions at once, so give more of them"
             )
-
-
-METHOD_SETTINGS: dict[str, type] = {  # by the name of the method; a test holds them to the methods' own
-    "zero_shot": NoSettings,
-    "sentence_mean": NoSettings,
-    "linear_probe": LinearProbeSettings,
-    "clap": CLAPSettings,
-    "tip_adapter": TipAdapterSettings,
-    "tip_adapter_f": TipAdapterSettings,
-    "clip_adapter": CLIPAdapterSettings,
-    "taskres": TaskResSettings,
-    "coop": CoOpSettings,
-    "cocoop": CoCoOpSettings,
-    "kgcoop": KgCoOpSettings,
-    "prograd": ProGradSettings,
-    "protext": ProTextSettings,
-    "transclip": NoSettings,
-    "aape": AAPESettings,
-    "aape_captions": CaptionSettings,
-    "likelihood": LikelihoodSettings,
-    "limber": LimberSettings,
-}

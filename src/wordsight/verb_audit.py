@@ -16,6 +16,7 @@ def audit(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_run("audit", options.run)
     hints.check_words("audit", options.words)
     own = read(help.AuditSettings, *options.words)
+    hints.check_kept(options.run)
     from wordsight.audit import audit
 
     names = ("pool", "out", "data", "backbone", "root")

@@ -15,6 +15,7 @@ OF_GRAPHS = ("classes", "images", "int8")
 def export(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_run("export", options.run)
     given = {name: getattr(options, name) for name in OF_GRAPHS if getattr(options, name)}
+    hints.check_kept(options.run)
     if options.onnx:
         from wordsight.onnx.exporting import export_graph
 

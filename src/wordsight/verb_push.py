@@ -14,6 +14,7 @@ from wordsight.early import check_hub_name
 def push(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_run("push", options.run)
     check_hub_name(options.name)
+    hints.check_kept(options.run)
     from wordsight.push import push
 
     given = {name: getattr(options, name) for name in ("licence", "backbone")}

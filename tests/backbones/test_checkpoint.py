@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from wordsight.backbones import load_backbone
 from wordsight.backbones.checkpoint import INDEX_FILE, WEIGHTS_FILE
-from wordsight.backbones.text_tower import TextTower, TowerSettings
+from wordsight.backbones.text_tower import TextTower
 from wordsight.files import WordsightError
+from wordsight.tower_settings import TowerSettings
 
 NAN, HUGE = float("nan"), 10**9
 DEEP, LONG = "[" * 20_000, '{"model_type": ' + "9" * 6_000 + "}"

@@ -17,7 +17,8 @@ from wordsight.backbones.text_tower import TextTower
 from wordsight.config import RunSettings
 from wordsight.data.features import image_features
 from wordsight.files import WordsightError
-from wordsight.methods.two_tower import TwoTower, TwoTowerSettings, tower_settings
+from wordsight.methods.two_tower import TwoTower, tower_settings
+from wordsight.tower_settings import TwoTowerSettings
 
 
 @pytest.fixture

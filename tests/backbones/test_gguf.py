@@ -14,9 +14,9 @@ from wordsight.backbones.gguf import _check_tokenizer
 from wordsight.backbones.hub import find, local
 from wordsight.backbones.lm import load_lm
 from wordsight.backbones.text_tower import TextTower
-from wordsight.backbones.tower_settings import TowerSettings
 from wordsight.cli import main
 from wordsight.config import WordsightError
+from wordsight.tower_settings import TowerSettings
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -683,7 +683,7 @@ def test_one_flipped_bit_is_noticed(built, tmp_path, part):
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(content)
-    with pytest.raises(WordsightError, match=f"{part}/model.safetensors of .* is damaged"):
+    with pytest.raises(WordsightError, match=f"{part}/model.safetensors is damaged"):
         load(tmp_path / "copy")
 
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 import wordsight
 from wordsight.backbones import hub, load_backbone, unit
 from wordsight.backbones.llm import LLM
-from wordsight.backbones.text_tower import TextTower, TowerSettings
+from wordsight.backbones.text_tower import TextTower
 from wordsight.config import WordsightError
+from wordsight.tower_settings import TowerSettings
 
 LITTLE = TowerSettings(wrapper="a {}.", prompts=3, dim=12, rank=2, heads=2)
 TEXTS = ["a dog", "x", "a red house by the sea", "x"]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from wordsight import config
+from wordsight import tables
 from wordsight.backbones import load_backbone
 from wordsight.files import WordsightError
 
@@ -81,8 +81,8 @@ def test_what_stands_behind_the_at_sign_is_its_argument(theirs, tmp_path, monkey
 
 
 def test_an_installed_package_names_its_own(theirs, monkeypatch):
-    entry = config.importlib.metadata.EntryPoint("plain", f"{theirs}:Plain", "wordsight.backbones")
-    monkeypatch.setattr(config.importlib.metadata, "entry_points", lambda group: [entry])
+    entry = tables.importlib.metadata.EntryPoint("plain", f"{theirs}:Plain", "wordsight.backbones")
+    monkeypatch.setattr(tables.importlib.metadata, "entry_points", lambda group: [entry])
     assert load_backbone("plain@big", device="cpu").path == "big"
 
 

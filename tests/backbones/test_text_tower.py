@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from standins import mostly_slow, without_digests
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from wordsight import losses
-from wordsight.backbones import DTYPES, batches, readonly, text_encoding, text_tower, tower_settings, unit
-from wordsight.backbones.text_tower import TextTower, TowerSettings
+from wordsight import losses, tower_settings
+from wordsight.backbones import DTYPES, batches, readonly, text_encoding, text_tower, unit
+from wordsight.backbones.text_tower import TextTower
 from wordsight.backbones.verify import verify
 from wordsight.config import WordsightError
+from wordsight.tower_settings import TowerSettings
 
 SMALL = {
     "hidden_size": 32,

@@ -20,7 +20,6 @@ from wordsight.onnx import opened
 from wordsight.reader import read_yaml
 from wordsight.runs import Run, RunFacts, build_method
 from wordsight.sentences import ClassTexts, class_texts
-from wordsight.settings import METHOD_SETTINGS
 
 NAMES = ("red", "green", "blue", "yellow")
 DIM, SCALE = 12, 20.0
@@ -86,10 +85,10 @@ def fit_anew(name, data, texts, backbone):
     return fit_method(settings_of(name), facts(), FitData(images[:, None], labels, texts, 1), backbone)
 
 
-def test_settings_that_are_told_at_once_are_the_methods_own():
-    """All but two_tower's, which stand beside an LM's."""
-    known = {name: resolve(METHODS, name, "method").Settings for name in METHODS if name != "two_tower"}
-    assert known == METHOD_SETTINGS
+@pytest.mark.parametrize("name", METHODS)
+def test_the_table_says_of_a_method_what_its_class_does(name):
+    told = METHODS[name]
+    assert told == resolve(METHODS, name, "method").entry(told.target, told.summary)
 
 
 @cache
@@ -126,7 +125,7 @@ def test_scores_one_finite_row_an_image(name, data, texts, backbone):
 def test_is_saved_and_loaded_to_the_same_scores(name, data, texts, backbone, tmp_path):
     method = fitted(name, data, texts, backbone)
     run = Run.start(tmp_path / "run", settings_of(name), facts(), SENTENCES)
-    run.keep_weights(method)
+    run.keep_weights(method.weights())
     run.finish()
     loaded = Run.open(tmp_path / "run").method(backbone)
     loaded.choose(texts)
@@ -136,7 +135,7 @@ def test_is_saved_and_loaded_to_the_same_scores(name, data, texts, backbone, tmp
 @pytest.mark.parametrize("damage", ["missing", "extra", "shape"])
 def test_demands_exactly_the_saved_tensors(name, data, texts, backbone, tmp_path, damage):
     run = Run.start(tmp_path / "run", settings_of(name), facts(), SENTENCES)
-    run.keep_weights(fitted(name, data, texts, backbone))
+    run.keep_weights(fitted(name, data, texts, backbone).weights())
     run.finish()
     path = run.folder / "weights.safetensors"
     tensors = load_file(path)

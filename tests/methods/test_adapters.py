@@ -192,7 +192,7 @@ def test_a_memory_of_any_size_is_loaded(name, train, test, texts, tmp_path):
     settings, facts = RunSettings(data="d", method=name), RunFacts(NAMES, DIM, SCALE, "")
     method = fit_method(settings, facts, data_of(train, texts, draw(9, 0.3, 6)))
     run = Run.start(tmp_path / "run", settings, facts, {})
-    run.keep_weights(method)
+    run.keep_weights(method.weights())
     run.finish()
     loaded = Run.open(run.folder).method()
     loaded.set_classes(texts)

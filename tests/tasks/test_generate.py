@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertFo
 import wordsight
 from wordsight.backbones import load_backbone
 from wordsight.backbones.llm import LLM
-from wordsight.backbones.text_tower import TextTower, TowerSettings
+from wordsight.backbones.text_tower import TextTower
 from wordsight.backbones.verify import verify
 from wordsight.config import RunSettings, WordsightError
 from wordsight.fit import fit
@@ -23,6 +23,7 @@ from wordsight.sentences.self_written import sentences_for
 from wordsight.sentences.writers import write_sentences
 from wordsight.settings import WriterSettings
 from wordsight.tasks.generate import generate, open_tower
+from wordsight.tower_settings import TowerSettings
 
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, "

@@ -25,9 +25,10 @@ from wordsight.batches import FeatureBatches, PairBatches
 from wordsight.config import RunSettings, TrainSettings, WordsightError
 from wordsight.fit import fit
 from wordsight.methods import two_tower
-from wordsight.methods.two_tower import TwoTower, TwoTowerSettings, tower_settings
+from wordsight.methods.two_tower import TwoTower, tower_settings
 from wordsight.reader import read
 from wordsight.runs import Run
+from wordsight.tower_settings import TwoTowerSettings
 from wordsight.train import train
 
 LITTLE = {"wrapper": "a {}.", "prompts": 3, "rank": 2, "heads": 2, "max_tokens": 40}

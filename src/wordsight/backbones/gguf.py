@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from wordsight.backbones import hub
 from wordsight.config import WordsightError
+from wordsight.digests import file_digest
 from wordsight.extras import needed
-from wordsight.files import cache_folder, file_digest, in_use, new_folder
+from wordsight.files import cache_folder, in_use, new_folder
 
 if TYPE_CHECKING:
     from transformers.modeling_utils import PreTrainedModel

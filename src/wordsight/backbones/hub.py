@@ -19,8 +19,8 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from wordsight.backbones import OWN_FILE
 from wordsight.config import WordsightError
-from wordsight.early import FINISHED, HUB_NAME, WAYS_ON, check_place, is_run
-from wordsight.files import file_digest, read_json, write_file
+from wordsight.early import FINISHED, HUB_NAME, WAYS_ON, WEIGHTS_FILE, check_place, is_run
+from wordsight.files import read_json, write_file
 from wordsight.reader import nearest
 
 if TYPE_CHECKING:  # transformers takes seconds to import; whoever only looks for a folder needs none of it
@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # transformers takes seconds to import; whoever only looks fo
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 TOKENIZER_FILES += ("tokenizer.model",)
-WEIGHTS_FILE = "weights.safetensors"
 GGUF = ".gguf"  # an LM in one file
 # owner/name, a GGUF file of it as llama.cpp and ollama name it, owner/name:Q8_0, or by its path in it
 IN_REPOSITORY = re.compile(r"(?:hf\.co/|huggingface\.co/)?([\w.-]+/[\w.-]+)(?::([\w.-]+)|/([\w./-]+\.gguf))?")
@@ -38,6 +37,7 @@ BUNDLED = ("micro_lm",)  # LMs that lie beside this file; `micro` is a whole bac
 TOWER_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "LICEN[CS]E*", "NOTICE*"]
 OWN_FILES = [*TOWER_FILES, "*.safetensors"]  # of a folder that Wordsight wrote, at any depth
 RUN_FILES = [*OWN_FILES, "*.yaml", "*.jsonl", "*.npy"]
+SAVE_AGAIN = "save it again, or restore it"  # where a weights file is damaged
 HERE = '"..."'  # for its own place in the card of a backbone, which does not know it
 NEEDS = {  # besides config.json and weights: one of these files each
     "backbone": (TOKENIZER_FILES, PIXEL_FILES),
@@ -237,19 +237,10 @@ def read_facts(file: Path, what: str, kind: str, version: int, **types: Any) -> 
     return facts
 
 
-def digests(folder: Path, parts: Iterable[str]) -> dict[str, str]:
-    """A hash of every weights file in these folders inside `folder`, to be kept beside them."""
-    files = [file for part in parts for file in sorted((folder / part).glob("*.safetensors"))]
-    return {str(file.relative_to(folder)): file_digest(file) for file in files}
-
-
-def check_digests(folder: Path, known: Any, what: str) -> None:
-    """Errors: WordsightError where a file is not what `digests` saw. `known` is None in older folders."""
-    for name, digest in (known if isinstance(known, dict) else {}).items():
-        file = folder / str(name)
-        if not file.is_file() or file_digest(file) != digest:
-            why = "is damaged: its content is not what was written" if file.is_file() else "is missing"
-            raise WordsightError(f"{name} of {what} {why}; save it again, or restore it")
+def weights_in(folder: Path, parts: Iterable[str]) -> list[Path]:
+    """The weights files in these folders inside `folder`."""
+    files = (file for part in parts for file in sorted((folder / part).glob("*.safetensors")))
+    return [file.relative_to(folder) for file in files]
 
 
 def save_part(folder: Path, model: PreTrainedModel | None = None, tokenizer: Any = None) -> None:

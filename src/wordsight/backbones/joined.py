@@ -36,13 +36,13 @@ from wordsight.backbones.checkpoint import (
     vocabulary_size,
 )
 from wordsight.backbones.hub import (
-    check_digests,
-    digests,
+    SAVE_AGAIN,
     find,
     read_facts,
     read_mapping,
     save_json,
     save_part,
+    weights_in,
 )
 from wordsight.backbones.pixels import FILE as PREPROCESSOR_FILE
 from wordsight.backbones.vision import (
@@ -54,6 +54,7 @@ from wordsight.backbones.vision import (
     width_of,
 )
 from wordsight.config import WordsightError
+from wordsight.digests import check_digests, digests
 from wordsight.files import new_folder, write_tensors
 
 FORMAT = 1
@@ -151,7 +152,7 @@ class Joined(Backbone, TokenReader):
         """
         number, path = pick_dtype(dtype), Path(path)
         facts = _read_facts(path / OWN_FILE)
-        check_digests(path, facts.get("files"), f"backbone {name!r}")
+        check_digests(path, facts.get("files"), SAVE_AGAIN)
         image, words = (Place(path / part, f"{sort} encoder", name) for part, sort in PARTS)
         vision = image_tower(image, facts["pooling"], whole=True, dtype=number)
         text = text_encoder(words, facts["text_pooling"], facts["max_tokens"], whole=True, dtype=number)
@@ -242,7 +243,7 @@ class Joined(Backbone, TokenReader):
             save_part(temporary / "text", self.text.model, self.text.tokenizer)
             save_json(temporary / "vision" / PREPROCESSOR_FILE, self.vision.transform.to_dict())
             write_tensors(temporary / MAP_FILE, self.tensors)
-            files = digests(temporary, [part for part, _ in PARTS])
+            files = digests(temporary, weights_in(temporary, [part for part, _ in PARTS]))
             save_json(temporary / OWN_FILE, self.facts | {"files": files})
 
 

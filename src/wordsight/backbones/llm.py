@@ -21,7 +21,6 @@ from wordsight.backbones import OWN_FILE, Backbone, fingerprint, if_moved, load_
 from wordsight.backbones.checkpoint import exactly
 from wordsight.backbones.hub import (
     HERE,
-    WEIGHTS_FILE,
     check_complete,
     first_line,
     on_hub,
@@ -30,6 +29,7 @@ from wordsight.backbones.hub import (
 )
 from wordsight.backbones.text_tower import BASE_FOLDER, TextTower
 from wordsight.config import WordsightError
+from wordsight.early import WEIGHTS_FILE
 from wordsight.files import new_folder, write_file, write_tensors
 from wordsight.reader import to_dict
 

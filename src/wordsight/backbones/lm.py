@@ -37,10 +37,10 @@ from wordsight.backbones.checkpoint import (
     vocabulary_size,
 )
 from wordsight.backbones.inner_lm import MLLMS, inner_config, read_inner
-from wordsight.backbones.tower_settings import TowerSettings
 from wordsight.config import WordsightError
 from wordsight.extras import needed
 from wordsight.reader import nearest
+from wordsight.tower_settings import TowerSettings
 
 with needed("lm", "a language model"):
     from peft import PeftModel

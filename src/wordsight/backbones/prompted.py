@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from wordsight.backbones import OWN_FILE, Backbone, fingerprint, load_backbone, place_of, unit
 from wordsight.backbones.checkpoint import exactly
-from wordsight.backbones.hub import HERE, WEIGHTS_FILE, check_complete, first_line, read_facts, save_json
+from wordsight.backbones.hub import HERE, check_complete, first_line, read_facts, save_json
 from wordsight.config import WordsightError
+from wordsight.early import WEIGHTS_FILE
 from wordsight.files import new_folder, write_file, write_tensors
 
 FORMAT = 1

@@ -16,7 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from wordsight.backbones import fingerprint, if_moved, readonly, source_of
 from wordsight.backbones.checkpoint import Place, config_facts, exactly, tokenizer_facts
-from wordsight.backbones.hub import check_digests, digests, find, read_facts, save_json, save_part
+from wordsight.backbones.hub import SAVE_AGAIN, find, read_facts, save_json, save_part, weights_in
 from wordsight.backbones.lm import (
     check_kind,
     check_vocabulary,
@@ -27,23 +27,24 @@ from wordsight.backbones.lm import (
     untouched,
 )
 from wordsight.backbones.text_encoding import TextBatch, TextEncoding
-from wordsight.backbones.tower_settings import (
+from wordsight.config import WordsightError
+from wordsight.digests import check_digests, digests
+from wordsight.extras import needed
+from wordsight.files import new_folder, write_tensors
+from wordsight.reader import build, to_dict
+from wordsight.tower_settings import (
     TowerSettings,
     check_dtype,
     check_settings,
     lora_config,
     resolve_wrapper,
 )
-from wordsight.config import WordsightError
-from wordsight.extras import needed
-from wordsight.files import new_folder, write_tensors
-from wordsight.reader import build, to_dict
 
 with needed("lm", "a language model"):
     from peft import PeftModel, get_peft_model
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
-__all__ = ["TextBatch", "TextTower", "TowerSettings"]
+__all__ = ["TextBatch", "TextTower"]
 FORMAT = 1
 TOWER_FILE, TENSORS_FILE = "tower.json", "tower.safetensors"
 ADAPTER_FOLDER, ADAPTER_FILE, BASE_FOLDER = "adapter", "adapter_model.safetensors", "base"
@@ -169,7 +170,7 @@ class TextTower(TextEncoding):
                 "base": {
                     "name": None if copied else source_of(name),
                     "sketch": sketch(bare, rounded=True) if copied else self.origin,
-                    "files": digests(temporary, [BASE_FOLDER]),
+                    "files": digests(temporary, weights_in(temporary, [BASE_FOLDER])),
                 },
                 "wrapper": self.wrapper,
                 "special_tokens": self._special,
@@ -199,7 +200,7 @@ class TextTower(TextEncoding):
         base, settings = facts["base"]["name"], build(TowerSettings, facts["settings"])
         with if_moved(f"write its place as 'name' of 'base' in {folder / TOWER_FILE}"):
             where = find(base, "LM") if base else folder / BASE_FOLDER
-        check_digests(folder, facts["base"].get("files"), f"the text tower in {str(folder)!r}")
+        check_digests(folder, facts["base"].get("files"), SAVE_AGAIN)
         lm, tokenizer = load_lm(Place(where, "LM", str(base or where)), settings.kind, dtype=dtype)
         # one that lies in base/ has no name: whoever saves the tower again must copy it again
         lm.name_or_path = base or ""

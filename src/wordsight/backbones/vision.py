@@ -31,19 +31,20 @@ from wordsight.backbones.checkpoint import (
 )
 from wordsight.backbones.grids import grid_of, pooled
 from wordsight.backbones.hub import (
-    check_digests,
-    digests,
+    SAVE_AGAIN,
     find,
     first_line,
     read_facts,
     read_mapping,
     save_json,
     save_part,
+    weights_in,
 )
 from wordsight.backbones.pixels import FILE as PREPROCESSOR_FILE
 from wordsight.backbones.pixels import Preprocess, read_preprocess
 from wordsight.backbones.timm_names import timm_pixels, vit_from_timm
 from wordsight.config import WordsightError
+from wordsight.digests import check_digests, digests
 from wordsight.files import new_folder, read_tensors
 
 FORMAT = 1
@@ -167,7 +168,9 @@ class Vision(Backbone):
             save_part(temporary, self.vision.model)
             save_json(temporary / PREPROCESSOR_FILE, self.vision.transform.to_dict())
             facts = {"kind": "vision", "format": FORMAT, "pooling": self.vision.pooling}
-            save_json(temporary / OWN_FILE, facts | {"files": digests(temporary, ["."])})
+            save_json(
+                temporary / OWN_FILE, facts | {"files": digests(temporary, weights_in(temporary, ["."]))}
+            )
 
 
 def _read_pooling(file: Path, name: str) -> str:
@@ -176,7 +179,7 @@ def _read_pooling(file: Path, name: str) -> str:
         raise WordsightError(
             f"{file} has pooling={facts['pooling']!r}; the choices are {', '.join(POOLINGS)}"
         )
-    check_digests(file.parent, facts.get("files"), f"image encoder {name!r}")
+    check_digests(file.parent, facts.get("files"), SAVE_AGAIN)
     return facts["pooling"]
 
 

@@ -21,6 +21,7 @@ from wordsight.methods.pool import AT_ONCE, PoolLayer
 from wordsight.methods.words import Words
 from wordsight.sentences import ClassTexts
 from wordsight.settings import NoSettings
+from wordsight.tables import MethodEntry
 
 if TYPE_CHECKING:
     from wordsight.config import RunSettings
@@ -83,6 +84,11 @@ class Method(nn.Module):
         """Errors: WordsightError where a run cannot be of these settings."""
 
     @classmethod
+    def entry(cls, target: str, summary: str = "") -> MethodEntry:
+        """What the table of methods says of it."""
+        return MethodEntry(target, summary, cls.Settings, "none", cls.needs_labels, cls.needs_sentences)
+
+    @classmethod
     def told_labels(cls, words: str) -> bool:
         """Whether labelled images change what it does, given these words."""
         return cls.needs_labels or words == "calibrated"
@@ -127,9 +133,10 @@ class Classifier(Method, ABC):
         return "names"
 
     @classmethod
-    def shares_words(cls) -> bool:
-        """Whether it scores by class vectors that it can be given, so that it is compared at equal words."""
-        return cls.needs_words and not (cls.needs_tower or cls.keeps_words)
+    def entry(cls, target: str, summary: str = "") -> MethodEntry:
+        own = "kept" if cls.keeps_words else "given"
+        words = "tokens" if cls.needs_tower else own if cls.needs_words else "none"
+        return super().entry(target, summary)._replace(words=words)
 
     @classmethod
     def check(cls, settings: RunSettings) -> None:
@@ -293,11 +300,6 @@ class Asking(Method, ABC):
     @classmethod
     def own_words(cls, own: Any = None) -> str:
         return "names"
-
-    @classmethod
-    def shares_words(cls) -> bool:
-        """It reads no class vector."""
-        return False
 
 
 class PairMethod(Method):

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from wordsight.backbones import readonly, unit
-from wordsight.backbones.text_tower import TextBatch, TextTower, TowerSettings
-from wordsight.backbones.tower_settings import check_dtype
+from wordsight.backbones.text_tower import TextBatch, TextTower
 from wordsight.config import RunSettings, TrainSettings, WordsightError
 from wordsight.contrast import (
     cached,
@@ -26,100 +24,16 @@ from wordsight.contrast import (
 )
 from wordsight.losses import MAX_SCALE, info_nce, pairwise_sigmoid, similarity_distillation
 from wordsight.methods import Embedder, Learner
+from wordsight.tower_settings import TowerSettings, TwoTowerSettings, check_dtype
 
 START = {"contrastive": math.log(1 / 0.07), "sigmoid": math.log(10)}  # log of the scale: CLIP's and SigLIP's
 SIGMOID_BIAS = -10.0
 RIDGE = 3.0
-OWN_START = "start"  # as a teacher: the tower itself, before training
 TILED, TILED_DISTILLED = (
     8192,
     4096,
 )  # pairs from which losses in tiles pay, without and with distillation (measured); they are equal
 PART = 64  # texts that pass through the LM together on a CPU, whose caches want small pieces
-
-
-@dataclass(frozen=True)
-class TwoTowerSettings(TowerSettings):
-    """Which language model, how it is made a text tower (TowerSettings), and what it learns from. The
-    defaults are CLAMP's, in so far as it says.
-    """
-
-    dim: int | None = None  # D: the image tower's; there is nothing else it could be
-    text: str = "lmsys/vicuna-13b-v1.5"  # the LM: a folder or a hub name
-    random: bool = False  # only the LM's shape, with random weights: LiT's text tower, from scratch
-    # with random: what of the LM's config.json is to be otherwise
-    shape: dict[str, Any] = field(default_factory=dict)
-    # InfoNCE over the batch, as in CLIP, or SigLIP's pairwise sigmoid
-    loss: Literal["contrastive", "sigmoid"] = "contrastive"
-    # a backbone whose similarities are distilled, or `start`: what the tower itself said at start=ridge, so
-    # that it keeps what its captions do not name; null: no distillation
-    teacher: str | None = None
-    # multiplies similarities in distillation, not given in the paper; null: the teacher's own logit scale,
-    # 100 for CLIP
-    tau_d: float | None = None
-    # the projection: random, or the closed-form map from the LM's states to the images of the captions
-    start: Literal["random", "ridge"] = "random"
-    # subtract the mean image vector: for towers that were not trained with text, whose vectors share a large
-    # mean
-    centre: bool = False
-    # image vectors: as pairs come, or from the cache; auto: stream for webdataset shards alone
-    features: Literal["auto", "stream", "store"] = "auto"
-    # of the sources in data=a::b, adding up to 1; by default as many pairs of each as it has
-    weights: tuple[float, ...] = ()
-    # so many texts pass through the LM at a time, twice each: memory of the chunk, gradients of the batch;
-    # null: all
-    chunk: int | None = None
-    # the LM's layers run again in backward: memory of one layer's activations, a third more time
-    checkpointing: bool = False
-    # torch.compile of the LM in training: minutes at the start, then faster; for long trainings
-    compile: bool = False
-    # each of several processes keeps a part of the LM's frozen weights while it trains (FSDP2); each still
-    # loads all of it once
-    shard: bool = False
-
-    def __post_init__(self) -> None:
-        if self.chunk is not None and self.chunk < 1:
-            raise WordsightError(
-                f"settings.chunk={self.chunk} is not possible; it is how many texts pass through the LM "
-                f"together, "
-                "1 or more, or null"
-            )
-        if self.tau_d is not None and self.tau_d <= 0:
-            raise WordsightError(
-                f"settings.tau_d={self.tau_d} is not possible; it multiplies similarities before their "
-                f"softmax, "
-                "more than 0"
-            )
-        if self.shape and not self.random:
-            raise WordsightError(
-                "settings.shape changes the LM's shape, which its weights would no longer fit; give it with "
-                "settings.random=true"
-            )
-        if self.prompt_only_lora and (self.checkpointing or self.compile):
-            raise WordsightError(
-                "settings.prompt_only_lora runs texts without gradient and caches them, which "
-                "checkpointing and "
-                "compile do not go with; set them false"
-            )
-        if self.teacher == OWN_START and self.start != "ridge":
-            raise WordsightError(
-                "settings.teacher=start distils what the tower says before training, which at a random start "
-                "is nothing; set settings.start=ridge"
-            )
-        if self.layers is not None and (self.compile or self.shard):
-            raise WordsightError(
-                "settings.layers reads a part of the LM, which compile and shard do not go with; set them "
-                "false"
-            )
-        if self.shard and (self.train in ("all", "head") or self.compile):
-            why = {
-                "all": "settings.train=all leaves none",
-                "head": "with settings.train=head the LM does not run while it trains",
-            }
-            raise WordsightError(
-                "settings.shard shares out frozen weights; "
-                f"{why.get(self.train, 'settings.compile is untested with it')}; set it false"
-            )
 
 
 class TwoTower(Embedder, Learner):

@@ -19,11 +19,12 @@ from wordsight.config import WordsightError
 from wordsight.data import Picture, open_dataset
 from wordsight.data.account import Account
 from wordsight.data.pictures import pictures_in, readable
+from wordsight.digests import file_digest
 from wordsight.doubts import NONE, Doubts
 from wordsight.early import GRAPH
 from wordsight.export import licences_of
 from wordsight.extras import needed
-from wordsight.files import file_digest, new_folder, write_file
+from wordsight.files import new_folder, write_file
 from wordsight.fitted import Fitted, is_asking, is_captioner, is_embedder, open_backbone, open_by_names
 from wordsight.model_card import CARD, LISTED, public, write_card
 from wordsight.names import class_list

@@ -8,7 +8,6 @@ from pathlib import Path
 from markupsafe import Markup
 
 from wordsight import __version__
-from wordsight.config import METHODS, resolve
 from wordsight.report import plots
 from wordsight.report.by_data import BY_DATA, by_data
 from wordsight.report.comparison import Comparison
@@ -42,6 +41,7 @@ from wordsight.report.tables import (
 )
 from wordsight.report.two_runs import TwoRuns
 from wordsight.report.zero_shot import EACH, TITLE, zero_shot
+from wordsight.tables import method_entry
 
 
 def as_html(
@@ -130,7 +130,7 @@ def data_section(rows: Sequence[Row], every: Sequence[Row], galleries: Galleries
 
 def run_panels(rows: Sequence[Row], run: Measured, galleries: Galleries) -> list[Panel | None]:
     """The run in detail; confident errors of the best one that has sentences, which explain them."""
-    worded = best_run([row for row in rows if resolve(METHODS, row.method, "method").needs_sentences]) or run
+    worded = best_run([row for row in rows if method_entry(row.method).sentences]) or run
     predictions, _ = predicted(run)
     return [
         calibration_panel(rows, run, predictions),

@@ -6,6 +6,7 @@ left out and told; it never ends the report."""
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wordsight.config import RunSettings, WordsightError
-from wordsight.files import csv_rows, read_bytes, read_json, read_tensors, read_text
+from safetensors import SafetensorError, safe_open
+
+from wordsight.config import AskedSettings, WordsightError
+from wordsight.early import WEIGHTS_FILE
+from wordsight.files import csv_rows, read_bytes, read_json, read_text
 from wordsight.metrics import Confusion
 from wordsight.report.reliability import Reliability, reliability
 from wordsight.report.values import counts, mapping, number, numbers, parsed, texts, whole
@@ -98,8 +102,8 @@ class Measured:
         self._predictions: dict[tuple[str, str], list[Prediction]] = {}
 
     @property
-    def settings(self) -> RunSettings:
-        return self.run.settings
+    def settings(self) -> AskedSettings:
+        return self.run.kept
 
     @property
     def folder(self) -> Path:
@@ -166,11 +170,12 @@ class Measured:
         if known != 0:
             return known
         try:
-            tensors, _ = read_tensors(self.folder / "weights.safetensors", finite=False)
-        except WordsightError as error:
+            with safe_open(self.folder / WEIGHTS_FILE, "numpy") as held:
+                names = held.keys()
+                return sum(math.prod(held.get_slice(name).get_shape()) for name in names)
+        except (SafetensorError, OSError) as error:
             log.warning("%s: the number of parameters is left out: %s", self.folder, error)
             return None
-        return sum(tensor.numel() for tensor in tensors.values())
 
     @cached_property
     def account(self) -> Account | None:

@@ -9,14 +9,13 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple, TypeVar
 
-from wordsight.backbones.hub import run_folder
-from wordsight.config import METHODS, RunSettings, WordsightError, resolve
-from wordsight.methods import Classifier, Learner
+from wordsight.config import METHODS, AskedSettings, WordsightError, resolve
 from wordsight.metrics import harmonic_mean
 from wordsight.reader import to_dict
 from wordsight.report.published import published
 from wordsight.report.reading import ALL_LABELS, NO_LABELS, PARTS, Measured
 from wordsight.runs import Run
+from wordsight.tables import method_entry
 
 ABSENT = "–"
 ELSEWHERE = " → "  # between the data of training and other data of a test
@@ -124,7 +123,11 @@ def run_folders(folders: Sequence[str | Path]) -> dict[Path, bool]:
     """
     found: dict[Path, bool] = {}
     for given in folders:
-        folder = run_folder(given)
+        folder = Path(given).expanduser()
+        if str(given).startswith("hf:"):
+            from wordsight.backbones.hub import run_folder
+
+            folder = run_folder(given)
         below = [] if (folder / "config.yaml").is_file() else folder.rglob("config.yaml")
         found |= dict.fromkeys(sorted(path.parent for path in below), False) or {folder: True}
     return {path: found[path] for path in {path.resolve(): path for path in found}.values()}
@@ -241,7 +244,7 @@ def figures_of(accuracies: Sequence[Mapping[str, float]]) -> dict[str, Value]:
 # -- in what rows differ --
 
 
-def differences(runs: Sequence[RunSettings]) -> list[str]:
+def differences(runs: Sequence[AskedSettings]) -> list[str]:
     """For each run the settings, as `name=value`, that are not the same in all runs of its data, method and
     name.
     """
@@ -264,21 +267,18 @@ def differences(runs: Sequence[RunSettings]) -> list[str]:
 # -- words --
 
 
-def shares_words(settings: RunSettings) -> bool:
-    """Whether a run's words are to be those of others (`Classifier.shares_words`)."""
-    kind = resolve(METHODS, settings.method, "method")
-    return issubclass(kind, Classifier) and kind.shares_words()
+def shares_words(settings: AskedSettings) -> bool:
+    """Whether a run's words are to be those of others: it scores by class vectors that it can be given."""
+    return method_entry(settings.method).words == "given"
 
 
-def words_of(settings: RunSettings) -> str:
+def words_of(settings: AskedSettings) -> str:
     """The words that a run was given, or what it has in their place."""
-    kind = resolve(METHODS, settings.method, "method")
-    if not issubclass(kind, Classifier) or kind.needs_tower:
-        return "learned tokens"
-    return settings.words if kind.needs_words else "none"
+    kind = method_entry(settings.method).words
+    return {"tokens": "learned tokens", "none": "none"}.get(kind, settings.words)
 
 
-def same_kind(described: tuple[RunSettings, Any]) -> tuple[str, str, str | None]:
+def same_kind(described: tuple[AskedSettings, Any]) -> tuple[str, str, str | None]:
     settings, _ = described
     return settings.data, settings.method, settings.name
 
@@ -288,18 +288,18 @@ def as_typed(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def settings_in_full(settings: RunSettings) -> dict[str, Any]:
+def settings_in_full(settings: AskedSettings) -> dict[str, Any]:
     """Everything that decides a result beside data, backbone, method, shots, classes and seed; defaults
     written out. A file of each dataset, named after its folder, is one setting.
     """
-    kind, folder = resolve(METHODS, settings.method, "method"), Path(settings.data).name
-    own = to_dict(settings.settings)
-    trained = to_dict(settings.train) if settings.train else {}  # nothing is trained without
-    training = {f"train.{name}": value for name, value in trained.items()}
-    default = kind.training(settings.shots, settings.settings)
-    by_shots = bool(trained) and issubclass(kind, Learner) and kind.epochs_by_shots
-    if by_shots and default is not None and trained["epochs"] == default.epochs:
-        training["train.epochs"] = "by shots"  # one method, whose epochs follow the shots
+    folder, own, training = Path(settings.data).name, to_dict(settings.settings), {}
+    if settings.train:  # the method's class, which imports torch, says what its own epochs are
+        training = {f"train.{name}": value for name, value in to_dict(settings.train).items()}
+        kind = resolve(METHODS, settings.method, "method")
+        default = kind.training(settings.shots, settings.settings)
+        by_shots = getattr(kind, "epochs_by_shots", ())
+        if by_shots and default is not None and training["train.epochs"] == default.epochs:
+            training["train.epochs"] = "by shots"  # one method, whose epochs follow the shots
     also = {name: getattr(settings, name) for name in ALSO_COMPARED}
     for name in ("sentences", "aliases"):
         if also[name] and "/" in also[name]:

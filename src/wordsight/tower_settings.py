@@ -1,20 +1,19 @@
 """tower_settings: what decides a text tower besides its LM: the wrapper sentence, the prompts, the pooling,
-and where LoRA goes.
+where LoRA goes, and how a two_tower learns. Imports no torch at the top.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from transformers.modeling_utils import PreTrainedModel
-
-from wordsight.config import WordsightError
 from wordsight.extras import needed
+from wordsight.files import WordsightError
 from wordsight.reader import nearest
 
-with needed("lm", "a language model"):
+if TYPE_CHECKING:
     from peft import LoraConfig
+    from transformers.modeling_utils import PreTrainedModel
 
 ASKS = "A photo of a {}. A {} has the following visual attributes."
 WRAPPERS = {
@@ -22,6 +21,7 @@ WRAPPERS = {
     "vicuna": f"USER: {ASKS} ASSISTANT: 1.",
     "plain": "{}",
 }
+OWN_START = "start"  # as a teacher: the tower itself, before training
 LARGEST = 16384  # of any size below: a damaged file that asks for more would fill the memory
 _LLAMA, _BERT = ("q_proj", "k_proj", "v_proj", "o_proj"), ("query", "key", "value", "attention.output.dense")
 TARGETS: dict[str, tuple[str, ...]] = {  # the attention's projections, where LoRA goes
@@ -98,6 +98,90 @@ class TowerSettings:
     max_tokens: int | None = None  # of text and wrapper; by default 256, or what the LM's positions leave
 
 
+@dataclass(frozen=True)
+class TwoTowerSettings(TowerSettings):
+    """Which language model, how it is made a text tower (TowerSettings), and what it learns from. The
+    defaults are CLAMP's, in so far as it says.
+    """
+
+    dim: int | None = None  # D: the image tower's; there is nothing else it could be
+    text: str = "lmsys/vicuna-13b-v1.5"  # the LM: a folder or a hub name
+    random: bool = False  # only the LM's shape, with random weights: LiT's text tower, from scratch
+    # with random: what of the LM's config.json is to be otherwise
+    shape: dict[str, Any] = field(default_factory=dict)
+    # InfoNCE over the batch, as in CLIP, or SigLIP's pairwise sigmoid
+    loss: Literal["contrastive", "sigmoid"] = "contrastive"
+    # a backbone whose similarities are distilled, or `start`: what the tower itself said at start=ridge, so
+    # that it keeps what its captions do not name; null: no distillation
+    teacher: str | None = None
+    # multiplies similarities in distillation, not given in the paper; null: the teacher's own logit scale,
+    # 100 for CLIP
+    tau_d: float | None = None
+    # the projection: random, or the closed-form map from the LM's states to the images of the captions
+    start: Literal["random", "ridge"] = "random"
+    # subtract the mean image vector: for towers that were not trained with text, whose vectors share a large
+    # mean
+    centre: bool = False
+    # image vectors: as pairs come, or from the cache; auto: stream for webdataset shards alone
+    features: Literal["auto", "stream", "store"] = "auto"
+    # of the sources in data=a::b, adding up to 1; by default as many pairs of each as it has
+    weights: tuple[float, ...] = ()
+    # so many texts pass through the LM at a time, twice each: memory of the chunk, gradients of the batch;
+    # null: all
+    chunk: int | None = None
+    # the LM's layers run again in backward: memory of one layer's activations, a third more time
+    checkpointing: bool = False
+    # torch.compile of the LM in training: minutes at the start, then faster; for long trainings
+    compile: bool = False
+    # each of several processes keeps a part of the LM's frozen weights while it trains (FSDP2); each still
+    # loads all of it once
+    shard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None and self.chunk < 1:
+            raise WordsightError(
+                f"settings.chunk={self.chunk} is not possible; it is how many texts pass through the LM "
+                f"together, "
+                "1 or more, or null"
+            )
+        if self.tau_d is not None and self.tau_d <= 0:
+            raise WordsightError(
+                f"settings.tau_d={self.tau_d} is not possible; it multiplies similarities before their "
+                f"softmax, "
+                "more than 0"
+            )
+        if self.shape and not self.random:
+            raise WordsightError(
+                "settings.shape changes the LM's shape, which its weights would no longer fit; give it with "
+                "settings.random=true"
+            )
+        if self.prompt_only_lora and (self.checkpointing or self.compile):
+            raise WordsightError(
+                "settings.prompt_only_lora runs texts without gradient and caches them, which "
+                "checkpointing and "
+                "compile do not go with; set them false"
+            )
+        if self.teacher == OWN_START and self.start != "ridge":
+            raise WordsightError(
+                "settings.teacher=start distils what the tower says before training, which at a random start "
+                "is nothing; set settings.start=ridge"
+            )
+        if self.layers is not None and (self.compile or self.shard):
+            raise WordsightError(
+                "settings.layers reads a part of the LM, which compile and shard do not go with; set them "
+                "false"
+            )
+        if self.shard and (self.train in ("all", "head") or self.compile):
+            why = {
+                "all": "settings.train=all leaves none",
+                "head": "with settings.train=head the LM does not run while it trains",
+            }
+            raise WordsightError(
+                "settings.shard shares out frozen weights; "
+                f"{why.get(self.train, 'settings.compile is untested with it')}; set it false"
+            )
+
+
 def check_settings(settings: TowerSettings, config: Any) -> None:
     """Errors: WordsightError for numbers that cannot be, and for what an LM of this config cannot be."""
     least = {"prompts": 0, "front": 0, "heads": 1, "dim": 1, "depth": 1, "rank": 1, "alpha": 1}
@@ -161,6 +245,9 @@ def check_dtype(settings: TowerSettings, dtype: str) -> None:
 
 def lora_config(settings: TowerSettings, lm: PreTrainedModel) -> LoraConfig:
     """peft's settings, at the attention's projections of this LM's family."""
+    with needed("lm", "a language model"):
+        from peft import LoraConfig
+
     targets = settings.targets or TARGETS.get(lm.config.model_type)
     if not targets:
         raise WordsightError(
