@@ -443,7 +443,7 @@ def test_what_predict_cannot_do(refused, run_cli, fitted, photos, tmp_path):
         "predict", fitted, image, "--sentences", "s.json"
     )
     assert "give at least 2 class names, each once" in refused("predict", fitted, image, "--classes", "red")
-    assert "each once" in refused("predict", fitted, image, "--classes", "red,red")
+    assert "names a class twice" in refused("predict", fitted, image, "--classes", "red,Red")
     assert "is no run folder" in refused("predict", tmp_path, image)
     assert "unknown setting 'class' (did you mean 'classes'?)" in refused("eval", fitted, "class=all")
     assert "classes='bas' is not a choice" in refused("eval", fitted, "classes=bas")

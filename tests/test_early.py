@@ -49,6 +49,11 @@ WRONG = {
     "predict run one.jpg --max-pixels 0": "max_pixels=0 reads no image",
     "predict run one.jpg --csv one.jpg": "csv='one.jpg' is an image's name",  # as --csv *.jpg gives it
     "predict run one.jpg --topp 3": "--topp is no option of predict",
+    "predict run one.jpg --csv run/config.yaml": "is a file of the run, which would be replaced",
+    "predict run one.jpg --csv some.npz": "is a file of vectors, which would be replaced",
+    "predict run list.csv --csv ./list.csv": "csv='./list.csv' is read here, and would be replaced",
+    "report run --csv run/metrics.jsonl": "csv='run/metrics.jsonl' is a file of the run",
+    "report run --out run/weights.safetensors": "is a file of vectors",
     "eval half": "is not finished",
     "eval run data=gone/": "data='gone/' does not exist",
     "eval run classes=some": "classes='some' is not a choice",
@@ -61,6 +66,21 @@ WRONG = {
     "chat gone": "'gone' does not exist",
     "serve gone": "'gone' does not exist",
     "suite few-shots data=digits": "few-shots",
+    "suite few-shot data=digits methods=aap": "method 'aap' is not known (did you mean 'aape'",
+    "suite few-shot data=digits views=0": "views=0 is not possible",
+    "suite few-shot data=digits template=photo": "it must hold it once",
+    "suite few-shot data=digits train.foo=1": "unknown setting 'train.foo'",
+    "suite zeroshot-24 data=digits train.lr=a": "train.lr='a' is not a number",
+    "suite few-shot data=digits sentences=gone.json": "sentences='gone.json' does not exist",
+    "fit data=digits unlabelled=gone/": "unlabelled=gone/: ",
+    "audit run pool=gone/": "pool=gone/: ",
+    "demo digit": "demo 'digit' is not known",
+    "generate gone x": "'gone' does not exist",
+    "verify gone": "'gone' does not exist",
+    "join vision=./gone text=./gone out=o": "image encoder folder './gone' does not exist",
+    "label . --classes a,A": "--classes names a class twice",
+    "label . --classes a,b seed=x": "seed='x' is not a whole number",
+    "label . --classes a,b method=aap": "method 'aap' is not known",
     "suite few-shot data=gone/": "data='gone/' does not exist",
     "show aap": "aap",
     "join vision=v text=t": "setting 'out' is missing",
@@ -112,6 +132,7 @@ def test_a_report_is_written_without_torch(tmp_path):
 
 def test_what_is_wrong_is_said_without_torch(tmp_path):
     fitted(tmp_path / "run")
+    (tmp_path / "list.csv").write_text("path\none.jpg\n")
     for name in ("half", "older", "damaged", "measured"):
         shutil.copytree(tmp_path / "run", tmp_path / name)
     (tmp_path / "half" / "finished.json").unlink()

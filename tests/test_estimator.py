@@ -21,6 +21,7 @@ from wordsight import estimator
 from wordsight.config import METHODS, WordsightError, resolve
 from wordsight.estimator import Classifier, load
 from wordsight.fitted import encode_classes
+from wordsight.prediction import predict
 from wordsight.runs import Run
 
 KINDS = ("text", "numbers", "named numbers", "no backbone")
@@ -85,6 +86,10 @@ def test_a_table_of_one_column_of_paths_is_a_list_of_images(fitted, images, tmp_
         assert fitted.predict(table).tolist() == fitted.predict(paths).tolist()
     with pytest.raises(WordsightError, match="a table of 2 columns: give that of paths"):
         fitted.predict(pandas.DataFrame({"path": paths, "label": "red"}))
+    fitted.save(tmp_path / "run")
+    for given in (pandas.DataFrame({"path": paths}), iter(paths), (path for path in paths), tuple(paths)):
+        answers = predict(tmp_path / "run", given, backbone=fitted.fitted_.backbone)
+        assert [answer.image for answer in answers] == paths
 
 
 def test_it_is_not_calibrated_on_images_that_it_was_fitted_to(fitted, images, labels):
@@ -291,9 +296,17 @@ def test_other_classes_from_a_file(fitted, tmp_path):
         fitted.with_classes(["orange", "purple"], str(tmp_path / "s.json"))
 
 
-@pytest.mark.parametrize("names", [["red"], [], ["red", "red"], ["red", "blue", "red"]])
-def test_classes_that_cannot_be_chosen_among(fitted, names):
-    with pytest.raises(WordsightError, match="at least 2 class names, each once"):
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["red"], "at least 2 class names, each once"),
+        ([], "at least 2 class names, each once"),
+        (["red", "red"], "names a class twice"),
+        (["red", "blue", "Red "], "names a class twice.*'red' and 'Red '"),
+    ],
+)
+def test_classes_that_cannot_be_chosen_among(fitted, names, says):
+    with pytest.raises(WordsightError, match=says):
         fitted.with_classes(names)
 
 
@@ -386,6 +399,14 @@ def test_mistakes_end_in_sentences(backbone, images, labels, fitted):
             lambda: fitted.predict(np.ones((2, 5), np.float32)),
             "X has 5 features, but Classifier is expecting 12",
         ),
+        (lambda: make(backbone).fit([], []), "there are no images to fit to"),
+        (lambda: make(backbone).fit(images[:2], np.eye(2)), "y should be a 1d array"),
+        (lambda: make(backbone).fit(images[:2], [("a", 1), "b"]), "labels are of type"),
+        (
+            lambda: make(backbone).fit(images[:4], ["One", "one ", "One", "two"]),
+            "y names a class twice .*'One' and 'one '",
+        ),
+        (lambda: fitted.explain(images[:1], top=-1), "-1 sentences are asked for"),
         (lambda: fitted.predict(["none.png"]), r"none of 1 images could be read; the first: none\.png"),
         (
             lambda: fitted.predict([np.zeros((4, 4), np.float32), images[0]]),

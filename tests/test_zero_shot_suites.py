@@ -290,6 +290,13 @@ def test_retrieval_is_measured_on_a_tree_and_on_karpathy_s_file(tmp_path):
     assert run_suite(settings, backbone=ColourBackbone())["fitted"] == 0
 
 
+def test_what_retrieval_leaves_out_is_told(tmp_path, said):
+    texts = [("red", ".txt", b"red\n"), ("green", ".txt", b"green\n"), ("blue", ".txt", b" \n")]
+    data = tree(tmp_path / "flickr30k", texts, (), "retrieval", ())
+    result = run_suite(asked(tmp_path, tmp_path, "retrieval", data=(str(data),)), backbone=ColourBackbone())
+    assert result["failed"] == [] and "left out 1 of 3" in said.text
+
+
 def test_a_later_figure_of_some_classes_is_not_the_table_s(tmp_path):
     data = str(tree(tmp_path / "toys", labelled()))
     run_suite(asked(tmp_path, tmp_path, data=(data,)), backbone=ColourBackbone())

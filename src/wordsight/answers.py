@@ -88,7 +88,7 @@ class Predictions:
         csv: str | Path | None = None,
     ):
         check_marks(unsure, error)
-        check_reading(max_pixels, csv)
+        check_reading(max_pixels, csv, images)
         self.class_names = predictor.names
         self.unsure = unsure
         # from which probability on a class is in an image's set; None where no sets are wanted

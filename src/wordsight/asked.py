@@ -19,6 +19,7 @@ from wordsight.backbones.sentence_encoder import load_texts
 from wordsight.captioner import seen_by
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data import Picture, Split
+from wordsight.data.labels import check_choice
 from wordsight.data.pictures import readable
 from wordsight.early import WEIGHTS_FILE
 from wordsight.files import read_tensors
@@ -90,10 +91,7 @@ class Asked:
 
     def with_classes(self, names: Sequence[str]) -> Asked:
         """The same over other classes. Errors: WordsightError for fewer than two, or one twice."""
-        if len(set(names)) < max(2, len(names)):
-            raise WordsightError(
-                f"{list(names)} cannot be chosen among; give at least 2 class names, each once"
-            )
+        check_choice(names)
         return replace(self, names=tuple(names))
 
     def reasons(self, scores: Scores) -> list[list[Closest]] | None:

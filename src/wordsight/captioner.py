@@ -53,7 +53,7 @@ class Captions:
         max_pixels: int | None = None,
         csv: str | Path | None = None,
     ):
-        check_reading(max_pixels, csv)
+        check_reading(max_pixels, csv, images)
         if batch is not None and batch < 1:
             raise WordsightError(f"batch={batch} writes nothing; give 1 or more")
         self.generator, self.how, self.seed = generator, how or Writing(), seed

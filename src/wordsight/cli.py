@@ -160,6 +160,8 @@ def suite(options: argparse.Namespace) -> dict[str, Any]:
     suite_of(settings)  # a name that is none, before torch is imported
     if not any(Path(name).expanduser().exists() for name in settings.data):
         hints.check_data(next(iter(settings.data), None))
+    for name in ("sentences", "aliases"):
+        hints.check_texts(name, getattr(settings, name))
     from wordsight.suites import run_suite
 
     return run_suite(settings)
@@ -168,6 +170,7 @@ def suite(options: argparse.Namespace) -> dict[str, Any]:
 def join(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_words("join", options.words)
     settings = read(JoinSettings, *options.words)
+    hints.check_join(settings)
     from wordsight.backbones.join import join
     from wordsight.data.decoded import decoded_images, decoded_pairs
 
@@ -179,6 +182,7 @@ def join(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def generate(options: argparse.Namespace) -> dict[str, Any]:
+    hints.check_run_or_model("generate", options.run)
     from wordsight.tasks.generate import generate, open_tower
 
     sampling = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "seed")}
@@ -187,6 +191,7 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def verify(options: argparse.Namespace) -> dict[str, Any]:
+    hints.check_run_or_model("verify", options.run)
     from wordsight.assistant import verified
 
     checks = {name: check._asdict() for name, check in verified(options.run).items()}

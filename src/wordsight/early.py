@@ -4,15 +4,21 @@ torch, which takes seconds; what opens a run or a model asks the same, so that e
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from wordsight.config import VECTORS
 from wordsight.files import WordsightError
 from wordsight.reader import nearest_path
 
 GRAPH = "model.onnx"  # what a folder of `export --onnx` holds
 WEIGHTS_FILE = "weights.safetensors"  # every fitted tensor, of a run and of a backbone of ours
 FINISHED = "finished.json"  # what a run folder holds once all of it is there
+RUN_FILES = ("config.yaml", "account.json", "sentences.json", "seen.npy", "metrics.jsonl", FINISHED)
+RUN_FILES += (WEIGHTS_FILE, "extra.safetensors", "doubts.safetensors")
 HUB_NAME = r"[\w.-]+/[\w.-]+"  # owner/name
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 LAYOUT = "give a folder in transformers' layout or a hub name"
@@ -50,19 +56,40 @@ def check_finished(folder: Path) -> None:
 
 def check_marks(unsure: float | None, error: float | None) -> None:
     """Refuse ways of marking answers that are no probability, or two at once."""
-    if unsure is not None and not 0 < unsure <= 1:
-        raise WordsightError(f"unsure={unsure} is no probability; give one above 0 and up to 1, as 0.5")
+    if unsure is not None and (not isinstance(unsure, (int, float)) or not 0 < unsure <= 1):
+        raise WordsightError(f"unsure={unsure!r} is no probability; give one above 0 and up to 1, as 0.5")
     if unsure is not None and error is not None:
         raise WordsightError("unsure= and error= both say which answers are not certain; give one of them")
 
 
-def check_reading(max_pixels: int | None, csv: str | Path | None) -> None:
-    """Refuse a limit that no image keeps, and a table in an image's place: `--csv photos/*.jpg` names the
-    first of them."""
-    if max_pixels is not None and max_pixels < 1:
-        raise WordsightError(f"max_pixels={max_pixels} reads no image; give 1 or more")
-    if csv is not None and is_picture(csv):
-        raise WordsightError(f"csv={str(csv)!r} is an image's name, which a table would replace; give a .csv")
+def check_reading(max_pixels: int | None, csv: str | Path | None, images: Iterable[Any] = ()) -> None:
+    """Refuse a limit that no image keeps, and a table in the place of what is read."""
+    if max_pixels is not None and (not isinstance(max_pixels, int) or max_pixels < 1):
+        raise WordsightError(f"max_pixels={max_pixels!r} reads no image; give a whole number, 1 or more")
+    if csv is not None:
+        check_output(csv, "csv", images if isinstance(images, (list, tuple)) else ())
+
+
+def check_output(path: str | Path, name: str, read: Iterable[Any] = ()) -> None:
+    """Refuse a file to write where it would replace what is read, a file of a run, images or vectors: `--csv
+    photos/*.jpg` names the first of them."""
+    place = Path(path).expanduser()
+    for what, is_one in (("an image's name", is_picture), ("a file of vectors", _is_vectors)):
+        if is_one(place):
+            raise WordsightError(
+                f"{name}={str(path)!r} is {what}, which would be replaced; give another name"
+            )
+    real = os.path.realpath(place)
+    if any(isinstance(one, (str, Path)) and os.path.realpath(Path(one).expanduser()) == real for one in read):
+        raise WordsightError(f"{name}={str(path)!r} is read here, and would be replaced; give another name")
+    if is_run(place.parent) and (place.name in RUN_FILES or place.name.startswith("predictions-")):
+        raise WordsightError(
+            f"{name}={str(path)!r} is a file of the run, which would be replaced; give another name"
+        )
+
+
+def _is_vectors(path: Path) -> bool:
+    return path.suffix.lower() in VECTORS
 
 
 def is_picture(path: str | Path) -> bool:

@@ -42,7 +42,7 @@ from wordsight.fitting import REFERENCES, fit_method, fit_reference
 from wordsight.folds import cross_validate, left_out_chances
 from wordsight.methods import FitData, Labelled, Pool
 from wordsight.reader import read
-from wordsight.runs import Run
+from wordsight.runs import Run, build_method
 from wordsight.sentences import OWN, ClassTexts, fill, read_sentences
 from wordsight.sentences.self_written import SELF, keep_record, sentences_for
 from wordsight.tasks import classify
@@ -117,6 +117,7 @@ def _fit_labelled(
     backbone = backbone or load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype)
     if late:
         sentences = sentences_for(given, names, settings.aliases, backbone)
+        _tell_unsaid(settings, sentences)
     facts = facts_of(
         backbone,
         drawn.dataset.class_names,
@@ -124,6 +125,8 @@ def _fit_labelled(
         **fingerprints(settings, drawn),
         pool_classes=names if settings.unlabelled else (),
     )
+    if getattr(resolve(METHODS, settings.method, "method"), "needs_tower", False):
+        build_method(settings, facts, backbone)  # a backbone without a tower is refused before a run begins
     with in_use(folder):
         run = Run.start(folder, settings, facts, sentences, drawn.whole.account.to_dict())
         if own:
@@ -203,7 +206,11 @@ def draw(settings: RunSettings, source: Dataset | None = None) -> Drawn:
     left.
     """
     whole = source if source is not None else open_dataset(settings.data, settings.label)
-    train_part, val = few_shot(whole, settings.shots, settings.seed)
+    try:
+        train_part, val = few_shot(whole, settings.shots, settings.seed)
+    except WordsightError:
+        whole.account.tell()  # what was left out may be why
+        raise
     everything = whole.test is None and len(train_part) == len(whole.train)
     test = whole.train.take([]) if everything else held_out(whole, settings.shots, settings.seed)
     dataset = select_classes(replace(whole, train=train_part, val=val, test=test), settings.classes)
@@ -325,6 +332,16 @@ def sentence_source(settings: RunSettings) -> str | None:
         DEFAULT_SENTENCES,
     )
     return DEFAULT_SENTENCES
+
+
+def _tell_unsaid(settings: RunSettings, sentences: Sentences) -> None:
+    """Of which classes a backbone that brings sentences brings none; where it brings none at all, that names
+    stand in for them."""
+    lacking = [repr(name) for name, own in sentences.items() if not own]
+    some = 0 < len(lacking) < len(sentences)
+    if lacking and settings.needs_sentences and (some or settings.words == "sentences"):
+        about = f" about {few(lacking)}" * some
+        log.warning("%s brings no sentences%s: class names stand in", settings.backbone, about)
 
 
 def sentences_given(settings: RunSettings, dataset: Dataset) -> str | Sentences | None:

@@ -20,6 +20,7 @@ from wordsight.backbones import Backbone, as_given, device_or_cpu, if_moved, kin
 from wordsight.backbones.vectors import Vectors
 from wordsight.config import METHODS, WordsightError, is_vectors, resolve
 from wordsight.data.features import text_features
+from wordsight.data.labels import check_choice
 from wordsight.early import is_run
 from wordsight.files import read_tensors
 from wordsight.methods import Asking, Captioner, Classifier, Embedder
@@ -123,10 +124,7 @@ class Fitted:
         name twice, or where the method cannot score a class that it has seen no images of."""
         if self.backbone is None:
             raise WordsightError("new classes need words: fit with a backbone, which has a text tower")
-        if len(set(names)) < 2 or len(set(names)) < len(names):
-            raise WordsightError(
-                f"{list(names)} cannot be chosen among; give at least 2 class names, each once"
-            )
+        check_choice(names)
         told = {**(self.backbone.sentences or {}), **self.sentences, **(sentences or {})}
         known = {name: tuple(told.get(name, ())) for name in names}
         words = self.method.needs_words
@@ -160,9 +158,10 @@ class Fitted:
     def closest(self, images: Float[Tensor, "B D"], top: int = 1) -> list[list[Closest]]:
         """For each image the sentences of all classes that are closest to its prompt, the closest first. A
         class without sentences has its name in the template."""
+        if top < 0:
+            raise WordsightError(f"{top} sentences are asked for; give 0 or more")
         lines: list[tuple[str, str]] = []
-        vectors = []
-        texts = self.texts
+        texts, vectors = self.texts, []
         for name, own, rows, name_row in zip(
             texts.names, texts.sentences, texts.sentence_vectors, texts.name_vectors
         ):

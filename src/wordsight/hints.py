@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from wordsight.config import AskedSettings, WordsightError
+from wordsight.config import OURS, AskedSettings, WordsightError
 from wordsight.early import (
     check_described,
     check_finished,
@@ -27,6 +27,7 @@ from wordsight.extras import is_there, missing
 from wordsight.help import SETTINGS, settings_of
 from wordsight.names import class_list
 from wordsight.reader import SHOWN, nearest, nearest_path, read
+from wordsight.settings import JoinSettings
 
 OTHER_WORDS = {  # verbs of other programs
     "train": "fit",
@@ -284,13 +285,28 @@ def check_fit(words: Sequence[str]) -> None:
             raise WordsightError(missing(extra, what, package))
     for name in asked.data.split("::"):
         check_data(name.strip())
+    if asked.unlabelled not in (None, *OURS["unlabelled"]):
+        check_data(asked.unlabelled, "unlabelled")
     for key in ("sentences", "aliases"):
-        value = getattr(asked, key)
-        if value is not None and Path(value).suffix == ".json" and not Path(value).expanduser().exists():
-            near = nearest_path(Path(value).expanduser())
-            raise WordsightError(f"{key}={value!r} does not exist{near}; give a JSON file")
+        check_texts(key, getattr(asked, key))
     if "@" not in asked.backbone:
         check_place(asked.backbone, "backbone")
+
+
+def check_texts(key: str, value: str | None) -> None:
+    """Refuse a JSON file that is not there; {data} in its name is of a suite."""
+    path = Path(value or "").expanduser()
+    if path.suffix == ".json" and "{data}" not in str(value) and not path.exists():
+        raise WordsightError(f"{key}={value!r} does not exist{nearest_path(path)}; give a JSON file")
+
+
+def check_join(settings: JoinSettings) -> None:
+    """Refuse encoders and files that are not there."""
+    if not settings.vision.endswith(".safetensors"):
+        check_place(settings.vision, "image encoder")
+    check_place(settings.text, "text encoder")
+    for name in ("images", "captions"):
+        check_data(getattr(settings, name), name)
 
 
 def check_predict(options: argparse.Namespace) -> None:
@@ -303,17 +319,20 @@ def check_predict(options: argparse.Namespace) -> None:
     for words in filter(None, (options.classes, options.add)):
         class_list(words)
     check_marks(options.unsure, options.error)
-    check_reading(options.max_pixels, options.csv)
+    check_reading(options.max_pixels, options.csv, options.images)
     check_described(bool(options.classes or options.add), options.sentences)
     check_kept(options.run)
 
 
-def check_data(name: str | None) -> None:
-    """Refuse data that is not there."""
+def check_data(name: str | None, key: str = "") -> None:
+    """Refuse data that is not there; `key` is what asked for it, where that is not data=."""
     if name is not None and name != "digits" and (not name or not Path(name).expanduser().exists()):
         from wordsight.data.sources import check_there
 
-        check_there(name)
+        try:
+            check_there(name)
+        except WordsightError as error:
+            raise WordsightError(f"{key}={name}: {error}" if key else str(error)) from None
 
 
 def check_images(words: Sequence[str]) -> None:

@@ -22,13 +22,10 @@ from wordsight.data import Dataset
 from wordsight.files import plain_name
 from wordsight.methods import Asking, Classifier
 from wordsight.reader import CONFIGS, build, read, read_yaml
-from wordsight.suite_settings import ZERO_SHOT, Suite, SuiteSettings, check_apart
+from wordsight.suite_settings import GENERAL, YAML, ZERO_SHOT, Suite, SuiteSettings, check_apart
 from wordsight.tables import method_entry
 
-# run settings that a suite passes on to every run
-GENERAL = ("template", "views", "flip", "dtype", "label", "max_pixels", "unlabelled")
 HERE = "{data}"  # in sentences= and aliases=, the dataset's folder name
-YAML = (".yaml", ".yml")
 
 
 class Asked(NamedTuple):

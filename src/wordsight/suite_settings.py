@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wordsight.cluster import Where
-from wordsight.config import AUTO, WordsightError, absolute
+from wordsight.config import AUTO, METHODS, AskedSettings, TrainSettings, WordsightError, absolute
 from wordsight.data.splits import Which
 from wordsight.data.zeroshot24 import entries, found_in, is_root, key_of
 from wordsight.files import nfc, plain_name
-from wordsight.reader import nearest
+from wordsight.reader import CONFIGS, build, nearest
+from wordsight.tables import target_of
 
 ZERO_SHOT = "zero_shot"
 # the least that a number may be, and what would be right
@@ -23,6 +24,9 @@ NUMBERS = {
     "sizes": (1, "numbers from 1 on, such as sizes=10,100"),
     "jobs": (1, "a number from 1 on, such as jobs=2"),
 }
+# run settings that a suite passes on to every run
+GENERAL = ("template", "views", "flip", "dtype", "label", "max_pixels", "unlabelled")
+YAML = (".yaml", ".yml")
 PART = re.compile(r"(\d+)/(\d+)")  # shard=3/16
 
 
@@ -114,6 +118,13 @@ class SuiteSettings(Where):
     def __post_init__(self) -> None:
         if not all(name.strip() for name in self.data):
             raise WordsightError(f"data={','.join(self.data)!r} names nothing at one place; leave that out")
+        build(TrainSettings, self.train, "train.")
+        # what all runs get: as a run would say what cannot be
+        passed = {name: getattr(self, name) for name in GENERAL if getattr(self, name) is not None}
+        AskedSettings(data=".", **passed)
+        for name in self.methods:
+            if not name.endswith(YAML) and not (CONFIGS / f"{name}.yaml").is_file():
+                target_of(METHODS, name, "method")
 
     @property
     def folder(self) -> Path:

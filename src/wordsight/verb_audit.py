@@ -16,6 +16,8 @@ def audit(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_run("audit", options.run)
     hints.check_words("audit", options.words)
     own = read(help.AuditSettings, *options.words)
+    hints.check_data(own.data)
+    hints.check_data(own.pool, "pool")
     hints.check_kept(options.run)
     from wordsight.audit import audit
 

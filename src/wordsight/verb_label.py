@@ -9,6 +9,7 @@ from pathlib import Path
 from wordsight import hints
 from wordsight.arguments import HOST, PORT, Verb, argument
 from wordsight.config import WordsightError
+from wordsight.names import class_list
 from wordsight.serve.settings import Settings
 from wordsight.verb_serve import hosts_of, keys_of
 
@@ -17,6 +18,11 @@ def label(options: argparse.Namespace) -> None:
     if not Path(options.folder).expanduser().is_dir():
         raise WordsightError(f"{options.folder!r} is no folder; give the folder of the images to label")
     hints.check_words("fit", options.words)
+    hints.check_fit([f"data={options.folder}", *options.words])
+    if options.classes:
+        from wordsight.data.labels import check_distinct
+
+        check_distinct(class_list(options.classes), "--classes")
     keys = keys_of(options.keys)
     hosts = hosts_of(options.allow_host, options.host, keys)
     server = Settings(host=options.host, port=options.port, keys=keys, allow_hosts=hosts)

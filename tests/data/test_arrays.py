@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as torch_save
 from standins import CLASSIFIERS, TOWER_LEARNERS
 
 import wordsight
@@ -142,12 +143,13 @@ def with_sentences(tmp_path, dim=DIM):
     )
 
 
-def test_sentences_that_the_file_brings_are_used(tmp_path):
+def test_sentences_that_the_file_brings_are_used(tmp_path, said):
     path = with_sentences(tmp_path)
     backbone = load_backbone(path)
     assert backbone.logit_scale == 20.0 and backbone.sentences["ox"] == ("ox 0", "ox 1")
     run = wordsight.fit(data=path, method="sentence_mean", shots=2, out=str(tmp_path / "run"))
     assert run.sentences == {**{name: (f"{name} 0", f"{name} 1") for name in NAMES[:3]}, "ant": ()}
+    assert f"{path} brings no sentences about 'ant': class names stand in" in said.text
     with pytest.raises(WordsightError, match="holds no vector of the text 'itap of a sea lion"):
         wordsight.fit(data=path, method="aape", sentences="clip7", shots=2, out=str(tmp_path / "b"))
 
@@ -227,7 +229,7 @@ def test_an_exported_run_holds_the_words_and_no_image(file, tmp_path):
 def test_rows_without_a_label_or_without_direction_are_told(tmp_path):
     held = content()
     held["train"] = held["train"].astype(float)
-    held["train"][0], held["train"][7, 2] = 0, 1e300  # more than float32 holds
+    held["train"][0], held["train"][7, 2] = 0, np.inf
     held["train_label"][3] = -1
     dataset = open_dataset(saved(tmp_path, **held, unlabelled=np.ones((3, DIM)), colour=np.zeros(2)))
     assert len(dataset.train) == 21 and len(dataset.unlabelled) == 4
@@ -283,6 +285,26 @@ WRONG = [
     (
         {"sentences": np.array(["x"]), "sentence_label": [0], "sentence_vectors": np.ones((1, 1, 6))},
         "sentence_vectors of .* have shape",
+    ),
+    (
+        {
+            "train": None,
+            "val": None,
+            "test": None,
+            "vectors": np.ones((3, DIM)),
+            "label": [0, 1, 2],
+            "part": 5,
+        },
+        r"holds 3 vectors, and parts of shape \[\]; give one a vector",
+    ),
+    (
+        {
+            **dict.fromkeys(("train", "val", "test")),
+            "vectors": np.ones((3, DIM)),
+            "label": [0, 1, 2],
+            "part": np.array("train"),
+        },
+        r"parts of shape \[\]",
     ),
     ({"train": None, "val": None, "test": None}, "image vectors stand under train, val, test and unlabelled"),
 ]
@@ -375,3 +397,39 @@ def test_real_clip_vectors_are_read_as_they_are(shared):
     texts = backbone.encode_text([name.replace("_", " ") for name in dataset.class_names])
     right = (test @ texts.T).argmax(1).numpy() == dataset.test.labels
     assert 100 * right.mean() == pytest.approx(94.8, abs=0.05)  # data/INDEX.md
+
+
+@pytest.mark.parametrize("length", [1e-40, 1e-18, 1e19, 1e37])
+def test_vectors_may_be_of_any_length(length, tmp_path):
+    held = content()
+    plain, run = read_arrays(saved(tmp_path, **held)), tmp_path / "run"
+    for name in ("train", "val", "test", "text"):
+        held[name] = (held[name] * length).astype(np.float64 if length < 1e-30 else np.float32)
+    path = saved(tmp_path, **held)
+    (event,) = wordsight.fit(data=path, method="linear_probe", shots=2, out=str(run)).events("eval")
+    assert event["accuracy"] > 80
+    scaled = torch.nn.functional.normalize(read_arrays(path).text, dim=1)
+    assert torch.allclose(scaled, torch.nn.functional.normalize(plain.text, dim=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_numbers_that_numpy_lacks_are_read(dtype, tmp_path):
+    held = {name: torch.from_numpy(value) for name, value in content().items() if name != "classes"}
+    small = {name: value.to(dtype) if value.is_floating_point() else value for name, value in held.items()}
+    torch_save(small, tmp_path / "small.safetensors", metadata={"classes": json.dumps(NAMES)})
+    found = read_arrays(tmp_path / "small.safetensors").parts["train"].vectors
+    assert np.array_equal(found, small["train"].float().numpy())
+
+
+def test_what_was_left_out_is_told_before_what_is_then_missing(tmp_path, capsys):
+    held = content()
+    held["train"][held["train_label"] == 0] = np.nan
+    assert main(["fit", f"data={saved(tmp_path, **held)}", "method=zero_shot", f"out={tmp_path / 'a'}"]) == 2
+    said = capsys.readouterr().err
+    assert said.index("left out 6 of") < said.index("classes have fewer")
+
+
+def test_a_method_that_needs_a_tower_is_refused_once_and_leaves_nothing(file, tmp_path, capsys):
+    assert main(["fit", f"data={file}", "method=kgcoop", "shots=2", f"out={tmp_path / 'a'}"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("learns token prompts of a text tower") == 1 and not (tmp_path / "a").exists()

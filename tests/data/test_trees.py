@@ -117,6 +117,7 @@ def test_an_image_may_show_several_classes(tmp_path):
     "labels, words",
     [
         (array([0, 2, 1]), "a vector of 0 and 1"),
+        (array([0, 1]), "have 2 places, but there are 3 class names"),
         (array([[0, 1, 1]]), "shape (1, 3)"),
         (b"no array", "no NumPy array"),
         (b"PK\x03\x04 a zip", "no NumPy array"),

@@ -7,8 +7,6 @@ Each thing has one name here and is found under those that the field gives it: `
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +19,9 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from wordsight.backbones.array_files import KEYS, as_float32, read_npz, read_safetensors
 from wordsight.config import is_vectors
-from wordsight.files import WordsightError, nfc, parse_json, read_tensors
+from wordsight.files import WordsightError, nfc
 from wordsight.reader import nearest
 
 PARTS = ("train", "val", "test", "unlabelled")
@@ -35,23 +34,6 @@ PART_NAMES = {
 VECTORS = ("vectors", "features", "image_features", "image_vectors", "embeddings", "images", "x")
 LABELS = ("label", "labels", "targets", "target", "y")
 NAMES = ("path", "paths", "names", "files", "image")
-KEYS = {
-    "classes": ("classes", "class_names", "classnames"),
-    "text": (
-        "text",
-        "text_features",
-        "text_vectors",
-        "class_vectors",
-        "text_weights",
-        "clip_weights",
-        "classifier",
-    ),
-    "sentences": ("sentences",),
-    "sentence_label": ("sentence_label", "sentence_labels", "sentence_class"),
-    "sentence_vectors": ("sentence_vectors", "sentence_features", "sentence_embeddings"),
-    "logit_scale": ("logit_scale", "scale"),
-    "part": ("part", "parts", "split", "splits"),
-}
 NUMBERS = "fiu"  # NumPy's kinds of them
 SAME = 0.99  # cosine of two vectors of one text, which may differ by rounding
 LOGIT_SCALE = 100.0  # CLIP's, where a file gives none
@@ -105,7 +87,7 @@ def read_arrays(path: str | Path) -> Arrays:
     """Errors: WordsightError for a file that cannot be read or holds pickles, lacks vectors or class names,
     or whose widths, counts or labels do not fit one another."""
     path = Path(path).expanduser()
-    found = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+    found = read_npz(path) if path.suffix == ".npz" else read_safetensors(path)
     known = {key.lower(): key for key in found}
     if len(known) < len(found):
         twice = next(key for key in found if known[key.lower()] != key)
@@ -139,56 +121,6 @@ def read_arrays(path: str | Path) -> Arrays:
     return Arrays(names, parts, text, sentences, vectors, scale, tuple(sorted(set(found) - used)))
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with open(path, "rb") as opened, zipfile.ZipFile(opened), np.load(opened, allow_pickle=False) as file:
-            return {name: _as_text(path, name, file[name]) for name in file.files}
-    except WordsightError:
-        raise
-    except zipfile.BadZipFile as error:
-        raise WordsightError(
-            f"{path} cannot be read as a file of vectors: it is cut off, damaged or no .npz ({error})"
-        ) from error
-    # RuntimeError: a zip with a password
-    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zlib.error) as error:
-        why = "it holds a pickled array, which is not opened; save texts as np.array(names), of type str"
-        said = why if "allow_pickle" in str(error) or "Object arrays" in str(error) else error
-        raise WordsightError(f"{path} cannot be read as a file of vectors: {said}") from error
-
-
-def _as_text(path: Path, name: str, array: np.ndarray | bytes) -> np.ndarray:
-    """Bytes, which `np.array(names, "S")` and Python 2 make of texts, as the texts they are."""
-    if isinstance(array, bytes):  # a member of the zip that is no array, as a note
-        return np.frombuffer(array, np.uint8)
-    if array.dtype.kind != "S":
-        return array
-    try:
-        return np.char.decode(array, "utf-8")
-    except UnicodeDecodeError as error:
-        raise WordsightError(f"{name} of {path} holds bytes that are no UTF-8 text: {error}") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    tensors, metadata = read_tensors(path, "file of vectors", finite=False)
-    found = {name: _numbers(tensor) for name, tensor in tensors.items()}
-    for name, text in metadata.items():
-        if text.lstrip()[:1] == "[" or name.lower() in (*KEYS["classes"], "logit_scale"):
-            found.setdefault(name, _of_metadata(path, name, text))
-    return found
-
-
-def _of_metadata(path: Path, name: str, text: str) -> np.ndarray:
-    """All texts or all numbers, as they stand in JSON; of anything else objects, which nothing here takes."""
-    values = parse_json(text, f"{name} in the metadata of {path}")
-    listed = values if isinstance(values, list) else [values]
-    alike = any(all(isinstance(one, kind) for one in listed) for kind in (str, (int, float)))
-    return np.array(values) if alike else np.array(values, dtype=object)
-
-
-def _numbers(tensor: Tensor) -> np.ndarray:
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
 def _parts(path: Path, take: Any, known: Mapping[str, str]) -> dict[str, Part]:
     """The parts as they stand under names of their own, or as rows of one table."""
     parts = {}
@@ -210,10 +142,13 @@ def _parts(path: Path, take: Any, known: Mapping[str, str]) -> dict[str, Part]:
     of = take(KEYS["part"])
     if of is None:
         return {"train": whole} if whole.labels is not None else {"unlabelled": whole}
+    if np.shape(of) != (len(whole.vectors),):
+        raise WordsightError(
+            f"{path} holds {len(whole.vectors)} vectors, and parts of shape {list(np.shape(of))}; give one a "
+            f"vector"
+        )
     of = [str(one).strip().lower() for one in np.asarray(of).tolist()]
     meant = {alias: part for part, aliases in PART_NAMES.items() for alias in aliases}
-    if len(of) != len(whole.vectors):
-        raise WordsightError(f"{path} holds {len(whole.vectors)} vectors and {len(of)} parts")
     if wrong := sorted(set(of) - meant.keys()):
         raise WordsightError(f"{path} holds the part {wrong[0]!r}, which is none of {', '.join(meant)}")
     rows = {part: [row for row, one in enumerate(of) if meant[one] == part] for part in PARTS}
@@ -363,12 +298,11 @@ def _check_once(path: Path, texts: Sequence[str], vectors: Float[Tensor, "N D"])
 
 
 def _as_numbers(path: Path, what: str, values: Any) -> np.ndarray:
-    """float32; what is too large for it becomes infinite. Errors: WordsightError for texts and the like."""
+    """As `as_float32`. Errors: WordsightError for texts and the like."""
     values = np.asarray(values)
     if values.dtype.kind not in NUMBERS:
         raise WordsightError(f"{what} of {path} are {values.dtype}; vectors are numbers")
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32)
+    return as_float32(values)
 
 
 def _usable(path: Path, what: str, vectors: np.ndarray) -> Tensor:

@@ -33,18 +33,16 @@ def read(path: Path) -> Table:
 
 def pictures_of_part(part: Part) -> list[Encoded]:
     """All rows as images, whatever they hold."""
-    vectors = _as_float32(part)
+    from wordsight.backbones.array_files import as_float32
+
+    vectors = as_float32(np.asarray(part.vectors))
     return [Encoded(name, partial(vectors.__getitem__, row)) for row, name in enumerate(part.names)]
 
 
-def _as_float32(part: Part) -> np.ndarray:
-    """A number too large for it becomes infinite, and its row is left out and told."""
-    with np.errstate(over="ignore"):
-        return part.vectors.astype(np.float32)
-
-
 def _rows(name: str, part: Part, account: Account) -> list[Row]:
-    vectors = _as_float32(part)
+    from wordsight.backbones.array_files import as_float32
+
+    vectors = as_float32(np.asarray(part.vectors))
     flat = vectors if vectors.ndim == 3 else vectors[:, None]  # [n, views, D]
     finite, known = np.all(np.isfinite(flat), axis=(1, 2)), np.all(np.any(flat, axis=2), axis=1)
     usable = np.logical_and(finite, known).tolist()

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from wordsight.backbones import Backbone, unit
+from wordsight.backbones.array_files import as_float32
 from wordsight.data.features import Features, image_features
+from wordsight.data.labels import check_distinct
 from wordsight.data.pictures import is_of_texts, pictures_of
 from wordsight.files import WordsightError
 
@@ -28,7 +30,8 @@ def features_of(X: Any, backbone: Backbone | None, *, views: int = 1, flip: bool
     a backbone. Errors: WordsightError for another width."""
     if backbone is not None and not is_matrix(X):
         return image_features(backbone, pictures_of(X), views=views, flip=flip)
-    matrix = torch.from_numpy(np.array(X))
+    matrix = np.array(X)
+    matrix = torch.from_numpy(as_float32(matrix) if matrix.dtype == np.float32 else matrix)
     if backbone is not None and matrix.shape[1] != backbone.dim:
         raise WordsightError(
             f"a feature matrix of width {matrix.shape[1]} does not fit backbone {backbone.name!r}, whose "
@@ -44,6 +47,8 @@ def encoded_labels(y: Any, images: int) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import column_or_1d
 
+    if not images:
+        raise WordsightError("there are no images to fit to; give some, with a label each")
     y = column_or_1d(_one_each(y), warn=True)
     if images != len(y):
         raise WordsightError(f"{images} images and {len(y)} labels; each image needs one label")
@@ -56,6 +61,8 @@ def encoded_labels(y: Any, images: int) -> tuple[np.ndarray, np.ndarray]:
         )
     check_classification_targets(y)
     classes, labels = np.unique(y, return_inverse=True)
+    if all(isinstance(name, str) for name in classes.tolist()):
+        check_distinct(classes.tolist(), "y")
     if len(classes) < 2:
         raise WordsightError(
             f"all labels are of one class, {str(classes[0])!r}; at least 2 classes are needed to choose among"
@@ -70,11 +77,20 @@ def _one_each(y: Any) -> Any:
 
     y = list(y) if isinstance(y, (Iterator, tuple)) else y
     if isinstance(y, list) and not all(isinstance(label, str) for label in y):
-        listed = np.asarray(y)
-        y = np.array(y, dtype=object) if listed.dtype.kind in "US" else listed
+        try:
+            listed = np.asarray(y)
+        except ValueError:  # of several lengths
+            listed = np.array("")
+        if listed.dtype.kind in "US":
+            listed = np.empty(len(y), dtype=object)
+            listed[:] = y
+        y = listed
     labels = np.asarray(y, dtype=object)
-    lacking = np.flatnonzero(pd.isna(labels) | np.array([str(label).strip() == "" for label in labels.flat]))
-    if labels.ndim == 1 and len(lacking):
+    if labels.ndim != 1:  # told by who asks
+        return y
+    blank = np.array([str(label).strip() == "" for label in labels], dtype=bool)
+    lacking = np.flatnonzero(pd.isna(labels) | blank)
+    if len(lacking):
         raise WordsightError(
             f"{len(lacking)} of {len(labels)} labels are missing, the first at place {lacking[0]}; fit on "
             "the images that have one, and give the others as unlabelled="

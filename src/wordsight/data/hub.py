@@ -74,6 +74,7 @@ def read_saved(folder: Path, spec: str, want: Want, label: str | None = None) ->
     except Exception as error:  # of a damaged file, whatever reads it
         raise WordsightError(
             f"{spec!r} looks like a dataset kept with save_to_disk, but cannot be read: {_first_line(error)}"
+            + "; is one of its splits empty?" * isinstance(error, IndexError)
         ) from error
     return _table(loaded, spec, want, label)
 
@@ -85,7 +86,7 @@ def _table(
     parts = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
     account = Account("row")
     known = _known_parts(parts, hints.splits or PARTS, account, spec)
-    image = _image_column(next(iter(known.values())), spec)
+    image = _image_column(known, spec)
     pictures = [picture for split, part in known.items() for picture in _pictures(part, split, image)]
     account.seen += len(pictures)
     columns = _columns(known, spec, hints)
@@ -119,13 +120,27 @@ def _known_parts(
     return known
 
 
-def _image_column(part: Any, spec: str) -> str:
+def _image_column(known: Mapping[str, Any], spec: str) -> str:
+    """The column of images, by the same name in all splits."""
     import datasets
 
-    for column, feature in part.features.items():
-        if isinstance(feature, datasets.Image):
-            return column
-    raise WordsightError(f"{spec!r} has no image column; its columns are {', '.join(part.features)}")
+    first = next(iter(known.values())).features
+    found = next((name for name, kind in first.items() if isinstance(kind, datasets.Image)), None)
+    if found is None:
+        raise WordsightError(f"{spec!r} has no image column; its columns are {', '.join(first)}")
+    _check_columns(known, [found], spec)
+    return found
+
+
+def _check_columns(known: Mapping[str, Any], names: Sequence[str], spec: str) -> None:
+    """Errors: WordsightError naming the split that lacks one of these columns."""
+    for split, part in known.items():
+        lacking = [name for name in names if name not in part.features]
+        if lacking:
+            raise WordsightError(
+                f"split {split} of {spec!r} has no column {lacking[0]!r}, which the first split has; its "
+                f"columns are {', '.join(part.features)}"
+            )
 
 
 def _columns(known: Mapping[str, Any], spec: str, hints: catalogue.Hints) -> Columns:
@@ -133,10 +148,13 @@ def _columns(known: Mapping[str, Any], spec: str, hints: catalogue.Hints) -> Col
 
     first = next(iter(known.values())).features
     classed = {name: kind.names for name, kind in first.items() if isinstance(kind, datasets.ClassLabel)}
+    _check_columns(known, list(classed), spec)
     for split, part in known.items():
         other = [name for name, names in classed.items() if _names(part.features.get(name)) != names]
         if other:
-            raise WordsightError(f"split {split} of {spec!r} has other class names in column {other[0]}")
+            raise WordsightError(
+                f"split {split} of {spec!r} has other class names in column {other[0]}, or none"
+            )
     usual = [key for key in (hints.label, *LABEL_KEYS, "labels", "fine_label", *classed) if key]
     if hints.names:
         classed |= dict.fromkeys((name for name in usual if name in first), hints.names)

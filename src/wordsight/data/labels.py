@@ -185,6 +185,13 @@ def check_distinct(names: Sequence[str], where: str, *, unnamed: bool = False) -
         raise WordsightError(f"{where} has a class without a name (label {spoken.index('')})")
 
 
+def check_choice(names: Sequence[str]) -> None:
+    """Errors: WordsightError for fewer than two classes to choose among, and as `check_distinct`."""
+    if len(names) < 2:
+        raise WordsightError(f"{list(names)} cannot be chosen among; give at least 2 class names, each once")
+    check_distinct(names, "the list of classes")
+
+
 # ---- lists of class names beside a source
 
 

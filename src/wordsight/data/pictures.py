@@ -35,8 +35,14 @@ class NoneReadable(WordsightError):
         self.skipped = skipped
 
 
-def pictures_of(images: Sequence[Any]) -> list[Picture]:
+def pictures_of(images: Iterable[Any]) -> list[Picture]:
     """Paths, PIL images and arrays as pictures. Errors: WordsightError for anything else."""
+    return [_picture(image, f"image {index}") for index, image in enumerate(_listed(images))]
+
+
+def _listed(images: Iterable[Any]) -> list[Any]:
+    """A list of images, in whatever holds them. Errors: WordsightError for one image, or a table of several
+    columns."""
     if isinstance(images, (str, Path, Image.Image)):
         raise WordsightError(f"expected a list of images, not one {type(images).__name__}; put it in a list")
     if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[-1] in (3, 4):
@@ -50,7 +56,7 @@ def pictures_of(images: Sequence[Any]) -> list[Picture]:
                 f"expected a list of images; this is a table of {table.shape[1]} columns: give that of paths"
             )
         images = table[:, 0].tolist()
-    return [_picture(image, f"image {index}") for index, image in enumerate(images)]
+    return list(images)
 
 
 def is_of_texts(images: Any) -> bool:
@@ -74,8 +80,9 @@ def _picture(image: Any, name: str) -> Picture:
     )
 
 
-def pictures_in(images: Sequence[Any], account: Account) -> Iterator[Picture]:
+def pictures_in(images: Iterable[Any], account: Account) -> Iterator[Picture]:
     """The images that were given, those of folders and tables too, without a list of them all."""
+    images = _listed(images)
     for image, picture in zip(images, pictures_of(images)):
         path = Path(image).expanduser() if isinstance(image, (str, Path)) else None
         if path is not None and path.is_dir():

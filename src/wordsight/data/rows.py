@@ -46,7 +46,7 @@ class Row(NamedTuple):
     label: Label | None = None  # None: the source gives it none
     captions: tuple[str, ...] = ()
     part: str = "train"  # train, val or test
-    shows: tuple[int, ...] | None = None  # its classes, where it may have any number of them
+    shows: tuple[bool, ...] | None = None  # whether each class, where it may have any number of them
 
 
 @dataclass

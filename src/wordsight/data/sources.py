@@ -251,14 +251,16 @@ def _single(labelled: Sequence[Row], names: Iterable[Label]) -> dict[str, Split]
 
 def _several(labelled: Sequence[Row], classes: int, spec: str) -> dict[str, Split]:
     """Images that show any number of classes are tested on, whatever part they are of, and never fitted to:
-    a method learns one class an image. Errors: WordsightError where a label is beyond the class names."""
+    a method learns one class an image. Errors: WordsightError where labels have other places than there are
+    names."""
     shown = np.zeros((len(labelled), classes), np.bool_)
     for row, place in zip(labelled, shown):
-        if row.shows and max(row.shows) >= classes:
+        if row.shows is not None and len(row.shows) != classes:
             raise WordsightError(
-                f"{row.picture.name} of {spec!r} shows class {max(row.shows)}, but there are {classes} names"
+                f"the labels of {row.picture.name} of {spec!r} have {len(row.shows)} places, but there are "
+                f"{classes} class names"
             )
-        place[list(row.shows or ())] = True
+        place[:] = row.shows or False
     none = np.zeros(0, np.int64)
     pictures = [row.picture for row in labelled]
     return {"train": Split([], none), "test": Split(pictures, np.zeros(len(pictures), np.int64), shown)}

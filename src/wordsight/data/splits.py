@@ -113,7 +113,7 @@ def chosen_classes(n_classes: int, which: Which) -> range:
     """The label indices that `all`, `base` or `new` stands for."""
     base, new = base_new(n_classes)
     halves = {"all": range(n_classes), "base": base, "new": new}
-    if which not in halves:
+    if not isinstance(which, str) or which not in halves:
         raise WordsightError(
             f"classes={which!r} is not a choice{nearest(str(which), halves)}; the choices are "
             f"{', '.join(halves)}"

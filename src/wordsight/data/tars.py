@@ -155,7 +155,7 @@ def read_tars(parts: Mapping[str, Sequence[str]], spec: str, want: Want, label: 
         )
     labels = settle([row.label for row in rows], repr(spec))
     rows = [row._replace(label=label) for row, label in zip(rows, labels)]
-    shown = [place for row in rows for place in row.shows or ()]
+    shown = list(range(max(len(row.shows or ()) for row in rows)))
     named = _class_names(shown or labels, places, spec, account)
     return Table(rows, account, named, templates=templates_of(places, account))
 

@@ -97,8 +97,8 @@ def names_of(folders: Sequence[Path], account: Account) -> list[str] | None:
     return names
 
 
-def classes_shown(content: bytes, where: str) -> tuple[int, ...]:
-    """The classes that an image shows, from key.npy: a vector of 0 and 1, one place a class.
+def classes_shown(content: bytes, where: str) -> tuple[bool, ...]:
+    """Whether an image shows each class, from key.npy: a vector of 0 and 1, one place a class.
 
     Errors: WordsightError for any other array."""
     try:
@@ -109,4 +109,4 @@ def classes_shown(content: bytes, where: str) -> tuple[int, ...]:
         raise WordsightError(
             f"the labels of {where} are {found.dtype} of shape {found.shape}; expected a vector of 0 and 1"
         )
-    return tuple(np.flatnonzero(found).tolist())
+    return tuple(map(bool, found.tolist()))

@@ -27,14 +27,14 @@ def demo(which: str = "aape", out: str | Path | None = None, show: bool = True, 
 
     Errors: WordsightError for a name that is none.
     """
+    if which not in FOLDERS:
+        raise WordsightError(
+            f"demo {which!r} is not known{nearest(which, FOLDERS)}; the choices are {', '.join(FOLDERS)}"
+        )
     from wordsight.demo.aape import demo_aape
     from wordsight.demo.clamp import demo_clamp
 
     demos = {"aape": demo_aape, "clamp": demo_clamp}
-    if which not in demos:
-        raise WordsightError(
-            f"demo {which!r} is not known{nearest(which, demos)}; the choices are {', '.join(demos)}"
-        )
     return demos[which](out or FOLDERS[which], show, **cut)
 
 

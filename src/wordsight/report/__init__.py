@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wordsight.config import WordsightError
+from wordsight.early import check_output
 from wordsight.files import write_file
 from wordsight.report.comparison import comparisons
 from wordsight.report.covered import coverage_split, read_coverage
@@ -109,6 +110,9 @@ def check_names(page: Path, table: Path, latex: Path | None) -> None:
     if page.is_dir() or page.suffix.lower() == ".csv":
         better = page / "report.html" if page.is_dir() else page.with_suffix(".html")
         raise WordsightError(f"out={str(page)!r} must name the HTML file, such as {str(better)!r}")
+    for name, path in (("out", page), ("csv", table), ("latex", latex)):
+        if path is not None:
+            check_output(path, name)
     names = [path.absolute() for path in (page, table, latex) if path]
     if len(set(names)) < len(names):
         raise WordsightError(

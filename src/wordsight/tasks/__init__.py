@@ -45,6 +45,7 @@ def evaluate(
     the data
     is named: how many were left out for that is logged. `backbone` names it where it has moved, and `lm` the
     LM of a run that writes. Errors: WordsightError."""
+    data = None if data is None else str(data)
     with _opened(run) as there:
         if there is None:
             return [_of_model(str(run), data, shots or 0, seed)]
