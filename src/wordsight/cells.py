@@ -142,8 +142,6 @@ def featurise_all(cells: Sequence[Cell], backbone: Backbone | None) -> None:
     if cells and (cluster := current()) is not None:
         check_machines(cluster, Path(os.path.commonpath([cell.folder for cell in cells])))
     cells = [cell for cell in cells if not cell.asks]
-    for data in dict.fromkeys(cell.settings.data for cell in cells if cell.captions):
-        pairs_of(data).account.tell()
     for (data, _, views, *_), (settings, pictures) in pictures_needed(cells).items():
         several = f", {views} views" if views > 1 else ""
         log.info("%s: features of %s images%s", plain_name(data), f"{len(pictures):,}", several)

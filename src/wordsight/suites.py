@@ -105,6 +105,8 @@ def open_all(settings: SuiteSettings, suite: Suite) -> tuple[dict[str, Dataset],
         for data in settings.data:
             if not is_captioned(data):
                 raise WordsightError(f"{settings.suite} is measured on captions, and {data!r} holds none")
+            for note in pairs_of(data).account.notes():
+                log.info("%s: %s", data, note)
         return {}, {}
     opened: dict[str, Dataset] = {}
     unread: dict[str, str] = {}
