@@ -6,8 +6,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
+import yaml
 
+from wordsight.cli import main
 from wordsight.fit import fit
+from wordsight.report import report
+from wordsight.runs import Run
 
 # commands that cannot be, and what is said of each
 WRONG = {
@@ -112,14 +117,53 @@ for command in json.loads(sys.argv[1]):
 """
 
 
-def fitted(folder):
+def fitted(folder, method="linear_probe", **given):
     """A finished run, of vectors."""
+    folder.parent.mkdir(exist_ok=True)
     stream = np.random.default_rng(0)
     held = {"classes": np.array(["cat", "dog"]), "text": stream.normal(size=(2, 8))}
     for part in ("train", "test"):
         held |= {part: stream.normal(size=(8, 8)), f"{part}_label": np.arange(8) % 2}
-    np.savez(folder.with_suffix(".npz"), **held)
-    fit(data=str(folder.with_suffix(".npz")), method="linear_probe", out=str(folder), shots=4)
+    data = str(folder.parent / "vectors.npz")
+    np.savez(data, **held)
+    fit(data=data, method=method, out=str(folder), shots=4, **given)
+
+
+@pytest.mark.parametrize("train", ["5", "abc", "[1, 2]", "true", "{epochs: 3}"])
+def test_a_damaged_config_leaves_one_run_out(train, tmp_path):
+    fitted(tmp_path / "run")
+    fitted(tmp_path / "odd")
+    config = tmp_path / "odd" / "config.yaml"
+    config.write_text(config.read_text().replace("  train: null\n", f"  train: {train}\n"))
+    assert len(report([tmp_path / "run", tmp_path / "odd"], tmp_path / "page.html")["skipped"]) == 1
+
+
+def test_what_an_older_config_lacks_is_the_method_s_own(tmp_path):
+    fitted(tmp_path / "run", method="clip_adapter", train={"epochs": 3})
+    config = tmp_path / "run" / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    settings = Run.open(tmp_path / "run").settings
+    content["settings"]["train"] = {"epochs": 3}
+    del content["settings"]["words"]
+    config.write_text(yaml.safe_dump(content))
+    assert Run.open(tmp_path / "run").settings == settings
+    fitted(tmp_path / "run", method="clip_adapter", train={"epochs": 3})
+    assert report([tmp_path / "run"], tmp_path / "page.html")["skipped"] == []
+
+
+def test_forms_that_train_and_that_do_not_are_rows_of_one_table(tmp_path):
+    for name, given in {"b": {}, "a": {"form": "literal"}, "c": {"form": "literal"}}.items():
+        more = {"train": {"epochs": 2 if name == "a" else 3}} if given else {}
+        fitted(tmp_path / "runs" / name, method="aape", settings=given, **more)
+    found = report([tmp_path / "runs"], tmp_path / "page.html")["markdown"]
+    assert "form=literal train.epochs=2" in found and "form=literal train.epochs=3" in found
+    assert "form=solved words=calibrated" in found
+
+
+def test_a_link_that_leads_nowhere_does_no_harm(tmp_path):
+    fitted(tmp_path / "run")
+    (tmp_path / "run" / "notes").symlink_to("/nowhere")
+    assert main(["eval", str(tmp_path / "run")]) == 0
 
 
 def test_a_report_is_written_without_torch(tmp_path):

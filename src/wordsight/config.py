@@ -25,6 +25,7 @@ __all__ = [
     "absolute",
     "default_folder",
     "is_vectors",
+    "is_whole",
     "load_yaml",
     "located",
     "plugins",
@@ -141,6 +142,21 @@ class RunSettings(AskedSettings):
         """Whether validation images choose something, where the data has some."""
         several = self.train is not None and len(self.train.rates) > 1
         return several or resolve(METHODS, self.method, "method").needs_val
+
+
+def is_whole(settings: Mapping[str, Any]) -> bool:
+    """Whether all that RunSettings would fill in is there already, so that the method's class need not be
+    asked: not of a method of somebody else's, of an older version, or by a hand."""
+    method, train = settings.get("method"), settings.get("train")
+    named = isinstance(method, str) and method in METHODS
+    trained = isinstance(train, Mapping) and TrainSettings.__dataclass_fields__.keys() <= train.keys()
+    there = RunSettings.__dataclass_fields__.keys() <= settings.keys()
+    return (
+        named
+        and there
+        and (train is None or trained)
+        and AUTO not in (settings["words"], settings["backbone"])
+    )
 
 
 def is_vectors(name: str) -> bool:

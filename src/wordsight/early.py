@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def check_finished(folder: Path) -> None:
 
 def check_marks(unsure: float | None, error: float | None) -> None:
     """Refuse ways of marking answers that are no probability, or two at once."""
-    if unsure is not None and (not isinstance(unsure, (int, float)) or not 0 < unsure <= 1):
+    if unsure is not None and (not isinstance(unsure, Real) or not 0 < unsure <= 1):
         raise WordsightError(f"unsure={unsure!r} is no probability; give one above 0 and up to 1, as 0.5")
     if unsure is not None and error is not None:
         raise WordsightError("unsure= and error= both say which answers are not certain; give one of them")
@@ -64,7 +65,7 @@ def check_marks(unsure: float | None, error: float | None) -> None:
 
 def check_reading(max_pixels: int | None, csv: str | Path | None, images: Iterable[Any] = ()) -> None:
     """Refuse a limit that no image keeps, and a table in the place of what is read."""
-    if max_pixels is not None and (not isinstance(max_pixels, int) or max_pixels < 1):
+    if max_pixels is not None and (not isinstance(max_pixels, Integral) or max_pixels < 1):
         raise WordsightError(f"max_pixels={max_pixels!r} reads no image; give a whole number, 1 or more")
     if csv is not None:
         check_output(csv, "csv", images if isinstance(images, (list, tuple)) else ())

@@ -20,7 +20,7 @@ from wordsight.backbones import Backbone, as_given, load_backbone, pick_device, 
 from wordsight.backbones.hub import run_folder
 from wordsight.backbones.vectors import Vectors
 from wordsight.config import METHODS, RunSettings, WordsightError, resolve
-from wordsight.data.given import encoded_labels, features_of, is_matrix, known_labels, names_in
+from wordsight.data.given import check_spoken, encoded_labels, features_of, is_matrix, known_labels, names_in
 from wordsight.data.pictures import pictures_of
 from wordsight.data.splits import digests
 from wordsight.doubts import GIVEN, NONE, Doubts, conformal
@@ -302,10 +302,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return names
 
     def _open_backbone(self) -> Backbone | None:
-        backbone = as_given(self.backbone)
-        if isinstance(backbone, str):
-            return load_backbone(backbone, device=self.device, dtype=self.dtype)
-        return backbone
+        given = as_given(self.backbone)
+        named = isinstance(given, str)
+        return load_backbone(given, device=self.device, dtype=self.dtype) if named else given
 
     def _words(
         self,
@@ -318,6 +317,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if backbone is None:
             facts = RunFacts(names, vectors.shape[-1], 1.0, self.template)
             return facts, dict.fromkeys(names, ()), _prototypes(names, vectors[:, 0], labels)
+        check_spoken(names, self.method)
         own = isinstance(backbone, Vectors)  # which brings the vectors of its names and sentences
         facts = facts_of(backbone, names, "{}" if own else self.template)
         source = self.sentences if own or self.sentences is not None else DEFAULT_SENTENCES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,10 +15,14 @@ from wordsight.backbones import Backbone
 from wordsight.batches import FeatureBatches
 from wordsight.config import RunSettings, WordsightError
 from wordsight.fitted import predict_logits
+from wordsight.meter import one_thread
 from wordsight.methods import Classifier, FitData, Labelled, Learner
 from wordsight.runs import Run, RunFacts, build_method
 from wordsight.train import Keeper, train
 
+# products of an image's and a class's numbers, below which thousands of small operations wait longer for a
+# second thread than they last: where another job has its core, a fit of a second took half a minute
+SMALL = 1e7
 REFERENCES = ("zero_shot", "linear_probe")  # what a fit is compared with on the same test images
 
 log = logging.getLogger("wordsight")
@@ -34,13 +39,15 @@ def fit_method(
     those of `data`. With `run`, training logs there and can be resumed; a choice of the rate begins anew."""
     _check_labels(settings, facts, data)
     rates = settings.train.rates if settings.train is not None else ()
-    if len(rates) < 2:
-        method = _trained(settings, facts, data, backbone, run)
-    else:
-        method = _of_best_rate(settings, facts, data, backbone, run)
-    if data.pool is not None:
-        method.eval().absorb(data)
-        _choose(method, data, backbone)
+    small = data.centre.numel() * len(facts.classes) < SMALL
+    with one_thread() if small else contextlib.nullcontext():
+        if len(rates) < 2:
+            method = _trained(settings, facts, data, backbone, run)
+        else:
+            method = _of_best_rate(settings, facts, data, backbone, run)
+        if data.pool is not None:
+            method.eval().absorb(data)
+            _choose(method, data, backbone)
     return method.eval()
 
 

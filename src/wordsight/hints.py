@@ -13,6 +13,7 @@ from pathlib import Path
 
 from wordsight.config import OURS, AskedSettings, WordsightError
 from wordsight.early import (
+    RUN_FILES,
     check_described,
     check_finished,
     check_marks,
@@ -73,6 +74,7 @@ PACKAGES = {  # of methods and of ends of data's names: a package that an extra 
     ".parquet": ("pyarrow", "datasets", "Parquet"),
 }
 QUICKLY_READ = 100_000_000  # bytes of a run that is opened once more than need be
+OF_OURS = "wordsight_*.json"  # what marks a folder that is ours and no run: an assistant's, a backbone's
 NESTED = ("settings.", "train.")  # keys of a run that hold settings of their own
 
 
@@ -258,15 +260,19 @@ def check_kept(word: str) -> None:
     """Refuse a run that is damaged or of another version before torch is imported, where it is small; it is
     opened again."""
     path = Path(word).expanduser()
-    if is_run(path) and sum(file.stat().st_size for file in path.iterdir()) < QUICKLY_READ:
+    files = [path / name for name in RUN_FILES]
+    if is_run(path) and sum(file.stat().st_size for file in files if file.is_file()) < QUICKLY_READ:
         from wordsight.runs import Run
 
         Run.open(path)
 
 
 def check_run_or_model(verb: str, word: str) -> None:
-    """As `check_run`, but for a folder of transformers, a GGUF file or a name that can only be a hub's."""
+    """As `check_run`, but for a folder of transformers or of ours (an assistant, a backbone), a GGUF file or
+    a name that can only be a hub's."""
     path = Path(word).expanduser()
+    if any(path.glob(OF_OURS)):
+        return
     if not is_run(path) and ((path / "config.json").is_file() or path.suffix == ".gguf"):
         return
     hub_name = r"((hf|huggingface)\.co/)?[\w.-]+/[\w.-]+(:[\w.-]+)?"  # owner/name, owner/name:Q8_0

@@ -1,4 +1,5 @@
-"""Meter: time and memory of this process on the device in use, for what measures cost."""
+"""Meter: time, memory and threads of this process on the device in use, for what measures cost and what is
+small."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ class TooLong(Exception):
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
+    """What torch, NumPy and SciPy do meanwhile, each operation by itself, on one core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

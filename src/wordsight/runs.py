@@ -35,6 +35,7 @@ from wordsight.config import (
     RunSettings,
     TrainSettings,
     WordsightError,
+    is_whole,
     load_yaml,
     located,
     relocated,
@@ -174,11 +175,10 @@ class Run:
             if not isinstance(part, dict):
                 raise WordsightError(f"{folder / 'config.yaml'} is not complete: {name} is {part!r}")
         try:
-            # a method of somebody else's types its own settings, and is imported for it
-            known = parts["settings"].get("method") in METHODS
-            kept = _resolved(folder, build(AskedSettings if known else RunSettings, parts["settings"]))
+            whole = is_whole(parts["settings"])
+            kept = _resolved(folder, build(AskedSettings if whole else RunSettings, parts["settings"]))
             if isinstance(kept.train, dict):
-                kept = replace(kept, train=build(TrainSettings, kept.train, "train.") if kept.train else None)
+                kept = replace(kept, train=build(TrainSettings, kept.train, "train."))
             return cls(folder, kept, build(RunFacts, parts["facts"]))
         except WordsightError as error:
             raise WordsightError(f"{folder / 'config.yaml'}: {error}") from error

@@ -9,7 +9,6 @@ import io
 import logging
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wordsight import hints, terminal
@@ -19,7 +18,6 @@ from wordsight.config import WordsightError
 if TYPE_CHECKING:
     from wordsight.assistant.session import Session
 
-OURS = "wordsight_*.json"  # what marks a folder that is ours and no run: an assistant's, a backbone's
 END = ("/quit", "/exit")
 
 log = logging.getLogger("wordsight")
@@ -49,8 +47,7 @@ def _check(runs: list[str]) -> None:
             f"{len(runs)} runs were given; an assistant is one run, or a two_tower run and a limber run"
         )
     for run in runs:
-        if not any(Path(run).expanduser().glob(OURS)):
-            hints.check_run_or_model("chat", run)
+        hints.check_run_or_model("chat", run)
 
 
 def _turns(session: Session, failed: list[dict[str, str]], *, whole: bool) -> Iterator[dict[str, Any]]:

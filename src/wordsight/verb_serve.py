@@ -6,14 +6,12 @@ import argparse
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from wordsight import hints
 from wordsight.arguments import DEVICE, HOST, PORT, Verb, argument
 from wordsight.config import WordsightError
 from wordsight.files import read_text
 from wordsight.serve.settings import Limits, Settings
-from wordsight.verb_chat import OURS
 
 KEYS = "WORDSIGHT_API_KEYS"  # of the environment, separated by blanks or commas
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -21,8 +19,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 def serve(options: argparse.Namespace) -> None:
     for run in options.runs:
-        if not any(Path(run).expanduser().glob(OURS)):
-            hints.check_run_or_model("serve", run)
+        hints.check_run_or_model("serve", run)
     settings = _settings(options)
     from wordsight.serve import serve
 

@@ -14,6 +14,7 @@ from wordsight.data.features import Features, image_features
 from wordsight.data.labels import check_distinct
 from wordsight.data.pictures import is_of_texts, pictures_of
 from wordsight.files import WordsightError
+from wordsight.tables import method_entry
 
 
 def is_matrix(X: Any) -> bool:
@@ -61,8 +62,6 @@ def encoded_labels(y: Any, images: int) -> tuple[np.ndarray, np.ndarray]:
         )
     check_classification_targets(y)
     classes, labels = np.unique(y, return_inverse=True)
-    if all(isinstance(name, str) for name in classes.tolist()):
-        check_distinct(classes.tolist(), "y")
     if len(classes) < 2:
         raise WordsightError(
             f"all labels are of one class, {str(classes[0])!r}; at least 2 classes are needed to choose among"
@@ -109,6 +108,12 @@ def known_labels(y: Any, classes: np.ndarray, images: int) -> np.ndarray:
     if others:
         raise WordsightError(f"label {others[0]!r} is none of the {len(place)} classes that it was fitted to")
     return np.array([place[label] for label in labels], dtype=np.int64)
+
+
+def check_spoken(names: Sequence[str], method: str) -> None:
+    """Errors: WordsightError where a method that reads words could not tell two classes apart by them."""
+    if method_entry(method).words != "none":
+        check_distinct(names, "the list of classes")
 
 
 def names_in(names: Sequence[str], what: str) -> tuple[str, ...]:

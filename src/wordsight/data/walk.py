@@ -5,6 +5,7 @@ Hidden files are left out, links are followed once, pipes and devices are not to
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,8 +14,11 @@ from pathlib import Path
 from wordsight.data import Picture
 from wordsight.data.account import Account
 from wordsight.data.rows import is_file, is_hidden, read_file, shown, why_not
-from wordsight.files import nfc
+from wordsight.files import PART, nfc
 
+UNDER_WAY = re.compile(
+    rf"\.[0-9a-f]{{8}}{re.escape(PART)}$"
+)  # ends the name of a file that `files.writing` writes
 HIDDEN = "that are hidden or lie in a hidden folder"
 READ_ITSELF = "behind a link to what is read already"
 BROKEN = "behind a broken link"
@@ -39,10 +43,12 @@ class Walker:
         self.real, self.cut = os.path.realpath(self.root), len(str(self.root)) + 1
 
     def entries(self, folder: str | Path) -> list[tuple[str, str]]:
-        """(path, kind) of what a folder holds, sorted; kind is file, folder, link or other."""
+        """(path, kind) of what a folder holds, sorted; kind is file, folder, link or other. What we are about
+        to write there, as a table of answers, is not of it yet."""
         try:
             with os.scandir(folder) as found:
-                return sorted(((entry.path, _kind(entry)) for entry in found), key=_by_name)
+                held = (entry for entry in found if not UNDER_WAY.search(entry.name))
+                return sorted(((entry.path, _kind(entry)) for entry in held), key=_by_name)
         except OSError as error:
             why = error.strerror or error
             self.account.remark(

@@ -86,7 +86,7 @@ class Method(nn.Module):
     @classmethod
     def entry(cls, target: str, summary: str = "") -> MethodEntry:
         """What the table of methods says of it."""
-        return MethodEntry(target, summary, cls.Settings, "none", cls.needs_labels, cls.needs_sentences)
+        return MethodEntry(target, summary, cls.Settings, "kept", cls.needs_labels, cls.needs_sentences)
 
     @classmethod
     def told_labels(cls, words: str) -> bool:

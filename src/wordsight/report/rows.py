@@ -252,10 +252,10 @@ def differences(runs: Sequence[AskedSettings]) -> list[str]:
     groups = split_by(list(zip(runs, described)), same_kind)
     varied: dict[tuple[str, str, str | None], set[str]] = {}
     for group in groups:
-        first = group[0][1]
-        varied[same_kind(group[0])] = {
-            name for name in first if any(values[name] != first[name] for _, values in group)
-        }
+        # a form that trains nothing has no train.*, which then differs among the others alone
+        found = [(name, value) for _, values in group for name, value in values.items()]
+        first = dict(reversed(found))
+        varied[same_kind(group[0])] = {name for name, value in found if value != first[name]}
     return [
         " ".join(
             f"{name}={as_typed(values[name])}" for name in values if name in varied[same_kind((run, values))]
