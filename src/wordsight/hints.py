@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from wordsight.config import OURS, AskedSettings, WordsightError
+from wordsight.config import MODELS, OURS, AskedSettings, WordsightError
 from wordsight.early import (
     RUN_FILES,
     check_described,
@@ -271,7 +271,7 @@ def check_run_or_model(verb: str, word: str) -> None:
     """As `check_run`, but for a folder of transformers or of ours (an assistant, a backbone), a GGUF file or
     a name that can only be a hub's."""
     path = Path(word).expanduser()
-    if any(path.glob(OF_OURS)):
+    if word in MODELS or any(path.glob(OF_OURS)):
         return
     if not is_run(path) and ((path / "config.json").is_file() or path.suffix == ".gguf"):
         return
