@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from wordsight.backbones import Backbone
 from wordsight.batches import FeatureBatches
 from wordsight.config import RunSettings, WordsightError
 from wordsight.fitted import predict_logits
-from wordsight.meter import one_thread
+from wordsight.meter import one_thread, torch_alone
 from wordsight.methods import Classifier, FitData, Labelled, Learner
 from wordsight.runs import Run, RunFacts, build_method
 from wordsight.train import Keeper, train
@@ -40,7 +39,7 @@ def fit_method(
     _check_labels(settings, facts, data)
     rates = settings.train.rates if settings.train is not None else ()
     small = data.centre.numel() * len(facts.classes) < SMALL
-    with one_thread() if small else contextlib.nullcontext():
+    with one_thread() if small else torch_alone():
         if len(rates) < 2:
             method = _trained(settings, facts, data, backbone, run)
         else:

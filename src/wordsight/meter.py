@@ -34,6 +34,12 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def torch_alone() -> Any:
+    """NumPy and SciPy on one core: their waiting threads would keep torch's from theirs, and a fit whose
+    solver is SciPy's and whose loss is torch's takes ten times as long with the threads of both."""
+    return threadpool_limits(1, user_api="blas")
+
+
 @contextlib.contextmanager
 def limited(seconds: float) -> Iterator[None]:
     """Errors: TooLong when the seconds are over; not outside the main thread, which alone hears the alarm."""
