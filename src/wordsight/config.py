@@ -104,7 +104,7 @@ class AskedSettings(Where):
     @property
     def needs_labels(self) -> bool:
         """Whether labelled images change what is fitted."""
-        return method_entry(self.method).labels or self.words == "calibrated"
+        return method_entry(self.method).told_labels(self.words)
 
     @property
     def needs_sentences(self) -> bool:

@@ -11,15 +11,16 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from wordsight.config import VECTORS
+from wordsight.config import is_vectors
 from wordsight.files import WordsightError
 from wordsight.reader import nearest_path
 
 GRAPH = "model.onnx"  # what a folder of `export --onnx` holds
 WEIGHTS_FILE = "weights.safetensors"  # every fitted tensor, of a run and of a backbone of ours
 FINISHED = "finished.json"  # what a run folder holds once all of it is there
-RUN_FILES = ("config.yaml", "account.json", "sentences.json", "seen.npy", "metrics.jsonl", FINISHED)
-RUN_FILES += (WEIGHTS_FILE, "extra.safetensors", "doubts.safetensors")
+SEEN, EVENTS = "seen.npy", "metrics.jsonl"
+KEPT = (WEIGHTS_FILE, "extra.safetensors", "sentences.json", SEEN, "doubts.safetensors")  # in finished.json
+OF_RUN = (*KEPT, EVENTS, "config.yaml", "account.json", FINISHED)
 HUB_NAME = r"[\w.-]+/[\w.-]+"  # owner/name
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 LAYOUT = "give a folder in transformers' layout or a hub name"
@@ -83,14 +84,14 @@ def check_output(path: str | Path, name: str, read: Iterable[Any] = ()) -> None:
     real = os.path.realpath(place)
     if any(isinstance(one, (str, Path)) and os.path.realpath(Path(one).expanduser()) == real for one in read):
         raise WordsightError(f"{name}={str(path)!r} is read here, and would be replaced; give another name")
-    if is_run(place.parent) and (place.name in RUN_FILES or place.name.startswith("predictions-")):
+    if is_run(place.parent) and (place.name in OF_RUN or place.name.startswith("predictions-")):
         raise WordsightError(
             f"{name}={str(path)!r} is a file of the run, which would be replaced; give another name"
         )
 
 
 def _is_vectors(path: Path) -> bool:
-    return path.suffix.lower() in VECTORS
+    return is_vectors(path.name.lower())
 
 
 def is_picture(path: str | Path) -> bool:

@@ -302,9 +302,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return names
 
     def _open_backbone(self) -> Backbone | None:
-        given = as_given(self.backbone)
-        named = isinstance(given, str)
-        return load_backbone(given, device=self.device, dtype=self.dtype) if named else given
+        backbone = as_given(self.backbone)
+        if isinstance(backbone, str):
+            return load_backbone(backbone, device=self.device, dtype=self.dtype)
+        return backbone
 
     def _words(
         self,

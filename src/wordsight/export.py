@@ -21,6 +21,7 @@ from typing import Any
 
 from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone
 from wordsight.config import RunSettings, WordsightError, relocated
+from wordsight.early import EVENTS, KEPT
 from wordsight.files import new_folder, read_text, write_file
 from wordsight.fitted import (
     SIDES,
@@ -32,7 +33,7 @@ from wordsight.fitted import (
     open_generator,
 )
 from wordsight.model_card import CARD, Part, last_part, public, write_card
-from wordsight.runs import EVENTS, KEPT, NO_BACKBONE, Run
+from wordsight.runs import NO_BACKBONE, Run
 
 FOLDER, LM_FOLDER, LICENCES = "backbone", "lm", "licences"
 LICENCE_FILES = ("LICEN[CS]E*", "NOTICE*", "COPYING*")

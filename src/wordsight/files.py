@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PART = ".part"  # ends the temporary name of a file that is being written
+UNDER_WAY = re.compile(rf"\.[0-9a-f]{{8}}{re.escape(PART)}$")  # the end of such a name, as `writing` makes it
 SAVING = ".saving"  # the same of a folder
 DIGEST = "digest"  # the key in a safetensors file's metadata under which `write_tensors` keeps it
 # what makes a spreadsheet compute a cell, the wide signs of Chinese and Japanese ones included

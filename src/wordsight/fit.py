@@ -45,6 +45,7 @@ from wordsight.reader import read
 from wordsight.runs import Run, build_method
 from wordsight.sentences import OWN, ClassTexts, fill, read_sentences
 from wordsight.sentences.self_written import SELF, keep_record, sentences_for
+from wordsight.tables import method_entry
 from wordsight.tasks import classify
 from wordsight.teachers import teacher_scores
 
@@ -125,7 +126,7 @@ def _fit_labelled(
         **fingerprints(settings, drawn),
         pool_classes=names if settings.unlabelled else (),
     )
-    if getattr(resolve(METHODS, settings.method, "method"), "needs_tower", False):
+    if method_entry(settings.method).words == "tokens":
         build_method(settings, facts, backbone)  # a backbone without a tower is refused before a run begins
     with in_use(folder):
         run = Run.start(folder, settings, facts, sentences, drawn.whole.account.to_dict())

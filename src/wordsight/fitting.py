@@ -17,6 +17,7 @@ from wordsight.fitted import predict_logits
 from wordsight.meter import one_thread, torch_alone
 from wordsight.methods import Classifier, FitData, Labelled, Learner
 from wordsight.runs import Run, RunFacts, build_method
+from wordsight.tables import method_entry
 from wordsight.train import Keeper, train
 
 # products of an image's and a class's numbers, below which thousands of small operations wait longer for a
@@ -38,7 +39,8 @@ def fit_method(
     those of `data`. With `run`, training logs there and can be resumed; a choice of the rate begins anew."""
     _check_labels(settings, facts, data)
     rates = settings.train.rates if settings.train is not None else ()
-    small = data.centre.numel() * len(facts.classes) < SMALL
+    reads_vectors = method_entry(settings.method).words != "tokens"  # and runs no text tower
+    small = reads_vectors and data.centre.numel() * len(facts.classes) < SMALL
     with one_thread() if small else torch_alone():
         if len(rates) < 2:
             method = _trained(settings, facts, data, backbone, run)

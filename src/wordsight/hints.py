@@ -13,7 +13,7 @@ from pathlib import Path
 
 from wordsight.config import MODELS, OURS, AskedSettings, WordsightError
 from wordsight.early import (
-    RUN_FILES,
+    OF_RUN,
     check_described,
     check_finished,
     check_marks,
@@ -260,7 +260,7 @@ def check_kept(word: str) -> None:
     """Refuse a run that is damaged or of another version before torch is imported, where it is small; it is
     opened again."""
     path = Path(word).expanduser()
-    files = [path / name for name in RUN_FILES]
+    files = [path / name for name in OF_RUN]
     if is_run(path) and sum(file.stat().st_size for file in files if file.is_file()) < QUICKLY_READ:
         from wordsight.runs import Run
 

@@ -25,11 +25,16 @@ class TooLong(Exception):
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """What torch, NumPy and SciPy do meanwhile, each operation by itself, on one core."""
+    with torch_threads(1), threadpool_limits(1):  # the latter for scikit-learn, too
+        yield
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
-        with threadpool_limits(1):  # scikit-learn's own
-            yield
+        yield
     finally:
         torch.set_num_threads(before)
 

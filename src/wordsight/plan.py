@@ -23,7 +23,7 @@ from wordsight.files import plain_name
 from wordsight.methods import Asking, Classifier
 from wordsight.reader import CONFIGS, build, read, read_yaml
 from wordsight.suite_settings import GENERAL, YAML, ZERO_SHOT, Suite, SuiteSettings, check_apart
-from wordsight.tables import method_entry
+from wordsight.tables import MethodEntry, method_entry
 
 HERE = "{data}"  # in sentences= and aliases=, the dataset's folder name
 
@@ -74,7 +74,7 @@ def drawn(
     """The shots and seeds of a method. One without labels or training is there once for a dataset with a test
     part.
     """
-    needs = method_of(entry).told_labels(words_of(settings, entry))
+    needs = _known(entry).told_labels(words_of(settings, entry))
     numbers, seeds = settings.shots or suite.shots, settings.seeds
     if needs and None in numbers:
         raise WordsightError(f"it learns from labels, and {settings.suite} draws none; give shots=16, say")
@@ -114,9 +114,9 @@ def method_of(entry: Mapping[str, Any]) -> Any:
     return resolve(METHODS, entry.get("method", RunSettings.method), "method")
 
 
-def _has_vectors(entry: Mapping[str, Any]) -> bool:
-    """Whether a method scores by class vectors that it can be given."""
-    return method_entry(entry.get("method", RunSettings.method)).words == "given"
+def _known(entry: Mapping[str, Any]) -> MethodEntry:
+    """What the table of methods says of it."""
+    return method_entry(entry.get("method", RunSettings.method))
 
 
 def words_of(settings: SuiteSettings, entry: Mapping[str, Any]) -> str:
@@ -124,7 +124,7 @@ def words_of(settings: SuiteSettings, entry: Mapping[str, Any]) -> str:
     tokens of its class texts, uses none, or is nothing but its words.
     """
     kind = method_of(entry)
-    given = (settings.words or settings.kind.words) if _has_vectors(entry) else "auto"
+    given = (settings.words or settings.kind.words) if _known(entry).shares_words else "auto"
     given = entry.get("words", given)
     own = build(kind.Settings, entry.get("settings") or {}, "settings.")
     return kind.own_words(own) if given == "auto" else given
@@ -134,7 +134,7 @@ def beside_zero_shot(
     settings: SuiteSettings, entries: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Mapping[str, Any]]:
     """The same with zero-shot at every kind of words that a method is given, where it was not named."""
-    vectors = [entry for entry in entries.values() if _has_vectors(entry)]
+    vectors = [entry for entry in entries.values() if _known(entry).shares_words]
     kinds = dict.fromkeys(words_of(settings, entry) for entry in vectors)
     there = {words_of(settings, entry) for entry in vectors if entry.get("method") == ZERO_SHOT}
     added = {}

@@ -42,7 +42,7 @@ from wordsight.config import (
     resolve,
 )
 from wordsight.digests import check_digests, digests
-from wordsight.early import FINISHED, WEIGHTS_FILE, check_finished, is_finished
+from wordsight.early import EVENTS, FINISHED, KEPT, SEEN, WEIGHTS_FILE, check_finished, is_finished
 from wordsight.files import (
     PART,
     parse_json,
@@ -64,9 +64,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("wordsight")
 NO_BACKBONE = "none"  # what config.yaml names as backbone where a run was fitted on feature matrices
 FORMAT = 2  # of the folder; a loader refuses any other
-EVENTS, SEEN = "metrics.jsonl", "seen.npy"
 STARTED = {"sentences.json", "config.yaml", "account.json"}  # what a start leaves
-KEPT = (WEIGHTS_FILE, "extra.safetensors", "sentences.json", SEEN, "doubts.safetensors")  # in finished.json
 # what does not decide a result: where things lie, how that was written, what it runs on and is called. What
 # data, backbone and sentences hold is compared by fingerprints and by content.
 NOT_COMPARED = ("out", "device", "name", "data", "backbone", "sentences", "aliases")

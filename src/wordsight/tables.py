@@ -46,6 +46,15 @@ class MethodEntry(NamedTuple):
     labels: bool = True  # false: no labelled image changes what it does
     sentences: bool = False  # whether sentences change what it does
 
+    @property
+    def shares_words(self) -> bool:
+        """Whether it scores by class vectors that it can be given, so that it is compared at equal words."""
+        return self.words == "given"
+
+    def told_labels(self, words: str) -> bool:
+        """Whether labelled images change what it does, given these words."""
+        return self.labels or words == "calibrated"
+
 
 METHODS: dict[str, MethodEntry] = {
     "zero_shot": MethodEntry(

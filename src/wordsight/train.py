@@ -28,6 +28,7 @@ from wordsight.batches import Batches, FeatureBatches
 from wordsight.config import TrainSettings, WordsightError
 from wordsight.contrast import average_gradients, join_processes, place
 from wordsight.files import read_tensors, write_tensors
+from wordsight.meter import torch_threads
 from wordsight.methods import Learner
 from wordsight.workers import progress
 
@@ -86,7 +87,7 @@ def train(
     _agree(learner, step, device)
     threads = 1 if small else torch.get_num_threads()
     with (
-        _threads(threads),
+        torch_threads(threads),
         _room(settings, device),
         progress("steps", total, step, shown=rank == 0) as advance,
         interrupts_held() as interrupted,
@@ -372,13 +373,3 @@ def interrupts_held() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -5,7 +5,6 @@ Hidden files are left out, links are followed once, pipes and devices are not to
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,11 +13,8 @@ from pathlib import Path
 from wordsight.data import Picture
 from wordsight.data.account import Account
 from wordsight.data.rows import is_file, is_hidden, read_file, shown, why_not
-from wordsight.files import PART, nfc
+from wordsight.files import UNDER_WAY, nfc
 
-UNDER_WAY = re.compile(
-    rf"\.[0-9a-f]{{8}}{re.escape(PART)}$"
-)  # ends the name of a file that `files.writing` writes
 HIDDEN = "that are hidden or lie in a hidden folder"
 READ_ITSELF = "behind a link to what is read already"
 BROKEN = "behind a broken link"

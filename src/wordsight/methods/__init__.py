@@ -89,11 +89,6 @@ class Method(nn.Module):
         return MethodEntry(target, summary, cls.Settings, "kept", cls.needs_labels, cls.needs_sentences)
 
     @classmethod
-    def told_labels(cls, words: str) -> bool:
-        """Whether labelled images change what it does, given these words."""
-        return cls.needs_labels or words == "calibrated"
-
-    @classmethod
     def training(cls, shots: int | None, own: Any = None) -> TrainSettings | None:
         """How it trains on so many labelled images a class with settings `own`, where nothing else is asked
         for; None: not at all.
@@ -184,7 +179,7 @@ class Classifier(Method, ABC):
         images = pool.images.to(layer.bias.device)
         scores = torch.cat([self.score(some) for some in images.split(AT_ONCE)])
         labelled, labels = data.centre.to(images), rows[data.labels].to(images.device)
-        if not self.told_labels(self.given.kind if self.given else "names"):
+        if not self.entry("").told_labels(self.given.kind if self.given else "names"):
             labelled, labels = labelled[:0], labels[:0]  # none may reach zero-shot, say, by this way either
         taught = pool.taught
         if taught is not None:

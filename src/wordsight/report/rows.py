@@ -77,7 +77,7 @@ class Row:
 
     @property
     def shares_words(self) -> bool:
-        return shares_words(self.runs[0].settings)
+        return method_entry(self.method).shares_words
 
     @property
     def rates(self) -> str:
@@ -265,11 +265,6 @@ def differences(runs: Sequence[AskedSettings]) -> list[str]:
 
 
 # -- words --
-
-
-def shares_words(settings: AskedSettings) -> bool:
-    """Whether a run's words are to be those of others: it scores by class vectors that it can be given."""
-    return method_entry(settings.method).words == "given"
 
 
 def words_of(settings: AskedSettings) -> str:

@@ -18,9 +18,9 @@ from wordsight.config import WordsightError
 from wordsight.data.pairs import open_pairs
 from wordsight.data.questions import is_questions, open_questions
 from wordsight.data.splits import Which
-from wordsight.early import is_run
+from wordsight.early import EVENTS, is_run
 from wordsight.fitted import is_captioner, is_embedder, open_generator
-from wordsight.runs import EVENTS, Run
+from wordsight.runs import Run
 
 
 def evaluate(
