@@ -327,3 +327,26 @@ def test_a_line_that_cannot_be_is_told_and_the_chat_goes_on(
     lines = line.format(image=images[0]) + "\n/help\n"
     code, out, err = spoken(monkeypatch, capsys, lines, clamp, limber)
     assert code == 2 and says in err and "/image PATH" in out
+
+
+def test_a_replaced_tokenizer_is_noticed(own_lm):
+    """Of the same weights: letters that changed places are another LM."""
+    before = PrefixedLM.from_base(own_lm).origin
+    with replaced(own_lm):
+        file = own_lm / "tokenizer.json"
+        whole = json.loads(file.read_text())
+        words = whole["model"]["vocab"]
+        words["d"], words["z"] = words["z"], words["d"]
+        file.write_text(json.dumps(whole))
+        assert PrefixedLM.from_base(own_lm).origin != before
+
+
+def test_what_is_no_text_or_name_is_refused(assistant, table):
+    image = str(next(table.glob("*.png")))
+    for call, says in (
+        (lambda: assistant.embed(texts=[3]), "texts holds 3, a int"),
+        (lambda: assistant.classify([image], ["", "cat"]), "classes has an empty name at place 1"),
+        (lambda: assistant.embed(texts=["caf\udce9"]), "is not UTF-8"),
+    ):
+        with pytest.raises(WordsightError, match=says):
+            call()

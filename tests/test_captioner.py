@@ -1,5 +1,6 @@
 """Captions of a finished run: batches, beams, drawn tokens, the verb, and what is measured of them."""
 
+import io
 import json
 
 import pytest
@@ -251,3 +252,18 @@ def test_eval_measures_answers_about_images_that_the_run_has_not_seen(run, table
     assert main(words[:-1]) == 0 and "VQA accuracy" in capsys.readouterr().out
     assert main([*words[:3], "classes=new"]) == 2 and "classes=new is about" in capsys.readouterr().err
     assert main([*words[:2], "shots=2"]) == 2 and "what is measured has none" in capsys.readouterr().err
+
+
+def test_a_table_that_was_not_written_is_told(run, table, tmp_path, monkeypatch):
+    def closed(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("wordsight.cli._answered", closed)
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    assert main(["caption", str(run.folder), str(table), "--csv", str(tmp_path / "o.csv")]) == 2
+
+
+def test_a_search_by_a_limber_run_takes_its_backbone(run, table):
+    from wordsight.search import search
+
+    assert len(search(table, "red", 2, backbone=str(run.folder))) == 2

@@ -202,3 +202,14 @@ def test_what_cannot_be_asked_is_refused(tmp_path):
     if subprocess.run([sys.executable, "-c", "import spacy"], capture_output=True).returncode:
         with pytest.raises(WordsightError, match="by=phrases needs no model"):
             coverage(source, ["cat"], by="chunks")
+
+
+def test_a_column_of_numbers_or_addresses_of_captions_is_no_caption(tmp_path):
+    (tmp_path / "c.csv").write_text(
+        "caption_id,caption,caption_url,caption_en,caption_2\n1,a dog,http://cat,a cat,dogs\n"
+    )
+    found = coverage(tmp_path / "c.csv", ["dog", "cat"])
+    assert found["captions"] == 3 and found["counts"] == {"dog": 2, "cat": 1}
+    (tmp_path / "q.csv").write_text('caption\n"a dog\n' + "a cat\n" * 10)
+    with pytest.raises(WordsightError, match="the quote that opens in line"):
+        coverage(tmp_path / "q.csv", ["dog", "cat"])

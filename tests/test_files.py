@@ -4,10 +4,12 @@ tested where they are used.)
 
 import csv
 import os
+import threading
+import time
 
 import pytest
 
-from wordsight.files import WordsightError, csv_rows, csv_text, new_folder, write_file, writing
+from wordsight.files import WordsightError, csv_rows, csv_text, held, new_folder, write_file, writing
 
 
 def test_only_regular_files_are_replaced(tmp_path):
@@ -125,3 +127,19 @@ def test_a_negative_number_is_no_formula_and_what_is_no_csv_is_said():
     assert line == "-0.0,'-x,-0.5" and csv_rows(f"a,b,c\n{line}")[0] == {"a": "-0.0", "b": "-x", "c": "-0.5"}
     with pytest.raises(WordsightError, match="cannot be read as CSV"):
         csv_rows("a\n" + "x" * 200_000)
+
+
+def test_who_waits_for_a_folder_gets_it_after_the_other(tmp_path):
+    order = []
+
+    def second():
+        with held(tmp_path, wait=True) as ours:
+            order.append(("second", ours))
+
+    with held(tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.2)
+        order.append(("first", True))
+    thread.join()
+    assert order == [("first", True), ("second", True)]

@@ -135,3 +135,8 @@ def test_options_may_stand_between_words():
         ("RUN a.jpg --top", "--top RUN a.jpg"),
     ):
         assert options_first(typed.split(), verb) == ordered.split(), typed
+
+
+def test_equal_words_are_not_blank(place, capsys):
+    """Python keeps one object for each text of one letter."""
+    assert main(["report", "a", "a"]) == 2 and "blank" not in capsys.readouterr().err

@@ -198,9 +198,9 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path):
         (lambda content: {k: v for k, v in content.items() if k != "format"}, "run format None"),
         (
             lambda content: {k: v for k, v in content.items() if k != "facts"},
-            "is not complete: facts is None",
+            "is damaged: it has no facts",
         ),
-        (lambda content: content | {"settings": None}, "is not complete"),
+        (lambda content: content | {"settings": None}, "is damaged: it has no settings"),
         (
             lambda content: content | {"settings": content["settings"] | {"shot": 1}},
             "unknown setting 'shot'.*did you mean 'shots'",

@@ -279,3 +279,18 @@ def test_the_verb_s_mistakes_end_in_a_sentence(folder, run, tmp_path):
     ):
         code, out, err = run(*words) if words else run(backbone=None)
         assert code == 2 and not out and sentence in err, (words, err)
+
+
+def test_a_list_of_queries_is_a_list(folder, backbone):
+    index = Index.open(folder, backbone)
+    assert index.search_many([]) == []
+    with pytest.raises(WordsightError, match="'cat' is one query; give a list of them"):
+        index.search_many("cat")
+
+
+@pytest.mark.parametrize(
+    "words", [("search", "{}", "backbone=micro"), ("ask", "run", "a.png"), ("generate", "run")]
+)
+def test_a_text_of_another_encoding_is_refused(words, folder, capsys):
+    verb, *rest = (word.format(folder) for word in words)
+    assert main([verb, *rest, "caf\udce9"]) == 2 and "is not UTF-8" in capsys.readouterr().err

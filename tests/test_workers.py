@@ -201,3 +201,22 @@ def test_a_bar_on_a_terminal_after_two_seconds(clock, monkeypatch):
         logging.getLogger("wordsight").setLevel(logging.NOTSET)
     assert "images" in terminal.getvalue() and "2 of 8" in terminal.getvalue()
     assert threading.active_count() <= before + 1  # the one that draws may be about to end
+
+
+def slowly(number):
+    time.sleep(0.2)
+    return number
+
+
+def test_two_pools_in_two_threads_end_neither():
+    found: dict[str, list[int]] = {}
+
+    def run(name, count):
+        found[name] = sorted(each(slowly, range(count), jobs=2, processes=True))
+
+    threads = [threading.Thread(target=run, args=pair) for pair in (("long", 6), ("short", 2))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {"long": list(range(6)), "short": [0, 1]}

@@ -405,3 +405,24 @@ def test_the_table_has_datasets_as_columns_and_means_over_what_all_rows_have(don
     line = dict(zip(found.each.columns, found.each.rows[0]))
     assert (line["data"], line["classes"], line["top-5"], line["chance"]) == ("MNIST", "4", "–", "25.0")
     assert as_csv([]).startswith("dataset,model,pretrained")
+
+
+def test_a_class_without_a_name_is_measured(tmp_path):
+    """CLEVR's: it is known by its template alone."""
+    names = ("red", "green", "blue", "", "purple", "brown")
+    tree(tmp_path / "wds_vtab-clevr_closest_object_distance", labelled(), names)
+    data = (str(tmp_path / "wds_vtab-clevr_closest_object_distance"),)
+    result = run_suite(
+        asked(tmp_path, tmp_path, data=data, methods=("zero_shot",)), backbone=ColourBackbone()
+    )
+    assert result["failed"] == [] and result["runs"] == 1
+
+
+def test_two_folders_of_one_dataset_are_two_and_what_is_not_read_is_told(root, tmp_path, said):
+    for name in ("wds_vtab-cifar10", "wds_cifar10_test"):
+        tree(tmp_path / name, labelled())
+    data = tuple(str(tmp_path / name) for name in ("wds_vtab-cifar10", "wds_cifar10_test"))
+    run_suite(asked(tmp_path, tmp_path, data=data, methods=("zero_shot",)), backbone=ColourBackbone())
+    assert len(rows_of(tmp_path / "out" / "clip_benchmark" / "benchmark.csv")) == 2
+    run_suite(asked(root, tmp_path / "two", methods=("zero_shot",)), backbone=ColourBackbone())
+    assert "none of the datasets is called so: notes" in said.text

@@ -46,6 +46,7 @@ TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "clamp": (GEMMA | {"teacher": "start", "chunk": 125}, {}),
     "clamp-lora": (GEMMA | {"chunk": 125}, {}),  # the same without distillation
     "clamp-no-lora": (BARE, {}),
+    "clamp-no-lora-distilled": (BARE | {"teacher": "start"}, {}),
     "clamp-untrained": (BARE, {"epochs": 0}),
     "random-prompts": (BARE | {"prompts_start": None}, {}),
     "all-layers": (BARE | {"layers": None}, {}),

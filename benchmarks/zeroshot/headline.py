@@ -141,7 +141,6 @@ def _scores(
     texts = [fill(options.answer, name) for name in names]
     tokens = answer_tokens(lm.tokenizer, generator.tail(prompts[0]), texts)
     tree = Tree.of([[*row, lm.end] for row in tokens])
-    before = [tree.parents[last] for last in tree.ends]  # the last node of each answer without its end
     key = hashlib.blake2b(repr((generator.fingerprint, options.answer, names)).encode(), digest_size=6)
     folder = options.out / f"{data}-{key.hexdigest()}"
     folder.mkdir(exist_ok=True)
@@ -153,13 +152,13 @@ def _scores(
         found = {name: [] for name in ("summed", "ended", "constrained")}
         for behind in generator.read(prompts[start : start + PART]):
             nodes = scorer.nodes(behind, tree)
-            for name, values in _of_nodes(nodes, tree, before).items():
+            for name, values in _of_nodes(nodes, tree).items():
                 found[name].append(values)
         arrays = {name: np.concatenate(values) for name, values in found.items()}
         np.savez(path, **arrays, seconds=time.monotonic() - began)
     parts = [np.load(path) for path in sorted(folder.glob("*.npz"))]
     (behind,) = generator.read([generator.captioning(None)])
-    blind = _of_nodes(scorer.nodes(behind, tree), tree, before)
+    blind = _of_nodes(scorer.nodes(behind, tree), tree)
     whole = {name: np.concatenate([part[name] for part in parts]) for name in blind}
     whole |= {f"blind_{name}": values for name, values in blind.items()}
     return whole | {
@@ -169,11 +168,11 @@ def _scores(
     }
 
 
-def _of_nodes(nodes: torch.Tensor, tree: Tree, before: Sequence[int]) -> dict[str, np.ndarray]:
+def _of_nodes(nodes: torch.Tensor, tree: Tree) -> dict[str, np.ndarray]:
     """{form: [B, C]}; prompts of one length, so in their order."""
-    total = tree.totals(nodes)
+    whole, end = tree.summed(nodes), nodes[:, list(tree.ends)]
     constrained = tree.summed(tree.among_siblings(nodes))
-    found = {"summed": total[:, list(before)], "ended": total[:, list(tree.ends)], "constrained": constrained}
+    found = {"summed": whole - end, "ended": whole, "constrained": constrained}
     return {name: values.cpu().numpy() for name, values in found.items()}
 
 

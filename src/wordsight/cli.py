@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with terminal.speaking():
         parser = parser_of(VERBS)
         given = list(sys.argv[1:] if arguments is None else arguments)
+        options = argparse.Namespace(verb=None)
         asked = [word for word in given if word == "--json"]  # argparse takes no option between words
         words = [hints.as_path(word) for word in given if word != "--json"]
         try:
@@ -66,11 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(error, BrokenPipeError):  # our reader has gone, as in `wordsight list | head -1`
                 with contextlib.suppress(OSError):
                     sys.stdout.close()
-                return 0
+                if getattr(options, "csv", None) is None:
+                    return 0
+                log.error("wordsight: printing was cut off, and --csv %s is not whole", options.csv)
+                return 2
             log.error("wordsight: %s", hints.said_of(error))
             return 2
         except KeyboardInterrupt as stop:
-            log.error("\nwordsight: %s; the same command goes on from here", str(stop) or "stopped")
+            goes_on = "" if options.verb == "chat" else "; the same command goes on from here"
+            log.error("\nwordsight: %s%s", str(stop) or "stopped", goes_on)
             return 130
 
 

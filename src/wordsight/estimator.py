@@ -118,7 +118,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.classes_, labels = encoded_labels(y, len(X))
         names = self._names()
         backbone = self._open_backbone()
-        features = features_of(X, backbone, views=self.views, flip=self.flip)
+        features = features_of(X, backbone, views=settings.views, flip=settings.flip)
         labels, self.skipped_ = torch.from_numpy(labels)[features.kept], features.skipped
         facts, sentences, texts = self._words(backbone, names, features.vectors, labels)
         data = FitData(features.vectors, labels, texts, settings.seed)

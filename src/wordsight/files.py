@@ -156,16 +156,17 @@ def in_use(folder: str | Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(folder: str | Path, *, shared: bool = False) -> Iterator[bool | None]:
-    """Hold a folder alone, where nobody else does; or together with all who share it, after waiting for one
-    that has it alone. Gives whether it is held, None on a file system without locks.
-    """
+def held(folder: str | Path, *, shared: bool = False, wait: bool = False) -> Iterator[bool | None]:
+    """Hold a folder alone, where nobody else does, or after one to `wait` for; or together with all who share
+    it, after waiting for one that has it alone. Gives whether it is held, None on a file system without
+    locks."""
     import fcntl
 
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_SH if shared else alone)
             ours: bool | None = True
         except BlockingIOError:
             ours = False

@@ -41,13 +41,15 @@ def fit_likelihood(
         lm=generator.fingerprint,
     )
     folder = Path(settings.out or default_folder(settings)).expanduser()
+    asked = Asked.showing(generator, settings, facts.classes, shown)
+    if not folder.exists():  # a prompt that does not fit is refused before a run begins
+        asked.ask(classify.test_part(drawn.whole).pictures[:1])
     with in_use(folder):
         run = Run.start(folder, settings, facts, {}, drawn.whole.account.to_dict())
         if run.is_done():
             return run
         run.rewind(math.inf)
         began = time.monotonic()
-        asked = Asked.showing(generator, settings, facts.classes, shown)
         learned = replace(drawn.dataset, train=shown) if drawn.everything else drawn.dataset
         run.keep_seen(seen_images(settings, learned))
         run.keep_weights(asked.weights())

@@ -31,7 +31,7 @@ from wordsight.data.features import image_features, text_features
 from wordsight.data.pairs import distinct_texts, fingerprint, open_pairs
 from wordsight.data.splits import digests
 from wordsight.data.stream import Mixture, StreamBatches, needs_stream, open_stream
-from wordsight.files import in_use, plain_name
+from wordsight.files import in_use, plain_name, read_tensors, write_tensors
 from wordsight.methods.two_tower import START, TwoTower, tower_settings
 from wordsight.runs import Run, RunFacts
 from wordsight.tasks import retrieve
@@ -39,6 +39,7 @@ from wordsight.tasks.classify import tell_skipped
 from wordsight.tower_settings import OWN_START, TwoTowerSettings
 from wordsight.train import STATE_FILE, changing, total_steps, train
 
+TEACHER_FILE = "teacher.safetensors"  # in state/
 SIZES_FILE = "sizes.json"  # in state/: what a stream knows of its shards
 START_CAPTIONS = (
     4000  # that start=ridge is fitted on: a map of a few hundred by a few hundred numbers needs no more
@@ -212,12 +213,13 @@ def _complete(run: Run, parts: Parts) -> None:
         began = time.monotonic()
         torch.manual_seed(settings.seed)
         method = TwoTower(tower, own, mean)
-        if own.start == "ridge" and not (resumed and own.teacher != OWN_START):  # else it left it behind
+        if own.start == "ridge" and not resumed:  # which has left it behind
             assert isinstance(batches, PairBatches)  # a stream was refused
             method.start_at_ridge(*_start(tower, batches, captions))
-            if own.teacher == OWN_START:
-                batches.per_image["teacher_images"] = unit(batches.images - method.image_mean.cpu())
-                batches.per_caption["teacher_texts"] = tower.encode(captions).cpu()
+        if own.teacher == OWN_START:
+            assert isinstance(batches, PairBatches)
+            batches.per_image["teacher_images"] = unit(batches.images - method.image_mean.cpu())
+            batches.per_caption["teacher_texts"] = _taught_at_start(run, tower, captions, resumed)
         if method.learns_head_alone:
             if isinstance(batches, StreamBatches):
                 batches.per_caption["pooled"] = tower.features
@@ -236,6 +238,15 @@ def _complete(run: Run, parts: Parts) -> None:
         if parts.rank == 0:
             facts = {"seconds": seconds, **_size(parts, batches, captions), "processes": parts.world}
             _keep(run, parts, method, batches, facts | {"truncated_captions": truncated})
+
+
+def _taught_at_start(run: Run, tower: TextTower, captions: list[str], resumed: bool) -> Float[Tensor, "N D"]:
+    """What the tower says of the captions before training, its own teacher: kept beside a run's state, for
+    one that goes on has trained the tower."""
+    file, name = run.state / TEACHER_FILE, "texts"
+    if not resumed:
+        write_tensors(file, {name: tower.encode(captions).cpu()})
+    return read_tensors(file)[0][name]
 
 
 def _size(parts: Parts, batches: StreamBatches | PairBatches, captions: list[str]) -> dict[str, int]:

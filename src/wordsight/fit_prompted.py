@@ -29,7 +29,7 @@ from wordsight.data.features import image_features, text_features
 from wordsight.data.pairs import distinct_texts, fingerprint
 from wordsight.files import in_use, plain_name
 from wordsight.fit_pairs import pairs_of, seen_of, training_pairs
-from wordsight.methods.aape_captions import CONTRASTS, PENALTIES, Captioned, solve
+from wordsight.methods.aape_captions import CONTRASTS, PENALTIES, Captioned, Equations
 from wordsight.methods.caption_prompt import CaptionPrompt
 from wordsight.methods.evidence import Affine
 from wordsight.runs import Run, RunFacts
@@ -143,12 +143,13 @@ def _learned(
         torch.manual_seed(run.settings.seed)
         learner = CaptionPrompt(dim, known.of_images, own)
         return _trained(run, views, learner, own.width, {"form": own.form})
-    (penalty, contrast), tried = _strengths(fitted_to, left_out, own.contrast)
-    solved = solve(known, penalty, contrast)
+    equations = Equations(fitted_to)
+    (penalty, contrast), tried = _strengths(equations, left_out, own.contrast)
+    solved = Equations(known).solve(penalty, contrast)
     h = nn.Linear(dim, dim)
     h.load_state_dict({"weight": solved.map.T, "bias": solved.bias})
     how = {"form": own.form, "penalty": penalty, "contrast": contrast, "tried": tried}
-    scale = _scale(solve(fitted_to, penalty, contrast), left_out)  # of an h that has not seen these
+    scale = _scale(equations.solve(penalty, contrast), left_out)  # of an h that has not seen these
     if own.form == "solved":
         return Learned(h, 0, scale, how)
     torch.manual_seed(run.settings.seed)
@@ -163,20 +164,20 @@ def _trained(
     settings = run.settings
     assert settings.train is not None  # of these forms
     batches = FeatureBatches(views, torch.arange(len(views)), settings.train.batch_size, settings.seed)
-    device = "cpu" if settings.device == "auto" else settings.device
+    device = "cpu" if settings.device == "auto" else settings.device  # h is small, and soon learned there
     train(learner, batches, settings.train, seed=settings.seed, device=device, run=run)
     scale = float(losses.clamped_scale(learner.log_scale.detach()))
     return Learned(learner.generator.cpu(), width, scale, how)
 
 
 def _strengths(
-    fitted_to: Captioned, left_out: Captioned, contrast: float | None
+    equations: Equations, left_out: Captioned, contrast: float | None
 ) -> tuple[tuple[float, float], list[dict[str, float]]]:
     """The penalty and the contrast under which left-out images and their captions find one another best: by
     the mean of recall@1, 5 and 10 both ways; and what each pair does."""
     tried, contrasts = [], CONTRASTS if contrast is None else (contrast,)
     for penalty, contrast in itertools.product(PENALTIES, contrasts):
-        h = solve(fitted_to, penalty, contrast)
+        h = equations.solve(penalty, contrast)
         figures = retrieve.recalls(unit(h(left_out.images)), left_out.texts, left_out.rows)
         mean = sum(sum(figures[way].values()) for way in retrieve.WAYS) / (2 * len(retrieve.RANKS))
         tried.append({"penalty": penalty, "contrast": contrast, "recall": mean})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -123,10 +124,13 @@ def as_path(word: str) -> str:
 
 def check_blank(verb: str, words: Sequence[str]) -> None:
     """Refuse words that hold nothing, as a variable in quotes that is not set: as a path such a word would be
-    the folder that one stands in, and an option would be passed over."""
+    the folder that one stands in, and an option would be passed over. And texts of another encoding."""
     for before, word in zip([verb, *words], words):
-        option = word if re.fullmatch(r"--[a-z-]+=\s*", word) else before
-        if (option is word or not word.strip()) and verb not in TEXTS:
+        empty = re.fullmatch(r"--[a-z-]+=\s*", word) is not None
+        option = word if empty else before
+        if verb in TEXTS and re.search("[\ud800-\udfff]", word) and not os.path.exists(word):
+            raise WordsightError(f"{word!r} is not UTF-8; give it in that encoding")
+        if (empty or not word.strip()) and verb not in TEXTS:
             what = f"{option} has no value" if option.startswith("--") else f"a word behind {option} is blank"
             raise WordsightError(f"{what} (a variable that is not set?); give one, or leave it out")
 

@@ -171,7 +171,8 @@ class Run:
         parts: dict[str, Any] = {name: content.get(name) for name in ("settings", "facts")}
         for name, part in parts.items():
             if not isinstance(part, dict):
-                raise WordsightError(f"{folder / 'config.yaml'} is not complete: {name} is {part!r}")
+                where = folder / "config.yaml"
+                raise WordsightError(f"{where} is damaged: it has no {name}; restore it, or fit again")
         try:
             whole = is_whole(parts["settings"])
             kept = _resolved(folder, build(AskedSettings if whole else RunSettings, parts["settings"]))
@@ -344,6 +345,8 @@ def build_method(settings: RunSettings, facts: RunFacts, backbone: Backbone | No
 
     kind = resolve(METHODS, settings.method, "method").formed(settings.settings)
     space = backbone or Space(facts.dim, facts.logit_scale)
+    if missing := getattr(kind, "__abstractmethods__", None):  # of a class of somebody else's
+        raise WordsightError(f"method {settings.method!r} lacks {', '.join(sorted(missing))}")
     method = kind(facts.classes, space, settings.settings).give(settings.words)
     return method.give_pool(facts.pool_classes) if facts.pool_classes else method
 

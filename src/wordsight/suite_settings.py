@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,14 @@ from typing import Any, Literal
 
 from wordsight.cluster import Where
 from wordsight.config import AUTO, METHODS, AskedSettings, TrainSettings, WordsightError, absolute
+from wordsight.data.account import few
 from wordsight.data.splits import Which
-from wordsight.data.zeroshot24 import entries, found_in, is_root, key_of
+from wordsight.data.zeroshot24 import entries, found_in, is_root, key_of, not_read
 from wordsight.files import nfc, plain_name
 from wordsight.reader import CONFIGS, build, nearest
 from wordsight.tables import target_of
+
+log = logging.getLogger("wordsight")
 
 ZERO_SHOT = "zero_shot"
 # the least that a number may be, and what would be right
@@ -190,6 +194,8 @@ def places(settings: SuiteSettings) -> tuple[tuple[str, ...], list[str]]:
                 f"data={data!r} holds none of the {len(entries())} datasets; expected folders such as "
                 f"wds_vtab-cifar10/ or vtab-cifar10/, or a pattern with {{dataset_cleaned}}"
             )
+        if data in roots and (others := not_read(data, found.values())):
+            log.info("%s: not read, as none of the datasets is called so: %s", data, few(others))
         listed += found.values()
         known |= found.keys()
     absent = [key for key in entries() if key not in known] if roots else []

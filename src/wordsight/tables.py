@@ -4,6 +4,7 @@ Imports no torch: `wordsight list` needs only this file."""
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
@@ -28,6 +29,8 @@ from wordsight.settings import (
     TipAdapterSettings,
 )
 from wordsight.tower_settings import TwoTowerSettings
+
+log = logging.getLogger("wordsight")
 
 
 class Entry(NamedTuple):
@@ -240,9 +243,13 @@ def resolve(table: Mapping[str, Entry] | Mapping[str, MethodEntry], name: str, w
 
 
 def plugins(what: str) -> dict[str, importlib.metadata.EntryPoint]:
-    """What installed packages add: entry points of the group `wordsight.methods` or `wordsight.backbones`."""
-    group = f"wordsight.{what.split()[0]}s"
-    return {entry.name: entry for entry in importlib.metadata.entry_points(group=group)}
+    """What installed packages add: entry points of the group `wordsight.methods` or `wordsight.backbones`.
+    One of a name that is ours is told: ours is meant by it."""
+    kind = what.split()[0]
+    found = {entry.name: entry for entry in importlib.metadata.entry_points(group=f"wordsight.{kind}s")}
+    for name in found.keys() & (METHODS if kind == "method" else BACKBONES).keys():
+        log.warning("%s=%s is ours; %s is known by its module:Class alone", kind, name, found.pop(name).value)
+    return found
 
 
 def method_entry(name: str) -> MethodEntry:

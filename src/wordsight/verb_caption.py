@@ -31,6 +31,8 @@ def _temperature(options: argparse.Namespace) -> float:
     """0 where the likeliest token always follows. Errors: WordsightError where sampling's options stand
     alone.
     """
+    if options.sample and options.temperature == 0:
+        raise WordsightError("--sample draws tokens, and --temperature 0 draws none; leave one of them out")
     if options.sample:
         return TEMPERATURE if options.temperature is None else options.temperature
     if options.temperature is not None or options.top_p < 1:

@@ -79,7 +79,7 @@ def _lines(prompt: str) -> Iterable[str]:
             line = input(prompt).strip()
         except EOFError:
             return
-        if line in END:
+        if line.split()[:1] and line.split()[0] in END:
             return
         if line:
             yield line

@@ -94,6 +94,9 @@ def _in_threads(
         turns.end()
 
 
+_one_pool = threading.Lock()  # joblib has one for the whole process, and the first to end would end another's
+
+
 class _Turns:
     """The calls that run now. joblib does not wait for its threads, and one that is still inside torch when
     Python ends crashes it.
@@ -130,7 +133,7 @@ def _in_processes(
     # joblib starts a process anew whose memory has grown, which is nothing that the user could mend
     warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     call = partial(_in_worker, work)
-    with _terminated_as_interrupted():
+    with _one_pool, _terminated_as_interrupted():
         try:
             yield from _told(_parallel(call, items, jobs, "loky"))
         except TerminatedWorkerError as error:

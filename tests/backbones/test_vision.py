@@ -1,6 +1,8 @@
 """Vision: an image encoder alone, whose vectors are its own, and which says in words that it has none."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -243,3 +245,31 @@ def test_a_text_encoder_is_no_image_encoder(tmp_path):
     (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(WordsightError, match="was given as the image encoder, but is none"):
         load(tmp_path / "bert")
+
+
+def test_a_download_that_was_cut_off_is_not_whole(tmp_path):
+    def holds(*names):
+        folder = tmp_path / "-".join(names)
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+        return hub._weights_there(folder)
+
+    first, second = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    assert not holds(first) and holds(first, second) and holds("model.safetensors")
+    assert holds("model.safetensors", first) and not holds("config.json")
+
+
+def test_transformers_talks_again_once_all_threads_are_done(monkeypatch):
+    from transformers.utils import logging as talk
+
+    before = talk.get_verbosity()
+    with ThreadPoolExecutor(8) as pool:
+
+        def within(_):
+            with hub.quiet():
+                time.sleep(0.01)
+                return talk.get_verbosity()
+
+        assert set(pool.map(within, range(40))) == {talk.ERROR}
+    assert talk.get_verbosity() == before

@@ -433,3 +433,11 @@ def test_a_method_that_needs_a_tower_is_refused_once_and_leaves_nothing(file, tm
     assert main(["fit", f"data={file}", "method=kgcoop", "shots=2", f"out={tmp_path / 'a'}"]) == 2
     said = capsys.readouterr().err
     assert said.count("learns token prompts of a text tower") == 1 and not (tmp_path / "a").exists()
+
+
+def test_classes_of_one_name_are_told(tmp_path, said):
+    path = tmp_path / "v.npz"
+    vectors = np.eye(6, dtype=np.float32)
+    np.savez(path, vectors=vectors, labels=[0, 1, 2] * 2, classes=["a", "a", "c"])
+    open_dataset(str(path)).account.tell()
+    assert "classes of equal names in v.npz, called a (2) here" in said.text

@@ -116,3 +116,25 @@ def test_other_texts_are_no_captions(images):
     (images / "v2_questions.json").write_text('{"questions": []}')
     assert not is_caption_list(images / "notes.txt") and not is_caption_list(images / "v2_questions.json")
     assert not is_caption_list(images / "absent.json")
+
+
+def test_no_caption_of_a_list_is_cut_or_dropped_in_silence(images):
+    table = images / "captions.txt"
+    table.write_text("image,caption\na.jpg,one\nc.jpg,two, three\n")
+    assert found(table) == {"a.jpg": ("one",), "c.jpg": ("two, three",)}
+    for content, says in (
+        (
+            "image,caption\na.jpg,one\nb.jpg\n",
+            "line 3 of .*'b.jpg'; expected an image, a comma",
+        ),
+        ('image,caption\na.jpg,"one\nb.jpg,two\n', "the quote that opens in line 1 is never closed"),
+    ):
+        table.write_text(content)
+        with pytest.raises(WordsightError, match=says):
+            found(table)
+    whole = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": None}]}
+    said = {"image_id": "1", "caption": "Red."}
+    path = images / "captions_train2014.json"
+    path.write_text(json.dumps(whole | {"annotations": [*whole["annotations"], said]}))
+    with pytest.raises(WordsightError, match="does not list: image_id '1'"):
+        open_pairs(str(path))

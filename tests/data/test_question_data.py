@@ -166,3 +166,19 @@ def test_made_questions_have_no_answer_that_is_right_more_often_than_half(maker,
     for kind in ("yes/no", "count", "color"):
         answers = Counter(one.answer for one in rows if one.kind == kind)
         assert answers.total() >= 150 and answers.most_common(1)[0][1] * 2 <= answers.total()
+
+
+def test_columns_beside_the_answers_are_no_votes(tmp_path):
+    header = "path,question,answers,answerable,answer_confidence"
+    path = rows(
+        tmp_path, *[f"{name}.png,what?,{'|'.join(['dog'] * 10)},1,yes" for name in "ab"], header=header
+    )
+    assert {row.answers for row in open_questions(path).rows} == {("dog",) * 10}
+
+
+def test_an_answer_of_null_is_none(tmp_path):
+    folder = vqa_files(tmp_path, "train2014", [9])
+    file = next(folder.glob("*annotations.json"))
+    file.write_text(file.read_text().replace('"net"', "null"))
+    with pytest.raises(WordsightError, match=r"answers of question 9000 of .* are no list of"):
+        open_questions(str(folder))

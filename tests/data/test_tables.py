@@ -18,7 +18,7 @@ from wordsight.config import WordsightError
 from wordsight.data import open_dataset
 from wordsight.data.columns import NO_CAPTION, REPEATED
 from wordsight.data.pairs import open_pairs
-from wordsight.data.tables import MISSING
+from wordsight.data.tables import MISSING, read_columns
 from wordsight.files import csv_text
 
 
@@ -328,3 +328,13 @@ def test_a_bit_that_flipped_in_parquet_is_noticed(tmp_path):
     content[content.index(b"a dog of 7 days")] ^= 2
     file.write_bytes(content)
     fails(file, "not readable as Parquet", "CRC checksum")
+
+
+def test_a_quote_that_is_never_closed_swallows_no_rows(tmp_path):
+    path = tmp_path / "t.csv"
+    lines = ["path,label", "a.png,cat", 'b.png,"dog', *(f"{row}.png,cat" for row in range(20))]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(WordsightError, match="the quote that opens in line 3 is never closed"):
+        read_columns(path)
+    path.write_text('path,label\n"a\nb.png","say ""cat"""\nc.png,in"side\n')
+    assert read_columns(path).cells("label") == ['say "cat"', 'in"side']

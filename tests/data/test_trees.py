@@ -137,3 +137,25 @@ def test_a_folder_of_images_may_bring_templates(tmp_path):
     fill(tmp_path, "cat/a.png", "dog/b.png")
     put(tmp_path / "zeroshot_classification_templates.txt", "one {c}\ntwo {c}\n")
     assert open_dataset(str(tmp_path)).templates == ("one {}", "two {}")
+
+
+def test_only_the_test_part_of_images_of_several_classes_is_tested_on(tmp_path):
+    for part, count in (("train", 3), ("test", 2)):
+        samples = [
+            (f"{part}{row}{end}", content)
+            for row in range(count)
+            for end, content in ((".png", png(10 * count + row)), (".npy", array([1, 0])))
+        ]
+        tar(tmp_path / part / "0.tar", dict(samples))
+        put(tmp_path / part / "nshards.txt", "1")
+    put(tmp_path / "classnames.txt", "cat\ndog\n")
+    put(tmp_path / "dataset_type.txt", "multilabel")
+    assert len(open_dataset(str(tmp_path)).test) == 2
+
+
+def test_a_template_with_braces_of_its_own_is_told_and_a_name_may_hold_odd_line_ends(tmp_path):
+    tree(tmp_path, "red\u2028x\ngreen\n")
+    put(tmp_path / "zeroshot_classification_templates.txt", "{}: {c}\nart of {c}\n")
+    found = open_dataset(str(tmp_path))
+    assert found.templates == ("art of {}",) and any("{}: {c}" in note for note in found.notes)
+    assert len(found.class_names) == 2 and found.class_names[1] == "green"

@@ -17,7 +17,7 @@ from wordsight.export import export
 from wordsight.fit import fit
 from wordsight.fit_pairs import training_pairs
 from wordsight.fit_prompted import _encoded, _learned, _parted, _scale
-from wordsight.methods.aape_captions import Captioned, solve
+from wordsight.methods.aape_captions import Captioned, Equations
 from wordsight.runs import Run, RunFacts
 from wordsight.tasks import evaluate
 from wordsight.tasks.retrieve import recalls
@@ -40,7 +40,7 @@ def test_the_closed_form_is_where_both_losses_are_least(contrast):
     """With fewer images than numbers and hardly a penalty every h(x_i) is free: the gradient of
     |h - p|^2 / 2 + contrast h.C'h / 2 is zero there, up to the length of all."""
     known = pairs_of()
-    said, p = solve(known, 1e-9, contrast)(known.images), targets(known)
+    said, p = Equations(known).solve(1e-9, contrast)(known.images), targets(known)
     every = torch.cat(known.of_images).double()
     covariance = (every - every.mean(0)).T @ (every - every.mean(0)) / len(every)
     weighed = contrast * covariance / covariance.diagonal().mean()
@@ -130,7 +130,7 @@ def test_the_scale_is_that_of_an_h_which_has_not_seen_the_images_it_is_chosen_by
     run = Run(tmp_path, settings, RunFacts((), 32, 1.0, settings.template))
     learned = _learned(run, known.images[:, None], known, fitted_to, left_out)
     unseen, seen = (
-        _scale(solve(some, learned.how["penalty"], learned.how["contrast"]), left_out)
+        _scale(Equations(some).solve(learned.how["penalty"], learned.how["contrast"]), left_out)
         for some in (fitted_to, known)
     )
     assert learned.scale == unseen < seen

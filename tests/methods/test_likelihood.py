@@ -13,12 +13,13 @@ from wordsight.cli import main
 from wordsight.config import RunSettings, WordsightError
 from wordsight.estimator import load
 from wordsight.export import export
-from wordsight.files import csv_rows
+from wordsight.files import csv_rows, plain_name
 from wordsight.fit import fit
 from wordsight.fitted import open_generator
 from wordsight.methods.likelihood import Likelihood, answer_tokens, plain
 from wordsight.prediction import predict
 from wordsight.reader import read
+from wordsight.report import report
 from wordsight.runs import Run
 from wordsight.settings import LikelihoodSettings
 from wordsight.suite_settings import SuiteSettings
@@ -258,3 +259,15 @@ def test_the_tree_of_the_class_names_is_small():
     texts = [[1, 2, 3, place] for place in range(100)]
     tree = Tree.of(texts)
     assert len(tree.inner) == 3, "three states say how likely each of a hundred names is"
+
+
+def test_a_refused_question_leaves_no_folder(photos, llava, tmp_path):
+    with pytest.raises(WordsightError, match="do not fit into the 256 positions"):
+        asked(photos, llava, tmp_path / "run", question="which? " * 60)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_report_names_the_model_that_was_asked(run, llava, tmp_path):
+    made = report([run.folder], tmp_path / "r.html")
+    assert plain_name(str(llava)) in made["markdown"] or str(llava) in (tmp_path / "r.csv").read_text()
+    assert "clip-vit-base-patch16" not in (tmp_path / "r.csv").read_text()

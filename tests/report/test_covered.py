@@ -67,3 +67,12 @@ def test_thousands_of_classes_are_reported_from_the_pairs_that_occur(tmp_path):
     page = (tmp_path / "r.html").read_text()
     assert "confusion matrix of 2000 classes" in page and len(page) < 2_000_000
     assert (folder / "metrics.jsonl").stat().st_size < 300_000
+
+
+def test_the_page_does_not_replace_the_counts(tmp_path):
+    folder = fabricate(tmp_path / "run", accuracies={"all": 80.0})
+    counts = tmp_path / "cov.json"
+    counts.write_text('{"cut_off": 5, "counts": {"cat": 3}}')
+    with pytest.raises(WordsightError, match="is read here, and would be replaced"):
+        report([folder], counts, coverage_file=counts)
+    assert counts.read_text().startswith("{")

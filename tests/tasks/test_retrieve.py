@@ -17,7 +17,7 @@ from wordsight.fit import fit
 from wordsight.metrics import recall_at
 from wordsight.reader import read
 from wordsight.runs import Run
-from wordsight.tasks import evaluate
+from wordsight.tasks import evaluate, retrieve
 
 QUICK = {"epochs": 4, "min_steps": 0, "batch_size": 6, "warmup_steps": 2, "lr": 1e-2}
 LITTLE = {"wrapper": "a {}.", "prompts": 3, "rank": 2, "heads": 2, "max_tokens": 40}
@@ -322,3 +322,26 @@ def test_a_report_shows_zero_shot_and_retrieval_of_runs(trained, photos, tmp_pat
         and "→" in written["markdown"]
     )
     assert "Retrieval</h2>" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_a_test_part_of_training_images_loses_no_run(table, tiny_clip, lm, tmp_path, said):
+    lines = [f"{table}/{name}0.png,{name},{part}" for part in ("train", "test") for name in COLOURS]
+    (tmp_path / "t.csv").write_text("path,caption,split\n" + "\n".join(lines) + "\n")
+    run = fit(settings(tmp_path / "t.csv", tiny_clip, lm, tmp_path / "run"))
+    assert run.finished and not run.events("retrieval") and "nothing is left to test on" in said.text
+    with pytest.raises(WordsightError, match="nothing is left to test on"):
+        evaluate(run, data=str(tmp_path / "t.csv"))
+
+
+def test_recall_is_the_same_a_block_of_queries_at_a_time(monkeypatch):
+    images, texts = (
+        torch.randn(count, 6, generator=torch.Generator().manual_seed(count)) for count in (40, 90)
+    )
+    rows = [[place, place + 40, (7 * place) % 90] for place in range(40)]
+    whole = retrieve.recalls(images, texts, rows)
+    monkeypatch.setattr(retrieve, "AT_ONCE", 200)
+    blocks = retrieve.recalls(images, texts, rows)
+    assert (
+        all(blocks[way] == pytest.approx(whole[way]) for way in whole)
+        and whole["image_to_text"]["recall@5"] > 0
+    )

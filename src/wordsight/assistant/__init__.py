@@ -162,6 +162,8 @@ class Assistant:
             raise WordsightError("give images or texts to embed, one of the two")
         if images is not None:
             return self._vectors(embedder, images).numpy()
+        if wrong := [text for text in texts or () if not isinstance(text, str)]:
+            raise WordsightError(f"texts holds {wrong[0]!r}, a {type(wrong[0]).__name__}; give texts")
         return text_features(embedder, texts or ()).float().cpu().numpy()
 
     # -- writing: adapters off, unless asked for --

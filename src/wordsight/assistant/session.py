@@ -41,11 +41,11 @@ class Session:
         """
         if not line.startswith("/"):
             return self.chat.say(line)
-        word, _, rest = line.partition(" ")
+        word, *rest = line.split(None, 1)
         if word not in self._commands:
             known = [*self._commands, "/quit"]
             raise WordsightError(f"{word!r} is no command{nearest(word, known)}; /help names them")
-        return self._commands[word](rest.strip())
+        return self._commands[word]("".join(rest).strip())
 
     def _show(self, path: str) -> list[str]:
         path = path.strip("'\"")

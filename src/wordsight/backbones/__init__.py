@@ -201,9 +201,13 @@ def as_given(backbone: Any, what: str = "backbone") -> Backbone | str | None:
 
 
 def several(texts: Sequence[Text]) -> Sequence[Text]:
-    """Texts as they were given. Errors: WordsightError for one alone, which is a sequence of its letters."""
+    """Texts as they were given. Errors: WordsightError for one alone, which is a sequence of its letters, and
+    for bytes of another encoding, which Python keeps as surrogates."""
     if isinstance(texts, str):
         raise WordsightError(f"one text {texts[:80]!r} was given where a list of texts is expected")
+    for text in texts:
+        if isinstance(text, str) and any("\ud800" <= sign <= "\udfff" for sign in text):
+            raise WordsightError(f"the text {text[:80]!r} is not UTF-8; give it in that encoding")
     return texts
 
 

@@ -60,6 +60,7 @@ class Arrays:
     sentence_vectors: Mapping[str, Float[Tensor, "n D"]] = field(default_factory=dict)
     logit_scale: float = LOGIT_SCALE
     unread: tuple[str, ...] = ()  # keys that mean nothing here
+    renamed: tuple[str, ...] = ()  # classes that have the name of one before them
 
     @property
     def dim(self) -> int:
@@ -118,7 +119,10 @@ def read_arrays(path: str | Path) -> Arrays:
             f"{path} holds vectors of several widths ({listed}); all must come from one backbone"
         )
     scale = _scale(path, take(KEYS["logit_scale"]))
-    return Arrays(names, parts, text, sentences, vectors, scale, tuple(sorted(set(found) - used)))
+    given = names if classes is None else {nfc(str(one).strip()) for one in np.asarray(classes).ravel()}
+    renamed = tuple(name for name in names if name not in given)
+    unread = tuple(sorted(set(found) - used))
+    return Arrays(names, parts, text, sentences, vectors, scale, unread, renamed)
 
 
 def _parts(path: Path, take: Any, known: Mapping[str, str]) -> dict[str, Part]:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 Seen: TypeAlias = Any  # what a generator makes of an image, for its own prompts: soft tokens, or the pixels
 Prompt: TypeAlias = Sequence[Any]  # texts (str) and seen images, or the messages of a chat (dict)
-# what chat templates of reasoning models read, so that they answer at once; the others ignore it
-NO_THINKING = {"enable_thinking": False, "thinking": False, "reasoning_effort": "low"}
 
 
 class Turn(NamedTuple):

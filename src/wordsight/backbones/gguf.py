@@ -15,7 +15,7 @@ from wordsight.backbones import hub
 from wordsight.config import WordsightError
 from wordsight.digests import file_digest
 from wordsight.extras import needed
-from wordsight.files import cache_folder, in_use, new_folder
+from wordsight.files import cache_folder, held, new_folder
 
 if TYPE_CHECKING:
     from transformers.modeling_utils import PreTrainedModel
@@ -79,8 +79,9 @@ def unpacked(file: Path) -> Path:
     folder = cache_folder() / "gguf" / file_digest(file)
     if folder.is_dir():
         return folder
-    with in_use(folder.with_suffix(".lock")):
-        if not folder.is_dir():  # another process may have written it
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with held(folder.parent, wait=True):  # one unpacks, and the others read what it wrote
+        if not folder.is_dir():
             _unpack(file, folder)
     return folder
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ TOKENIZER_FILES += ("tokenizer.model",)
 GGUF = ".gguf"  # an LM in one file
 # owner/name, a GGUF file of it as llama.cpp and ollama name it, owner/name:Q8_0, or by its path in it
 IN_REPOSITORY = re.compile(r"(?:hf\.co/|huggingface\.co/)?([\w.-]+/[\w.-]+)(?::([\w.-]+)|/([\w./-]+\.gguf))?")
+SHARD = re.compile(r"-\d+-of-(\d+)\.safetensors$")  # of weights in so many files
 PIXEL_FILES = ("processor_config.json", "preprocessor_config.json")  # the first wins, as in transformers
 BUNDLED = ("micro_lm",)  # LMs that lie beside this file; `micro` is a whole backbone
 # jinja: a chat template; the last are for whoever passes a model on
@@ -130,7 +132,15 @@ def _complete(folder: Path, what: str) -> bool:
 
 
 def _weights_there(folder: Path) -> bool:
-    return any(folder.glob("model*.safetensors"))
+    return _whole(folder, "model*.safetensors")
+
+
+def _whole(folder: Path, pattern: str = "*.safetensors") -> bool:
+    """Whether weights are there, and where they are in several files all of these: a download that was cut
+    off left some."""
+    found = [file.name for file in folder.glob(pattern)]
+    parts = [int(shard[1]) for shard in map(SHARD.search, found) if shard]
+    return len(found) > len(parts) or (bool(parts) and len(parts) == max(parts))
 
 
 def _download(name: str, wanted: str) -> Path:
@@ -170,7 +180,7 @@ def own(name: str) -> Path | None:
     try:
         if isinstance(try_to_load_from_cache(name, OWN_FILE), str):
             folder = Path(snapshot_download(name, allow_patterns=OWN_FILES, local_files_only=True))
-            if any(folder.glob("*.safetensors")):
+            if all(map(_whole, {file.parent for file in folder.rglob("*.json")})):
                 return folder
         elif isinstance(try_to_load_from_cache(name, "config.json"), str):
             return None  # a cached folder of transformers: nobody needs to be asked
@@ -252,20 +262,37 @@ def save_part(folder: Path, model: PreTrainedModel | None = None, tokenizer: Any
             tokenizer.save_pretrained(folder)
 
 
+class _Quiet:
+    """How transformers talked before the first of those who want it quiet now, in whichever thread."""
+
+    def __init__(self):
+        self.lock, self.depth, self.before = threading.Lock(), 0, (True, 0)
+
+
+_quiet = _Quiet()
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """transformers without progress bars and loading reports; what matters of these is an error here."""
-    from transformers.utils import logging as transformers_logging
+    from transformers.utils import logging as talk
 
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    with _quiet.lock:
+        if not _quiet.depth:
+            _quiet.before = (talk.is_progress_bar_enabled(), talk.get_verbosity())
+            talk.disable_progress_bar()
+            talk.set_verbosity_error()
+        _quiet.depth += 1
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        with _quiet.lock:
+            _quiet.depth -= 1
+            if not _quiet.depth:
+                bars, level = _quiet.before
+                talk.set_verbosity(level)
+                if bars:
+                    talk.enable_progress_bar()
 
 
 def check_complete(folder: Path, name: str) -> None:

@@ -23,7 +23,7 @@ from wordsight.config import WordsightError
 ALIKE = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
 # model types that read images beside texts and write
 MLLMS = frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-CLOSE = 1e-3  # by which logits may differ from those of the whole model, in units of their spread
+CLOSE = 1e-3  # by which logits may differ from those of the whole model
 
 
 def inner_config(config: Any, name: str) -> Any:
@@ -77,14 +77,18 @@ def inner_lm(whole: PreTrainedModel, name: str) -> PreTrainedModel:
     return lm
 
 
+def closeness(dtype: torch.dtype, least: float = 1e-2) -> float:
+    """By how much scores of one LM, made in two ways, may differ, in units of their spread."""
+    return max(least, 8 * torch.finfo(dtype).eps)
+
+
 @torch.no_grad()
 def _check(whole: PreTrainedModel, lm: PreTrainedModel, name: str) -> None:
     most = vocabulary_size(lm)
     ids = torch.tensor([[token % most for token in (11, 23, 5, 37, 8, 19)]], device=whole.device)
     mask = torch.ones_like(ids)
     theirs, ours = (model(input_ids=ids, attention_mask=mask).logits.float() for model in (whole, lm))
-    close = max(CLOSE, 8 * torch.finfo(whole.dtype).eps)
-    if not (ours - theirs).abs().max() <= close * theirs.std():
+    if not (ours - theirs).abs().max() <= closeness(whole.dtype, CLOSE) * theirs.std():
         raise WordsightError(
             f"the LM of {name!r} by itself ({lm.config.model_type}) says something else than inside the "
             f"whole model ({whole.config.model_type}); it cannot be taken out"

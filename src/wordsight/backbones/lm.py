@@ -7,9 +7,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial, wraps
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -34,9 +33,10 @@ from wordsight.backbones.checkpoint import (
     read_model,
     read_tokenizer,
     reading,
-    vocabulary_size,
 )
 from wordsight.backbones.inner_lm import MLLMS, inner_config, read_inner
+from wordsight.backbones.sampling import ends_alone
+from wordsight.backbones.turns import alone, one_at_a_time
 from wordsight.config import WordsightError
 from wordsight.extras import needed
 from wordsight.reader import nearest
@@ -49,8 +49,6 @@ with needed("lm", "a language model"):
 
 # numbers for functional dropout
 DROPOUTS = ("attention_dropout", "activation_dropout", "dropout", "dropout_prob", "attn_dropout")
-# switching adapters changes the model for everybody: a server that embeds and generates takes turns
-_one_at_a_time = threading.RLock()
 
 
 # -- as it comes --
@@ -170,6 +168,11 @@ def sketch(lm: PreTrainedModel, *, rounded: bool = False) -> str:
     return fingerprint(tensors, lm.config.model_type, [tuple(value.shape) for value in lm.parameters()])
 
 
+def identity(lm: PreTrainedModel, tokenizer: Any) -> str:
+    """A hash of an LM and of which text each of its tokens is, whichever dtype it is read in."""
+    return fingerprint({}, sketch(lm, rounded=True), sorted(tokenizer.get_vocab().items()))
+
+
 def drop_dropout(lm: PreTrainedModel) -> None:
     """Dropout off, whether it is a layer or a number."""
     for module in lm.modules():
@@ -199,18 +202,6 @@ def _rounded(dtype: torch.dtype, module: nn.Module, inputs: tuple[Tensor, ...], 
     return output.to(dtype)
 
 
-def check_vocabulary(tokenizer: Any, lm: PreTrainedModel) -> None:
-    """The tokenizer gives no token that the LM does not know, and was not made for a far larger one."""
-    known, vocabulary = vocabulary_size(lm), tokenizer.get_vocab()
-    highest = max(vocabulary.values())
-    far = known - highest > 1024 and highest < 0.9 * known  # a few are padding to a round number
-    if highest >= known or far:
-        raise WordsightError(
-            f"the tokenizer's highest token is {highest}, but the LM ({lm.config.model_type}) knows "
-            f"{known}: their vocabularies differ, so they do not belong together"
-        )
-
-
 def write_on(lm: nn.Module, **settings: Any) -> Int[Tensor, "B T"]:
     """`generate` of an LM, with what it was given before what it wrote."""
     # neither transformers' nor peft's class of all models declares it
@@ -218,22 +209,6 @@ def write_on(lm: nn.Module, **settings: Any) -> Int[Tensor, "B T"]:
 
 
 # -- with adapters --
-
-
-def alone(method: Callable) -> Callable:
-    """Without gradient, in eval mode, and nobody else's call in between."""
-
-    @wraps(method)
-    def call(self, *args, **kwargs):
-        training = self.training
-        with _one_at_a_time, torch.no_grad():
-            self.train(False)
-            try:
-                return method(self, *args, **kwargs)
-            finally:
-                self.train(training)
-
-    return call
 
 
 class AdaptedLM(nn.Module):
@@ -285,7 +260,7 @@ class AdaptedLM(nn.Module):
             return
         trained = {parameter: parameter.requires_grad for parameter in self.lm.parameters()}
         try:
-            with _one_at_a_time, self.lm.disable_adapter():
+            with one_at_a_time, self.lm.disable_adapter():
                 yield
         finally:
             # peft leaves adapters trainable behind it, even frozen ones
@@ -362,13 +337,17 @@ class AdaptedLM(nn.Module):
             [[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=self.device
         )
         given = {"input_ids": ids, "attention_mask": mask, "pad_token_id": pad, "do_sample": False} | settings
-        if len(set(rows)) > 1 and self.adapted:
-            names = ["default" if row == "on" else "__base__" for row in rows]
-            written = write_on(self.lm, **given, adapter_names=names)
-        else:
+        return self.written(rows, given)[:, width:]
+
+    def written(self, rows: Sequence[str], given: dict[str, Any]) -> Int[Tensor, "B T"]:
+        """What `generate` gives, with the adapters on or off for each row, all rows in one batch. What the
+        LM's folder says of penalties and sampling is not asked for: greedy is the likeliest token."""
+        with ends_alone(self.plain, self.tokenizer):
+            if len(set(rows)) > 1 and self.adapted:
+                names = ["default" if row == "on" else "__base__" for row in rows]
+                return write_on(self.lm, **given, adapter_names=names)
             with self.adapters(rows[0] == "on"):
-                written = write_on(self.plain, **given)
-        return written[:, width:]
+                return write_on(self.plain, **given)
 
     def _check_generation(self, prompts: list[list[int]], rows: list[str]) -> None:
         if not self.can_generate:

@@ -12,9 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from wordsight.backbones.checkpoint import reading
 from wordsight.backbones.generator import (
-    NO_THINKING,
     Generator,
     Pieces,
     Prompt,
@@ -25,6 +23,7 @@ from wordsight.backbones.past import Past, has_past
 from wordsight.backbones.prefixed import PrefixedLM
 from wordsight.backbones.scoring import Behind, read_rows
 from wordsight.backbones.streaming import Streamed
+from wordsight.backbones.tokens import as_text, rendered
 from wordsight.config import WordsightError
 
 MARK = "\ufffc"  # stands for an image while a chat template writes the text around it
@@ -87,13 +86,7 @@ class LMGenerator(Generator):
         return self.lm
 
     def read(self, prompts: Sequence[Prompt]) -> list[Behind]:
-        rows = [self.row(prompt) for prompt in prompts]
-        if not all(map(len, rows)):
-            raise WordsightError(
-                f"{self.name!r} begins a text with no token of its own, so that nothing stands before what "
-                f"it is to say; ask it something"
-            )
-        return read_rows(self.lm, rows)
+        return read_rows(self.lm, [self.row(prompt) for prompt in prompts])
 
     def tail(self, prompt: Prompt) -> str:
         parts = self._parts(prompt)
@@ -103,7 +96,13 @@ class LMGenerator(Generator):
     def row(self, prompt: Prompt) -> Tensor:
         """A prompt as the vectors [Q, W] that the LM reads."""
         chat = any(isinstance(part, dict) for part in prompt)
-        return self.lm.row(self._parts(prompt), begin=not chat)
+        row = self.lm.row(self._parts(prompt), begin=not chat)
+        if not len(row):
+            raise WordsightError(
+                f"{self.name!r} begins a text with no token of its own, so that nothing stands before what "
+                f"it is to say; ask it something"
+            )
+        return row
 
     def _parts(self, prompt: Prompt) -> list[Any]:
         """A prompt as texts and vectors."""
@@ -116,12 +115,8 @@ class LMGenerator(Generator):
     def _templated(self, messages: Prompt) -> list[Any]:
         """Messages as the chat template writes them: texts, with the images' vectors between them."""
         images = [part["image"] for one in messages for part in one["content"] if part["type"] == "image"]
-        told = [{"role": one["role"], "content": _told(one["content"])} for one in messages]
-        with reading(self.name, "the chat template"):
-            text = self.lm.tokenizer.apply_chat_template(
-                told, add_generation_prompt=True, tokenize=False, **NO_THINKING
-            )
-        texts = text.split(MARK)
+        told = [{"role": one["role"], "content": self._told(one["content"])} for one in messages]
+        texts = rendered(self.name, self.lm.tokenizer, told).split(MARK)
         if len(texts) != len(images) + 1:
             raise WordsightError(
                 f"the chat template of {self.name!r} writes {len(texts) - 1} of {len(images)} images; it "
@@ -132,7 +127,9 @@ class LMGenerator(Generator):
             parts += [image, after]
         return [part for part in parts if not isinstance(part, str) or part]
 
-
-def _told(content: Sequence[dict[str, Any]]) -> str:
-    """The text of a message, with a mark in place of each image."""
-    return "\n".join(MARK if part["type"] == "image" else part["text"].replace(MARK, "") for part in content)
+    def _told(self, content: Sequence[dict[str, Any]]) -> str:
+        """The text of a message, with a mark in place of each image."""
+        return "\n".join(
+            MARK if part["type"] == "image" else as_text(part["text"].replace(MARK, ""), self.lm.tokenizer)
+            for part in content
+        )

@@ -47,6 +47,8 @@ from wordsight.backbones.processors import read_processor, with_images
 from wordsight.backbones.sampling import keep_ends
 from wordsight.backbones.scoring import Behind, alike
 from wordsight.backbones.streaming import Streamed
+from wordsight.backbones.tokens import as_text, rendered
+from wordsight.backbones.turns import in_turn
 from wordsight.config import WordsightError
 from wordsight.files import new_folder
 
@@ -153,6 +155,7 @@ class MLLM(Backbone, Generator):
         return PrefixedLM(inner_lm(self.model, self.name), self.tokenizer)
 
     @torch.no_grad()
+    @in_turn
     def read(self, prompts: Sequence[Prompt]) -> list[Behind]:
         rows = [self._row(prompt) for prompt in prompts]
         read = [self._inputs([text], [images]) for text, images in rows]
@@ -219,6 +222,7 @@ class MLLM(Backbone, Generator):
                 written[place] = text
         return written
 
+    @in_turn
     def _tokens(
         self,
         rows: Sequence[tuple[str, list[Image.Image]]],
@@ -239,19 +243,28 @@ class MLLM(Backbone, Generator):
         if not all(isinstance(part, dict) for part in prompt):
             text = "".join(part if isinstance(part, str) else self.image_token for part in prompt)
             return text, [part for part in prompt if not isinstance(part, str)]
-        with reading(self.name, "the chat template"):
-            text = self.tokenizer.apply_chat_template(  # SmolVLM's own processor wants one for videos
-                [_without_images(one) for one in prompt],
-                chat_template=self.processor.chat_template,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
+        told = [self._told(one) for one in prompt]
+        # by the tokenizer: SmolVLM's own processor wants a part for videos
+        text = rendered(self.name, self.tokenizer, told, self.processor.chat_template)
         parts = [part for one in prompt for part in one["content"]]
         return text, [part["image"] for part in parts if part["type"] == "image"]
 
+    def _told(self, one: dict[str, Any]) -> dict[str, Any]:
+        """A message as a chat template reads it: with the places of images and not them."""
+        content = [
+            {"type": "image"}
+            if part["type"] == "image"
+            else part | {"text": as_text(part["text"], self.tokenizer)}
+            for part in one["content"]
+        ]
+        return one | {"content": content}
+
     def _inputs(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
+        begin = self.tokenizer.bos_token
+        begun = bool(begin) and all(text.startswith(begin) for text in texts)  # by a chat template
+        settings = {"add_special_tokens": False} if begun else {}
         try:
-            return with_images(self.processor, texts, images).to(self.device, self.dtype)
+            return with_images(self.processor, texts, images, **settings).to(self.device, self.dtype)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
             what = "these images" if any(images) else "a text without an image"
             raise WordsightError(
@@ -318,12 +331,6 @@ class MLLM(Backbone, Generator):
             vector = self.encode_image(self.preprocess(black)[None])
             check_finite({"vector": vector}, f"what {self.name!r} makes of an image")
         return vector.shape[1]
-
-
-def _without_images(one: dict[str, Any]) -> dict[str, Any]:
-    """A message as a chat template reads it: it writes the places of images and not them."""
-    kept = [{"type": "image"} if part["type"] == "image" else part for part in one["content"]]
-    return one | {"content": kept}
 
 
 def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -18,21 +18,21 @@ from transformers.modeling_utils import PreTrainedModel
 from wordsight.backbones import source_of
 from wordsight.backbones.checkpoint import Place, check_finite, positions_of
 from wordsight.backbones.hub import find
+from wordsight.backbones.inner_lm import closeness
 from wordsight.backbones.lm import (
     AdaptedLM,
-    alone,
-    check_vocabulary,
     drop_dropout,
+    identity,
     load_lm,
-    sketch,
     write_on,
 )
 from wordsight.backbones.sampling import keep_ends
+from wordsight.backbones.tokens import check_known, check_vocabulary
+from wordsight.backbones.turns import alone
 from wordsight.config import WordsightError
 
 SAMPLED = 4096  # tokens of the vocabulary whose vectors say how large a vector is
 SCORES = 2**27  # numbers of logits that are held at once: with 262,144 tokens those of 512 places
-CLOSE = 1e-2  # by which logits made here may differ from the LM's own, in units of their spread
 
 
 class PrefixedLM(nn.Module):
@@ -48,7 +48,7 @@ class PrefixedLM(nn.Module):
         check_vocabulary(tokenizer, lm)
         drop_dropout(lm)
         self.lm, self.tokenizer = lm.eval().requires_grad_(False), tokenizer
-        self.origin = sketch(lm, rounded=True)
+        self.origin = identity(lm, tokenizer)
         if tokenizer.eos_token_id is None:
             raise WordsightError(
                 f"the tokenizer of {lm.config.model_type} has no end token, so that nothing would end a "
@@ -92,9 +92,10 @@ class PrefixedLM(nn.Module):
 
     def tokenise(self, texts: Sequence[str], most: int) -> tuple[list[list[int]], int]:
         """Token ids of texts, each with the end token behind it, and how many of them were longer than `most`
-        tokens: these lose their ends, and have no end token.
-        """
+        tokens, the end token among them: these lose their ends, and have none. Errors: WordsightError for a
+        text with a token that the LM has not."""
         rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        check_known(rows, self.lm, self.tokenizer)
         return [[*row, self.end][:most] for row in rows], sum(len(row) >= most for row in rows)
 
     def text_of(self, tokens: Sequence[int]) -> str:
@@ -145,6 +146,7 @@ class PrefixedLM(nn.Module):
         for part in parts:
             if isinstance(part, str):
                 ids = self.tokenizer(part, add_special_tokens=False)["input_ids"]
+                check_known([ids], self.lm, self.tokenizer)
                 part = self.embed(torch.tensor([ids], device=self.device, dtype=torch.long))[0]
             given.append(part.to(given[0]))
         return torch.cat(given)
@@ -178,7 +180,7 @@ class PrefixedLM(nn.Module):
         theirs = self.lm(input_ids=ids).logits[0].float()
         ours = self.logits(self._states(self.embed(ids))[0])
         check_finite({"logits": theirs}, f"what {self.lm.config.model_type} makes")
-        if (ours - theirs).abs().max() > CLOSE * max(float(theirs.std()), 1e-3):
+        if (ours - theirs).abs().max() > closeness(self.lm.dtype) * max(float(theirs.std()), 1e-3):
             raise WordsightError(
                 f"{self.lm.config.model_type} makes something else of vectors in place of tokens than of the "
                 f"tokens; give another LM, such as llama, qwen3, gemma3 or smollm3"
@@ -205,12 +207,7 @@ def write_adapted(
     """The tokens that follow each of `rows`, of which each says whether the adapters are on for it: as
     `PrefixedLM.write`, by the LM of a text tower, all rows in one batch."""
     tower._check_generation([[0]] * len(rows), list(adapters))
-    given = side_by_side(rows) | settings
-    if len(set(adapters)) > 1 and tower.adapted:
-        names = ["default" if row == "on" else "__base__" for row in adapters]
-        return write_on(tower.lm, **given, adapter_names=names).tolist()
-    with tower.adapters(adapters[0] == "on"):
-        return write_on(tower.plain, **given).tolist()
+    return tower.written(adapters, side_by_side(rows) | settings).tolist()
 
 
 class _CrossEntropy(torch.autograd.Function):

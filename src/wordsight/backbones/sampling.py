@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +50,17 @@ def keep_ends(model: Any, tokenizer: Any) -> list[int]:
     kept = sorted(ends)
     model.generation_config = GenerationConfig(eos_token_id=kept, pad_token_id=padding_of(tokenizer))
     return kept
+
+
+@contextlib.contextmanager
+def ends_alone(model: Any, tokenizer: Any) -> Iterator[None]:
+    """`keep_ends` for a moment, of a model that is to be saved as it came."""
+    before = model.generation_config
+    keep_ends(model, tokenizer)
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 class Draws:

@@ -19,15 +19,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from wordsight.backbones.inner_lm import closeness
 from wordsight.backbones.prefixed import PrefixedLM
 from wordsight.backbones.readonly import ALIBI, ATTENTIONS, LAYERS, as_numbers, keys_and_values, window
+from wordsight.backbones.turns import in_turn
 from wordsight.config import WordsightError
 
 TOGETHER = 512  # nodes that pass through the LM in one batch
 SCORES = 2**25  # logits that are held at once: 128 MiB
 CACHE = 2**30  # bytes of keys and values that are held at once, where nobody says how many prompts
 MOST = 64  # prompts in one batch, where nobody says how many
-CLOSE = 1e-2  # by which scores may differ from those of the plain pass, in units of the logits' spread
 TRIED = ((5, 7, 9), (5, 7, 11, 2), (5, 3), (8, 7))  # texts of the check, in which beginnings are shared
 
 
@@ -100,17 +101,32 @@ class Tree:
             found.append(sorted({*some, *self.path(some[0])}))
         return found
 
+    @cached_property
+    def parts(self) -> list[tuple[list[int], Bool[Tensor, "m m"]]]:
+        """`blocks` of TOGETHER nodes, and which of its block each node sees: those above it, and itself."""
+        found = []
+        for block in self.blocks(TOGETHER):
+            place = {node: row for row, node in enumerate(block)}
+            above = torch.eye(len(block), dtype=torch.bool)
+            for row, node in enumerate(block):
+                if (parent := place.get(self.parents[node])) is not None:
+                    above[row] |= above[parent]
+            found.append((block, above))
+        return found
+
     def summed(self, values: Float[Tensor, "B n"]) -> Float[Tensor, "B C"]:
         """The sum of each text's nodes."""
-        return self.totals(values)[:, list(self.ends)]
+        nothing = values.new_zeros(len(values), 1)  # of texts that are shorter than the longest
+        return torch.cat([values, nothing], 1)[:, self._paths.to(values.device)].sum(2)
 
-    def totals(self, values: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
-        """The sum of each node and all that stand above it."""
-        total = values.clone()
-        for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                total[:, node] += total[:, parent]
-        return total
+    @cached_property
+    def _paths(self) -> Int[Tensor, "C L"]:
+        """The nodes of each text, and behind them the one that stands for nothing."""
+        found = torch.full((len(self.ends), max(self.lengths)), len(self.tokens))
+        for row, end in enumerate(self.ends):
+            path = self.path(end)
+            found[row, : len(path)] = torch.tensor(path)
+        return found
 
     def among_siblings(self, values: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
         """Log probabilities with all but the tree's own tokens taken away: of the nodes behind one, they add
@@ -141,6 +157,7 @@ class Behind(NamedTuple):
 
 
 @torch.no_grad()
+@in_turn
 def read_rows(lm: PrefixedLM, rows: Sequence[Float[Tensor, "_ W"]]) -> list[Behind]:
     """Prompts as vectors, through the LM: those of equal length together."""
     found = []
@@ -181,6 +198,7 @@ class Scorer:
             )
 
     @torch.no_grad()
+    @in_turn
     def nodes(self, behind: Behind, tree: Tree) -> Float[Tensor, "B n"]:
         """The log probability of each node's token behind the prompt and the node's path; float32."""
         sees = window(self.lm.lm.config)
@@ -207,7 +225,8 @@ class Scorer:
             ours = tree.summed(way(lm, behind, tree))
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
             return False
-        return bool((ours - theirs).abs().max() <= CLOSE * max(float(plain[0].std()), 1e-3))
+        close = closeness(lm.lm.dtype) * max(float(plain[0].float().std()), 1e-3)
+        return bool((ours - theirs).abs().max() <= close)
 
 
 def prompts_at_once(lm: PrefixedLM, behind: Behind, tree: Tree) -> int:
@@ -224,24 +243,18 @@ def prompts_at_once(lm: PrefixedLM, behind: Behind, tree: Tree) -> int:
 def _nodes_by_mask(lm: PrefixedLM, behind: Behind, tree: Tree) -> Float[Tensor, "B n"]:
     found = behind.states.new_empty(len(behind.positions), len(tree.tokens), dtype=torch.float32)
     _score(lm, behind.states[:, None], {-1: 0}, tree, found)
-    for block in tree.blocks(TOGETHER):
-        states = _states_by_mask(lm, behind, tree, block)
+    for block, above in tree.parts:
+        states = _states_by_mask(lm, behind, tree, block, above)
         _score(lm, states, {node: place for place, node in enumerate(block)}, tree, found)
     return found
 
 
 def _states_by_mask(
-    lm: PrefixedLM, behind: Behind, tree: Tree, block: Sequence[int]
+    lm: PrefixedLM, behind: Behind, tree: Tree, block: Sequence[int], above: Bool[Tensor, "m m"]
 ) -> Float[Tensor, "B m W"]:
     device = behind.states.device
     ids = torch.tensor([[tree.tokens[node] for node in block]], device=device)
     depths = torch.tensor([tree.depths[node] for node in block], device=device)
-    place = {node: row for row, node in enumerate(block)}
-    above = torch.zeros(len(block), len(block), dtype=torch.bool)
-    for row, node in enumerate(block):
-        parent = place.get(tree.parents[node])
-        above[row] = above[parent] if parent is not None else above[row]
-        above[row, row] = True
     seen = torch.cat([torch.ones(len(block), behind.length, dtype=torch.bool), above], 1).to(device)
     given = lm.embed(ids).expand(len(behind.positions), -1, -1)
     positions = behind.positions[:, None] + depths

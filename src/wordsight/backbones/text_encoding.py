@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from wordsight.backbones import batches, readonly, several, unit
 from wordsight.backbones.checkpoint import padding_of, positions_of
-from wordsight.backbones.lm import AdaptedLM, alone
+from wordsight.backbones.lm import AdaptedLM
+from wordsight.backbones.tokens import check_known
+from wordsight.backbones.turns import alone
 from wordsight.config import WordsightError
 
 MAX_TOKENS = 256  # of a text with its wrapper, where the settings do not say
@@ -248,7 +250,9 @@ class TextEncoding(AdaptedLM):
         return [len(ids) > self.max_tokens for ids in tokens]
 
     def _ids(self, sentences: list[str]) -> list[list[int]]:
-        return self.tokenizer(sentences, add_special_tokens=self._special, verbose=False)["input_ids"]
+        rows = self.tokenizer(sentences, add_special_tokens=self._special, verbose=False)["input_ids"]
+        check_known(rows, self.plain, self.tokenizer)
+        return rows
 
     def _shorten(self, text: str) -> list[int]:
         """The longest beginning of a caption that fits, cut between words where a word fits at all, in the

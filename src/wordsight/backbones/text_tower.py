@@ -19,14 +19,15 @@ from wordsight.backbones.checkpoint import Place, config_facts, exactly, tokeniz
 from wordsight.backbones.hub import SAVE_AGAIN, find, read_facts, save_json, save_part, weights_in
 from wordsight.backbones.lm import (
     check_kind,
-    check_vocabulary,
     drop_dropout,
+    identity,
     in_float32,
     load_lm,
     sketch,
     untouched,
 )
 from wordsight.backbones.text_encoding import TextBatch, TextEncoding
+from wordsight.backbones.tokens import check_vocabulary
 from wordsight.config import WordsightError
 from wordsight.digests import check_digests, digests
 from wordsight.extras import needed
@@ -88,7 +89,7 @@ class TextTower(TextEncoding):
             drop_dropout(lm)
         lm.requires_grad_(False)
         # of the LM as it came: a saved tower asks for the same one
-        self.sketch, self.origin = sketch(lm), sketch(lm, rounded=True)
+        self.sketch, self.origin = sketch(lm), identity(lm, tokenizer)
         inner = getattr(config, "word_embed_proj_dim", None) or config.hidden_size
         self.prompts = _vectors(self.settings.prompts, lm, self._start())
         self.front = _vectors(self.settings.front, lm, [])
@@ -169,7 +170,7 @@ class TextTower(TextEncoding):
                 "format": FORMAT,
                 "base": {
                     "name": None if copied else source_of(name),
-                    "sketch": sketch(bare, rounded=True) if copied else self.origin,
+                    "sketch": identity(bare, self.tokenizer) if copied else self.origin,
                     "files": digests(temporary, weights_in(temporary, [BASE_FOLDER])),
                 },
                 "wrapper": self.wrapper,
@@ -210,7 +211,7 @@ class TextTower(TextEncoding):
         if tower.origin != facts["base"]["sketch"]:
             raise WordsightError(
                 f"the tower in {str(folder)!r} was trained on another LM than {base or 'its base/'} now "
-                f"is: their weights differ"
+                f"is: their weights or their tokens differ"
             )
         named, own = f"the text tower in {str(folder)!r}", tower.own_tensors()
         found = exactly(folder / TENSORS_FILE, own, named)

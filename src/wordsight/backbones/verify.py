@@ -12,8 +12,9 @@ from transformers.modeling_utils import PreTrainedModel
 
 from wordsight.backbones import readonly
 from wordsight.backbones.checkpoint import vocabulary_size
-from wordsight.backbones.lm import alone, first_layers, sketch, untouched, write_on
+from wordsight.backbones.lm import first_layers, sketch, untouched, write_on
 from wordsight.backbones.text_tower import TextTower
+from wordsight.backbones.turns import alone
 
 TOLERANCE = {
     torch.float32: 1e-5,

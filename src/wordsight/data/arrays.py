@@ -26,6 +26,8 @@ def read(path: Path) -> Table:
     account, rows = Account("vector"), []
     for name, part in arrays.parts.items():
         rows += _rows(name, part, account)
+    if arrays.renamed:
+        account.remark(f"classes of equal names in {path.name}, called {few(arrays.renamed)} here")
     if arrays.unread:
         account.remark(f"not read of {path.name}: {few(arrays.unread)}")
     return Table(rows, account, dict(enumerate(arrays.classes)), "{}")

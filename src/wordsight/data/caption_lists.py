@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 from wordsight.config import WordsightError
 from wordsight.data import Picture
 from wordsight.data.account import Account, few
-from wordsight.data.labels import captions_of, part_of
+from wordsight.data.columns import numbered_rows
+from wordsight.data.labels import captions_of, lines_of, part_of
 from wordsight.data.rows import Row, Table, is_file, read_file, shown
 from wordsight.files import read_json, read_text
 
@@ -93,7 +94,7 @@ def listed(path: Path) -> Iterable[Listed]:
     text = read_text(path, "captions")
     start = text.split("\n", 1)[0].strip()
     table = BARRED.match(start) or start == HEADER
-    return _grouped(_of_table(text) if table else _of_lines(text, path), _parts_beside(path))
+    return _grouped(_of_table(text, path) if table else _of_lines(text, path), _parts_beside(path))
 
 
 # -- JSON --
@@ -134,12 +135,22 @@ def _of_coco(whole: Mapping[str, Any], path: Path) -> list[Listed]:
     """
     said: dict[Any, list[str]] = {}
     for one in whole["annotations"]:
-        if not isinstance(one, dict) or not isinstance(one.get("caption"), str) or "image_id" not in one:
+        if (
+            not isinstance(one, dict)
+            or {"image_id", "caption"} - one.keys()
+            or not isinstance(one["caption"], str | None)
+        ):
             raise WordsightError(
                 f"an annotation of {str(path)!r} is {one!r:.100}; expected image_id and caption"
             )
-        said.setdefault(one["image_id"], []).append(one["caption"])
+        said.setdefault(one["image_id"], []).append(one["caption"] or "")
     part = "train" if "train" in path.name else "test"
+    known = {image.get("id") for image in whole["images"]}
+    if odd := [image for image in said if image not in known]:
+        raise WordsightError(
+            f"{str(path)!r} has captions of images that it does not list: image_id {few(map(repr, odd))} "
+            f"(numbers and texts are not the same)"
+        )
     found = []
     for image in whole["images"]:
         if not isinstance(image.get("file_name"), str) or "id" not in image:
@@ -153,7 +164,7 @@ def _of_coco(whole: Mapping[str, Any], path: Path) -> list[Listed]:
 
 
 def _of_lines(text: str, path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(text), 1):
         found = NAMED.fullmatch(line)
         if found:
             yield found["image"].strip(), found["caption"]
@@ -163,17 +174,26 @@ def _of_lines(text: str, path: Path) -> Iterator[tuple[str, str]]:
             )
 
 
-def _of_table(text: str) -> Iterator[tuple[str, str]]:
+def _of_table(text: str, path: Path) -> Iterator[tuple[str, str]]:
     """Image and caption of each row; the barred table has one row of 158,915 without its last bar, whose
     number stands before the caption.
     """
     header, _, body = text.partition("\n")
     if header.strip() == HEADER:
-        yield from (
-            (row[0].strip(), row[1]) for row in csv.reader(io.StringIO(body, newline="")) if len(row) > 1
-        )
+        try:
+            rows = [*numbered_rows(io.StringIO(body, newline=""), ",")]
+        except csv.Error as error:
+            raise WordsightError(f"{str(path)!r} is not readable as CSV: {error}") from error
+        for number, row in rows:
+            if len(row) == 1:
+                raise WordsightError(
+                    f"line {number + 1} of {str(path)!r} is {row[0]!r:.80}; expected an image, a comma and a "
+                    f"caption"
+                )
+            if row:  # a caption with commas that nobody quoted goes on behind them
+                yield row[0].strip(), ",".join(row[1:])
         return
-    for line in body.splitlines():
+    for line in lines_of(body):
         image, _, rest = line.partition("|")
         if image.strip():
             yield image.strip(), re.sub(r"^\s*\d+\s*\|?\s*", "", rest)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import csv
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ from wordsight.data.rows import Row, Table, Want
 from wordsight.files import nfc
 from wordsight.reader import nearest
 
-CAPTION = "caption"  # begins the name of every caption column
+CAPTION = "caption"
+ONE_OF = r"s?([ _-]?\d+|[_-][a-z]{2})?(?<![_-]id)"  # behind the name of a column, where there are several
 REPEATED = "that repeat an earlier row"
 NO_CAPTION = "without a caption"
 
@@ -98,12 +101,40 @@ class Columns:
         return parts_of(self.cells(split), self.where) if split else ["train"] * self.count
 
     def caption_columns(self) -> list[str]:
-        """The columns that begin with `caption`, but for caption_id and its like."""
-        return [
-            name
-            for name in self.readers
-            if name.strip().lower().startswith(CAPTION) and not name.strip().lower().endswith(("id", "ids"))
-        ]
+        """caption, captions, caption_1 and on, caption_en: not caption_id or caption_url, which hold none."""
+        return self.named(CAPTION)
+
+    def named(self, stem: str) -> list[str]:
+        """The columns of this name, of its plural, and of it with a number or a language behind it."""
+        return [name for name in self.readers if re.fullmatch(stem + ONE_OF, name.strip().lower())]
+
+
+def numbered_rows(lines: Iterable[str], delimiter: str, **how: Any) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV, each with the number of its last line. Errors: csv.Error where a quote that opens is
+    never closed: what is behind it would be one cell."""
+    kept: list[str] = []  # the lines of the row that is read
+
+    def passing() -> Iterator[str]:
+        for line in lines:
+            kept.append(line)
+            yield line
+
+    rows = csv.reader(passing(), delimiter=delimiter, **how)
+    for row in rows:
+        if len(kept) > 1 or not kept[-1].endswith(("\n", "\r")):  # the last, if it is cut off
+            _check_closed(kept, rows.line_num, delimiter)
+        kept.clear()
+        yield rows.line_num, row
+
+
+def _check_closed(lines: Sequence[str], last: int, delimiter: str) -> None:
+    try:
+        for _ in csv.reader(lines, delimiter=delimiter, strict=True):
+            pass
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            first = last - len(lines) + 1
+            raise csv.Error(f"the quote that opens in line {first} is never closed") from error
 
 
 def table_of(

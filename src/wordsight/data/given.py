@@ -13,7 +13,7 @@ from wordsight.backbones.array_files import as_float32
 from wordsight.data.features import Features, image_features
 from wordsight.data.labels import check_distinct
 from wordsight.data.pictures import is_of_texts, pictures_of
-from wordsight.files import WordsightError
+from wordsight.files import WordsightError, visible
 from wordsight.tables import method_entry
 
 
@@ -123,4 +123,6 @@ def names_in(names: Sequence[str], what: str) -> tuple[str, ...]:
     wrong = [name for name in names if not isinstance(name, str)]
     if wrong:
         raise WordsightError(f"{what} holds {wrong[0]!r}, a {type(wrong[0]).__name__}; class names are texts")
+    if blank := [place for place, name in enumerate(names, 1) if not visible(str(name)).strip()]:
+        raise WordsightError(f"{what} has an empty name at place {blank[0]}; give it one")
     return tuple(map(str, names))  # of NumPy's own texts too

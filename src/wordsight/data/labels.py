@@ -186,10 +186,11 @@ def check_distinct(names: Sequence[str], where: str, *, unnamed: bool = False) -
 
 
 def check_choice(names: Sequence[str]) -> None:
-    """Errors: WordsightError for fewer than two classes to choose among, and as `check_distinct`."""
+    """Errors: WordsightError for fewer than two classes to choose among, and as `check_distinct`. One may
+    have an empty name, as CLEVR's: lists that people give are read by whoever refuses it."""
     if len(names) < 2:
         raise WordsightError(f"{list(names)} cannot be chosen among; give at least 2 class names, each once")
-    check_distinct(names, "the list of classes")
+    check_distinct(names, "the list of classes", unnamed=True)
 
 
 # ---- lists of class names beside a source
@@ -234,8 +235,8 @@ def read_class_list(path: Path) -> list[str]:
     if path.suffix.lower() == ".json":
         names = [nfc(name.strip()) for name in read_described(path).classes or ()]
     else:
-        names = [nfc(line.strip()) for line in read_text(path, "class list").strip().splitlines()]
-    if not names:
+        names = [nfc(line.strip()) for line in lines_of(read_text(path, "class list").strip())]
+    if not any(names):
         raise WordsightError(f"class list {str(path)!r} names no class; expected one name a line")
     if "" in names:
         place = names.index("") + 1
@@ -247,13 +248,19 @@ def read_class_list(path: Path) -> list[str]:
 def class_lines(text: str) -> list[str]:
     """The names of a classnames.txt, one a line. A blank line is a name, too (CLEVR has one): without it the
     labels after it would shift. Blank lines at the end are none."""
-    return [nfc(line.strip()) for line in text.rstrip().splitlines()]
+    return [nfc(line.strip()) for line in lines_of(text.rstrip())]
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """The lines of a text file that are not blank, with their numbers from 1."""
     text = read_text(path, "list")
-    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    return [(number, line.strip()) for number, line in enumerate(lines_of(text), 1) if line.strip()]
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines as files have them. Python's `splitlines` ends one at U+2028 and others too, which stand within
+    names: the labels after it would shift."""
+    return re.split(r"\r\n|\n|\r", text)
 
 
 # ---- parts

@@ -20,7 +20,7 @@ from wordsight.data.labels import texts_of
 from wordsight.data.tables import cell_pictures, is_table, read_columns
 from wordsight.text_metrics import ENOUGH, plain_answer
 
-QUESTION, ANSWER = "question", "answer"  # the second begins the name of every answer column
+QUESTION, ANSWER = "question", "answer"
 KINDS = ("kind", "answer_type", "question_type")  # columns, of which the first that is there is taken
 BETWEEN = "|"  # stands between several answers in one cell
 NO_QUESTION, NO_ANSWER = "without a question", "without an answer"
@@ -127,7 +127,7 @@ def is_questions(spec: str) -> bool:
 def _of_table(columns: Columns, spec: str) -> Questions:
     account = Account(QUESTION, seen=columns.count)
     texts = columns.cells(columns.need([QUESTION], QUESTION))
-    names = [name for name in columns.readers if _holds_answers(name)]
+    names = columns.named(ANSWER)
     if not names:
         columns.need([ANSWER, "answers", f"{ANSWER}_1"], ANSWER)
     kind = columns.find(KINDS)
@@ -175,11 +175,6 @@ def kind_of(answers: Sequence[str]) -> str:
     """yes/no, number or other, as VQA sorts questions, by the commonest answer."""
     answer = plain_answer(Counter(answers).most_common(1)[0][0])
     return "yes/no" if answer in YES_NO else "number" if answer.isdigit() else "other"
-
-
-def _holds_answers(name: str) -> bool:
-    name = name.strip().lower()
-    return name.startswith(ANSWER) and name not in KINDS and not name.endswith(("id", "ids"))
 
 
 def _answers(cells: Sequence[object], where: str) -> list[str]:

@@ -250,9 +250,10 @@ def _single(labelled: Sequence[Row], names: Iterable[Label]) -> dict[str, Split]
 
 
 def _several(labelled: Sequence[Row], classes: int, spec: str) -> dict[str, Split]:
-    """Images that show any number of classes are tested on, whatever part they are of, and never fitted to:
-    a method learns one class an image. Errors: WordsightError where labels have other places than there are
-    names."""
+    """Images that show any number of classes are tested on, and never fitted to, for a method learns one
+    class an image: those of the test part, or all where none is of it. Errors: WordsightError where labels
+    have other places than there are names."""
+    labelled = [row for row in labelled if row.part == "test"] or labelled
     shown = np.zeros((len(labelled), classes), np.bool_)
     for row, place in zip(labelled, shown):
         if row.shows is not None and len(row.shows) != classes:

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from wordsight.config import WordsightError
 from wordsight.data import Picture
 from wordsight.data.account import Account, few
-from wordsight.data.columns import Columns, table_of
+from wordsight.data.columns import Columns, numbered_rows, table_of
 from wordsight.data.labels import LABEL_KEYS
 from wordsight.data.rows import OF_SUFFIX, Table, Want, is_file, read_file, shown
 from wordsight.extras import needed
@@ -65,8 +65,8 @@ def _read_csv(path: Path) -> Columns:
     text = _decoded(path)
     delimiter = delimiter_of(path.suffix, text.split("\n", 1)[0])
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+        lines = numbered_rows(io.StringIO(text, newline=""), delimiter)
+        rows = [(number, row) for number, row in lines if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise WordsightError(f"{str(path)!r} is not readable as CSV: {error}") from error
     if len(rows) < 2:

@@ -2,7 +2,7 @@
 
 | source | its captions |
 |---|---|
-| .parquet, .pq, .csv, .tsv (also .csv.gz, .tsv.gz) | its columns that begin with `caption` |
+| .parquet, .pq, .csv, .tsv (also .csv.gz, .tsv.gz) | its columns caption, captions, caption_1, caption_en |
 | captions in COCO's, NoCaps' or Flickr's layout | caption_lists.py |
 | tars, a pattern or a folder of them | key.txt, or `caption` in key.json |
 | a folder | its captions.csv, or else all of its Parquet files |
@@ -25,7 +25,7 @@ from typing import Any, TextIO, cast
 from wordsight.config import WordsightError
 from wordsight.data import caption_lists, hub
 from wordsight.data.account import Account
-from wordsight.data.columns import CAPTION, Columns
+from wordsight.data.columns import CAPTION, Columns, numbered_rows
 from wordsight.data.fetch import Gone, fetch
 from wordsight.data.labels import captions_of
 from wordsight.data.rows import CAPTIONS, is_file, why_not
@@ -127,11 +127,10 @@ def _rows(file: TextIO, path: Path) -> Iterator[str]:
     between = delimiter_of(Path(path.name.lower().removesuffix(PACKED)).suffix, header)
     names = [name.strip() for name in next(csv.reader([header], delimiter=between), [])]
     places = [names.index(name) for name in _caption_names(names, path)]
-    rows = csv.reader(file, delimiter=between)
-    for row in rows:
+    for number, row in numbered_rows(file, between):
         if len(row) != len(names) and any(cell.strip() for cell in row):
             raise WordsightError(
-                f"line {rows.line_num + 1} of {str(path)!r} has {len(row)} cells, the header has "
+                f"line {number + 1} of {str(path)!r} has {len(row)} cells, the header has "
                 f"{len(names)}; quote cells with commas"
             )
         for place in places if row else ():

@@ -17,7 +17,7 @@ import numpy as np
 from wordsight.config import WordsightError
 from wordsight.data.account import Account, counted, few
 from wordsight.data.catalogue import SECOND_NAMES
-from wordsight.data.labels import CLASSNAMES, class_lines
+from wordsight.data.labels import CLASSNAMES, class_lines, lines_of
 from wordsight.files import read_text
 
 Kind = Literal["classification", "retrieval", "multilabel"]
@@ -70,14 +70,19 @@ def kind_of(folders: Sequence[Path]) -> Kind:
 
 def templates_of(folders: Sequence[Path], account: Account) -> tuple[str, ...]:
     """The tree's templates with {} for the class, in their order; none where there is no such file. A line
-    that does not hold {c} once is told.
-    """
+    that does not hold {c} once, or holds {} of its own, is told."""
     path = beside(folders, TEMPLATES)
-    lines = [line.strip() for line in read_text(path, "template list").splitlines()] if path else []
-    odd = [line for line in lines if line and line.count("{c}") != 1]
+    lines = [line.strip() for line in lines_of(read_text(path, "template list"))] if path else []
+    odd = [line for line in lines if line and not _is_template(line)]
     if odd:
-        account.remark(f"{counted(len(odd), 'template')} of {path} without one {{c}} not used: {few(odd)}")
-    return tuple(line.replace("{c}", "{}") for line in lines if line.count("{c}") == 1)
+        account.remark(
+            f"{counted(len(odd), 'template')} of {path} without one {{c}}, or with {{}}, not used: {few(odd)}"
+        )
+    return tuple(line.replace("{c}", "{}") for line in lines if _is_template(line))
+
+
+def _is_template(line: str) -> bool:
+    return line.count("{c}") == 1 and "{}" not in line
 
 
 def names_of(folders: Sequence[Path], account: Account) -> list[str] | None:

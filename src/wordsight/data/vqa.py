@@ -95,14 +95,16 @@ def _annotations(file: Path, subtype: str) -> dict[int, Mapping[str, Any]]:
                 if not _are_answers(entry["answers"]):
                     raise WordsightError(
                         f"answers of question {entry['question_id']} of {str(other)!r} are no list of "
-                        f'{{"answer": ...}}'
+                        f'{{"answer": "..."}}'
                     )
                 found[entry["question_id"]] = entry
     return found
 
 
 def _are_answers(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, dict) and "answer" in one for one in value)
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and isinstance(one.get("answer"), str | int | float) for one in value
+    )
 
 
 def _mapping(file: Path) -> dict[str, Any]:

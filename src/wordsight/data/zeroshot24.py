@@ -8,7 +8,7 @@ in the paper, which is likely a slip."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -80,6 +80,13 @@ def found_in(root: str) -> dict[str, str]:
     such as clip-benchmark/wds_{dataset_cleaned}, which is a name on the hub where no such path is here."""
     places = {key: _place(root, key) for key in entries()}
     return {key: place for key, place in places.items() if place is not None}
+
+
+def not_read(root: str, used: Iterable[str]) -> list[str]:
+    """The folders of a root that are none of the datasets by their names."""
+    folder = Path(root).expanduser()
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [one.name for one in inside if one.is_dir() and one.name[0] != "." and str(one) not in {*used}]
 
 
 def _place(root: str, key: str) -> str | None:

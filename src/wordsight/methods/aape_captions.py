@@ -20,6 +20,8 @@ from wordsight.methods import Embedder
 from wordsight.methods.evidence import Affine, Spectrum, ridge
 from wordsight.settings import CaptionSettings
 
+ROWS = 2**16  # captions that are in float64 at once
+
 PENALTIES = (0.03, 0.1, 0.3, 1.0)  # of the ridge map, in units of the mean squared singular value
 CONTRASTS = (0.0, 0.3, 1.0, 3.0, 10.0)  # the contrastive loss beside the distillation loss
 
@@ -75,22 +77,38 @@ class Captioned:
         return Captioned(self.images[list(chosen)], self.texts[used], rows)
 
 
-def solve(known: Captioned, penalty: float, contrast: float) -> Affine:
-    """The linear h that makes both losses least, the contrastive one to second order.
+class Equations:
+    """What decides the linear h that makes both losses least, the contrastive one to second order; taken
+    apart once, so that every penalty and contrast is cheap.
 
     Distillation: |h - p|^2, p the mean of an image's captions. Contrast: against captions t of mean m and
     covariance C, log mean exp(h.t) is h.m + h.C h / 2 to second order, so that the loss is that less h.p. The
     sum is least at h = (I + contrast C')^-1 (p - m), up to length, with C' of mean eigenvalue 1: where
     captions differ anyway, h says less, and what seldom varies counts more. p is found by a ridge map.
     Ours."""
-    every = known.of_images
-    means = unit(torch.stack([own.mean(0) for own in every]))
-    h = ridge(Spectrum.of(known.images), means - means.mean(0), penalty)
-    texts = torch.cat(every).double()
-    texts = texts - texts.mean(0)
-    covariance = texts.T @ texts / len(texts)
-    size = covariance.diagonal().mean().clamp_min(1e-12)
-    inverse = torch.linalg.inv(torch.eye(len(covariance)).double() + contrast * covariance / size)
-    turned = Affine(h.map @ inverse.to(h.map), h.bias @ inverse.to(h.bias))
-    length = turned(known.images).norm(dim=1).mean().clamp_min(1e-12)
-    return Affine(turned.map / length, turned.bias / length)
+
+    def __init__(self, known: Captioned):
+        self.images, self.spectrum = known.images, Spectrum.of(known.images)
+        means = unit(torch.stack([own.mean(0) for own in known.of_images]))
+        self.targets = means - means.mean(0)
+        covariance = _covariance(known)
+        self.covariance = covariance / covariance.diagonal().mean().clamp_min(1e-12)
+
+    def solve(self, penalty: float, contrast: float) -> Affine:
+        h = ridge(self.spectrum, self.targets, penalty)
+        inverse = torch.linalg.inv(torch.eye(len(self.covariance)).double() + contrast * self.covariance)
+        turned = Affine(h.map @ inverse.to(h.map), h.bias @ inverse.to(h.bias))
+        length = turned(self.images).norm(dim=1).mean().clamp_min(1e-12)
+        return Affine(turned.map / length, turned.bias / length)
+
+
+def _covariance(known: Captioned) -> Float[Tensor, "D D"]:
+    """Of all images' captions, in float64, some at a time: there may be hundreds of thousands."""
+    said = torch.tensor([row for own in known.rows for row in own])
+    often = torch.bincount(said, minlength=len(known.texts)).double()
+    mean = sum(w @ some.double() for some, w in zip(known.texts.split(ROWS), often.split(ROWS))) / often.sum()
+    total = torch.zeros(len(mean), len(mean)).double()
+    for some, weights in zip(known.texts.split(ROWS), often.split(ROWS)):
+        off = some.double() - mean
+        total += (off * weights[:, None]).T @ off
+    return total / often.sum()

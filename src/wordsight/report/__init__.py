@@ -68,7 +68,7 @@ def report(
     page = Path(out).expanduser()
     table = Path(csv_file or page.parent / f"{page.stem}.csv").expanduser()
     latex = Path(latex_file).expanduser() if latex_file else None
-    check_names(page, table, latex)
+    check_names(page, table, latex, coverage_file)
     coverage = read_coverage(coverage_file) if coverage_file else None
     asked = run_folders(folders)
     runs, left_out = open_runs(asked)
@@ -105,14 +105,15 @@ def report(
     return written
 
 
-def check_names(page: Path, table: Path, latex: Path | None) -> None:
-    """Errors: WordsightError where the page would be a folder or a table, or two files would be one."""
+def check_names(page: Path, table: Path, latex: Path | None, read: str | Path | None) -> None:
+    """Errors: WordsightError where the page would be a folder or a table, two files would be one, or one is
+    what is read."""
     if page.is_dir() or page.suffix.lower() == ".csv":
         better = page / "report.html" if page.is_dir() else page.with_suffix(".html")
         raise WordsightError(f"out={str(page)!r} must name the HTML file, such as {str(better)!r}")
     for name, path in (("out", page), ("csv", table), ("latex", latex)):
         if path is not None:
-            check_output(path, name)
+            check_output(path, name, (read,))
     names = [path.absolute() for path in (page, table, latex) if path]
     if len(set(names)) < len(names):
         raise WordsightError(

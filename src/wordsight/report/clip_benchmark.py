@@ -9,11 +9,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wordsight.data.zeroshot24 import key_of
 from wordsight.files import csv_text, plain_name
 from wordsight.report.reading import mapping, number
 from wordsight.report.rows import Row
-from wordsight.report.zero_shot import Judged, judged
+from wordsight.report.zero_shot import Judged, judged, names_of
 
 LANGUAGE = "en"
 FIRST = ("dataset", "model", "pretrained", "model_fullname", "task", "language")  # columns of the CSV
@@ -29,29 +28,27 @@ RECALLS = {"image_retrieval": "text_to_image", "text_retrieval": "image_to_text"
 def results(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """{file name: content} of zero-shot classification and retrieval. `model` is the backbone and
     `pretrained` the row, so that one template and an ensemble are never one."""
-    found = [result(one.row, "zeroshot_classification", metrics_of(one)) for one in judged(rows)]
+    names = names_of({row.data for row in rows})
+    found = [result(one.row, "zeroshot_classification", metrics_of(one), names) for one in judged(rows)]
     for row in rows:
         events = row.runs[0].run.events("retrieval")
         if events:
-            found.append(result(row, "zeroshot_retrieval", recalls_of(events[-1])))
+            found.append(result(row, "zeroshot_retrieval", recalls_of(events[-1]), names))
     return {file_name(one): one for one in found}
 
 
-def result(row: Row, task: str, metrics: Mapping[str, float | None]) -> dict[str, Any]:
+def result(
+    row: Row, task: str, metrics: Mapping[str, float | None], names: Mapping[str, str]
+) -> dict[str, Any]:
+    name = names[row.data]
     return {
-        "dataset": dataset_of(row.data),
+        "dataset": CAPTIONED.get(name) or name.removeprefix("wds_"),
         "model": plain_name(row.backbone),
         "pretrained": row.label,
         "task": task,
         "metrics": dict(metrics),
         "language": LANGUAGE,
     }
-
-
-def dataset_of(data: str) -> str:
-    """A dataset as CLIP_benchmark calls it, or by its folder's name."""
-    name = plain_name(data)
-    return key_of(data) or CAPTIONED.get(name) or name.removeprefix("wds_")
 
 
 def metrics_of(one: Judged) -> dict[str, float | None]:

@@ -173,13 +173,18 @@ def make_rows(runs: Sequence[Measured]) -> list[Row]:
         if settings.unlabelled == "test":  # such figures are not to be compared with others unmarked
             name += " (transductive)"
         for data, accuracies in accuracies_of(run).items():
-            key = (data, settings.backbone, settings.method, name, differs, run.shots)
+            key = (data, model_of(settings), settings.method, name, differs, run.shots)
             once = (settings.seed, settings.classes, settings.shots)
             first, _ = groups.setdefault(key, {}).setdefault(once, (run, accuracies))
             if first.folder != run.folder:
                 log.warning("%s is not counted: %s has the same settings and seed", run.folder, first.folder)
     rows = [make_row(key, _averaged(list(members.values()))) for key, members in groups.items()]
     return sorted(rows, key=in_order)
+
+
+def model_of(settings: AskedSettings) -> str:
+    """What sees the images: the run's backbone, or the model that it asks in its place (likelihood)."""
+    return getattr(settings.settings, "model", None) or settings.backbone
 
 
 def _averaged(members: list[tuple[Measured, dict[str, float]]]) -> list[tuple[Measured, dict[str, float]]]:

@@ -13,7 +13,7 @@ from wordsight.config import WordsightError
 from wordsight.metrics import paired_difference
 from wordsight.report.differences import Difference, in_words
 from wordsight.report.reading import PARTS, Measured, Prediction
-from wordsight.report.rows import ABSENT, differences, short_names
+from wordsight.report.rows import ABSENT, differences, model_of, short_names
 from wordsight.report.tables import Table
 
 CLASSES = 10  # that changed most
@@ -161,7 +161,7 @@ def labels_of(first: Measured, second: Measured) -> tuple[str, str]:
     )
     also = [
         {
-            "backbone": backbones[run.settings.backbone],
+            "backbone": backbones[model_of(run.settings)],
             "data": data[run.settings.data],
             "shots": run.settings.shots if run.settings.needs_labels else None,
             "seed": run.settings.seed,

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -38,11 +39,7 @@ class Judged:
 
     row: Row
     event: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        """The dataset's key, or its folder's name."""
-        return key_of(self.row.data) or plain_name(self.row.data)
+    name: str  # the dataset's key, or its folder's name, and that too where two folders have one key
 
     @property
     def entry(self) -> Entry | None:
@@ -82,15 +79,22 @@ class Judged:
 
 def judged(rows: Sequence[Row]) -> list[Judged]:
     """Of rows that nothing was drawn for, what was measured last on all classes of their own data."""
-    found = []
+    found, names = [], names_of({row.data for row in rows})
     for row in rows:
         run = row.runs[0]
         events = [event for kind in ("eval", "multilabel") for event in run.run.events(kind)]
         place = (run.settings.data, "all")  # figures of some of the classes are of another task
         own = [event for event in events if (event.get("data"), event.get("classes")) == place]
         if run.settings.shots is None and not run.settings.needs_labels and row.trained == row.tested and own:
-            found.append(Judged(row, own[-1]))
+            found.append(Judged(row, own[-1], names[row.data]))
     return [one for one in found if one.top1 is not None]
+
+
+def names_of(places: Iterable[str]) -> dict[str, str]:
+    """How datasets are called, by data=."""
+    keys = {place: key_of(place) or plain_name(place) for place in places}
+    twice = {key for key, count in Counter(keys.values()).items() if count > 1}
+    return {place: plain_name(place) if key in twice else key for place, key in keys.items()}
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,10 @@ class Index:
         """The same for several queries, which are compared together: less work than one after another."""
         if k < 1:
             raise WordsightError(f"k={k} finds nothing; give 1 or more")
+        if isinstance(queries, (str, bytes)):
+            raise WordsightError(f"{queries!r:.80} is one query; give a list of them, or ask `search`")
+        if not len(queries):
+            return []
         vectors = torch.stack([self._vector(query) for query in queries])
         scores, rows = closest(vectors, self.vectors, k)
         return [

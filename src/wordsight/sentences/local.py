@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone, pick_device
-from wordsight.backbones.generator import NO_THINKING
 from wordsight.backbones.sampling import drawn
 from wordsight.cluster import Needs
 from wordsight.files import WordsightError
@@ -53,8 +52,9 @@ def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-    from wordsight.backbones.checkpoint import check_tensors
+    from wordsight.backbones.checkpoint import check_tensors, padding_of
     from wordsight.backbones.lm import write_on
+    from wordsight.backbones.sampling import keep_ends
 
     device, name = pick_device(settings.device), str(Path(settings.model).expanduser())
     try:
@@ -72,8 +72,8 @@ def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
     check_tensors(f"model {settings.model!r}", info["missing_keys"])
     # a weight that wants a gradient is multiplied in another order, which moves the last bits
     model = model.to(device).eval().requires_grad_(False)
-    ends = (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None)
-    padding = next(ends, 0)
+    keep_ends(model, tokenizer)
+    padding = padding_of(tokenizer)
 
     def generate(prompts: list[list[int]], **sampling: Any) -> Tensor:
         width = max(map(len, prompts))  # padding stands before a prompt, where the last token's answer begins
@@ -124,15 +124,11 @@ def _prompt(tokenizer: Any, question: str, settings: WriterSettings) -> list[int
     """The tokens of a question. Errors: WordsightError where the chat template cannot hold one."""
     if not tokenizer.chat_template:
         return tokenizer(f"Q: {question}\nA:")["input_ids"]
-    messages = [{"role": "user", "content": f"{question} {settings.instruction}".strip()}]
-    try:
-        return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, **NO_THINKING
-        )["input_ids"]
-    except Exception as error:  # a template is a program of others
-        raise WordsightError(
-            f"the chat template of {settings.model!r} cannot be used: {' '.join(str(error).split())[:300]}"
-        ) from error
+    from wordsight.backbones.tokens import as_text, rendered
+
+    asked = as_text(f"{question} {settings.instruction}".strip(), tokenizer)
+    text = rendered(settings.model, tokenizer, [{"role": "user", "content": asked}])
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 # -- the LM inside a backbone --

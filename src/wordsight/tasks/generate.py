@@ -28,10 +28,11 @@ def open_tower(name: str, *, device: str = "auto") -> TextTower:
     if config.is_file():
         settings = build(RunSettings, load_yaml(config).get("settings", {}))
         if not issubclass(resolve(METHODS, settings.method, "method"), Embedder):
+            lm = getattr(settings.settings, "text", None)
+            own = f"which reads with {lm}" if lm else "a classifier without an LM of its own"
             raise WordsightError(
-                f"{name!r} is a run of {settings.method}, a classifier without an LM of its own; give a "
-                f"two_tower run. "
-                f"If its backbone has an LM, give that: {settings.backbone}"
+                f"{name!r} is a run of {settings.method}, {own}; give a two_tower run, whose LM is its text "
+                f"tower; `wordsight chat` takes what captions and answers"
             )
         dtype = settings.dtype
     return tower_of(load_backbone(name, device=device, dtype=dtype))

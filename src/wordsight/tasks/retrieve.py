@@ -27,6 +27,7 @@ from wordsight.tasks.calibrate import fit_temperature
 from wordsight.tasks.classify import featurise, figures, tell_skipped, unseen
 
 RANKS = (1, 5, 10)
+AT_ONCE = 2**25  # similarities that are held at once: 128 MiB
 WAYS = ("image_to_text", "text_to_image")
 
 log = logging.getLogger("wordsight")
@@ -105,32 +106,49 @@ def recalls(
     Image to text: all captions are candidates, and one is right when it is among the image's own. Text to
     image: every caption is a query, and any image that has this very caption is right. So captions that
     several images share are never counted as wrong."""
-    relevant = torch.zeros(len(images), len(texts), dtype=torch.bool)
+    having: list[list[int]] = [[] for _ in range(len(texts))]  # the images of each caption
     for image, own in enumerate(rows):
-        relevant[image, list(own)] = True
-    similarity = images @ texts.T
-    asked = torch.tensor([row for own in rows for row in own])
-    ways = ((similarity, relevant), (similarity.T[asked], relevant.T[asked]))
+        for text in own:
+            having[text].append(image)
+    asked = [text for own in rows for text in own]
     return {
-        way: {f"recall@{k}": metrics.recall_at(*scores, k) for k in RANKS} for way, scores in zip(WAYS, ways)
+        "image_to_text": _recalls(images, texts, rows),
+        "text_to_image": _recalls(texts[asked], images, [having[text] for text in asked]),
     }
+
+
+def _recalls(
+    queries: Float[Tensor, "Q D"], found: Float[Tensor, "N D"], relevant: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """A block of queries at a time, so that no more than AT_ONCE similarities are held."""
+    totals, asked, size = dict.fromkeys(RANKS, 0.0), 0, max(1, AT_ONCE // max(1, len(found)))
+    for start in range(0, len(queries), size):
+        own = relevant[start : start + size]
+        right = torch.zeros(len(own), len(found), dtype=torch.bool)
+        for row, places in enumerate(own):
+            right[row, list(places)] = True
+        similarity, counted = queries[start : start + size] @ found.T, int(right.any(1).sum())
+        for k in RANKS if counted else ():
+            totals[k] += counted * metrics.recall_at(similarity, right, k)
+        asked += counted
+    return {f"recall@{k}": total / asked if asked else float("nan") for k, total in totals.items()}
 
 
 def test_pairs(source: str, own: bool, seen: set[bytes], run: Run) -> Pairs:
     """The pairs of a table that are marked as test, or of other data that marks none all of them; without
     images that the run was trained on."""
     pairs = open_pairs(source, "test")
-    if not len(pairs) and not own:
-        pairs = open_pairs(source)
-    pairs.account.tell()
+    if not own:  # of its own data the fit told what was left out
+        pairs = pairs if len(pairs) else open_pairs(source)
+        pairs.account.tell()
     kept = of_other_content(pairs.pictures, seen)
     left = len(pairs) - len(kept)
     if not left:
         return pairs
     message = f"left out {left:,} of {len(pairs):,} images of {source} that {run.folder} was trained on"
-    if not kept:
+    if not kept and not own:
         raise WordsightError(f"{message}: nothing is left to test on; give other data=...")
-    log.info(message)
+    log.log(logging.INFO if kept else logging.WARNING, message + ": nothing is left to test on" * (not kept))
     pictures, captions = ([column[row] for row in kept] for column in (pairs.pictures, pairs.captions))
     return replace(pairs, pictures=pictures, captions=captions)
 
