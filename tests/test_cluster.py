@@ -2,6 +2,7 @@
 so.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -279,3 +280,12 @@ def test_a_folder_that_the_machines_do_not_share_is_told(far, tmp_path, monkeypa
     monkeypatch.setattr(cluster, "_sees", lambda path: ("node-7", False))
     with pytest.raises(WordsightError, match=r"1 of 1 machines of the cluster, node-7 first, do not see"):
         far.check_shared(tmp_path)
+
+
+def test_what_ray_says_of_a_machine_stands_in_no_answer(capsys):
+    with contextlib.redirect_stdout(cluster._Answers(sys.stdout)):
+        thread = threading.Thread(target=print, args=("a node has died",), name="ray_listen_error_messages")
+        thread.start()
+        thread.join()
+        print("{}", flush=True)
+    assert capsys.readouterr() == ("{}\n", "a node has died\n")

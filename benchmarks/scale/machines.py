@@ -196,6 +196,8 @@ def _compare(
         "cut_off_after": cut and round(cut, 1),
     }
     print(json.dumps(row | {"equal": right, "what": equal}), flush=True)
+    for place, text in (("here", here), ("there", said)):
+        (out / f"{name}-{place}.txt").write_text(text)
 
 
 if __name__ == "__main__":

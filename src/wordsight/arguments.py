@@ -32,6 +32,13 @@ def argument(*names: str, **options: Any) -> Argument:
     return names, options
 
 
+def natural(text: str) -> int:
+    """0 or more, as argparse reads it."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
+
+
 RUN = argument("run", metavar="RUN", help="a run folder, or hf:org/name")
 WORDS = argument(
     "words", nargs="*", metavar="KEY=VALUE", help="settings, or YAML files of them; later ones win"
@@ -40,6 +47,7 @@ HOST = argument("--host", default="127.0.0.1", metavar="NAME", help="where to li
 PORT = argument("--port", type=int, default=8000, metavar="N", help="(default 8000)")
 BACKBONE = argument("--backbone", metavar="NAME", help="where the run's backbone lies now, if it has moved")
 LM = argument("--lm", metavar="NAME", help="where the run's LM lies now, if it has moved")
+SEED = argument("--seed", type=natural, default=1, metavar="N", help="what they are drawn from (default 1)")
 DEVICE = argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the run's")
 
 

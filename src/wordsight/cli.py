@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wordsight import help, hints, terminal
-from wordsight.arguments import BACKBONE, RUN, WORDS, Verb, argument, options_first, parser_of
+from wordsight.arguments import BACKBONE, RUN, SEED, WORDS, Verb, argument, options_first, parser_of
 from wordsight.config import RunSettings, WordsightError
 from wordsight.early import is_graph
 from wordsight.reader import read
@@ -354,7 +354,7 @@ VERBS: dict[str, Verb] = {
                 metavar="T",
                 help="0 (default): always the likeliest token; above, tokens are drawn",
             ),
-            argument("--seed", type=int, default=1, metavar="N", help="what they are drawn from (default 1)"),
+            SEED,
         ],
     ),
     "verify": Verb(

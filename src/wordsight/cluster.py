@@ -16,13 +16,14 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TextIO, TypeAlias, cast
 
 from wordsight import __version__
 from wordsight.extras import needed
@@ -123,9 +124,25 @@ def _connected(address: str | None) -> Iterator[Any]:
             ) from error
         raise _no_cluster(address, " ".join(str(error).split())[:300]) from error
     try:
-        yield ray
+        with contextlib.redirect_stdout(cast(TextIO, _Answers(sys.stdout))):
+            yield ray
     finally:
         ray.shutdown()
+
+
+class _Answers:
+    """stdout, but for what Ray's threads print there of machines that ended: that goes to stderr, as all
+    messages do, and not between the lines of an answer."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        is_theirs = threading.current_thread().name.startswith("ray_")
+        return (sys.stderr if is_theirs else self._stream).write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wordsight import hints, terminal
-from wordsight.arguments import BACKBONE, DEVICE, LM, Verb, argument
+from wordsight.arguments import BACKBONE, DEVICE, LM, SEED, Verb, argument
 from wordsight.config import WordsightError
 from wordsight.reader import nearest_path
 
@@ -77,7 +77,7 @@ ASK = Verb(
         ),
         argument("--shots", type=int, default=0, metavar="K", help="questions shown with answers (0)"),
         argument("--examples", metavar="DATA", help="of which data: a table of questions, or VQA's files"),
-        argument("--seed", type=int, default=1, metavar="N", help="what they are drawn from (default 1)"),
+        SEED,
         argument(
             "--max-new-tokens", type=int, default=16, metavar="N", help="tokens of an answer (default 16)"
         ),

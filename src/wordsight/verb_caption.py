@@ -8,7 +8,7 @@ import argparse
 from typing import Any
 
 from wordsight import hints, terminal
-from wordsight.arguments import BACKBONE, DEVICE, LM, Verb, argument
+from wordsight.arguments import BACKBONE, DEVICE, LM, Verb, argument, natural
 from wordsight.config import WordsightError
 
 TEMPERATURE = 1.0  # of --sample
@@ -58,7 +58,11 @@ CAPTION = Verb(
             help="of --sample: draw among the likeliest tokens that have P of the probability (default 1)",
         ),
         argument(
-            "--seed", type=int, default=1, metavar="N", help="what is drawn from, with each image (default 1)"
+            "--seed",
+            type=natural,
+            default=1,
+            metavar="N",
+            help="what is drawn from, with each image (default 1)",
         ),
         argument(
             "--max-new-tokens", type=int, default=32, metavar="N", help="tokens of a caption (default 32)"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from wordsight import hints, terminal
-from wordsight.arguments import DEVICE, Verb, argument
+from wordsight.arguments import DEVICE, SEED, Verb, argument
 from wordsight.config import WordsightError
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ CHAT = Verb(
         argument(
             "--top-p", type=float, default=1.0, metavar="P", help="draw among the likeliest that have P of it"
         ),
-        argument("--seed", type=int, default=1, metavar="N", help="what they are drawn from (default 1)"),
+        SEED,
         argument("--backbone", metavar="NAME", help="where the limber run's backbone lies now"),
         DEVICE,
     ],

@@ -73,6 +73,8 @@ def _check_data(word: str) -> None:
 
 def _check_image(query: str | Path) -> None:
     """Refuse an image that is not there, before a backbone is loaded."""
+    if hints.is_picture(query) and re.match("[a-z]+:/", str(query)):  # a path has lost one of two slashes
+        raise WordsightError(f"{str(query)!r} is an address; fetch the image, and give its path")
     path = Path(query).expanduser() if isinstance(query, Path) or hints.is_picture(query) else None
     if path is not None and not path.is_file():
         what = "is a folder" if path.is_dir() else f"does not exist{nearest_path(path)}"

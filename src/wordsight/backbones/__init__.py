@@ -255,9 +255,10 @@ def kind_of(name: str, text: bool) -> tuple[str, str]:
         facts = hub.read_mapping(folder / OWN_FILE, "backbone")
         return str(facts.get("kind")), str(folder)
     if folder is not None and not (folder / "config.json").exists():
+        whole = " or ".join(str(one.parent) for one in sorted(folder.glob("*/config.yaml")))  # an assistant
         raise WordsightError(
             f"backbone folder {name!r} holds neither config.json (transformers) nor {OWN_FILE} (of "
-            f"`wordsight join` or a two_tower run)"
+            f"`wordsight join` or a two_tower run)" + f"; give {whole}" * bool(whole)
         )
     if text:
         return "clip", name

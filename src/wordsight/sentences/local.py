@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone, pick_device
 from wordsight.backbones.sampling import drawn
 from wordsight.cluster import Needs
+from wordsight.early import is_run
 from wordsight.files import WordsightError
-from wordsight.sentences.answers import marked
+from wordsight.sentences.cleaning import marked
 from wordsight.sentences.servers import Reply
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ def local_ask(settings: WriterSettings, tower: TextTower | None) -> Ask:
         ours = folder if folder.is_dir() else hub.own(settings.model)
         if ours is not None and (ours / OWN_FILE).is_file():
             tower = writer_of(load_backbone(settings.model, device=settings.device))
+        elif ours is not None and is_run(ours):
+            raise WordsightError(
+                f"model {settings.model!r} is a run without an LM of its own as text tower; give a two_tower "
+                f"run, or the LM that it was made with"
+            )
     if tower is not None:
         return asker(tower.tokenizer, tower.generate_tokens, settings)
     return asker(*_causal_lm(settings), settings)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from wordsight.cluster import Needs, current
 from wordsight.files import WordsightError, nfc
 from wordsight.sentences import CACHE_FORMAT, cached_texts
-from wordsight.sentences.answers import clean
+from wordsight.sentences.cleaning import clean
 from wordsight.sentences.questions import ask_about, read_questions
 from wordsight.sentences.records import Job, Record, load_record, waiting, writing
 from wordsight.sentences.servers import SHOWN, Reply, connected

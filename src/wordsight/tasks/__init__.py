@@ -52,7 +52,10 @@ def evaluate(
         name = _task(there, data)
         more = _asked(name, there, shots, seed, scorer, lm)
         task = importlib.import_module(f"wordsight.tasks.{name}")
-        return task.evaluate(there, data=data, classes=classes, label=label, backbone=backbone, **more)
+        found = task.evaluate(there, data=data, classes=classes, label=label, backbone=backbone, **more)
+        if data is not None and not found:
+            raise WordsightError(f"nothing in data={data!r} is what {run} is measured on; see above")
+        return found
 
 
 @contextlib.contextmanager

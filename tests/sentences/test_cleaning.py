@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from wordsight.sentences.answers import clean
+from wordsight.sentences.cleaning import clean
 
 A = "A zebra has black and white stripes."
 FINAL = "<|start|>assistant<|channel|>final<|message|>"
