@@ -5,8 +5,11 @@ import torch
 from standins import letters, mostly_slow
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from wordsight.backbones.generator import Writing
+from wordsight.backbones.lm_generator import LMGenerator
 from wordsight.backbones.past import Past, has_past
 from wordsight.backbones.prefixed import PrefixedLM
+from wordsight.serve.written import Said, Talk, Writer
 
 SIZES = {
     "hidden_size": 16,
@@ -94,3 +97,16 @@ def test_layers_that_keep_no_keys_have_no_past():
     assert has_past(lm)
     lm.lm.config.rope_parameters["full_attention"]["rope_type"] = "longrope"
     assert not has_past(lm)
+
+
+def test_a_server_reads_of_a_chat_what_is_new(read):
+    lm = base("qwen2")
+    lm.tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    writer, how = Writer(LMGenerator(lm, name="lm")), Writing(max_new_tokens=4)
+    first = Said("what is it " * 4)
+    (reply,) = writer.replies([Talk([], first, how, 1, str)])
+    talk = Talk([(first, reply.text)], Said("a dog"), how, 1, str)
+    (again,) = writer.replies([talk])
+    assert read[1] < read[0] and again.prompt_tokens > read[0]
+    (alone,) = Writer(LMGenerator(lm, name="lm")).replies([talk])
+    assert alone == again

@@ -66,6 +66,8 @@ class LMGenerator(Generator):
         return Streamed(partial(write, **how.settings([seed])), self.lm.text_of)
 
     def remembering(self) -> Generator:
+        if self.past is not None:
+            return self
         other = copy.copy(self)
         other.past = Past(self.lm) if has_past(self.lm) else None
         return other

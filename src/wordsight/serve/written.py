@@ -54,10 +54,11 @@ class Replied(NamedTuple):
 
 
 class Writer:
-    """A generator as a server asks it."""
+    """A generator as a server asks it. It remembers the chat that it spoke in last, of which the next request
+    brings all again."""
 
     def __init__(self, generator: Generator):
-        self.generator = generator
+        self.generator = generator.remembering()
 
     def captions(self, images: list[Shown]) -> list[Any]:
         """What each shows, or why it cannot be said."""
