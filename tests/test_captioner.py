@@ -20,6 +20,7 @@ from wordsight.fit import fit
 from wordsight.fitted import open_generator
 from wordsight.reader import read
 from wordsight.report import report
+from wordsight.report.captions import EXAMPLES
 from wordsight.tasks import evaluate
 from wordsight.tasks.caption import constant_caption, figures, nearest_captions, typical_captions
 from wordsight.text_metrics import bleu, cider_d, tokens
@@ -167,7 +168,13 @@ def test_an_export_needs_nothing_outside_it(run, generator, table, tmp_path):
 @pytest.mark.slow
 def test_a_report_shows_captions(run, tmp_path):
     answer = report([run.folder], tmp_path / "report.html")
-    assert "CIDEr-D" in answer["markdown"] and "RefCLIPScore" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "CIDEr-D" in answer["markdown"] and "RefCLIPScore" in page
+    written = csv_rows(next(run.folder.glob("captions-*.csv")).read_text())
+    assert page.count("Best captions: limber on") == page.count("Worst captions: limber on") == 1
+    count = 2 * min(EXAMPLES, len(written) // 2)
+    assert page.count("<dt>people") == page.count("data:image/") == count and " paint" in page
+    assert sum(f">{one['image']}<" in page for one in written) == count
 
 
 def test_a_replaced_lm_is_noticed(run, own_lm, table):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wordsight.config import is_vectors
-from wordsight.files import WordsightError
+from wordsight.files import WordsightError, plain_name
 from wordsight.reader import nearest_path
 
 GRAPH = "model.onnx"  # what a folder of `export --onnx` holds
@@ -108,6 +108,11 @@ def check_described(changed: bool, sentences: str | None) -> None:
     """Refuse sentences where no other classes are chosen, which they would describe."""
     if sentences and not changed:
         raise WordsightError("--sentences describes the classes of --classes and --add; give one of them too")
+
+
+def captions_file(data: str) -> str:
+    """The table of what a run wrote of each test image of this data."""
+    return f"captions-{plain_name(data)}.csv"
 
 
 def is_run(name: str | Path) -> bool:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from wordsight import __version__
 from wordsight.report import plots
 from wordsight.report.by_data import BY_DATA, by_data
+from wordsight.report.captions import caption_panels
 from wordsight.report.comparison import Comparison
 from wordsight.report.covered import Split
 from wordsight.report.images import Galleries
@@ -67,7 +68,7 @@ def as_html(
         *zero_shot_sections(rows),
         *by_data_sections(rows),
         *comparison_sections(compared),
-        *retrieval_sections(rows),
+        *retrieval_sections(rows, galleries.folder),
     ]
     overall += coverage_sections(split)
     each = [data_section(group, rows, galleries) for group in groups]
@@ -100,13 +101,15 @@ def comparison_sections(compared: Sequence[Comparison]) -> list[Section]:
     return [Section("Against one another", panels, lead=COMPARED)] if panels else []
 
 
-def retrieval_sections(rows: Sequence[Row]) -> list[Section]:
+def retrieval_sections(rows: Sequence[Row], folder: Path) -> list[Section]:
     table = retrieval_table(rows)
     title = "Recall@k, image to text and text to image"
     found = [Section("Retrieval", (Panel(title, table=table),))] if table else []
     captions = captions_table(rows)
     title = "Against people's captions and the images, times 100"
-    return [*found, Section("Captions", (Panel(title, table=captions),))] if captions else found
+    if captions is None:
+        return found
+    return [*found, Section("Captions", (Panel(title, table=captions), *caption_panels(rows, folder)))]
 
 
 def coverage_sections(split: Split | None) -> list[Section]:

@@ -20,7 +20,8 @@ from wordsight.data.features import image_features, text_features
 from wordsight.data.pairs import sources_of
 from wordsight.data.sources import is_captioned
 from wordsight.data.splits import Which
-from wordsight.files import csv_text, plain_name, write_file
+from wordsight.early import captions_file
+from wordsight.files import csv_text, write_file
 from wordsight.fitted import open_generator
 from wordsight.runs import Run
 from wordsight.tasks.retrieve import test_pairs
@@ -70,11 +71,6 @@ def evaluate(
         results.append({"event": "captions", "data": source, **result})
         run.log(results[-1])
     return results
-
-
-def captions_file(data: str) -> str:
-    """The table of what was said of each test image of this data."""
-    return f"captions-{plain_name(data)}.csv"
 
 
 def measured(
