@@ -42,8 +42,9 @@ def fit_likelihood(
     )
     folder = Path(settings.out or default_folder(settings)).expanduser()
     asked = Asked.showing(generator, settings, facts.classes, shown)
-    if not folder.exists():  # a prompt that does not fit is refused before a run begins
-        asked.ask(classify.test_part(drawn.whole).pictures[:1])
+    some = classify.test_part(drawn.whole).pictures[:1]
+    if some and not folder.exists():  # a prompt that does not fit is refused before a run begins
+        asked.ask(some)
     with in_use(folder):
         run = Run.start(folder, settings, facts, {}, drawn.whole.account.to_dict())
         if run.is_done():

@@ -170,7 +170,8 @@ def sketch(lm: PreTrainedModel, *, rounded: bool = False) -> str:
 
 def identity(lm: PreTrainedModel, tokenizer: Any) -> str:
     """A hash of an LM and of which text each of its tokens is, whichever dtype it is read in."""
-    return fingerprint({}, sketch(lm, rounded=True), sorted(tokenizer.get_vocab().items()))
+    places = tokenizer.get_vocab()
+    return fingerprint({}, sketch(lm, rounded=True), "\n".join(sorted(places, key=places.__getitem__)))
 
 
 def drop_dropout(lm: PreTrainedModel) -> None:

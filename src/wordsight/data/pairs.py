@@ -103,7 +103,7 @@ def captioned_rows(
     table.account.check()
     chosen = _part(table, part, source)
     if part == "train" and rows and not any(row.part == chosen for row, _ in rows):
-        table.account.remark(f"{source} marks no image as train: a COCO file is of the part in its own name")
+        table.account.remark(f"{source} marks no image as train (a COCO file is of the part in its name)")
     account.add(table.account)
     return [(row.picture, captions) for row, captions in rows if captions and row.part == chosen]
 

@@ -5,8 +5,8 @@ comparison  methods against one another, in pairs     tables      one structure,
 by_data     datasets as columns, the average last     classes     precision, recall, F1; what is confused
 reliability how sure beside how right
 two_runs    two runs, image by image                  covered     classes that captions name, and others
-captions    the best and the worst that runs wrote        page        the HTML file: panels, plots, images, layout
-writers     Markdown, CSV, LaTeX
+captions    the best and the worst that runs wrote        page        the HTML file: panels, images, layout
+writers     Markdown, CSV, LaTeX                           plots       SVG
 
 Nothing is computed by a model here: sentences that explain a prediction are read from the run folder."""
 

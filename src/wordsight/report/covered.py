@@ -79,8 +79,8 @@ def coverage_split(rows: Sequence[Row], coverage: Coverage) -> Split:
                 lines.append(line | _cells(measured, _reference(rows, row, part), coverage))
     if not lines:
         raise WordsightError(
-            f"coverage {coverage.file!r} counts none of the classes that these runs were tested on, but "
-            f"{few(list(coverage.counts))}"
+            f"coverage {coverage.file!r} counts {few(list(coverage.counts))}, and none of the classes that "
+            f"these runs were tested on"
         )
     return Split(Table.of(lines), SPLIT.format(cut_off=coverage.cut_off, file=coverage.file))
 
