@@ -166,8 +166,9 @@ def _compare(
     options: argparse.Namespace,
 ) -> None:
     out = options.out.absolute()
-    dashed = ["--engine", "ray", "--address"] if name == "coverage" else ["engine=ray"]
-    engine = [*dashed, f"{NET}.1:{PORT}" if name == "coverage" else f"address={NET}.1:{PORT}"]
+    head = f"{NET}.1:{PORT}"
+    dashed = name == "coverage"
+    engine = ["--engine", "ray", "--address", head] if dashed else ["engine=ray", f"address={head}"]
     began = time.monotonic()
     asked = machines[1].run(_program([*words, *engine]))
     cut = None

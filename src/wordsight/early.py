@@ -110,6 +110,14 @@ def check_described(changed: bool, sentences: str | None) -> None:
         raise WordsightError("--sentences describes the classes of --classes and --add; give one of them too")
 
 
+def check_utf8(text: str) -> None:
+    """Refuse a text in another encoding, whose bytes Python keeps as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise WordsightError(f"the text {text[:80]!r} is not UTF-8; give it in that encoding") from error
+
+
 def captions_file(data: str) -> str:
     """The table of what a run wrote of each test image of this data."""
     return f"captions-{plain_name(data)}.csv"

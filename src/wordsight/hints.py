@@ -20,6 +20,7 @@ from wordsight.early import (
     check_marks,
     check_place,
     check_reading,
+    check_utf8,
     is_finished,
     is_graph,
     is_picture,
@@ -128,8 +129,8 @@ def check_blank(verb: str, words: Sequence[str]) -> None:
     for before, word in zip([verb, *words], words):
         empty = re.fullmatch(r"--[a-z-]+=\s*", word) is not None
         option = word if empty else before
-        if verb in TEXTS and re.search("[\ud800-\udfff]", word) and not os.path.exists(word):
-            raise WordsightError(f"{word!r} is not UTF-8; give it in that encoding")
+        if verb in TEXTS and not os.path.exists(word):
+            check_utf8(word)
         if (empty or not word.strip()) and verb not in TEXTS:
             what = f"{option} has no value" if option.startswith("--") else f"a word behind {option} is blank"
             raise WordsightError(f"{what} (a variable that is not set?); give one, or leave it out")

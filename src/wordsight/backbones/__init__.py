@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wordsight.config import BACKBONES, WordsightError, plugins, resolve
+from wordsight.early import check_utf8
 from wordsight.reader import nearest
 
 MICRO = Path(__file__).parent / "micro"  # the bundled micro CLIP, a folder in transformers' layout
@@ -206,8 +207,8 @@ def several(texts: Sequence[Text]) -> Sequence[Text]:
     if isinstance(texts, str):
         raise WordsightError(f"one text {texts[:80]!r} was given where a list of texts is expected")
     for text in texts:
-        if isinstance(text, str) and any("\ud800" <= sign <= "\udfff" for sign in text):
-            raise WordsightError(f"the text {text[:80]!r} is not UTF-8; give it in that encoding")
+        if isinstance(text, str):
+            check_utf8(text)
     return texts
 
 

@@ -23,7 +23,7 @@ from wordsight.backbones.past import Past, has_past
 from wordsight.backbones.prefixed import PrefixedLM
 from wordsight.backbones.scoring import Behind, read_rows
 from wordsight.backbones.streaming import Streamed
-from wordsight.backbones.tokens import as_text, rendered
+from wordsight.backbones.tokens import rendered
 from wordsight.config import WordsightError
 
 MARK = "\ufffc"  # stands for an image while a chat template writes the text around it
@@ -117,7 +117,7 @@ class LMGenerator(Generator):
     def _templated(self, messages: Prompt) -> list[Any]:
         """Messages as the chat template writes them: texts, with the images' vectors between them."""
         images = [part["image"] for one in messages for part in one["content"] if part["type"] == "image"]
-        told = [{"role": one["role"], "content": self._told(one["content"])} for one in messages]
+        told = [{"role": one["role"], "content": _told(one["content"])} for one in messages]
         texts = rendered(self.name, self.lm.tokenizer, told).split(MARK)
         if len(texts) != len(images) + 1:
             raise WordsightError(
@@ -129,9 +129,7 @@ class LMGenerator(Generator):
             parts += [image, after]
         return [part for part in parts if not isinstance(part, str) or part]
 
-    def _told(self, content: Sequence[dict[str, Any]]) -> str:
-        """The text of a message, with a mark in place of each image."""
-        return "\n".join(
-            MARK if part["type"] == "image" else as_text(part["text"].replace(MARK, ""), self.lm.tokenizer)
-            for part in content
-        )
+
+def _told(content: Sequence[dict[str, Any]]) -> str:
+    """The text of a message, with a mark in place of each image."""
+    return "\n".join(MARK if part["type"] == "image" else part["text"].replace(MARK, "") for part in content)

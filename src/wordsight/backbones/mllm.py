@@ -47,7 +47,7 @@ from wordsight.backbones.processors import read_processor, with_images
 from wordsight.backbones.sampling import keep_ends
 from wordsight.backbones.scoring import Behind, alike
 from wordsight.backbones.streaming import Streamed
-from wordsight.backbones.tokens import as_text, rendered
+from wordsight.backbones.tokens import rendered
 from wordsight.backbones.turns import in_turn
 from wordsight.config import WordsightError
 from wordsight.files import new_folder
@@ -243,21 +243,11 @@ class MLLM(Backbone, Generator):
         if not all(isinstance(part, dict) for part in prompt):
             text = "".join(part if isinstance(part, str) else self.image_token for part in prompt)
             return text, [part for part in prompt if not isinstance(part, str)]
-        told = [self._told(one) for one in prompt]
+        told = [_without_images(one) for one in prompt]
         # by the tokenizer: SmolVLM's own processor wants a part for videos
         text = rendered(self.name, self.tokenizer, told, self.processor.chat_template)
         parts = [part for one in prompt for part in one["content"]]
         return text, [part["image"] for part in parts if part["type"] == "image"]
-
-    def _told(self, one: dict[str, Any]) -> dict[str, Any]:
-        """A message as a chat template reads it: with the places of images and not them."""
-        content = [
-            {"type": "image"}
-            if part["type"] == "image"
-            else part | {"text": as_text(part["text"], self.tokenizer)}
-            for part in one["content"]
-        ]
-        return one | {"content": content}
 
     def _inputs(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
         begin = self.tokenizer.bos_token
@@ -331,6 +321,12 @@ class MLLM(Backbone, Generator):
             vector = self.encode_image(self.preprocess(black)[None])
             check_finite({"vector": vector}, f"what {self.name!r} makes of an image")
         return vector.shape[1]
+
+
+def _without_images(one: dict[str, Any]) -> dict[str, Any]:
+    """A message as a chat template reads it: it writes the places of images and not them."""
+    kept = [{"type": "image"} if part["type"] == "image" else part for part in one["content"]]
+    return one | {"content": kept}
 
 
 def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

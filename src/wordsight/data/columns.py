@@ -109,7 +109,7 @@ class Columns:
         return [name for name in self.readers if re.fullmatch(stem + ONE_OF, name.strip().lower())]
 
 
-def numbered_rows(lines: Iterable[str], delimiter: str, **how: Any) -> Iterator[tuple[int, list[str]]]:
+def numbered_rows(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV, each with the number of its last line. Errors: csv.Error where a quote that opens is
     never closed: what is behind it would be one cell."""
     kept: list[str] = []  # the lines of the row that is read
@@ -119,7 +119,7 @@ def numbered_rows(lines: Iterable[str], delimiter: str, **how: Any) -> Iterator[
             kept.append(line)
             yield line
 
-    rows = csv.reader(passing(), delimiter=delimiter, **how)
+    rows = csv.reader(passing(), delimiter=delimiter)
     for row in rows:
         if len(kept) > 1 or not kept[-1].endswith(("\n", "\r")):  # the last, if it is cut off
             _check_closed(kept, rows.line_num, delimiter)

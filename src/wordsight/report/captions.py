@@ -33,10 +33,11 @@ class Written(NamedTuple):
 def caption_panels(rows: Sequence[Row], folder: Path) -> list[Panel]:
     """Two for each row and data whose captions were kept, for a page in `folder`."""
     found = [(row, data) for row in rows for data in row.runs[0].captionings]
-    return [panel for row, data in found for panel in _panels(row, data, folder)]
+    sources = {data: _images(data) for _, data in found}
+    return [panel for row, data in found for panel in _panels(row, data, *sources[data], folder)]
 
 
-def _panels(row: Row, data: str, folder: Path) -> list[Panel]:
+def _panels(row: Row, data: str, images: Mapping[str, Image], gone: str, folder: Path) -> list[Panel]:
     run, named = row.runs[0], f"captions: {row.label} on {Path(data).name}"
     try:
         written = sorted(_written(run, data), key=lambda one: -one.score)
@@ -45,7 +46,6 @@ def _panels(row: Row, data: str, folder: Path) -> list[Panel]:
     count = min(EXAMPLES, len(written) // 2)
     if not count:
         return []
-    images, gone = _images(data)
     limit = run.settings.max_pixels or MAX_PIXELS
     panels = []
     for name, some in (("Best", written[:count]), ("Worst", written[: -count - 1 : -1])):

@@ -29,18 +29,15 @@ def results(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """{file name: content} of zero-shot classification and retrieval. `model` is the backbone and
     `pretrained` the row, so that one template and an ensemble are never one."""
     names = names_of({row.data for row in rows})
-    found = [result(one.row, "zeroshot_classification", metrics_of(one), names) for one in judged(rows)]
+    found = [result(one.row, one.name, "zeroshot_classification", metrics_of(one)) for one in judged(rows)]
     for row in rows:
         events = row.runs[0].run.events("retrieval")
         if events:
-            found.append(result(row, "zeroshot_retrieval", recalls_of(events[-1]), names))
+            found.append(result(row, names[row.data], "zeroshot_retrieval", recalls_of(events[-1])))
     return {file_name(one): one for one in found}
 
 
-def result(
-    row: Row, task: str, metrics: Mapping[str, float | None], names: Mapping[str, str]
-) -> dict[str, Any]:
-    name = names[row.data]
+def result(row: Row, name: str, task: str, metrics: Mapping[str, float | None]) -> dict[str, Any]:
     return {
         "dataset": CAPTIONED.get(name) or name.removeprefix("wds_"),
         "model": plain_name(row.backbone),

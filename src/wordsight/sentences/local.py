@@ -130,10 +130,10 @@ def _prompt(tokenizer: Any, question: str, settings: WriterSettings) -> list[int
     """The tokens of a question. Errors: WordsightError where the chat template cannot hold one."""
     if not tokenizer.chat_template:
         return tokenizer(f"Q: {question}\nA:")["input_ids"]
-    from wordsight.backbones.tokens import as_text, rendered
+    from wordsight.backbones.tokens import rendered
 
-    asked = as_text(f"{question} {settings.instruction}".strip(), tokenizer)
-    text = rendered(settings.model, tokenizer, [{"role": "user", "content": asked}])
+    messages = [{"role": "user", "content": f"{question} {settings.instruction}".strip()}]
+    text = rendered(settings.model, tokenizer, messages)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
