@@ -52,6 +52,8 @@ WRONG = {
     "predict run one.jpg --sentences some.json": "--sentences describes the classes",
     "predict run one.jpg --top 0": "--top 0 names no class",
     "predict run one.jpg --max-pixels 0": "max_pixels=0 reads no image",
+    "caption run one.jpg --csv run/captions-own.csv": "is a file of the run, which would be replaced",
+    "ask run one.jpg Why? --csv one.jpg": "csv='one.jpg' is an image's name",
     "predict run one.jpg --csv one.jpg": "csv='one.jpg' is an image's name",  # as --csv *.jpg gives it
     "predict run one.jpg --topp 3": "--topp is no option of predict",
     "predict run one.jpg --csv run/config.yaml": "is a file of the run, which would be replaced",

@@ -81,6 +81,7 @@ ORDER = [
     "arguments",
     "verb_caption",
     "verb_ask",
+    "verb_predict",
     "verb_chat",
     "verb_search",
     "verb_export",

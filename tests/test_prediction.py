@@ -56,7 +56,7 @@ def test_batches_give_what_one_gives_and_are_made_as_they_are_asked_for(run, ima
     whole = list(prediction.predict(run, images))
     sizes = []
     real = prediction.image_features
-    monkeypatch.setattr("wordsight.answers.BATCH", 2)
+    monkeypatch.setattr("wordsight.answers.Predictions.at_once", 2)
     monkeypatch.setattr(
         prediction,
         "image_features",
@@ -75,7 +75,7 @@ def test_batches_give_what_one_gives_and_are_made_as_they_are_asked_for(run, ima
 
 @pytest.mark.slow
 def test_a_whole_batch_that_cannot_be_read_does_not_end_the_rest(run, images, monkeypatch):
-    monkeypatch.setattr("wordsight.answers.BATCH", 1)
+    monkeypatch.setattr("wordsight.answers.Predictions.at_once", 1)
     answers = prediction.predict(run, [images[-1], *images])
     assert [answer.image for answer in answers] == images[:6]
     assert [entry["image"] for entry in answers.skipped] == [images[-1]] * 2
@@ -103,7 +103,7 @@ def test_a_table_of_all_probabilities(run, images, tmp_path, answered):
 
 @pytest.mark.slow
 def test_a_table_that_is_stopped_leaves_what_stood_there(run, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("wordsight.answers.BATCH", 2)
+    monkeypatch.setattr("wordsight.answers.Predictions.at_once", 2)
     file = tmp_path / "answers.csv"
     file.write_text("before")
     answers = iter(prediction.predict(run, images, csv=file))

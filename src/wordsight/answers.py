@@ -3,7 +3,6 @@ than a few hundred; whoever says it. Imports no torch."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,16 +12,13 @@ import numpy as np
 from jaxtyping import Float
 
 from wordsight.data import Picture
-from wordsight.data.pictures import Reading, pictures_in
+from wordsight.data.pictures import EachImage
 from wordsight.doubts import Doubts, conformal
-from wordsight.early import check_marks, check_reading
-from wordsight.files import csv_line, writing
-from wordsight.workers import progress
+from wordsight.early import check_marks
+from wordsight.files import csv_line
 
 if TYPE_CHECKING:
     from wordsight.fitted import Closest, Decisive
-
-BATCH = 256  # images whose vectors and probabilities are held at once
 
 
 class Answer(NamedTuple):
@@ -68,13 +64,8 @@ class Predictor(Protocol):
         ...
 
 
-class Predictions:
-    """Answers in the order of the images, made as they are asked for: iterate once.
-
-    `skipped` has {"image", "reason"} of each that could not be read, `account` what folders held beside
-    images; both are whole at the end. Iterating ends in a WordsightError where there is no image that can be
-    read.
-    """
+class Predictions(EachImage[Answer]):
+    """Answers in the order of the images (EachImage)."""
 
     def __init__(
         self,
@@ -88,27 +79,12 @@ class Predictions:
         csv: str | Path | None = None,
     ):
         check_marks(unsure, error)
-        check_reading(max_pixels, csv, images)
+        super().__init__(images, max_pixels=max_pixels, csv=csv)
         self.class_names = predictor.names
         self.unsure = unsure
         # from which probability on a class is in an image's set; None where no sets are wanted
         self.lowest = None if error is None else predictor.doubts.lowest(error)
-        self._reading = Reading()
-        self.account, self.skipped = self._reading.account, self._reading.skipped
-        self.predictor, self.explain, self._images = predictor, explain, images
-        self._max_pixels = max_pixels
-        self._csv = None if csv is None else Path(csv).expanduser()
-
-    def __iter__(self) -> Iterator[Answer]:
-        answers = self._answers()
-        if self._csv is None:
-            yield from answers
-            return
-        with writing(self._csv) as file:
-            file.write(csv_line(self._header()))
-            for answer in answers:
-                file.write(csv_line(self._row(answer)))
-                yield answer
+        self.predictor, self.explain = predictor, explain
 
     @property
     def marks(self) -> bool:
@@ -142,16 +118,10 @@ class Predictions:
             entry["decisive"] = _plain(answer.decisive)
         return entry
 
-    def _answers(self) -> Iterator[Answer]:
-        pictures, kept = pictures_in(self._images, self.account), 0
-        with progress("images") as advance:
-            while batch := list(itertools.islice(pictures, BATCH)):
-                for found in self.predictor(batch, self.explain, self._max_pixels):
-                    self._reading.skip(found.skipped)
-                    yield from self.answers_of(batch, found)
-                    kept += len(found.kept)
-                advance(len(batch))
-        self._reading.end(kept)
+    def _of(self, batch: Sequence[Picture]) -> Iterator[Answer]:
+        for found in self.predictor(list(batch), self.explain, self._max_pixels):
+            self._skip(found.skipped)
+            yield from self.answers_of(batch, found)
 
     def answers_of(self, batch: Sequence[Picture], found: Answered) -> Iterator[Answer]:
         """The answers about those pictures of a batch that could be read."""

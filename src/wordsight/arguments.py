@@ -48,6 +48,8 @@ PORT = argument("--port", type=int, default=8000, metavar="N", help="(default 80
 BACKBONE = argument("--backbone", metavar="NAME", help="where the run's backbone lies now, if it has moved")
 LM = argument("--lm", metavar="NAME", help="where the run's LM lies now, if it has moved")
 SEED = argument("--seed", type=natural, default=1, metavar="N", help="what they are drawn from (default 1)")
+CSV = argument("--csv", metavar="FILE", help="write a table: a line an image")
+MAX_PIXELS = argument("--max-pixels", type=int, metavar="N", help="the largest image that is read, in pixels")
 DEVICE = argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; by default the run's")
 
 

@@ -5,7 +5,6 @@ need no more memory than a few hundred.
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +15,10 @@ from wordsight.config import WordsightError
 from wordsight.data import Picture
 from wordsight.data.features import image_features
 from wordsight.data.grids import grid_features
-from wordsight.data.pictures import NoneReadable, Reading, pictures_in, readable
-from wordsight.early import check_reading
-from wordsight.files import csv_line, writing
+from wordsight.data.pictures import EachImage, NoneReadable, readable
 from wordsight.fitted import open_generator
 from wordsight.methods.limber_generator import LimberGenerator
-from wordsight.workers import progress
 
-AT_ONCE = 256  # images that are read and seen together
 BATCH, LARGE_BATCH = 16, 128  # captions that are written together, on a CPU and on an accelerator
 
 
@@ -34,13 +29,13 @@ class Caption(NamedTuple):
     text: str
 
 
-class Captions:
-    """Captions in the order of the images, made as they are asked for: iterate once.
+class Captions(EachImage[Caption]):
+    """Captions in the order of the images (EachImage).
 
-    `skipped` has {"image", "reason"} of each image that could not be read, `account` what folders held beside
-    images; both are whole at the end. Where tokens are drawn, each image draws from `seed` and its own
-    content, so its caption depends neither on its place nor on the others. Iterating ends in a WordsightError
-    where there is no image that can be read."""
+    Where tokens are drawn, each image draws from `seed` and its own content, so its caption depends neither
+    on its place nor on the others."""
+
+    counted = "captions"
 
     def __init__(
         self,
@@ -53,48 +48,29 @@ class Captions:
         max_pixels: int | None = None,
         csv: str | Path | None = None,
     ):
-        check_reading(max_pixels, csv, images)
+        super().__init__(images, max_pixels=max_pixels, csv=csv)
         if batch is not None and batch < 1:
             raise WordsightError(f"batch={batch} writes nothing; give 1 or more")
         self.generator, self.how, self.seed = generator, how or Writing(), seed
         self.batch = batch or (BATCH if generator.device.type == "cpu" else LARGE_BATCH)
-        self._reading = Reading()
-        self.account, self.skipped = self._reading.account, self._reading.skipped
-        self._images, self._max_pixels = images, max_pixels
-        self._csv = None if csv is None else Path(csv).expanduser()
 
-    def __iter__(self) -> Iterator[Caption]:
-        if self._csv is None:
-            yield from self._captions()
-            return
-        with writing(self._csv) as file:
-            file.write(csv_line(["image", "caption"]))
-            for caption in self._captions():
-                file.write(csv_line([caption.picture.name, caption.text]))
-                yield caption
+    def _of(self, batch: Sequence[Picture]) -> Iterator[Caption]:
+        seen, reasons = seen_by(self.generator, batch, self._max_pixels)
+        self._skip(reasons)
+        for rows in _parts(list(seen), self.batch):
+            texts = self._write([batch[row] for row in rows], [seen[row] for row in rows])
+            yield from (Caption(batch[row], text) for row, text in zip(rows, texts))
 
-    def _captions(self) -> Iterator[Caption]:
-        pictures, kept = pictures_in(self._images, self.account), 0
-        with progress("captions") as advance:
-            while some := list(itertools.islice(pictures, AT_ONCE)):
-                seen = self._see(some)
-                for rows in _parts(list(seen), self.batch):
-                    texts = self._write([some[row] for row in rows], [seen[row] for row in rows])
-                    yield from (Caption(some[row], text) for row, text in zip(rows, texts))
-                    kept += len(rows)
-                    advance(len(rows))
-        self._reading.end(kept)
+    def _header(self) -> list[str]:
+        return ["image", "caption"]
+
+    def _row(self, said: Caption) -> list[str]:
+        return [said.picture.name, said.text]
 
     def _write(self, pictures: Sequence[Picture], seen: Sequence[Seen]) -> list[str]:
         prompts = [self.generator.captioning(one) for one in seen]
         seeds = [_seed(self.seed, picture) for picture in pictures] if self.how.temperature else None
         return [" ".join(text.split()) for text in self.generator.write(prompts, self.how, seeds)]
-
-    def _see(self, pictures: Sequence[Picture]) -> dict[int, Seen]:
-        """What the generator makes of each picture that can be read, by its place."""
-        seen, reasons = seen_by(self.generator, pictures, self._max_pixels)
-        self._reading.skip(reasons)
-        return seen
 
 
 def caption(

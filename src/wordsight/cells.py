@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -27,9 +26,10 @@ from wordsight.data.pairs import fingerprint, open_pairs
 from wordsight.data.pictures import NoneReadable
 from wordsight.data.splits import prepare
 from wordsight.early import is_finished
-from wordsight.files import cache_folder, in_use, plain_name
+from wordsight.files import cache_folder, plain_name
 from wordsight.fit import fit, sentence_source, sentences_given, template_of
 from wordsight.fitted import encode_classes, facts_of, open_generator
+from wordsight.fitting import carry_out
 from wordsight.methods import Asking
 from wordsight.runs import Run
 from wordsight.sentences import OWN
@@ -245,15 +245,13 @@ def retrieved(settings: RunSettings, backbone: Backbone) -> Run:
     """A run that learns nothing: a backbone as it is, measured on images with captions."""
     if not backbone.has_text:
         raise WordsightError(f"backbone {backbone.name!r} encodes no text, and captions are to be found")
-    pairs, folder = pairs_of(settings.data), str(settings.out)
+    pairs = pairs_of(settings.data)
     facts = facts_of(backbone, (), settings.template, pairs=fingerprint(pairs))
-    with in_use(Path(folder)):
-        run = Run.start(folder, settings, facts, {}, pairs.account.to_dict())
-        if not run.is_done():
-            run.rewind(math.inf)
-            run.log({"event": "retrieval", "data": settings.data, **retrieval(backbone, pairs)})
-            run.finish()
-    return run
+
+    def measure(run: Run) -> None:
+        run.log({"event": "retrieval", "data": settings.data, **retrieval(backbone, pairs)})
+
+    return carry_out(str(settings.out), settings, facts, measure, account=pairs.account)
 
 
 @contextlib.contextmanager

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from wordsight import help, hints, terminal
-from wordsight.arguments import BACKBONE, RUN, SEED, WORDS, Verb, argument, options_first, parser_of
+from wordsight.arguments import SEED, WORDS, Verb, argument, options_first, parser_of
 from wordsight.config import RunSettings, WordsightError
-from wordsight.early import is_graph
 from wordsight.reader import read
 from wordsight.settings import JoinSettings
 from wordsight.verb_ask import ASK
@@ -27,12 +26,12 @@ from wordsight.verb_chat import CHAT
 from wordsight.verb_coverage import COVERAGE
 from wordsight.verb_export import EXPORT
 from wordsight.verb_label import LABEL
+from wordsight.verb_predict import PREDICT
 from wordsight.verb_push import PUSH
 from wordsight.verb_search import SEARCH
 from wordsight.verb_sentences import SENTENCES
 from wordsight.verb_serve import SERVE
 
-EXPLAINED = 3  # sentences an explanation shows at least
 EVALUATIONS = ("eval", "multilabel", "retrieval", "captions")  # events of a run that hold figures
 LEFT_OUT_OF_JSON = ("confusion", "class_recall", "event")  # of an evaluation: they stand in metrics.jsonl
 
@@ -128,21 +127,6 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
         return list(map(_short, evaluate(options.run, **own)))
 
 
-def predict(options: argparse.Namespace) -> dict[str, Any]:
-    hints.check_predict(options)
-    if is_graph(options.run):
-        from wordsight.onnx.predicting import predict
-    else:
-        from wordsight.prediction import predict
-
-    explain = max(options.top, EXPLAINED) if options.explain else 0
-    names = ("classes", "add", "sentences", "unsure", "error", "csv", "backbone", "max_pixels")
-    wanted = {name: getattr(options, name) for name in names}
-    answers = predict(options.run, options.images, explain=explain, **wanted)
-    entries = (answers.entry(answer, options.top) for answer in answers)
-    return {"predictions": entries, "skipped": answers.skipped, "account": answers.account.to_dict}
-
-
 def report(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_runs(options.runs)
     from wordsight.report import report
@@ -234,45 +218,7 @@ VERBS: dict[str, Verb] = {
         "figures of a run on its test images, or on other data: wordsight eval RUN data=other/",
         [argument("run", metavar="RUN", help="a run folder, where the figures are kept"), WORDS],
     ),
-    "predict": Verb(
-        predict,
-        terminal.predict,
-        "classify images with a run: wordsight predict RUN new/*.jpg --csv out.csv",
-        [
-            RUN,
-            argument("images", nargs="+", metavar="IMAGE", help="images, or folders of them"),
-            argument("--top", type=int, default=1, metavar="K", help="how many classes to name (default 1)"),
-            argument("--csv", metavar="FILE", help="write a table: all class probabilities, a line an image"),
-            argument(
-                "--unsure",
-                type=float,
-                metavar="P",
-                help="mark answers whose best probability is below P, as 0.5",
-            ),
-            argument(
-                "--error",
-                type=float,
-                metavar="RATE",
-                help="the classes of each image that are not ruled out at this error rate, as 0.1",
-            ),
-            argument(
-                "--explain",
-                action="store_true",
-                help="the sentences closest to what the method says about the image",
-            ),
-            argument(
-                "--classes",
-                action="append",
-                metavar="A,B,...",
-                help="choose among these classes instead, by name, without retraining; or a file with one "
-                'name a line (@FILE); may be repeated; "salt, pepper",sugar holds two names',
-            ),
-            argument("--add", action="append", metavar="A,B,...", help="choose among these classes, too"),
-            argument("--sentences", metavar="FILE", help="sentences for new classes of --classes and --add"),
-            BACKBONE,
-            argument("--max-pixels", type=int, metavar="N", help="the largest image that is read, in pixels"),
-        ],
-    ),
+    "predict": PREDICT,
     "caption": CAPTION,
     "ask": ASK,
     "search": SEARCH,

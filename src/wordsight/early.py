@@ -20,6 +20,7 @@ WEIGHTS_FILE = "weights.safetensors"  # every fitted tensor, of a run and of a b
 FINISHED = "finished.json"  # what a run folder holds once all of it is there
 SEEN, EVENTS = "seen.npy", "metrics.jsonl"
 KEPT = (WEIGHTS_FILE, "extra.safetensors", "sentences.json", SEEN, "doubts.safetensors")  # in finished.json
+TABLES = ("predictions-", "captions-", "answers-")  # what tables of an evaluation begin with
 OF_RUN = (*KEPT, EVENTS, "config.yaml", "account.json", FINISHED)
 HUB_NAME = r"[\w.-]+/[\w.-]+"  # owner/name
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -84,7 +85,7 @@ def check_output(path: str | Path, name: str, read: Iterable[Any] = ()) -> None:
     real = os.path.realpath(place)
     if any(isinstance(one, (str, Path)) and os.path.realpath(Path(one).expanduser()) == real for one in read):
         raise WordsightError(f"{name}={str(path)!r} is read here, and would be replaced; give another name")
-    if is_run(place.parent) and (place.name in OF_RUN or place.name.startswith("predictions-")):
+    if is_run(place.parent) and (place.name in OF_RUN or place.name.startswith(TABLES)):
         raise WordsightError(
             f"{name}={str(path)!r} is a file of the run, which would be replaced; give another name"
         )

@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import importlib
 import logging
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -36,9 +34,8 @@ from wordsight.data.splits import (
 from wordsight.data.trees import TEMPLATES
 from wordsight.doubts import FOLDS, NONE, VALIDATION
 from wordsight.doubts.found import of_training, of_validation
-from wordsight.files import in_use
 from wordsight.fitted import Fitted, encode_classes, facts_of
-from wordsight.fitting import REFERENCES, fit_method, fit_reference
+from wordsight.fitting import REFERENCES, carry_out, fit_method, fit_reference
 from wordsight.folds import cross_validate, left_out_chances
 from wordsight.methods import FitData, Labelled, Pool
 from wordsight.reader import read
@@ -108,7 +105,7 @@ def _fit_labelled(
     drawn = draw(settings, source)
     drawn.whole.account.tell()
     _check_left(settings, drawn)
-    folder = Path(settings.out or default_folder(settings)).expanduser()
+    folder = settings.out or default_folder(settings)
     settings = replace(settings, sentences=sentence_source(settings))
     own = settings.sentences == SELF
     late = own or is_vectors(settings.backbone)  # words that only the backbone knows
@@ -128,16 +125,13 @@ def _fit_labelled(
     )
     if method_entry(settings.method).words == "tokens":
         build_method(settings, facts, backbone)  # a backbone without a tower is refused before a run begins
-    with in_use(folder):
-        run = Run.start(folder, settings, facts, sentences, drawn.whole.account.to_dict())
+
+    def complete(run: Run) -> None:
         if own:
             keep_record(backbone, names, run.folder)
-        if run.is_done():
-            return run
-        run.rewind(math.inf)
         _complete(run, drawn, backbone, sentences, references)
-        run.finish()
-    return run
+
+    return carry_out(folder, settings, facts, complete, sentences=sentences, account=drawn.whole.account)
 
 
 def _complete(run: Run, drawn: Drawn, backbone: Backbone, sentences: Sentences, references: bool) -> None:

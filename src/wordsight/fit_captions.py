@@ -6,7 +6,6 @@ the map from grids that lie on the disk; neither the image tower nor the LM is t
 from __future__ import annotations
 
 import logging
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,8 @@ from wordsight.data import Pairs
 from wordsight.data.features import Features, image_features, text_features
 from wordsight.data.grids import Grids, grid_features
 from wordsight.data.pairs import distinct_texts, fingerprint
-from wordsight.files import in_use
 from wordsight.fit_pairs import default_pairs_folder, named, seen_of, training_pairs
+from wordsight.fitting import carry_out
 from wordsight.methods.caption_prompt import CaptionPrompt
 from wordsight.methods.limber import Limber
 from wordsight.methods.limber_generator import LimberGenerator
@@ -90,14 +89,10 @@ def fit_captions(
         )
     pairs = training_pairs(settings)
     parts = _parts(settings, backbone, lm, pairs)
-    folder = Path(settings.out or default_pairs_folder(settings)).expanduser()
-    with in_use(folder):
-        run = Run.start(folder, settings, _facts(parts), {}, pairs.account.to_dict())
-        if run.is_done():
-            return run
-        run.rewind(math.inf)
-        _complete(run, parts)
-    return run
+    folder = settings.out or default_pairs_folder(settings)
+    return carry_out(
+        folder, settings, _facts(parts), lambda run: _complete(run, parts), account=pairs.account
+    )
 
 
 def _parts(settings: RunSettings, backbone: Backbone | None, lm: PrefixedLM | None, pairs: Pairs) -> Parts:
@@ -182,7 +177,6 @@ def _complete(run: Run, parts: Parts) -> None:
     )
     generator = LimberGenerator(parts.backbone, method, name=str(run.folder))
     caption.evaluate(run, generator=generator)
-    run.finish()
 
 
 def _seen(parts: Parts) -> Seen:

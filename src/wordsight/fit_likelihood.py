@@ -4,7 +4,6 @@ command."""
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from dataclasses import replace
@@ -16,8 +15,8 @@ from wordsight.backbones.generator import Generator
 from wordsight.config import RunSettings, WordsightError, default_folder
 from wordsight.data import Dataset, Split
 from wordsight.data.splits import fingerprint
-from wordsight.files import in_use
 from wordsight.fit import draw, seen_images
+from wordsight.fitting import carry_out
 from wordsight.runs import Run, RunFacts
 from wordsight.tasks import classify
 
@@ -40,16 +39,15 @@ def fit_likelihood(
         test=fingerprint(classify.test_part(drawn.whole)),
         lm=generator.fingerprint,
     )
-    folder = Path(settings.out or default_folder(settings)).expanduser()
+    folder = settings.out or default_folder(settings)
     asked = Asked.showing(generator, settings, facts.classes, shown)
     some = classify.test_part(drawn.whole).pictures[:1]
-    if some and not folder.exists():  # a prompt that does not fit is refused before a run begins
+    if (
+        some and not Path(folder).expanduser().exists()
+    ):  # a prompt that does not fit is refused before a run begins
         asked.ask(some)
-    with in_use(folder):
-        run = Run.start(folder, settings, facts, {}, drawn.whole.account.to_dict())
-        if run.is_done():
-            return run
-        run.rewind(math.inf)
+
+    def complete(run: Run) -> None:
         began = time.monotonic()
         learned = replace(drawn.dataset, train=shown) if drawn.everything else drawn.dataset
         run.keep_seen(seen_images(settings, learned))
@@ -57,8 +55,8 @@ def fit_likelihood(
         classify.evaluate(run, fitted=asked, source=drawn.whole)
         seconds = {"fit": round(time.monotonic() - began, 3)}
         run.log({"event": "fit", "seconds": seconds, "images": len(shown), "parameters": 0, "skipped": []})
-        run.finish()
-    return run
+
+    return carry_out(folder, settings, facts, complete, account=drawn.whole.account)
 
 
 def examples_of(train: Split, count: int, seed: int) -> Split:

@@ -31,7 +31,8 @@ from wordsight.data.features import image_features, text_features
 from wordsight.data.pairs import distinct_texts, fingerprint, open_pairs
 from wordsight.data.splits import digests
 from wordsight.data.stream import Mixture, StreamBatches, needs_stream, open_stream
-from wordsight.files import in_use, plain_name, read_tensors, write_tensors
+from wordsight.files import plain_name, read_tensors, write_tensors
+from wordsight.fitting import carry_out
 from wordsight.methods.two_tower import START, TwoTower, tower_settings
 from wordsight.runs import Run, RunFacts
 from wordsight.tasks import retrieve
@@ -86,23 +87,19 @@ def fit_pairs(settings: RunSettings, backbone: Backbone | None = None) -> Run:
                 "torchrun"
             )
         parts = _parts(settings, backbone, pairs, rank, world)
-        folder = Path(settings.out or default_pairs_folder(settings)).expanduser()
-        with in_use(folder) if rank == 0 else contextlib.nullcontext():
-            with rank_0_first():
-                account = pairs.account.to_dict() if pairs is not None else None
-                run = Run.start(folder, settings, _facts(parts), {}, account)
-            if run.is_done():
-                return run
-            if rank == 0:
-                run.rewind(math.inf)
-            _complete(run, parts)
-    return run
+        return carry_out(
+            settings.out or default_pairs_folder(settings),
+            settings,
+            _facts(parts),
+            lambda run: _complete(run, parts),
+            account=pairs.account if pairs is not None else None,
+        )
 
 
 def default_pairs_folder(settings: RunSettings) -> Path:
-    """runs/<data>-<method>-<LM>-seed<seed>."""
-    data, lm = plain_name(settings.data), plain_name(settings.settings.text)
-    return Path("runs") / f"{data}-{settings.method}-{lm}-seed{settings.seed}"
+    """runs/<data>-<method>-<LM or, without one, backbone>-seed<seed>."""
+    data, model = plain_name(settings.data), getattr(settings.settings, "text", settings.backbone)
+    return Path("runs") / f"{data}-{settings.method}-{plain_name(model)}-seed{settings.seed}"
 
 
 # -- what it is made of --
@@ -234,10 +231,9 @@ def _complete(run: Run, parts: Parts) -> None:
             truncated = tower.truncated_texts
             for note in batches.notes():
                 log.info(note)
-    with rank_0_first():
-        if parts.rank == 0:
-            facts = {"seconds": seconds, **_size(parts, batches, captions), "processes": parts.world}
-            _keep(run, parts, method, batches, facts | {"truncated_captions": truncated})
+    if parts.rank == 0:
+        facts = {"seconds": seconds, **_size(parts, batches, captions), "processes": parts.world}
+        _keep(run, parts, method, batches, facts | {"truncated_captions": truncated})
 
 
 def _taught_at_start(run: Run, tower: TextTower, captions: list[str], resumed: bool) -> Float[Tensor, "N D"]:
@@ -264,7 +260,7 @@ def _keep(
     batches: StreamBatches | PairBatches,
     event: dict[str, Any],
 ) -> None:
-    """Write what was learned, measure it, and finish the run."""
+    """Write what was learned, and measure it."""
     if method.shared_out:  # the others have left, so a whole LM takes the trained tensors
         torch.manual_seed(parts.settings.seed)
         tensors = changing(method)
@@ -290,7 +286,6 @@ def _keep(
             parts.tower.max_tokens,
         )
     retrieve.evaluate(run, backbone=learned)
-    run.finish()
 
 
 def _seen(parts: Parts, batches: StreamBatches | PairBatches) -> set[bytes]:

@@ -11,7 +11,6 @@ import math
 import random
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +26,8 @@ from wordsight.contrast import place
 from wordsight.data import Pairs
 from wordsight.data.features import image_features, text_features
 from wordsight.data.pairs import distinct_texts, fingerprint
-from wordsight.files import in_use, plain_name
-from wordsight.fit_pairs import pairs_of, seen_of, training_pairs
+from wordsight.fit_pairs import default_pairs_folder, pairs_of, seen_of, training_pairs
+from wordsight.fitting import carry_out
 from wordsight.methods.aape_captions import CONTRASTS, PENALTIES, Captioned, Equations
 from wordsight.methods.caption_prompt import CaptionPrompt
 from wordsight.methods.evidence import Affine
@@ -62,20 +61,13 @@ def fit_prompted(settings: RunSettings, backbone: Backbone | None = None) -> Run
         )
     pairs = training_pairs(settings)
     backbone = backbone or load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype)
-    folder = Path(settings.out or default_prompted_folder(settings)).expanduser()
-    with in_use(folder):
-        run = Run.start(folder, settings, _facts(settings, backbone, pairs), {}, pairs.account.to_dict())
-        if run.is_done():
-            return run
-        run.rewind(math.inf)
-        _complete(run, backbone, pairs)
-    return run
-
-
-def default_prompted_folder(settings: RunSettings) -> Path:
-    """runs/<data>-<method>-<backbone>-seed<seed>."""
-    data, backbone = plain_name(settings.data), plain_name(settings.backbone)
-    return Path("runs") / f"{data}-{settings.method}-{backbone}-seed{settings.seed}"
+    return carry_out(
+        settings.out or default_pairs_folder(settings),
+        settings,
+        _facts(settings, backbone, pairs),
+        lambda run: _complete(run, backbone, pairs),
+        account=pairs.account,
+    )
 
 
 def _facts(settings: RunSettings, backbone: Backbone, pairs: Pairs) -> RunFacts:
@@ -103,7 +95,6 @@ def _complete(run: Run, backbone: Backbone, pairs: Pairs) -> None:
     parameters = sum(tensor.numel() for tensor in learned.h.state_dict().values())
     run.log({"event": "fit", "seconds": seconds, **counts, "parameters": parameters, **learned.how})
     retrieve.evaluate(run, backbone=prompted)
-    run.finish()
 
 
 # -- what it learns from -------------------------------------------------------------------------------------

@@ -1,10 +1,15 @@
-"""Fitting: one method on features: its closed forms, the one loop, and the choice of its learning rate."""
+"""Fitting: the life of a run, whatever it is fitted to; and one method on features: its closed forms, the one
+loop, and the choice of its learning rate.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +18,9 @@ from torch.nn import functional as F
 from wordsight.backbones import Backbone
 from wordsight.batches import FeatureBatches
 from wordsight.config import RunSettings, WordsightError
+from wordsight.contrast import place, rank_0_first
+from wordsight.data.account import Account
+from wordsight.files import in_use
 from wordsight.fitted import predict_logits
 from wordsight.meter import one_thread, torch_alone
 from wordsight.methods import Classifier, FitData, Labelled, Learner
@@ -26,6 +34,37 @@ SMALL = 1e7
 REFERENCES = ("zero_shot", "linear_probe")  # what a fit is compared with on the same test images
 
 log = logging.getLogger("wordsight")
+
+
+def carry_out(
+    folder: str | Path,
+    settings: RunSettings,
+    facts: RunFacts,
+    complete: Callable[[Run], None],
+    *,
+    sentences: Mapping[str, tuple[str, ...]] | None = None,
+    account: Account | None = None,
+) -> Run:
+    """The run of `settings` in `folder`, begun or gone on with; a finished one is given back as it is.
+
+    `complete` fits, keeps and measures what is missing. Last of all it is written that the run is finished.
+    No other process uses the folder meanwhile; of several that train together rank 0 writes. Errors:
+    WordsightError, where the folder holds another run or is in use too."""
+    writes = place()[0] == 0
+    folder = Path(folder).expanduser()
+    told = None if account is None else account.to_dict()
+    with in_use(folder) if writes else contextlib.nullcontext():
+        with rank_0_first():
+            run = Run.start(folder, settings, facts, sentences or {}, told)
+        if run.is_done():
+            return run
+        if writes:
+            run.rewind(math.inf)
+        complete(run)
+        with rank_0_first():
+            if writes:
+                run.finish()
+    return run
 
 
 def fit_method(

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from wordsight import hints, terminal
-from wordsight.arguments import BACKBONE, DEVICE, LM, SEED, Verb, argument
+from wordsight.arguments import BACKBONE, CSV, DEVICE, LM, MAX_PIXELS, SEED, Verb, argument
 from wordsight.config import WordsightError
+from wordsight.early import check_reading
 from wordsight.reader import nearest_path
 
 EXAMPLE = "wordsight ask RUN img.jpg 'What is the man holding?'"
@@ -21,6 +22,7 @@ EXAMPLE = "wordsight ask RUN img.jpg 'What is the man holding?'"
 def ask(options: argparse.Namespace) -> dict[str, Any]:
     images, question = _parts(options.words)
     hints.check_run_or_model("ask", options.run)
+    check_reading(options.max_pixels, options.csv, images)
     from wordsight.backbones.generator import Writing
     from wordsight.backbones.hub import run_folder
     from wordsight.data.questions import open_questions
@@ -32,13 +34,14 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
     place = {name: getattr(options, name) for name in ("device", "backbone", "lm")}
     generator = open_generator(run_folder(options.run), **place)
     drawn = {"examples": examples, "shots": options.shots, "seed": options.seed}
-    answers = Answers(generator, images, question, **drawn, how=how)
-    entries = [one._asdict() for one in answers]
+    reading = {"max_pixels": options.max_pixels, "csv": options.csv}
+    answers = Answers(generator, images, question, **drawn, how=how, **reading)
+    entries = (one._asdict() for one in answers)
     shown = [{"question": one.text, "answer": one.usual, "image": one.picture.name} for one in answers.shown]
     return {"run": options.run, "question": answers.question, "answers": entries} | {
         "examples": shown,
         "skipped": answers.skipped,
-        "account": answers.account.to_dict(),
+        "account": answers.account.to_dict,
     }
 
 
@@ -81,8 +84,10 @@ ASK = Verb(
         argument(
             "--max-new-tokens", type=int, default=16, metavar="N", help="tokens of an answer (default 16)"
         ),
+        CSV,
         BACKBONE,
         LM,
         DEVICE,
+        MAX_PIXELS,
     ],
 )

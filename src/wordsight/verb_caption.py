@@ -8,8 +8,9 @@ import argparse
 from typing import Any
 
 from wordsight import hints, terminal
-from wordsight.arguments import BACKBONE, DEVICE, LM, Verb, argument, natural
+from wordsight.arguments import BACKBONE, CSV, DEVICE, LM, MAX_PIXELS, Verb, argument, natural
 from wordsight.config import WordsightError
+from wordsight.early import check_reading
 
 TEMPERATURE = 1.0  # of --sample
 
@@ -17,6 +18,7 @@ TEMPERATURE = 1.0  # of --sample
 def caption(options: argparse.Namespace) -> dict[str, Any]:
     hints.check_run_or_model("caption", options.run)
     hints.check_images(options.images)
+    check_reading(options.max_pixels, options.csv, options.images)
     temperature = _temperature(options)
     from wordsight.captioner import caption
 
@@ -70,10 +72,10 @@ CAPTION = Verb(
         argument(
             "--batch", type=int, metavar="N", help="captions written together (default 16, on a GPU 128)"
         ),
-        argument("--csv", metavar="FILE", help="write a table: a line an image"),
+        CSV,
         BACKBONE,
         LM,
         DEVICE,
-        argument("--max-pixels", type=int, metavar="N", help="the largest image that is read, in pixels"),
+        MAX_PIXELS,
     ],
 )

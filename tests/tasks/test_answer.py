@@ -135,6 +135,9 @@ def test_one_question_about_many_images(asked, tmp_path):
     said = [one.answer for one in answers]
     assert said == [f"{name} and more" for name in ("blue", "blue", "red", "green", "blue")]
     assert [one["image"].rsplit("/")[-1] for one in answers.skipped] == ["0.png"]
+    place = tmp_path / "said.csv"
+    (again,) = Answers(namer, [tmp_path / "3.png"], "What colour?", csv=place)
+    assert list(csv.DictReader(io.StringIO(place.read_text()))) == [again._asdict()]
     for what, says in ({"question": "  "}, "blank"), ({"question": "Why?", "shots": 1}, "of which data"):
         with pytest.raises(WordsightError, match=says):
             Answers(namer, [tmp_path], **what)

@@ -1,14 +1,16 @@
 """Pictures: images that come from Python or by name: paths, PIL images, arrays, folders and tables, one after
-another, and what became of each. Imports no torch."""
+another, what is said of each, and what became of it. Imports no torch."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -21,7 +23,11 @@ from wordsight.data.rows import read_file
 from wordsight.data.sources import read_pictures
 from wordsight.data.tables import is_table
 from wordsight.data.walk import Walker
-from wordsight.files import WordsightError, read_bytes
+from wordsight.early import check_reading
+from wordsight.files import WordsightError, csv_line, read_bytes, writing
+from wordsight.workers import progress
+
+Said = TypeVar("Said")
 
 log = logging.getLogger("wordsight")
 
@@ -117,6 +123,70 @@ class Reading:
             raise WordsightError(
                 "there is no image among what was given; give image files, or folders of them"
             )
+
+
+class EachImage(ABC, Generic[Said]):
+    """What is said of images, in their order and as it is asked for, so that as many as a disk holds need no
+    more memory than a few hundred: iterate once.
+
+    `skipped` has {"image", "reason"} of each image that could not be read, `account` what folders held beside
+    images; both are whole at the end. `csv` is a file that gets a line an image. Iterating ends in a
+    WordsightError where there is no image that can be read."""
+
+    at_once: ClassVar[int] = 256  # images that are read together
+    counted: ClassVar[str] = "images"  # by progress
+
+    def __init__(
+        self,
+        images: Sequence[Any],
+        *,
+        max_pixels: int | None = None,
+        csv: str | Path | None = None,
+        reading: Reading | None = None,
+    ):
+        check_reading(max_pixels, csv, images)
+        self._reading = reading or Reading()
+        self.account, self.skipped = self._reading.account, self._reading.skipped
+        self._images, self._max_pixels = images, max_pixels
+        self._csv = None if csv is None else Path(csv).expanduser()
+
+    @abstractmethod
+    def _of(self, batch: Sequence[Picture]) -> Iterator[Said]:
+        """What is said of those pictures of a batch that can be read; the others are skipped (`_skip`)."""
+
+    @abstractmethod
+    def _header(self) -> Sequence[str]:
+        """The columns of the table."""
+
+    @abstractmethod
+    def _row(self, said: Said) -> Sequence[Any]:
+        """The line of one image."""
+
+    def _skip(self, reasons: Iterable[tuple[str, str]]) -> None:
+        """Images that cannot be read, with why; each is told."""
+        self._reading.skip(reasons)
+
+    def __iter__(self) -> Iterator[Said]:
+        if self._csv is None:
+            yield from self._all()
+            return
+        with writing(self._csv) as file:
+            file.write(csv_line(self._header()))
+            for said in self._all():
+                file.write(csv_line(self._row(said)))
+                yield said
+
+    def _all(self) -> Iterator[Said]:
+        pictures, kept = pictures_in(self._images, self.account), 0
+        with progress(self.counted) as advance:
+            while batch := list(itertools.islice(pictures, self.at_once)):
+                missing = len(batch)
+                for said in self._of(batch):
+                    yield said
+                    advance()
+                    kept, missing = kept + 1, missing - 1
+                advance(missing)
+        self._reading.end(kept)
 
 
 def readable(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import re
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,9 +16,10 @@ from jaxtyping import Float
 from wordsight import metrics
 from wordsight.backbones import Backbone
 from wordsight.backbones.generator import Generator, Seen, Turn, Writing
+from wordsight.captioner import seen_by
 from wordsight.config import WordsightError
 from wordsight.data import Picture
-from wordsight.data.pictures import Reading, pictures_in, readable
+from wordsight.data.pictures import EachImage, Reading
 from wordsight.data.questions import Question, Questions, open_questions
 from wordsight.data.splits import Which, digests
 from wordsight.files import csv_text, plain_name, write_file
@@ -68,9 +69,11 @@ class Asker:
         how: Writing = MEASURED,
         at_once: int = AT_ONCE,
         remembered: int = REMEMBERED,
+        max_pixels: int | None = None,
     ):
         """`at_once` questions are one batch; so many images are `remembered`."""
         self.generator, self.how, self.at_once, self.remembered = generator, how, at_once, remembered
+        self.max_pixels = max_pixels
         self.reading = Reading()
         self._seen: OrderedDict[str, Seen] = OrderedDict()
 
@@ -122,10 +125,9 @@ class Asker:
         by_name = {picture.name: picture for picture in pictures}
         known = self._seen.keys() | {one["image"] for one in self.reading.skipped}
         new = [picture for name, picture in by_name.items() if name not in known]
-        images, reasons = readable(new)
+        seen, reasons = seen_by(self.generator, new, self.max_pixels)
         self.reading.skip(reasons)
-        seen = self.generator.see(list(images.values())) if images else []
-        self._seen |= zip([new[place].name for place in images], seen)
+        self._seen |= {new[place].name: one for place, one in seen.items()}
         found = {name: self._seen[name] for name in by_name if name in self._seen}
         while len(self._seen) > self.remembered:
             self._seen.popitem(last=False)
@@ -140,13 +142,13 @@ class Said(NamedTuple):
     written: str  # all that the LM wrote
 
 
-class Answers:
-    """The answers to one question about images, made as they are asked for: iterate once.
+class Answers(EachImage[Said]):
+    """The answers to one question about images, in their order (EachImage).
 
-    `skipped` has {"image", "reason"} of each image that could not be read, `account` what folders held beside
-    images; both are whole at the end. `shots` training questions of `examples` stand before it, drawn by
-    `seed`. Errors: WordsightError for no question, no image, or fewer examples than `shots`; where no image
-    can be read, at the end."""
+    `shots` training questions of `examples` stand before it, drawn by `seed`. Errors: WordsightError for no
+    question, no image, or fewer examples than `shots`."""
+
+    at_once = AT_ONCE
 
     def __init__(
         self,
@@ -158,6 +160,8 @@ class Answers:
         shots: int = 0,
         seed: int = 1,
         how: Writing | None = None,
+        max_pixels: int | None = None,
+        csv: str | Path | None = None,
     ):
         self.question = " ".join(question.split())
         if not self.question:
@@ -170,20 +174,21 @@ class Answers:
         if examples is not None:
             examples.check_shots(shots)
             self.shown = examples.shown(shots, seed, 0)
-        self._asker = Asker(generator, how or Writing())
-        reading = self._asker.reading
-        self.account, self.skipped, self._images = reading.account, reading.skipped, images
+        self._asker = Asker(generator, how or Writing(), max_pixels=max_pixels)
+        super().__init__(images, max_pixels=max_pixels, csv=csv, reading=self._asker.reading)
 
-    def __iter__(self) -> Iterator[Said]:
-        pictures, kept = pictures_in(self._images, self.account), 0
-        while some := list(itertools.islice(pictures, self._asker.at_once)):
-            asked = [Question(picture, self.question, (), "") for picture in some]
-            written = self._asker.ask(asked, [self.shown] * len(some), some)
-            for picture, text in zip(some, written):
-                if text is not None:
-                    kept += 1
-                    yield Said(picture.name, cut(text), text)
-        self._asker.reading.end(kept)
+    def _of(self, batch: Sequence[Picture]) -> Iterator[Said]:
+        asked = [Question(picture, self.question, (), "") for picture in batch]
+        written = self._asker.ask(asked, [self.shown] * len(batch), batch)
+        for picture, text in zip(batch, written):
+            if text is not None:
+                yield Said(picture.name, cut(text), text)
+
+    def _header(self) -> list[str]:
+        return list(Said._fields)
+
+    def _row(self, said: Said) -> list[str]:
+        return list(said)
 
 
 # -- measuring --
