@@ -198,15 +198,25 @@ def test_marks_of_thoughts_among_special_tokens_are_not_dropped_before_the_thoug
 
 def test_what_cannot_be_loaded_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(WordsightError, match=r"model '.*none' cannot be loaded"):
+    with pytest.raises(WordsightError, match=r"model=.*none: LM folder '.*none' does not exist"):
         write_sentences(["fox"], locally(str(tmp_path / "none")), tmp_path / "s.json")
     pickled = Path(save_tiny_writer(tmp_path / "pickled", chat=True))
     weights = pickled / "model.safetensors"
     torch.save({}, pickled / "pytorch_model.bin")
     weights.unlink()
-    with pytest.raises(WordsightError, match=r"pickled' cannot be loaded"):
+    with pytest.raises(WordsightError, match="which is never opened; save it with safetensors"):
         write_sentences(["fox"], locally(str(pickled)), tmp_path / "s.json")
     weights.write_bytes(b"x" * 30)
-    with pytest.raises(WordsightError, match=r"pickled' cannot be loaded"):
+    with pytest.raises(WordsightError, match=r"model.safetensors cannot be read"):
         write_sentences(["fox"], locally(str(pickled)), tmp_path / "s.json")
     assert not list(tmp_path.glob("s.json*"))
+
+
+def test_an_encoder_writes_nothing(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    model = Path(save_tiny_writer(tmp_path / "lm", chat=False))
+    shape = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=99, **shape)).save_pretrained(model)
+    with pytest.raises(WordsightError, match="bert is an encoder, which writes nothing"):
+        write_sentences(["fox"], locally(str(model)), tmp_path / "s.json")

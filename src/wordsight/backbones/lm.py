@@ -50,6 +50,8 @@ with needed("lm", "a language model"):
 # numbers for functional dropout
 DROPOUTS = ("attention_dropout", "activation_dropout", "dropout", "dropout_prob", "attn_dropout")
 
+DECODERS = "give one such as llama, mistral, qwen3, smollm3, opt or gpt2"
+
 
 # -- as it comes --
 
@@ -100,23 +102,24 @@ def _has_pooler(config: Any) -> bool:
 
 
 def check_kind(config: Any, kind: str) -> None:
-    """A decoder is a decoder, and an encoder an encoder."""
+    """A decoder is a decoder, an encoder an encoder; a `writer` is a decoder that is no text tower."""
     name = config.model_type
-    if getattr(config, "is_encoder_decoder", False):
+    encoder = name in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    whole = getattr(config, "is_encoder_decoder", False)
+    if kind == "writer" and (encoder or whole or name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        why = "an encoder, which writes nothing" if encoder and not whole else "no decoder LM"
+        raise WordsightError(f"{name} is {why}; {DECODERS}")
+    if whole:
         raise WordsightError(
             f"{name} is an encoder with a decoder; a text tower takes a decoder LM, or an encoder alone"
         )
-    encoder = name in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     if kind == "decoder" and encoder:
         raise WordsightError(
             f"{name} is an encoder, whose text would see the prompts; set kind=encoder, prompts=0 and "
             f"wrapper=plain for it"
         )
     if kind == "decoder" and name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise WordsightError(
-            f"{name} is no decoder LM that transformers knows; give one such as llama, mistral, qwen3, "
-            f"smollm3, opt or gpt2"
-        )
+        raise WordsightError(f"{name} is no decoder LM that transformers knows; {DECODERS}")
     if kind == "encoder" and not encoder:
         raise WordsightError(f"{name} is no encoder LM; set kind=decoder for it")
 

@@ -70,7 +70,7 @@ class PrefixedLM(nn.Module):
         cls, base: str | Path, *, device: str | torch.device = "cpu", dtype: str = "float32"
     ) -> PrefixedLM:
         """The LM of a folder, a hub name or a GGUF file. Errors: WordsightError for what cannot be right."""
-        lm, tokenizer = load_lm(Place(find(str(base), "LM"), "LM", str(base)), "decoder", dtype=dtype)
+        lm, tokenizer = load_lm(Place(find(str(base), "LM"), "LM", str(base)), "writer", dtype=dtype)
         lm.name_or_path = source_of(base)
         # transformers' stub wraps `to` and loses `self`
         return cls(lm.to(device), tokenizer)  # pyright: ignore[reportArgumentType]

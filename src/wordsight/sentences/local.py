@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wordsight.backbones import OWN_FILE, Backbone, hub, load_backbone, pick_device
+from wordsight.backbones import DTYPES, OWN_FILE, Backbone, hub, load_backbone, pick_device
 from wordsight.backbones.sampling import drawn
 from wordsight.cluster import Needs
 from wordsight.early import is_run
@@ -53,31 +53,24 @@ def needs_of(settings: WriterSettings, tower: TextTower | None) -> Needs:
 
 
 def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
-    """A causal LM of transformers: its tokenizer, and what writes on from rows of tokens."""
+    """A decoder LM of transformers, in the dtype of its file: its tokenizer, and what writes on from rows of
+    tokens.
+    """
     import torch
-    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
-    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-    from wordsight.backbones.checkpoint import check_tensors, padding_of
-    from wordsight.backbones.lm import write_on
+    from wordsight.backbones.checkpoint import Place, padding_of, read_config
+    from wordsight.backbones.lm import load_lm, write_on
     from wordsight.backbones.sampling import keep_ends
 
-    device, name = pick_device(settings.device), str(Path(settings.model).expanduser())
+    device = pick_device(settings.device)
     try:
-        name = str(hub.find(name, "LM"))
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        with hub.quiet():
-            kind: Any = AutoModelForCausalLM  # whose stub knows of no report
-            model, info = kind.from_pretrained(
-                name, dtype="auto", use_safetensors=True, output_loading_info=True
-            )
-    except Exception as error:  # transformers raises of every kind where a file is damaged
-        raise WordsightError(
-            f"model {settings.model!r} cannot be loaded: {' '.join(str(error).split())[:300]}"
-        ) from error
-    check_tensors(f"model {settings.model!r}", info["missing_keys"])
-    # a weight that wants a gradient is multiplied in another order, which moves the last bits
-    model = model.to(device).eval().requires_grad_(False)
+        place = Place(hub.find(str(Path(settings.model).expanduser()), "LM"), "LM", settings.model)
+        kept = str(read_config(place).dtype).removeprefix("torch.")
+        lm, tokenizer = load_lm(place, "writer", dtype=kept if kept in DTYPES else "float32")
+    except WordsightError as error:
+        raise WordsightError(f"model={settings.model}: {error}") from error
+    # transformers' stub wraps `to` and loses `self`
+    model = lm.to(device).requires_grad_(False)  # pyright: ignore[reportArgumentType]
     keep_ends(model, tokenizer)
     padding = padding_of(tokenizer)
 
