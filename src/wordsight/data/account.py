@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,12 +36,12 @@ class Account:
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
-    def leave(self, reason: str, name: str, count: int = 1) -> None:
+    def leave(self, reason: str, names: str | Sequence[str], count: int = 1) -> None:
         """Count what was seen and is not kept. `reason` follows a plural noun, as "without a label" does."""
         entry = self.left_out.setdefault(reason, LeftOut())
         entry.count += count
-        if len(entry.names) < KEPT_NAMES:
-            entry.names.append(name)
+        new = [names] if isinstance(names, str) else names
+        entry.names += new[: KEPT_NAMES - len(entry.names)]
 
     def remark(self, sentence: str) -> None:
         if sentence not in self.remarks:

@@ -28,6 +28,7 @@ from wordsight.files import WordsightError, csv_line, read_bytes, writing
 from wordsight.workers import progress
 
 Said = TypeVar("Said")
+UNREAD = "that cannot be read"  # the reason of images that are skipped
 
 log = logging.getLogger("wordsight")
 
@@ -180,12 +181,15 @@ class EachImage(ABC, Generic[Said]):
         pictures, kept = pictures_in(self._images, self.account), 0
         with progress(self.counted) as advance:
             while batch := list(itertools.islice(pictures, self.at_once)):
-                missing = len(batch)
+                missing, told = len(batch), len(self.skipped)
                 for said in self._of(batch):
                     yield said
                     advance()
                     kept, missing = kept + 1, missing - 1
                 advance(missing)
+                if missing:
+                    self.account.kept -= missing
+                    self.account.leave(UNREAD, [one["image"] for one in self.skipped[told:]], missing)
         self._reading.end(kept)
 
 
