@@ -76,7 +76,16 @@ def as_list_of_flickr(folder):
     return folder / "Flickr8k.token.txt"
 
 
-SOURCES = [as_text, as_packed_text, as_csv, as_parquet, as_tars, as_list_of_flickr]
+def as_dataset(folder):
+    """Captions without images, in a split of any name."""
+    datasets = pytest.importorskip("datasets", reason="the extra datasets is not installed")
+    parts = {"whatever": CAPTIONS[:2], "test": CAPTIONS[2:]}
+    kept = {split: datasets.Dataset.from_dict({"captions": some}) for split, some in parts.items()}
+    datasets.DatasetDict(kept).save_to_disk(folder / "kept")
+    return folder / "kept"
+
+
+SOURCES = [as_text, as_packed_text, as_csv, as_parquet, as_tars, as_list_of_flickr, as_dataset]
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -270,6 +270,7 @@ def test_a_backbone_that_moved_is_named_by_its_path(tiny_clip, images, labels, t
 def test_other_classes_are_chosen_by_name(fitted, images):
     weights = {name: tensor.clone() for name, tensor in fitted.method_.weights().items()}
     before = fitted.decision_function(images)
+    assert fitted.with_classes(name for name in ("red", "green")).classes_.tolist() == ["red", "green"]
     other = fitted.with_classes(["yellow", "red", "green"], {"yellow": ["a yellow lemon", "yellow sand"]})
     after = other.decision_function(images)
     assert np.allclose(

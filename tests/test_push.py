@@ -113,4 +113,5 @@ def test_a_backbone_that_was_fitted_goes_to_a_hub_and_comes_back(tmp_path):
 def test_what_cannot_be_pushed_is_told(run, capsys):
     with pytest.raises(WordsightError, match="owner/name"):
         push(run, "colours")
-    assert main(["push", str(run), "not a name"]) == 2 and "owner/name" in capsys.readouterr().err
+    for name in ("not a name", "./out", "../runs"):
+        assert main(["push", str(run), name]) == 2 and "owner/name" in capsys.readouterr().err

@@ -132,7 +132,10 @@ def _read_now(
     generator: Generator, pictures: Sequence[Picture], max_pixels: int | None
 ) -> tuple[dict[int, Seen], list[tuple[str, str]]]:
     images, reasons = readable(pictures, max_pixels)
-    return dict(zip(images, generator.see(list(images.values())) if images else [])), reasons
+    refused = {place: why for place, image in images.items() if (why := generator.why_not(image))}
+    reasons += [(pictures[place].name, why) for place, why in refused.items()]
+    seen = {place: image for place, image in images.items() if place not in refused}
+    return dict(zip(seen, generator.see(list(seen.values())) if seen else [])), reasons
 
 
 def _seed(seed: int, picture: Picture) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return self._readable(images, backbone)[:, 0].numpy()
 
     def with_classes(
-        self, class_names: Sequence[str], sentences: str | Mapping[str, Sequence[str]] | None = None
+        self, class_names: Iterable[str], sentences: str | Mapping[str, Sequence[str]] | None = None
     ) -> Classifier:
         """The same fitted method over other classes, chosen by name: no retraining. Classes it was fitted on
         keep what they learned.

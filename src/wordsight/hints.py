@@ -14,6 +14,7 @@ from pathlib import Path
 
 from wordsight.config import MODELS, OURS, AskedSettings, WordsightError
 from wordsight.early import (
+    HUB_NAME,
     OF_RUN,
     check_described,
     check_finished,
@@ -280,8 +281,8 @@ def check_run_or_model(verb: str, word: str) -> None:
         return
     if not is_run(path) and ((path / "config.json").is_file() or path.suffix == ".gguf"):
         return
-    hub_name = r"((hf|huggingface)\.co/)?[\w.-]+/[\w.-]+(:[\w.-]+)?"  # owner/name, owner/name:Q8_0
-    if re.fullmatch(hub_name, word) and not word.startswith(".") and not path.parent.exists():
+    hub_name = rf"((hf|huggingface)\.co/)?{HUB_NAME}(:[\w.-]+)?"  # owner/name, owner/name:Q8_0
+    if re.fullmatch(hub_name, word) and not path.parent.exists():
         return
     check_run(verb, word)
 

@@ -318,7 +318,7 @@ def sentences(answer: Mapping[str, Any]) -> None:
 def _contrasted(answer: Mapping[str, Any]) -> None:
     for pair in answer["pairs"]:
         first, second = pair["classes"]
-        out(f"confused {pair['images']:4} times: {first} and {second}")
+        out(f"confused {pair['images']:4} time{'s' * (pair['images'] != 1)}: {first} and {second}")
     kept, (mean, low, high), accuracy = answer["kept"], answer["gain"], answer["accuracy"]
     out(f"kept {len(kept) or 'none'} of {answer['asked']} sentences{':' * bool(kept)}")
     for one in kept:

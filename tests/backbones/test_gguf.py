@@ -29,12 +29,10 @@ def model():
     return Qwen2ForCausalLM(config).eval()
 
 
-@pytest.fixture(scope="module")
-def file(model, tmp_path_factory):
-    """A Qwen2 of a few thousand numbers whose tokens are bytes, as llama.cpp's own writer has it."""
+def written(path, model, *, without=()):
+    """The LM as llama.cpp's own writer has it; its tokens are bytes."""
     from tokenizers.pre_tokenizers import ByteLevel
 
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     writer, config = gguf.GGUFWriter(path, "qwen2"), model.config
     writer.add_context_length(64)
     writer.add_embedding_length(config.hidden_size)
@@ -53,10 +51,16 @@ def file(model, tmp_path_factory):
     writer.add_eos_token_id(256)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
     for name, weight in model.state_dict().items():
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), weight.numpy())
+        if name not in without:
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), weight.numpy())
     writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@pytest.fixture(scope="module")
+def file(model, tmp_path_factory):
+    return written(tmp_path_factory.mktemp("gguf") / "tiny.gguf", model)
 
 
 def test_its_weights_are_the_files_in_bfloat16_and_it_is_unpacked_once(file, model, said):
@@ -73,6 +77,17 @@ def test_its_weights_are_the_files_in_bfloat16_and_it_is_unpacked_once(file, mod
 
 def test_a_moved_file_is_the_same_lm(file, tmp_path):
     assert find(shutil.copy(file, tmp_path / "other.gguf"), "LM") == find(str(file), "LM")
+
+
+@pytest.mark.parametrize("name", ["sha256-0123", "tiny.GGUF"])
+def test_a_file_is_known_by_its_content(file, tmp_path, name):
+    assert find(shutil.copy(file, tmp_path / name), "LM") == find(str(file), "LM")
+
+
+def test_nothing_that_a_file_lacks_is_filled_in(model, tmp_path):
+    lacks = "model.layers.1.mlp.down_proj.weight"
+    with pytest.raises(WordsightError, match=rf"lacks {lacks}; nothing is filled with random numbers"):
+        find(str(written(tmp_path / "a.gguf", model, without=[lacks])), "LM")
 
 
 def test_it_is_a_text_tower(file):

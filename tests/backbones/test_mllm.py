@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from mllms import FAMILIES, write_mllm
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from standins import COLOURS, mostly_slow, paint
 
@@ -13,6 +15,7 @@ from wordsight.backbones import load_backbone
 from wordsight.backbones.checkpoint import Place
 from wordsight.backbones.generator import Turn, Writing
 from wordsight.backbones.lm import load_lm
+from wordsight.captioner import caption
 from wordsight.cli import main
 from wordsight.config import RunSettings, WordsightError
 from wordsight.fit import fit
@@ -194,3 +197,13 @@ def test_the_verbs_take_a_model(folders, photos, tmp_path, capsys):
     assert main(["eval", model]) == 2 and "say what to measure it on" in capsys.readouterr().err
     assert main(["ask", model, image, "why?", "--backbone", "x"]) == 2
     assert "brings its own image tower" in capsys.readouterr().err
+
+
+def test_an_image_that_the_model_takes_no_such_of_is_skipped(folders, tmp_path):
+    """Qwen's processor raises for sides more than 200:1 apart, which ended all others of the batch."""
+    Image.new("RGB", (900, 3)).save(tmp_path / "wide.png")
+    Image.new("RGB", (20, 20)).save(tmp_path / "whole.png")
+    captions = caption(str(folders("qwen2_vl")), [tmp_path], max_new_tokens=2)
+    assert [Path(one.picture.name).name for one in captions] == ["whole.png"]
+    (skipped,) = captions.skipped
+    assert skipped["image"].endswith("wide.png") and "aspect ratio" in skipped["reason"]

@@ -12,6 +12,7 @@ from wordsight.files import csv_text
 from wordsight.metrics import paired_difference
 from wordsight.report import report
 from wordsight.report.reading import Measured
+from wordsight.report.rows import make_rows, open_runs
 from wordsight.report.two_runs import two_runs
 from wordsight.runs import Run
 
@@ -102,9 +103,12 @@ def test_moved_data_is_the_same_by_its_content(pair, tmp_path):
         path = folder / "config.yaml"
         text = path.read_text().replace("test: ''", "test: 4, fingerprint ab")
         path.write_text(text.replace("data: nowhere", f"data: /{place}"))
-    runs = [Measured(Run.open(folder)) for folder in pair]
+        events = folder / "metrics.jsonl"
+        events.write_text(events.read_text().replace("nowhere", f"/{place}"))
+    runs, _ = open_runs(pair)
     found = two_runs(runs)
-    assert [len(one.answers) for one in found.parts] == [4] and found.labels[0] == "coop data=here"
+    assert [len(one.answers) for one in found.parts] == [4]
+    assert {one.settings.data for one in runs} == {row.data for row in make_rows(runs)} == {"/here"}
 
 
 def test_what_is_labelled_otherwise_is_left_out_and_equal_names_are_two_images(tmp_path):

@@ -220,3 +220,8 @@ def test_an_encoder_writes_nothing(tmp_path):
     BertModel(BertConfig(vocab_size=99, **shape)).save_pretrained(model)
     with pytest.raises(WordsightError, match="bert is an encoder, which writes nothing"):
         write_sentences(["fox"], locally(str(model)), tmp_path / "s.json")
+
+
+def test_what_does_not_fit_into_the_lm_is_told(tiny, tmp_path):
+    with pytest.raises(WordsightError, match=r"max_tokens=4000 do not fit into the \d+ positions"):
+        write_sentences(["fox"], locally(tiny, max_tokens=4000), tmp_path / "s.json")

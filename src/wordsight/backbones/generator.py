@@ -151,6 +151,10 @@ class Generator(ABC):
             prompt.append(f"Q: {turn.question} A:{told}")
         return prompt
 
+    def why_not(self, image: Image.Image) -> str:
+        """Why it sees no such image; empty where it does."""
+        return ""
+
     def chatting(self, turns: Sequence[Turn]) -> Prompt:
         """What is written after it is the reply to the last turn of a chat, in the form of the LM's chat
         template. Errors: WordsightError for an LM that has none.

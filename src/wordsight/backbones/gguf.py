@@ -104,6 +104,8 @@ def _unpack(file: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = _plain(file)
+    except WordsightError:
+        raise
     except Exception as error:  # gguf and transformers raise of every kind where a file is cut off or unknown
         raise WordsightError(
             f"{str(file)!r} cannot be read as an LM ({hub.first_line(error)}): the file is cut off or "
@@ -139,11 +141,18 @@ def _plain(file: Path) -> PreTrainedModel:
     import torch
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+    from wordsight.backbones.checkpoint import check_tensors
+
     with hub.quiet():
-        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        kind: Any = AutoModelForCausalLM  # whose stub knows of no report
+        read, info = kind.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.bfloat16, output_loading_info=True
+        )
+    shapes = [entry[0] for entry in info["mismatched_keys"]]
+    check_tensors(repr(str(file)), info["missing_keys"], info["unexpected_keys"], shapes)
     kept = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
-    made = type(read)(type(read.config).from_dict(kept))
-    model = made.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]  as in text_tower
-    model.load_state_dict({key: value.to(torch.bfloat16) for key, value in read.state_dict().items()})
+    with torch.device("meta"):  # its tensors are those that were read
+        model = type(read)(type(read.config).from_dict(kept))
+    model.load_state_dict(read.state_dict(), assign=True)
     model.tie_weights()
     return model

@@ -110,12 +110,12 @@ def _here(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if path.suffix == GGUF and (path.is_file() or path.parent.is_dir() or _of_hub(name)[0] == name):
-        if not path.is_file():
-            raise WordsightError(f"GGUF file {name!r} does not exist")
+    if path.is_file():  # of whatever name: Ollama's have no suffix
         from wordsight.backbones.gguf import unpacked
 
         return unpacked(path)
+    if path.suffix == GGUF and (path.parent.is_dir() or _of_hub(name)[0] == name):
+        raise WordsightError(f"GGUF file {name!r} does not exist")
     return Path(__file__).parent / name if name in BUNDLED else None
 
 
@@ -317,6 +317,4 @@ def listed(names: Iterable[str]) -> str:
 
 def on_hub(name: str) -> bool:
     """Whether a name can only be a hub's."""
-    return (
-        bool(re.fullmatch(f"(hf:)?{HUB_NAME}", name)) and not name.startswith(".") and not Path(name).exists()
-    )
+    return bool(re.fullmatch(f"(hf:)?{HUB_NAME}", name)) and not Path(name).exists()

@@ -52,6 +52,7 @@ from wordsight.backbones.turns import in_turn
 from wordsight.config import WordsightError
 from wordsight.files import new_folder
 
+LONG = 8  # sides of an image so far apart are tried before many images are read together
 SIDE = 448  # pixels of the image tower's squares where the model takes any size (Qwen2-VL)
 ASKS_CAPTION = "Describe the image in one short sentence."
 ASKS_SHORT = "{} Answer with a word or two."
@@ -123,6 +124,16 @@ class MLLM(Backbone, Generator):
     def see(self, images: Sequence[Image.Image]) -> list[Seen]:
         """The images as they are: how the model cuts one depends on the prompt around it."""
         return list(images)
+
+    def why_not(self, image: Image.Image) -> str:
+        """What its processor says of an image of an unusual shape: Qwen's takes none above 200:1."""
+        if max(image.size) < LONG * min(image.size):
+            return ""
+        try:
+            self._inputs([self.image_token], [[image]])
+        except WordsightError as error:
+            return str(error)
+        return ""
 
     def captioning(self, image: Seen | None, shown: Sequence[tuple[Seen, str]] = ()) -> Prompt:
         if self.processor.chat_template:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,10 +116,11 @@ def check_spoken(names: Sequence[str], method: str) -> None:
         check_distinct(names, "the list of classes")
 
 
-def names_in(names: Sequence[str], what: str) -> tuple[str, ...]:
+def names_in(names: Iterable[str], what: str) -> tuple[str, ...]:
     """Errors: WordsightError for a text where a list is wanted, or a name that is no text."""
     if isinstance(names, str):
         raise WordsightError(f"{what}={names!r} is one text; give a list of class names")
+    names = list(names)  # a generator is read once
     wrong = [name for name in names if not isinstance(name, str)]
     if wrong:
         raise WordsightError(f"{what} holds {wrong[0]!r}, a {type(wrong[0]).__name__}; class names are texts")

@@ -25,7 +25,18 @@ OTHER_SPLIT = "in a split of another name"
 
 
 def read_hub(name: str, spec: str, want: Want, label: str | None = None) -> Table:
-    """A dataset of the hub, `name` or `name@config`. Errors: WordsightError where it cannot be fetched or
+    """A dataset of the hub, `name` or `name@config`. Errors: as `opened_hub`."""
+    opened = opened_hub(name, spec)
+    if not isinstance(opened, Path):
+        return _table(opened, spec, want, label, catalogue.hints(name.partition("@")[0]))
+    table = read_tars(tars_in(opened), spec, want, label)
+    table.account.remark(f"of {spec} the test part was fetched, and is all that is read")
+    return table
+
+
+def opened_hub(name: str, spec: str) -> Any:
+    """A dataset of the hub, `name` or `name@config`, as `datasets` has it, or the folder of one in
+    CLIP_benchmark's layout, whose test part is fetched. Errors: WordsightError where it cannot be fetched or
     read.
     """
     with needed("datasets", "a Hugging Face dataset"):
@@ -34,15 +45,13 @@ def read_hub(name: str, spec: str, want: Want, label: str | None = None) -> Tabl
     from huggingface_hub import HfApi, snapshot_download
 
     name, _, config = name.partition("@")
-    tree = loaded = None
     try:
         if not (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___").lower()).is_dir():
             # one quick question instead of half a minute of retries
             files = HfApi().dataset_info(name, timeout=10).siblings or ()
             if TREE in {file.rfilename for file in files}:
-                tree = Path(snapshot_download(name, repo_type="dataset", allow_patterns=TREE_FILES))
-        if tree is None:
-            loaded = datasets.load_dataset(name, config or None)
+                return Path(snapshot_download(name, repo_type="dataset", allow_patterns=TREE_FILES))
+        return datasets.load_dataset(name, config or None)
     except Exception as error:  # the hub's client raises errors of six libraries
         raise WordsightError(
             f"{spec!r} is neither a path here nor a Hugging Face dataset that could be read: "
@@ -50,11 +59,6 @@ def read_hub(name: str, spec: str, want: Want, label: str | None = None) -> Tabl
             f"`save_to_disk(folder)` or as .parquet, and give that path; or set HF_ENDPOINT to a mirror you "
             f"reach"
         ) from error
-    if tree is None:
-        return _table(loaded, spec, want, label, catalogue.hints(name))
-    table = read_tars(tars_in(tree), spec, want, label)
-    table.account.remark(f"of {spec} the test part was fetched, and is all that is read")
-    return table
 
 
 def is_saved(folder: Path) -> bool:
@@ -65,18 +69,22 @@ def is_saved(folder: Path) -> bool:
 
 
 def read_saved(folder: Path, spec: str, want: Want, label: str | None = None) -> Table:
+    """A dataset kept with `save_to_disk`. Errors: as `opened_saved`."""
+    return _table(opened_saved(folder, spec), spec, want, label)
+
+
+def opened_saved(folder: Path, spec: str) -> Any:
     """A dataset kept with `save_to_disk`. Errors: WordsightError where it cannot be read."""
     with needed("datasets", "a Hugging Face dataset"):
         import datasets
 
     try:
-        loaded = datasets.load_from_disk(str(folder))
+        return datasets.load_from_disk(str(folder))
     except Exception as error:  # of a damaged file, whatever reads it
         raise WordsightError(
             f"{spec!r} looks like a dataset kept with save_to_disk, but cannot be read: {_first_line(error)}"
             + "; is one of its splits empty?" * isinstance(error, IndexError)
         ) from error
-    return _table(loaded, spec, want, label)
 
 
 def _table(

@@ -88,7 +88,7 @@ def read(spec: str, want: Want, label: str | None = None) -> Table:
 def check_there(spec: str) -> None:
     """Errors: WordsightError for what is neither here nor a name that the hub may have."""
     path = _place(spec)
-    named = re.fullmatch(HUB_NAME + r"(@[\w.,=+-]+)?", spec) and not spec.startswith(".")
+    named = re.fullmatch(HUB_NAME + r"(@[\w.,=+-]+)?", spec)
     known = spec == "digits" or spec.startswith("hf:") or is_shards(spec)
     if known or path.exists() or (named and not path.parent.exists()):
         return

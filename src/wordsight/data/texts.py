@@ -7,7 +7,7 @@
 | tars, a pattern or a folder of them | key.txt, or `caption` in key.json |
 | a folder | its captions.csv, or else all of its Parquet files |
 | any other file, perhaps packed (.gz) | text, one caption a line |
-| `hf:name`, a `save_to_disk` folder | sources.py |
+| `hf:name`, a `save_to_disk` folder | the same columns of all its splits |
 
 Tables and texts are read as they are needed, a tar at a time."""
 
@@ -18,7 +18,7 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -30,7 +30,6 @@ from wordsight.data.fetch import Gone, fetch
 from wordsight.data.labels import captions_of
 from wordsight.data.rows import CAPTIONS, is_file, why_not
 from wordsight.data.samples import read_texts
-from wordsight.data.sources import read
 from wordsight.data.tables import PARQUET, delimiter_of, open_parquet
 from wordsight.data.tars import inner_names, is_shards, shards_of, tars_in
 from wordsight.reader import nearest_path
@@ -46,8 +45,11 @@ def captions_in(source: str) -> Iterator[str]:
 
     Errors: WordsightError where it is not there or cannot be read, at the row, line or byte."""
     path = Path(source).expanduser()
-    if source.startswith("hf:") or (path.is_dir() and hub.is_saved(path)):
-        return (text for row in read(source, "captions").rows for text in row.captions)
+    if path.is_dir() and hub.is_saved(path):
+        return _in_dataset(hub.opened_saved(path, source), source)
+    if source.startswith("hf:"):
+        opened = hub.opened_hub(source.removeprefix("hf:"), source)
+        return _in_tars(str(opened)) if isinstance(opened, Path) else _in_dataset(opened, source)
     if path.is_dir() and (path / CAPTIONS).is_file():
         return _in_file(path / CAPTIONS)
     if is_shards(source):
@@ -137,13 +139,13 @@ def _rows(file: TextIO, path: Path) -> Iterator[str]:
             yield from _texts(row[place], path)
 
 
-def _caption_names(names: Sequence[str], path: Path) -> list[str]:
+def _caption_names(names: Sequence[str], path: Path | str) -> list[str]:
     """The caption columns among all. Errors: WordsightError where there is none."""
     columns = Columns(repr(str(path)), 0, dict.fromkeys(names, list))
     return columns.caption_columns() or [columns.need([CAPTION, "captions", f"{CAPTION}_1"], CAPTION)]
 
 
-def _texts(cell: Any, path: Path) -> Sequence[str]:
+def _texts(cell: Any, path: Path | str) -> Sequence[str]:
     """The captions in a cell; the common one quickly."""
     if type(cell) is str and not (text := cell.strip()).startswith(LISTED):
         return (text,) if text else ()
@@ -160,6 +162,15 @@ def _in_parquet(path: Path) -> Iterator[str]:
             for column in batch.columns:
                 for cell in column.to_pylist():
                     yield from _texts(cell, path)
+
+
+def _in_dataset(opened: Any, source: str) -> Iterator[str]:
+    for part in opened.values() if isinstance(opened, Mapping) else [opened]:
+        names = _caption_names(part.column_names, source)
+        for batch in part.select_columns(names).iter(ROWS):
+            for name in names:
+                for cell in batch[name]:
+                    yield from _texts(cell, source)
 
 
 def _in_tars(source: str) -> Iterator[str]:

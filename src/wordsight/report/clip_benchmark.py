@@ -31,7 +31,7 @@ def results(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     names = names_of({row.data for row in rows})
     found = [result(one.row, one.name, "zeroshot_classification", metrics_of(one)) for one in judged(rows)]
     for row in rows:
-        events = row.runs[0].run.events("retrieval")
+        events = row.runs[0].events("retrieval")
         if events:
             found.append(result(row, names[row.data], "zeroshot_retrieval", recalls_of(events[-1])))
     return {file_name(one): one for one in found}

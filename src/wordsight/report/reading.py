@@ -10,7 +10,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,17 +93,20 @@ def by_probability(one: Prediction) -> float:
 
 
 class Measured:
-    """A finished run with what was measured of it, read once. What cannot be read is told when it is met."""
+    """A finished run with what was measured of it, read once. What cannot be read is told when it is met.
 
-    def __init__(self, run: Run):
-        self.run = run
+    `data` is what its own data is called, where another run has the same under another path."""
+
+    def __init__(self, run: Run, data: str | None = None):
+        self.run, self._data = run, data or run.kept.data
         # read once, by data and part
         self._right: dict[tuple[str, str], dict[str, bool]] = {}
         self._predictions: dict[tuple[str, str], list[Prediction]] = {}
 
-    @property
+    @cached_property
     def settings(self) -> AskedSettings:
-        return self.run.kept
+        kept = self.run.kept
+        return kept if kept.data == self._data else replace(kept, data=self._data)
 
     @property
     def folder(self) -> Path:
@@ -116,13 +119,19 @@ class Measured:
             return NO_LABELS
         return ALL_LABELS if self.settings.shots is None else self.settings.shots
 
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """What was measured, by the name that its data has here."""
+        own = {"data": self._data}
+        found = self.run.events(kind)
+        return [event | own if event.get("data") == self.run.kept.data else event for event in found]
+
     @cached_property
     def evaluations(self) -> list[Evaluation]:
         """In the order in which they were made. Those of a reference method are under its name in
         `references` of the run's own.
         """
         self._tell_lines()
-        events = self.run.events("eval")
+        events = self.events("eval")
         own = [event for event in events if event.get("role") not in ROLES]
         read = [evaluation(event, references(event, events)) for event in own]
         self._tell(read.count(None), len(read), "evaluation")
@@ -131,7 +140,7 @@ class Measured:
     @cached_property
     def retrievals(self) -> dict[str, dict[str, float]]:
         """{data: {"i→t @1": recall}}, the last of each data."""
-        events = self.run.events("retrieval")
+        events = self.events("retrieval")
         read = [(event.get("data"), recalls(event)) for event in events]
         usable = [(data, figures) for data, figures in read if isinstance(data, str) and figures]
         self._tell(len(read) - len(usable), len(read), "retrieval")
@@ -140,7 +149,7 @@ class Measured:
     @cached_property
     def captionings(self) -> dict[str, dict[str, float]]:
         """{data: {"CIDEr-D": figure}}, the last of each data, times 100 as papers print them."""
-        events = self.run.events("captions")
+        events = self.events("captions")
         read = [(event.get("data"), caption_figures(event)) for event in events]
         usable = [(data, figures) for data, figures in read if isinstance(data, str) and figures]
         self._tell(len(read) - len(usable), len(read), "captioning")

@@ -134,14 +134,19 @@ def run_folders(folders: Sequence[str | Path]) -> dict[Path, bool]:
 
 
 def open_runs(folders: Iterable[Path]) -> tuple[list[Measured], dict[Path, str]]:
-    """The runs that can be read, and why others cannot."""
-    runs, left_out = [], {}
+    """The runs that can be read, and why others cannot. Data of the same test images is one, under the first
+    path that it has.
+    """
+    runs: list[Measured] = []
+    left_out: dict[Path, str] = {}
     for folder in folders:
         try:
             runs.append(opened(folder))
         except (WordsightError, OSError) as error:
             left_out[folder] = str(error)
-    return runs, left_out
+    first = {one.run.facts.test: one.settings.data for one in reversed(runs) if one.run.facts.test}
+    called = [(one, first.get(one.run.facts.test, one.settings.data)) for one in runs]
+    return [one if one.settings.data == data else Measured(one.run, data) for one, data in called], left_out
 
 
 def opened(folder: Path) -> Measured:

@@ -82,7 +82,7 @@ def judged(rows: Sequence[Row]) -> list[Judged]:
     found, names = [], names_of({row.data for row in rows})
     for row in rows:
         run = row.runs[0]
-        events = [event for kind in ("eval", "multilabel") for event in run.run.events(kind)]
+        events = [event for kind in ("eval", "multilabel") for event in run.events(kind)]
         place = (run.settings.data, "all")  # figures of some of the classes are of another task
         own = [event for event in events if (event.get("data"), event.get("classes")) == place]
         if run.settings.shots is None and not run.settings.needs_labels and row.trained == row.tested and own:

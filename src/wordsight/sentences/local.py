@@ -58,7 +58,7 @@ def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
     """
     import torch
 
-    from wordsight.backbones.checkpoint import Place, padding_of, read_config
+    from wordsight.backbones.checkpoint import Place, padding_of, positions_of, read_config
     from wordsight.backbones.lm import load_lm, write_on
     from wordsight.backbones.sampling import keep_ends
 
@@ -72,10 +72,16 @@ def _causal_lm(settings: WriterSettings) -> tuple[Any, Callable[..., Tensor]]:
     # transformers' stub wraps `to` and loses `self`
     model = lm.to(device).requires_grad_(False)  # pyright: ignore[reportArgumentType]
     keep_ends(model, tokenizer)
-    padding = padding_of(tokenizer)
+    padding, positions = padding_of(tokenizer), positions_of(model.config)
 
     def generate(prompts: list[list[int]], **sampling: Any) -> Tensor:
-        width = max(map(len, prompts))  # padding stands before a prompt, where the last token's answer begins
+        width, new = max(map(len, prompts)), settings.max_tokens
+        if positions is not None and width + new > positions:
+            raise WordsightError(
+                f"a question of {width} tokens and max_tokens={new} do not fit into the {positions} "
+                f"positions of {settings.model}; give a smaller max_tokens, or a shorter question"
+            )
+        # padding stands before a prompt, where the last token's answer begins
         ids = torch.tensor([[padding] * (width - len(row)) + row for row in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=device)
         with torch.inference_mode():
