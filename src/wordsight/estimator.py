@@ -25,6 +25,7 @@ from wordsight.data.pictures import pictures_of
 from wordsight.data.splits import digests
 from wordsight.doubts import GIVEN, NONE, Doubts, conformal
 from wordsight.doubts.found import of_training
+from wordsight.files import in_use
 from wordsight.fit import DEFAULT_SENTENCES
 from wordsight.fitted import Decisive, Fitted, encode_classes, facts_of, is_asking, is_embedder, open_by_names
 from wordsight.fitting import fit_method
@@ -135,8 +136,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores [n, C], whose softmax is `predict_proba`; with two classes the second one's log-odds [n]
-        (scikit-learn's way).
-        """
+        (scikit-learn's way)."""
         logits = self._logits(X).numpy()
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
@@ -163,8 +163,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def encode(self, images: Sequence[Any]) -> np.ndarray:
         """Unit image vectors [n, D], float32: a feature matrix that fit and predict take in place of the
-        images.
-        """
+        images."""
         backbone = self._open_backbone()
         if backbone is None:
             raise WordsightError("backbone=None has no image tower to encode with; name a backbone")
@@ -246,15 +245,16 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if self.class_names is not None or self.classes_.dtype.kind != "U":  # else labels are the names
             labels = tuple(self.classes_.tolist())
             facts = replace(facts, labels=labels, label_type=self.classes_.dtype.str)
-        run = Run.start(folder, self.settings_, facts, fitted.sentences)
-        before = run.content()
-        run.keep_seen(self.seen_)
-        alone = {"name_vectors": fitted.texts.name_vectors} if fitted.backbone is None else {}
-        run.keep_weights(fitted.method.weights(), alone)
-        if run.content() != before:
-            run.forget()
-        self.doubts_.write(run.folder)
-        run.finish()
+        with in_use(Path(folder).expanduser()):
+            run = Run.start(folder, self.settings_, facts, fitted.sentences)
+            before = run.content()
+            run.keep_seen(self.seen_)
+            alone = {"name_vectors": fitted.texts.name_vectors} if fitted.backbone is None else {}
+            run.keep_weights(fitted.method.weights(), alone)
+            if run.content() != before:
+                run.forget()
+            self.doubts_.write(run.folder)
+            run.finish()
         return run.folder
 
     def push_to_hub(
