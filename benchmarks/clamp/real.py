@@ -53,7 +53,15 @@ TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "twin": (BARE | {"random": True}, {}),
     "twin-untrained": (BARE | {"random": True}, {"epochs": 0}),
     "lit": (
-        {"text": "LM", "random": True, "shape": SMALL, "train": "all", "keep_generation": False, **PLAIN},
+        {
+            "text": "LM",
+            "random": True,
+            "shape": SMALL,
+            "train": "all",
+            "keep_generation": False,
+            "chunk": 50,  # or a step takes 22 GB
+            **PLAIN,
+        },
         {"lr": 5e-4},
     ),
     "frozen-mlp": (
