@@ -54,7 +54,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Encoded:
     """What the image tower made of the images that can be read, and their captions."""
 
     features: Features
@@ -179,7 +179,7 @@ def _complete(run: Run, parts: Parts) -> None:
     caption.evaluate(run, generator=generator)
 
 
-def _seen(parts: Parts) -> Seen:
+def _seen(parts: Parts) -> Encoded:
     """Grids and vectors of the images, of those that give both."""
     settings, pictures = parts.settings, parts.pairs.pictures
     recipe = {"views": settings.views, "flip": settings.flip, "max_pixels": settings.max_pixels}
@@ -191,12 +191,12 @@ def _seen(parts: Parts) -> Seen:
     features = Features(features.vectors[kept], both, grids.skipped)
     rows = {index: row for row, index in enumerate(grids.kept)}
     tell_skipped(features, len(pictures))
-    return Seen(
+    return Encoded(
         features, grids.take([rows[index] for index in both]), [parts.pairs.captions[index] for index in both]
     )
 
 
-def _prompt(run: Run, parts: Parts, seen: Seen) -> tuple[CaptionPrompt | None, dict[str, Any]]:
+def _prompt(run: Run, parts: Parts, seen: Encoded) -> tuple[CaptionPrompt | None, dict[str, Any]]:
     """h, trained by itself where there is one, and the losses of its last step."""
     own, settings = parts.own, parts.settings
     if parts.texts is None:
@@ -216,7 +216,7 @@ def _prompt(run: Run, parts: Parts, seen: Seen) -> tuple[CaptionPrompt | None, d
     return prompt, {name: value for name, value in keeper.last.items() if name != "event"}
 
 
-def _method(parts: Parts, seen: Seen, prompt: CaptionPrompt | None) -> Limber:
+def _method(parts: Parts, seen: Encoded, prompt: CaptionPrompt | None) -> Limber:
     """The method before the captions are learned, with h as it was trained."""
     text_dim = prompt.captions.shape[2] if prompt is not None else 0
     method = Limber(parts.lm, parts.own, seen.grids.shape, seen.features.vectors.shape[2], text_dim)
@@ -228,7 +228,7 @@ def _method(parts: Parts, seen: Seen, prompt: CaptionPrompt | None) -> Limber:
     return method
 
 
-def _batches(parts: Parts, seen: Seen, prompt: CaptionPrompt | None) -> tuple[PairBatches, int]:
+def _batches(parts: Parts, seen: Encoded, prompt: CaptionPrompt | None) -> tuple[PairBatches, int]:
     """Vectors, grids and captions as tokens, with h's targets where it is trained on; how many captions
     are too long.
     """

@@ -28,8 +28,8 @@ from wordsight.tables import MethodEntry, method_entry
 HERE = "{data}"  # in sentences= and aliases=, the dataset's folder name
 
 
-class Asked(NamedTuple):
-    """What one run is of, within a suite."""
+class Combination(NamedTuple):
+    """One run of a suite: what it is of."""
 
     data: str
     backbone: str
@@ -48,7 +48,7 @@ def plan(settings: SuiteSettings, suite: Suite, opened: Mapping[str, Dataset]) -
     for backbone, data, (label, entry) in itertools.product(settings.backbones, fitted, entries.items()):
         try:
             for shots, seed in drawn(settings, suite, entry, opened.get(data)):
-                asked = Asked(data, named(backbone, data), label, entry, shots, seed)
+                asked = Combination(data, named(backbone, data), label, entry, shots, seed)
                 cells.append(Cell(label, settings_of(settings, suite, asked), targets, suite.captions))
         except WordsightError as error:
             raise WordsightError(f"methods={label}: {error}") from error
@@ -160,7 +160,7 @@ def run_name(label: str) -> str:
     return plain_name(label.replace(":", "-").replace("/", "-"))
 
 
-def settings_of(settings: SuiteSettings, suite: Suite, asked: Asked) -> RunSettings:
+def settings_of(settings: SuiteSettings, suite: Suite, asked: Combination) -> RunSettings:
     """A run's settings: the YAML's, then the suite's for all, then what the suite decides. Sentences are for
     a YAML that names none.
     """
@@ -179,7 +179,7 @@ def settings_of(settings: SuiteSettings, suite: Suite, asked: Asked) -> RunSetti
     return read(RunSettings, entry, given, trained, {} if "sentences" in entry else texts, decided)
 
 
-def folder_of(settings: SuiteSettings, suite: Suite, asked: Asked) -> Path:
+def folder_of(settings: SuiteSettings, suite: Suite, asked: Combination) -> Path:
     """Where a run lies; below its backbone's name where a suite is to compare backbones, or several are
     given.
     """

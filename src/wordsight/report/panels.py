@@ -19,7 +19,7 @@ from wordsight.report.reading import ALL_LABELS, NO_LABELS, PARTS, Measured, Pre
 from wordsight.report.reliability import Reliability, from_predictions
 from wordsight.report.rows import ABSENT, Row, Value
 from wordsight.report.tables import Table, last_of
-from wordsight.report.two_runs import KINDS, NAMES, Answers, Beside, TwoRuns, beside_table, changed_classes
+from wordsight.report.two_runs import KINDS, NAMES, Beside, Both, TwoRuns, beside_table, changed_classes
 
 WORST = 12  # classes that are shown; the others are folded away
 ANSWERS = 8  # images of each kind, of two runs
@@ -207,10 +207,10 @@ def kind_group(one: Beside, kind: str, gallery: Gallery) -> Group:
     )
 
 
-def by_sureness(one: Answers) -> float:
+def by_sureness(one: Both) -> float:
     return -one.sureness
 
 
-def answer_card(one: Answers, gallery: Gallery) -> Card:
+def answer_card(one: Both, gallery: Gallery) -> Card:
     said = (Said(name, each.predicted, each.probability) for name, each in zip(NAMES, one.said))
     return Card(gallery.show(one.image, SMALL), (Said("true", one.label), *said))

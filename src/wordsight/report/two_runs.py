@@ -26,7 +26,7 @@ NOTHING = (
 )
 
 
-class Answers(NamedTuple):
+class Both(NamedTuple):
     """What both said of one image."""
 
     image: str
@@ -56,7 +56,7 @@ class Beside:
     runs: tuple[Measured, Measured]
     data: str  # as the first of them names it
     part: str
-    answers: tuple[Answers, ...]
+    answers: tuple[Both, ...]
     left_out: int = 0  # images of the same name whose true class is not the same in both
 
     @property
@@ -140,10 +140,10 @@ def table_of(run: Measured, data: str, part: str) -> Mapping[str, Prediction]:
 
 def answers_of(
     first: Mapping[str, Prediction], second: Mapping[str, Prediction]
-) -> tuple[tuple[Answers, ...], int]:
+) -> tuple[tuple[Both, ...], int]:
     """What both said of each image that both have, and how many were left out, as their labels differ."""
     both = [(one, second[key]) for key, one in first.items() if key in second]
-    same = [Answers(one.image, one.label, (one, other)) for one, other in both if one.label == other.label]
+    same = [Both(one.image, one.label, (one, other)) for one, other in both if one.label == other.label]
     return tuple(same), len(both) - len(same)
 
 
