@@ -89,11 +89,13 @@ def caption(
     device: str | None = None,
     max_pixels: int | None = None,
 ) -> Captions:
-    """What a run of limber says of images: `for one in caption("runs/limber", ["a.jpg"]): one.text`.
+    """What a run of limber, or an image-text-to-text model, says of images:
+    `for one in caption("runs/limber", ["a.jpg"]): one.text`.
 
     `images` are as `predict` takes them. `beams` looks for the likeliest text among so many,
     `temperature` above 0 draws tokens, among the likeliest that have `top_p` of the probability. `csv`
-    is a file that gets a line an image. `backbone` and `lm` name the run's backbone and LM where they
+    is a file that gets a line an image, `batch` how many are written together (16 on a CPU, 128 on a GPU),
+    `max_pixels` the largest image that is read. `backbone` and `lm` name the run's backbone and LM where they
     have moved.
 
     Errors: WordsightError for a run that says nothing about images, or whose backbone or LM is another

@@ -317,8 +317,9 @@ VERBS: dict[str, Verb] = {
     "show": Verb(
         show,
         terminal.show,
-        "the settings of a method, of a verb (fit, audit, search, suite, join, sentences), or of any run",
-        [argument("name", metavar="NAME", help="a method of `wordsight list`, a verb, or run")],
+        "the settings of a method, of a verb (fit, eval, audit, search, suite, join, sentences), of train or "
+        "of any run",
+        [argument("name", metavar="NAME", help="a method of `wordsight list`, a verb, train, or run")],
     ),
     "demo": Verb(
         demo,

@@ -47,19 +47,19 @@ class Classifier(ClassifierMixin, BaseEstimator):
     """Few-shot image classification taught by words.
 
     `fit(images, labels)`: images are paths, PIL images, uint8 arrays [H, W, 3], or a ready feature matrix [n,
-    D] of the backbone's width. With text labels the class names are the labels; with numbers, give
-    `class_names` in the order of the sorted labels. `backbone=None` works on feature matrices alone: without
-    a text tower, the mean of each class's training features stands in for its words.
+    D] of the backbone's width. Labels that are texts are the class names; of others `class_names` has the
+    names in the order of the sorted labels, or they are str(label). `backbone=None` works on feature matrices
+    alone: without a text tower, the mean of each class's training features stands in for its words.
 
     What it is made with is what `wordsight fit` takes under the same names (`wordsight show run` has them
     all): `backbone`, a hub name, folder, `micro`, or one that is loaded; `method`, of `wordsight list`, with
     its own `settings` and, where it trains, `train`; `sentences`, {class: [sentence, ...]}, its JSON file or
-    a template set, with `aliases` {class: its key there}; `template`, which class names stand in; `words`, of
-    which class vectors are made; how many `views` of a training image: its centre crop, then augmented ones,
-    mirrored where `flip` is true; `device` and `dtype` of the towers; `seed`.
+    a template set (None: `clip7`), with `aliases` {class: its key there}; `template`, which names stand in;
+    `words`, of which class vectors are made; how many `views` of a training image: its centre crop, then
+    augmented ones, mirrored where `flip` is true; `device` and `dtype` of the towers; `seed`.
 
-    After fitting: `classes_`, `n_features_in_` (on feature matrices), `method_`, `backbone_`, `skipped_`
-    (pairs of name and reason). Errors: WordsightError (a ValueError) with the value and what would be right.
+    After fitting: `classes_`, `n_features_in_`, `method_`, `backbone_`, `skipped_` (pairs of name, reason).
+    Errors: WordsightError (a ValueError), in `predict` and its kin of images that cannot be read, too.
     """
 
     def __init__(
@@ -350,8 +350,9 @@ def load(
     """The classifier in a run folder, or in a hub repository as `hf:org/name`. It predicts labels of the type
     that it was fitted on.
 
-    `class_names` chooses among other classes, by name (`with_classes`). A two_tower has no classes of its
-    own, and scores these zero-shot. `backbone` names it where it has moved; it must be the same by content.
+    `class_names` chooses among other classes, by name (`with_classes`); a two_tower or aape_captions, which
+    has none of its own, needs two or more, and scores them zero-shot. `backbone` names it where it has moved;
+    it must be the same by content. Errors: WordsightError, for what scores no classes (limber), too.
     """
     run = Run.open(run_folder(folder))
     if is_asking(run):
@@ -395,6 +396,5 @@ def _name_of(backbone: Backbone | str | None) -> str | None:
 
 def _prototypes(names: tuple[str, ...], vectors: Float[Tensor, "n D"], labels: Tensor) -> ClassTexts:
     """Where there is no text tower: each class's mean training vector in place of its words."""
-    sums = torch.zeros(len(names), vectors.shape[1]).index_add_(0, labels, vectors)
-    means = unit(sums)
+    means = unit(torch.zeros(len(names), vectors.shape[1]).index_add_(0, labels, vectors))
     return ClassTexts(names, means, ((),) * len(names), (means[:0],) * len(names))

@@ -90,8 +90,8 @@ class SuiteSettings(Where):
 
     # few-shot, base-to-new, cross-dataset, domain-shift, zeroshot-24, retrieval or cost
     suite: str
-    # names of methods or of shipped settings, package.module:Class, or YAML files; none: every classifier, or
-    # what zeroshot-24 compares
+    # names of methods or of shipped settings, package.module:Class, or YAML files; none: every classifier
+    # (transclip only with unlabelled=), or what zeroshot-24 and retrieval compare
     methods: tuple[str, ...] = ()
     # as in `fit`, several by commas; cross-dataset and domain-shift fit on the first; zeroshot-24: a folder
     # that holds the datasets, or a pattern such as clip-benchmark/wds_{dataset_cleaned}
@@ -102,7 +102,7 @@ class SuiteSettings(Where):
     sentences: str | None = None  # for methods whose YAML names none; {data} is the dataset's folder name
     aliases: str | None = None  # the same; with {data}, a dataset without such a file needs none
     # the words that every method which scores by class vectors is given, so that all are compared at equal
-    # ones; auto: each method's own; null: auto for zeroshot-24, else calibrated
+    # ones; auto: each method's own; null: auto for zeroshot-24 and retrieval, else calibrated
     words: Words | None = None
     # as in `fit`, for all methods; {data} is the dataset's folder name
     unlabelled: str | None = None

@@ -195,6 +195,13 @@ def test_the_verbs_take_a_model(folders, photos, tmp_path, capsys):
     (event,) = json.loads(capsys.readouterr().out)
     assert event["questions"] == 1 and {"accuracy", "blind"} <= event.keys()
     assert main(["eval", model]) == 2 and "say what to measure it on" in capsys.readouterr().err
+    (tmp_path / "c.csv").write_text(f"path,caption\n{image},a red wall\n")
+    assert main(["eval", model, f"data={tmp_path}/c.csv", "scorer=micro", "--json"]) == 0
+    (event,) = json.loads(capsys.readouterr().out)
+    assert event["scorer"] == "micro" and {"cider_d", "clip_score"} <= event.keys()
+    for word, told in (("classes=base", "is of runs"), ("shots=2", "questions that are shown")):
+        assert main(["eval", model, f"data={tmp_path}/c.csv", word]) == 2
+        assert told in capsys.readouterr().err
     assert main(["ask", model, image, "why?", "--backbone", "x"]) == 2
     assert "brings its own image tower" in capsys.readouterr().err
 

@@ -8,11 +8,11 @@ import contextlib
 import importlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from wordsight.backbones import Backbone
+from wordsight.backbones import Backbone, load_backbone
 from wordsight.backbones.hub import run_folder
 from wordsight.config import WordsightError
 from wordsight.data.pairs import open_pairs
@@ -41,16 +41,19 @@ def evaluate(
     A run over classes gives accuracy (classify), one that learned from pairs recall@k on captions and
     zero-shot accuracy on labels (retrieve), one that captions CIDEr-D, BLEU-4 and CLIPScore (caption), the
     last by the backbone `scorer` or its own; on `data` with questions VQA accuracy (answer), behind `shots`
-    examples of its training part, drawn by `seed`. No image is counted that the run was fitted to, however
-    the data
-    is named: how many were left out for that is logged. `backbone` names it where it has moved, and `lm` the
-    LM of a run that writes. Errors: WordsightError."""
+    examples of its training part, drawn by `seed`. `classes` is a part of the run's own, base, new or all,
+    `label` the label column of a table. No image is counted that the run was fitted to, however the data is
+    named: how many were left out for that is logged. `backbone` names it where it has moved, and `lm` the LM
+    of a run that writes. In the run's place may stand an image-text-to-text model, of captions or questions.
+
+    Gives the events that metrics.jsonl keeps, one a part or source. Errors: WordsightError."""
     data = None if data is None else str(data)
     with _opened(run) as there:
         if there is None:
-            return [_of_model(str(run), data, shots or 0, seed)]
+            given = {"classes": classes, "label": label, "backbone": backbone, "lm": lm}
+            return [_of_model(str(run), data, given, shots=shots, seed=seed, scorer=scorer)]
         name = _task(there, data)
-        more = _asked(name, there, shots, seed, scorer, lm)
+        more = _asked(name, str(there.folder), shots, seed, scorer, lm)
         task = importlib.import_module(f"wordsight.tasks.{name}")
         found = task.evaluate(there, data=data, classes=classes, label=label, backbone=backbone, **more)
         if data is not None and not found:
@@ -80,7 +83,7 @@ def _opened(run: Run | str | Path) -> Iterator[Run | None]:
 
 
 def _asked(
-    task: str, run: Run, shots: int | None, seed: int, scorer: str | None, lm: str | None
+    task: str, name: str, shots: int | None, seed: int, scorer: str | None, lm: str | None = None
 ) -> dict[str, Any]:
     """What this task takes beside what all take. Errors: WordsightError for what it does not take."""
     more: dict[str, Any] = {}
@@ -94,31 +97,44 @@ def _asked(
     if scorer is not None:
         if task != "caption":
             raise WordsightError(
-                f"scorer={scorer} scores captions, but {run.folder} writes none; leave it out"
+                f"scorer={scorer} scores captions, but {name} is to write none here; leave it out"
             )
         more = {"scorer": scorer}
     if lm is not None:
         if task not in ("caption", "answer"):
-            raise WordsightError(f"lm={lm} is what writes, but {run.folder} writes nothing; leave it out")
+            raise WordsightError(f"lm={lm} is what writes, but {name} writes nothing; leave it out")
         more["lm"] = lm
     return more
 
 
-def _of_model(name: str, data: str | None, shots: int, seed: int) -> dict[str, Any]:
-    """Figures of a model that is no run, which has no folder to keep them in: of captions or of answers."""
+def _of_model(
+    name: str,
+    data: str | None,
+    given: Mapping[str, Any],
+    *,
+    shots: int | None,
+    seed: int,
+    scorer: str | None,
+) -> dict[str, Any]:
+    """Figures of a model that is no run, which has no folder to keep them in: of captions or of answers.
+    Errors: WordsightError for what is `given` of a run alone."""
     from wordsight.tasks import answer, caption
 
     if data is None:
         raise WordsightError(f"{name!r} is a model and no run; say what to measure it on: data=...")
+    if told := [f"{key}={value}" for key, value in given.items() if value is not None]:
+        raise WordsightError(f"{told[0]} is of runs, and {name!r} is a model; leave it out")
+    more = _asked("answer" if is_questions(data) else "caption", name, shots, seed, scorer)
     if is_questions(data):
         questions = open_questions(data)
         questions.account.tell()
-        questions.check_shots(shots)
-        return answer.measured(open_generator(name), questions, shots=shots, seed=seed)[0]
+        questions.check_shots(more["shots"])
+        return answer.measured(open_generator(name), questions, **more)[0]
     pairs = open_pairs(data, "test")
     pairs = pairs if len(pairs) else open_pairs(data)
     pairs.account.tell()
-    return {"event": "captions", "data": data, **caption.measured(open_generator(name), pairs)[0]}
+    by = None if scorer is None else load_backbone(scorer)
+    return {"event": "captions", "data": data, **caption.measured(open_generator(name), pairs, by)[0]}
 
 
 def _task(run: Run, data: str | None) -> str:
