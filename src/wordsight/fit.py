@@ -104,6 +104,12 @@ def _fit_labelled(
 ) -> Run:
     drawn = draw(settings, source)
     drawn.whole.account.tell()
+    if drawn.whole.test is None and drawn.whole.val is not None:
+        log.info(
+            "%s has a val part and no test part: val chooses and calibrates, and figures are of training "
+            "images that were left out; call that part test to have it tested",
+            settings.data,
+        )
     _check_left(settings, drawn)
     folder = settings.out or default_folder(settings)
     settings = replace(settings, sentences=sentence_source(settings))

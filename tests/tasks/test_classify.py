@@ -281,3 +281,16 @@ def test_a_test_part_of_training_images_alone_is_refused_before_the_fit(photos, 
         fit(settings, backbone=ColourBackbone(), references=False)
     assert not (tmp_path / "run").exists()
     fit(replace(settings, shots=2), backbone=ColourBackbone(), references=False)
+
+
+def test_that_val_is_not_tested_on_is_said(photos, backbone, tmp_path, said):
+    """Folders of train/ and val/ alone: others call val what is tested on."""
+    for part in ("train", "val"):
+        shutil.copytree(photos, tmp_path / "both" / part)
+        for path in (tmp_path / "both" / part).rglob("*.png"):  # or both hold the same images
+            path.write_bytes(path.read_bytes() + part.encode())
+    run = fit(settings_for(tmp_path / "both", tmp_path / "run"), backbone=backbone)
+    assert any("has a val part and no test part" in line for line in said)
+    assert run.events("eval")[0]["images"] == 12
+    (other,) = evaluate(run, data=str(tmp_path / "both" / "val"), backbone=backbone)
+    assert other["images"] == 18
