@@ -249,7 +249,8 @@ def default_folder(settings: RunSettings) -> Path:
     data = plain_name(settings.data)
     shots = "all" if settings.shots is None else settings.shots
     words = f"-{Path(settings.sentences).stem}" if settings.sentences else ""
-    if settings.backbone not in (DEFAULT_BACKBONE, settings.data):
-        words += f"-{plain_name(settings.backbone)}"
+    model = getattr(settings.settings, "model", None) or settings.backbone  # likelihood asks one
+    if model not in (DEFAULT_BACKBONE, settings.data):
+        words += f"-{plain_name(model)}"
     method = plain_name(settings.method.replace(":", "-"))
     return Path("runs") / f"{data}-{method}{words}-{shots}shot-{settings.classes}-seed{settings.seed}"

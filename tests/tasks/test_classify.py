@@ -239,6 +239,8 @@ def test_views_are_trained_on_and_not_tested_on(photos, backbone, tmp_path):
 def test_a_folder_is_named_after_what_decides_the_run():
     settings = RunSettings(data="my data/Photos 1.csv", method="aape", shots=None, classes="base", seed=3)
     assert str(default_folder(settings)) == "runs/Photos-1-csv-aape-allshot-base-seed3"
+    asked = RunSettings(data="photos", method="likelihood", settings={"model": "a/llava"}, shots=None)
+    assert str(default_folder(asked)) == "runs/photos-likelihood-llava-allshot-all-seed1"
 
 
 @pytest.mark.slow
