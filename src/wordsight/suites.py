@@ -56,10 +56,12 @@ def run_suite(settings: SuiteSettings, *, backbone: Backbone | None = None) -> d
         opened, unread = open_all(settings, suite)
         settings = replace(settings, data=tuple(data for data in listed if data not in unread))
         cells = shard_of(settings, plan(settings, suite, opened))
-        todo = [cell for cell in cells if not cell.finished]
+        there, todo = [], []  # looked at once: another process may finish some meanwhile
+        for cell in cells:
+            (there if cell.finished else todo).append(cell)
         featurise_all(todo, backbone)
         try:
-            done += [run_cell(cell, backbone) for cell in cells if cell.finished]
+            done += [run_cell(cell, backbone) for cell in there]
             with contextlib.closing(outcomes(todo, settings.jobs, backbone)) as rest:
                 watch(rest, done, len(cells))
         except KeyboardInterrupt as stop:
