@@ -220,3 +220,10 @@ def test_two_pools_in_two_threads_end_neither():
     for thread in threads:
         thread.join()
     assert found == {"long": list(range(6)), "short": [0, 1]}
+
+
+def test_many_quick_steps_are_kept_as_few():
+    meter = Meter(10**6)
+    for _ in range(10**5):
+        meter.advance()
+    assert meter.done == 10**5 and len(meter.steps) < 1000 and meter.seconds_left() is not None

@@ -30,6 +30,7 @@ BAR_SECONDS = 2.0  # what is done sooner needs no bar
 LINE_SECONDS = 60.0  # between two lines where standard error is no terminal
 RECENT_SECONDS = 30.0  # of which the speed is taken,
 RECENT_STEPS = 8  # or of so many steps where they take longer
+GRAIN_SECONDS = 0.05  # steps nearer to one another are kept as one
 
 log = logging.getLogger("wordsight")
 _shown = threading.Lock()  # held by the one progress that is shown
@@ -308,7 +309,10 @@ class Meter:
 
     def advance(self, count: int = 1) -> None:
         self.done += count
-        self.steps.append((time.monotonic(), self.done))
+        now = time.monotonic()
+        if len(self.steps) > 1 and now - self.steps[-2][0] < GRAIN_SECONDS:  # quick ones are one step
+            self.steps.pop()
+        self.steps.append((now, self.done))
         while len(self.steps) > RECENT_STEPS and self.steps[1][0] < self.steps[-1][0] - RECENT_SECONDS:
             self.steps.popleft()
 
