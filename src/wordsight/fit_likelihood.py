@@ -42,9 +42,8 @@ def fit_likelihood(
     folder = settings.out or default_folder(settings)
     asked = Asked.showing(generator, settings, facts.classes, shown)
     some = classify.test_part(drawn.whole).pictures[:1]
-    if (
-        some and not Path(folder).expanduser().exists()
-    ):  # a prompt that does not fit is refused before a run begins
+    begins = not Path(folder).expanduser().exists()
+    if some and begins:  # a prompt that does not fit is refused before a run begins
         asked.ask(some)
 
     def complete(run: Run) -> None:

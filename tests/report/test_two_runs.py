@@ -111,6 +111,18 @@ def test_moved_data_is_the_same_by_its_content(pair, tmp_path):
     assert {one.settings.data for one in runs} == {row.data for row in make_rows(runs)} == {"/here"}
 
 
+def test_equal_test_images_do_not_make_other_training_images_the_same_data(pair):
+    """A table whose training labels were mended is another."""
+    for place, folder in (("here", pair[0]), ("there", pair[1])):
+        path = folder / "config.yaml"
+        text = path.read_text().replace("test: ''", "test: 4, fingerprint ab")
+        text = text.replace("images: ''", f"images: 8, fingerprint {place}")
+        path.write_text(text.replace("data: nowhere", f"data: /{place}"))
+    runs, _ = open_runs(pair)
+    assert [one.settings.data for one in runs] == ["/here", "/there"]
+    assert [len(one.answers) for one in two_runs(runs).parts] == [4], "image by image they can be compared"
+
+
 def test_what_is_labelled_otherwise_is_left_out_and_equal_names_are_two_images(tmp_path):
     rows = [["a", "cat", "cat", 0.9], ["a", "cat", "dog", 0.8], ["b", "dog", "dog", 0.7]]
     first = folder_of(tmp_path / "a", FIRST, seed=1)

@@ -134,8 +134,8 @@ def run_folders(folders: Sequence[str | Path]) -> dict[Path, bool]:
 
 
 def open_runs(folders: Iterable[Path]) -> tuple[list[Measured], dict[Path, str]]:
-    """The runs that can be read, and why others cannot. Data of the same test images is one, under the first
-    path that it has.
+    """The runs that can be read, and why others cannot. Equal data is one, under the first path that it
+    has.
     """
     runs: list[Measured] = []
     left_out: dict[Path, str] = {}
@@ -144,9 +144,33 @@ def open_runs(folders: Iterable[Path]) -> tuple[list[Measured], dict[Path, str]]
             runs.append(opened(folder))
         except (WordsightError, OSError) as error:
             left_out[folder] = str(error)
-    first = {one.run.facts.test: one.settings.data for one in reversed(runs) if one.run.facts.test}
-    called = [(one, first.get(one.run.facts.test, one.settings.data)) for one in runs]
+    first = one_name(runs)
+    called = [(one, first[one.settings.data]) for one in runs]
     return [one if one.settings.data == data else Measured(one.run, data) for one, data in called], left_out
+
+
+def one_name(runs: Sequence[Measured]) -> dict[str, str]:
+    """{data: data}: of several paths to the same images, the first. They are the same where the test images
+    are, and the labelled images of equal draws; and not where no draws are equal, of which nobody knows."""
+    tested: dict[str, set[str]] = {}
+    drawn: dict[str, dict[Any, str]] = {}
+    for one in runs:
+        settings, facts = one.settings, one.run.facts
+        tested.setdefault(settings.data, set()).add(facts.test)
+        draws = drawn.setdefault(settings.data, {})
+        if facts.images:
+            draws[settings.shots, settings.seed, settings.classes] = facts.images
+
+    def are_one(data: str, other: str) -> bool:
+        both = drawn[data].keys() & drawn[other].keys()
+        alike = all(drawn[data][draw] == drawn[other][draw] for draw in both)
+        known = bool(both) or not (drawn[data] and drawn[other])
+        return tested[data] == tested[other] != {""} and known and alike
+
+    names: dict[str, str] = {}
+    for data in tested:
+        names[data] = next((other for other in names.values() if are_one(data, other)), data)
+    return names
 
 
 def opened(folder: Path) -> Measured:

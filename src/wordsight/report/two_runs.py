@@ -110,18 +110,22 @@ def two_runs(runs: Sequence[Measured]) -> TwoRuns | None:
         return None
     first, second = runs
     found = []
-    for data in shared_data(first, second):
+    for data, there in shared_data(first, second).items():
         for part in PARTS:
-            answers, left_out = answers_of(table_of(first, data, part), table_of(second, data, part))
+            answers, left_out = answers_of(table_of(first, data, part), table_of(second, there, part))
             if answers:
                 found.append(Beside((first, second), data, part, answers, left_out))
     return TwoRuns(labels_of(first, second), tuple(found))
 
 
-def shared_data(first: Measured, second: Measured) -> list[str]:
-    """What both were tested on."""
+def shared_data(first: Measured, second: Measured) -> dict[str, str]:
+    """{data as the first names it: as the second does}: of equal names, or of equal test images."""
     tested = [[run.settings.data, *(one.data for one in run.evaluations)] for run in (first, second)]
-    return [data for data in dict.fromkeys(tested[0]) if data in tested[1]]
+    shared = {data: data for data in tested[0] if data in tested[1]}
+    content = first.run.facts.test
+    if content and content == second.run.facts.test:
+        shared[first.settings.data] = second.settings.data
+    return shared
 
 
 def table_of(run: Measured, data: str, part: str) -> Mapping[str, Prediction]:
