@@ -102,6 +102,7 @@ def test_moved_data_is_the_same_by_its_content(pair, tmp_path):
     for place, folder in (("here", pair[0]), ("there", pair[1])):
         path = folder / "config.yaml"
         text = path.read_text().replace("test: ''", "test: 4, fingerprint ab")
+        text = text.replace("images: ''", "images: 8, fingerprint cd")
         path.write_text(text.replace("data: nowhere", f"data: /{place}"))
         events = folder / "metrics.jsonl"
         events.write_text(events.read_text().replace("nowhere", f"/{place}"))

@@ -151,7 +151,7 @@ def open_runs(folders: Iterable[Path]) -> tuple[list[Measured], dict[Path, str]]
 
 def one_name(runs: Sequence[Measured]) -> dict[str, str]:
     """{data: data}: of several paths to the same images, the first. They are the same where the test images
-    are, and the labelled images of equal draws; and not where no draws are equal, of which nobody knows."""
+    are, and the labelled images of equal draws; where there are no such draws nobody knows."""
     tested: dict[str, set[str]] = {}
     drawn: dict[str, dict[Any, str]] = {}
     for one in runs:
@@ -164,8 +164,7 @@ def one_name(runs: Sequence[Measured]) -> dict[str, str]:
     def are_one(data: str, other: str) -> bool:
         both = drawn[data].keys() & drawn[other].keys()
         alike = all(drawn[data][draw] == drawn[other][draw] for draw in both)
-        known = bool(both) or not (drawn[data] and drawn[other])
-        return tested[data] == tested[other] != {""} and known and alike
+        return bool(both) and alike and tested[data] == tested[other]
 
     names: dict[str, str] = {}
     for data in tested:

@@ -97,7 +97,7 @@ def _asked(
     if scorer is not None:
         if task != "caption":
             raise WordsightError(
-                f"scorer={scorer} scores captions, but {name} is to write none here; leave it out"
+                f"scorer={scorer} scores captions, but {name} writes none here; leave it out"
             )
         more = {"scorer": scorer}
     if lm is not None:
