@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wordsight.backbones.generator import Generator, Seen, Writing
 from wordsight.backbones.hub import run_folder
@@ -17,7 +17,9 @@ from wordsight.data.features import image_features
 from wordsight.data.grids import grid_features
 from wordsight.data.pictures import EachImage, NoneReadable, readable
 from wordsight.fitted import open_generator
-from wordsight.methods.limber_generator import LimberGenerator
+
+if TYPE_CHECKING:
+    from wordsight.methods.limber_generator import LimberGenerator
 
 BATCH, LARGE_BATCH = 16, 128  # captions that are written together, on a CPU and on an accelerator
 
@@ -110,6 +112,8 @@ def seen_by(
     generator: Generator, pictures: Sequence[Picture], max_pixels: int | None = None
 ) -> tuple[dict[int, Seen], list[tuple[str, str]]]:
     """What a generator makes of each picture that can be read, by its place, and why the others cannot."""
+    from wordsight.methods.limber_generator import LimberGenerator  # an LM's, which serving does without
+
     if isinstance(generator, LimberGenerator):
         return _from_cache(generator, pictures, max_pixels)
     return _read_now(generator, pictures, max_pixels)

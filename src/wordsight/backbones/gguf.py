@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("wordsight")
 PLAIN_TEXT = "a photo of a small red house by the sea"  # of which every LM knows whole words
 MANY = 10_000  # pieces, from which on a vocabulary holds words
-MAGIC = b"GGUF"
 BESIDE = ("mmproj", "imatrix")  # GGUF files that are no LM: image projectors, statistics of quantising
 PARTS = re.compile(r"-\d{5}-of-\d{5}$")  # of a file that was cut into several
 QUANTISED = re.compile(r"(UD-)?(I?Q\d\w*|TQ\d_\d|MXFP\d\w*|[BF]F?16|F32|FP16|FP32)$", re.IGNORECASE)
@@ -89,11 +88,11 @@ def unpacked(file: Path) -> Path:
 def _check(file: Path) -> None:
     try:
         with open(file, "rb") as opened:
-            start = opened.read(len(MAGIC))
+            start = opened.read(len(hub.MAGIC))
     except OSError as error:
         raise WordsightError(f"{str(file)!r} cannot be read: {error.strerror or error}") from error
-    if start != MAGIC:
-        raise WordsightError(f"{str(file)!r} is no GGUF file: it begins with {start!r} instead of {MAGIC!r}")
+    if start != hub.MAGIC:
+        raise WordsightError(f"{str(file)!r} is no GGUF file: it begins with {start!r}, not {hub.MAGIC!r}")
     with needed("gguf", file.name):
         import gguf  # noqa: F401  transformers reads the file by it
 

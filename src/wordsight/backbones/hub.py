@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import; whoever only looks fo
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 TOKENIZER_FILES += ("tokenizer.model",)
 GGUF = ".gguf"  # an LM in one file
+MAGIC = b"GGUF"  # which begins so
 # owner/name, a GGUF file of it as llama.cpp and ollama name it, owner/name:Q8_0, or by its path in it
 IN_REPOSITORY = re.compile(r"(?:hf\.co/|huggingface\.co/)?([\w.-]+/[\w.-]+)(?::([\w.-]+)|/([\w./-]+\.gguf))?")
 SHARD = re.compile(r"-\d+-of-(\d+)\.safetensors$")  # of weights in so many files
@@ -110,13 +111,19 @@ def _here(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if path.is_file():  # of whatever name: Ollama's have no suffix
+    if path.is_file() and (path.suffix == GGUF or _begins_as_gguf(path)):  # Ollama's have no suffix
         from wordsight.backbones.gguf import unpacked
 
         return unpacked(path)
     if path.suffix == GGUF and (path.parent.is_dir() or _of_hub(name)[0] == name):
         raise WordsightError(f"GGUF file {name!r} does not exist")
     return Path(__file__).parent / name if name in BUNDLED else None
+
+
+def _begins_as_gguf(path: Path) -> bool:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+    return False
 
 
 def _cached(name: str) -> Path | None:
