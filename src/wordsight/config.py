@@ -28,6 +28,7 @@ __all__ = [
     "is_whole",
     "load_yaml",
     "located",
+    "model_of",
     "plugins",
     "relocated",
     "resolve",
@@ -244,12 +245,17 @@ def absolute(name: str | None) -> str | None:
     return str(Path.cwd() / path) if pattern or os.path.exists(path) else name
 
 
+def model_of(settings: AskedSettings) -> str:
+    """What sees the images: the run's backbone, or the model that it asks in its place (likelihood)."""
+    return getattr(settings.settings, "model", None) or settings.backbone
+
+
 def default_folder(settings: RunSettings) -> Path:
     """runs/<data>-<method>-...: after what was asked for, however the data's path was typed."""
     data = plain_name(settings.data)
     shots = "all" if settings.shots is None else settings.shots
     words = f"-{Path(settings.sentences).stem}" if settings.sentences else ""
-    model = getattr(settings.settings, "model", None) or settings.backbone  # likelihood asks one
+    model = model_of(settings)
     if model not in (DEFAULT_BACKBONE, settings.data):
         words += f"-{plain_name(model)}"
     method = plain_name(settings.method.replace(":", "-"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple, TypeVar
 
-from wordsight.config import METHODS, AskedSettings, WordsightError, resolve
+from wordsight.config import METHODS, AskedSettings, WordsightError, model_of, resolve
 from wordsight.metrics import harmonic_mean
 from wordsight.reader import to_dict
 from wordsight.report.published import published
@@ -208,11 +208,6 @@ def make_rows(runs: Sequence[Measured]) -> list[Row]:
                 log.warning("%s is not counted: %s has the same settings and seed", run.folder, first.folder)
     rows = [make_row(key, _averaged(list(members.values()))) for key, members in groups.items()]
     return sorted(rows, key=in_order)
-
-
-def model_of(settings: AskedSettings) -> str:
-    """What sees the images: the run's backbone, or the model that it asks in its place (likelihood)."""
-    return getattr(settings.settings, "model", None) or settings.backbone
 
 
 def _averaged(members: list[tuple[Measured, dict[str, float]]]) -> list[tuple[Measured, dict[str, float]]]:

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wordsight.config import WordsightError
+from wordsight.config import WordsightError, model_of
 from wordsight.metrics import paired_difference
 from wordsight.report.differences import Difference, in_words
 from wordsight.report.reading import PARTS, Measured, Prediction
-from wordsight.report.rows import ABSENT, differences, model_of, short_names
+from wordsight.report.rows import ABSENT, differences, short_names
 from wordsight.report.tables import Table
 
 CLASSES = 10  # that changed most
