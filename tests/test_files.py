@@ -3,13 +3,24 @@ tested where they are used.)
 """
 
 import csv
+import hashlib
 import os
 import threading
 import time
 
 import pytest
 
-from wordsight.files import WordsightError, csv_rows, csv_text, held, new_folder, write_file, writing
+from wordsight.backbones import fingerprint
+from wordsight.files import (
+    WordsightError,
+    csv_rows,
+    csv_text,
+    digest_of,
+    held,
+    new_folder,
+    write_file,
+    writing,
+)
 
 
 def test_only_regular_files_are_replaced(tmp_path):
@@ -143,3 +154,11 @@ def test_who_waits_for_a_folder_gets_it_after_the_other(tmp_path):
         order.append(("first", True))
     thread.join()
     assert order == [("first", True), ("second", True)]
+
+
+def test_a_digest_of_texts_is_the_same_under_every_python():
+    """What `repr` escapes follows the Unicode tables of each: Python 3.12 knows this face, 3.11 does not."""
+    face = "\U0001fae8"
+    assert fingerprint({}, face) == hashlib.blake2b(rb"('\U0001fae8',)", digest_size=16).hexdigest()
+    of_metadata = hashlib.blake2b(rb"[('a', '\U0001fae8')]", digest_size=16).hexdigest()
+    assert digest_of({}, {"a": face}) == of_metadata

@@ -215,6 +215,14 @@ def test_the_readme_s_tree_is_the_tree():
     assert named - {"configs"} == there - {"__init__", "__main__"}
 
 
+def test_no_digest_is_made_of_a_repr():
+    """Which differs with each Python's Unicode tables; `ascii` does not."""
+    texts = {path.name: path.read_text() for path in ROOT.rglob("*.py")}
+    digesting = [name for name, text in texts.items() if re.search(r"\bhashlib\b|\bhash_of\b", text)]
+    assert len(digesting) > 10
+    assert [name for name in digesting if re.search(r"\brepr\(", texts[name])] == []
+
+
 def test_no_file_is_too_long():
     long = {path.name: n for path in ROOT.rglob("*.py") if (n := len(path.read_text().splitlines())) > 400}
     assert long == {}

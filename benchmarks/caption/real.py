@@ -5,18 +5,20 @@ python benchmarks/caption/real.py --lm gemma3-270m --backbone joined --out runs/
     --dtype bfloat16 --batch 128 --epochs 40
 
 Every run is a folder below --out; the same command goes on where it stopped. Results are in
-results.jsonl, a line a run, with the table in table.md. Of several --rates one is chosen for all arms:
-that whose LiMBeR, half as long trained with another seed, has the highest CIDEr-D on the 250 validation
-photos. Nothing is chosen on the test photos.
+results.jsonl, a line a run, with the table in table.md. Of several --starts and --rates one pair is
+chosen for all arms: that whose LiMBeR, half as long trained with another seed, has the highest CIDEr-D on
+the 250 validation photos. Nothing is chosen on the test photos. With --cell one training is made alone
+(choice/START/RATE, or ARM/SEED once these are finished), so that several processes can share them.
 
-`loss` is what people's captions of the test photos cost, in nats a token: of short trainings, whose own
-captions are poor, it says more. `over_limber` is its difference from LiMBeR's of the same seed, [mean, low,
-high], with a 95 % interval over the photos."""
+`loss` is what people's captions of the test photos cost, in nats a token, of the first seed: of short
+trainings, whose own captions are poor, it says more. `over_limber` is the difference from LiMBeR's of the
+same seed, [mean, low, high], with a 95 % interval over the photos."""
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import logging
 import statistics
@@ -62,6 +64,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     data = _some(options.data, out, options.limit) if options.limit else str(options.data)
     backbone = load_backbone(options.backbone, device=options.device, dtype=options.dtype)
+    if options.cell:
+        _cell_alone(options, data, backbone)
+        return
     results = [] if options.no_baselines else _baselines(data, backbone)
     if options.arms:
         results += _runs(options, data, backbone, results)
@@ -74,28 +79,63 @@ def _runs(
 ) -> list[dict[str, Any]]:
     """Every arm at every seed, all arms of a seed first: a table of fewer seeds is one, too."""
     lm = PrefixedLM.from_base(options.lm, device=backbone.device, dtype=options.dtype)
-    rate, results = _rate(options, backbone, lm), []
+    (start, rate), results = _chosen(options, backbone, lm), []
     for seed in options.seeds:
-        plain = None
+        plain: dict[str, np.ndarray] = {}
         for arm in options.arms:
-            settings = _settings(options, data, arm, seed, rate)
             began = time.monotonic()
-            run = fit_captions(settings, backbone, lm)
-            result = {"arm": arm, "seed": seed, "lr": rate, **run.events("captions")[-1]}
+            run, by_photo = _trained(options, data, arm, seed, (start, rate), backbone, lm)
+            result = {"arm": arm, "seed": seed, "start": start, "lr": rate, **run.events("captions")[-1]}
             fit = run.events("fit")[-1]
             steps = run.events("train")[-1]["step"]
-            costs = _costs(run, data, backbone, lm)
-            plain = costs if arm == "limber" else plain
-            result["loss"] = float(costs.mean())
-            if plain is not None and plain is not costs:
-                mean, error = float((costs - plain).mean()), margin([costs - plain])
-                result["over_limber"] = [mean, mean - error, mean + error]
+            if "loss" in by_photo:
+                result["loss"] = float(by_photo["loss"].mean())
+            if arm == "limber":
+                plain = by_photo
+            result["over_limber"] = {name: _over(by_photo[name], one) for name, one in plain.items()}
             result |= {"seconds": fit["seconds"], "steps": steps, "h": fit["h"]}
             result["seconds_per_step"] = round(fit["seconds"]["fit"] / steps, 4)
             results.append(result)
             print(json.dumps(result), f"in {time.monotonic() - began:.1f} s", flush=True)
             _write(options.out, before + results, options)
     return results
+
+
+def _cell_alone(options: argparse.Namespace, data: str, backbone: Backbone) -> None:
+    lm = PrefixedLM.from_base(options.lm, device=backbone.device, dtype=options.dtype)
+    match options.cell.split("/"):
+        case ["choice", start, rate]:
+            print(options.cell, _trial(options, start, float(rate), backbone, lm), flush=True)
+        case [arm, seed]:
+            _trained(options, data, arm, int(seed), _chosen(options, backbone, lm), backbone, lm)
+
+
+def _trained(
+    options: argparse.Namespace,
+    data: str,
+    arm: str,
+    seed: int,
+    chosen: tuple[str, float],
+    backbone: Backbone,
+    lm: PrefixedLM,
+) -> tuple[Run, dict[str, np.ndarray]]:
+    """A run, and for each test photo its CIDEr-D and, of the first seed, what people's captions cost."""
+    out = options.out / f"{arm}-seed{seed}"
+    run = fit_captions(_settings(options, data, arm, seed, chosen, out), backbone, lm)
+    with open(next(run.folder.glob("captions-*.csv")), newline="", encoding="utf-8") as file:
+        by_photo = {"cider_d": np.array([float(row["cider_d"]) for row in csv.DictReader(file)])}
+    if seed == options.seeds[0]:
+        kept = out.with_suffix(".npy")
+        if not kept.exists():
+            np.save(kept, _costs(run, data, backbone, lm))
+        by_photo["loss"] = np.load(kept)
+    return run, by_photo
+
+
+def _over(scores: np.ndarray, plain: np.ndarray) -> list[float]:
+    """The mean difference, with the ends of its 95 % interval over photos."""
+    mean, error = float((scores - plain).mean()), margin([scores - plain])
+    return [mean, mean - error, mean + error]
 
 
 def _options() -> argparse.Namespace:
@@ -108,6 +148,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--starts", nargs="+", default=["random", "ridge"])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--tokens", type=int, default=49)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -116,24 +157,29 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--limit", type=int, help="so many training and test photos alone, for a trial")
     parser.add_argument("--no-baselines", action="store_true")
+    parser.add_argument("--cell", help="choice/START/RATE or ARM/SEED: this training alone")
     return parser.parse_args()
 
 
-def _rate(options: argparse.Namespace, backbone: Backbone, lm: PrefixedLM) -> float:
-    """The learning rate that is best on the validation photos, in a table where these stand as test
-    photos.
-    """
-    if len(options.rates) == 1:
-        return options.rates[0]
-    out, half = options.out / "rates", max(1, options.epochs // 2)
+def _chosen(options: argparse.Namespace, backbone: Backbone, lm: PrefixedLM) -> tuple[str, float]:
+    """The start and the learning rate that are best on the validation photos."""
+    pairs = [(start, rate) for start in options.starts for rate in options.rates]
+    if len(pairs) == 1:
+        return pairs[0]
+    found = {pair: _trial(options, *pair, backbone, lm) for pair in pairs}
+    lines = {f"{start}/{rate:g}": value for (start, rate), value in found.items()}
+    write_file(options.out / "choice.json", json.dumps(lines) + "\n")
+    return max(found, key=lambda pair: found[pair])
+
+
+def _trial(options: argparse.Namespace, start: str, rate: float, backbone: Backbone, lm: PrefixedLM) -> float:
+    """CIDEr-D on the validation photos, which stand as test photos in a table of their own."""
+    out = options.out / "choice"
     data = _some(options.data, out, options.limit, ("train", "val"))
-    found: dict[float, float] = {}
-    for rate in options.rates:
-        run = fit_captions(_settings(options, data, "limber", TRIAL_SEED, rate, half, out), backbone, lm)
-        found[rate] = run.events("captions")[-1]["cider_d"]
-        print(f"lr {rate}: CIDEr-D {found[rate]:.4f} on validation photos", flush=True)
-    write_file(options.out / "rates.json", json.dumps(found) + "\n")
-    return max(found, key=lambda rate: found[rate])
+    half = max(1, options.epochs // 2)
+    folder = out / f"{start}-lr{rate:g}"
+    asked = _settings(options, data, "limber", TRIAL_SEED, (start, rate), folder, half)
+    return fit_captions(asked, backbone, lm).events("captions")[-1]["cider_d"]
 
 
 def _settings(
@@ -141,15 +187,15 @@ def _settings(
     data: str,
     arm: str,
     seed: int,
-    rate: float,
+    chosen: tuple[str, float],
+    out: Path,
     epochs: int | None = None,
-    out: Path | None = None,
 ) -> RunSettings:
-    own = {"text": options.lm, "tokens": options.tokens, "h": ARMS[arm][0]}
+    start, rate = chosen
+    own = {"text": options.lm, "tokens": options.tokens, "h": ARMS[arm][0], "start": start}
     loop = {"epochs": epochs or options.epochs, "min_steps": 0, "batch_size": options.batch, "lr": rate}
-    name = f"{arm}-seed{seed}" if out is None else f"lr{rate:g}"
     given = {"data": data, "backbone": options.backbone, "method": "limber", "seed": seed, "name": arm}
-    given |= {"device": options.device, "dtype": options.dtype, "out": str((out or options.out) / name)}
+    given |= {"device": options.device, "dtype": options.dtype, "out": str(out)}
     return read(RunSettings, given, {"settings": own, "train": loop})
 
 
@@ -160,10 +206,11 @@ def _some(data: Path, out: Path, limit: int | None, parts: tuple[str, str] = ("t
         rows = list(csv.DictReader(file))
     listed = [[row for row in rows if row["split"] == part][:limit] for part in parts]
     kept = [{**row, "split": part} for part, some in zip(("train", "test"), listed) for row in some]
-    with open(out / "some.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({**row, "path": (data / row["path"]).absolute()} for row in kept)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows({**row, "path": (data / row["path"]).absolute()} for row in kept)
+    write_file(out / "some.csv", text.getvalue())  # at once, for several processes
     return str(out / "some.csv")
 
 

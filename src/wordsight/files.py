@@ -253,7 +253,7 @@ def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
     """A hash of names, shapes, dtypes and bytes, and of the metadata beside them."""
     import torch
 
-    digest = hashlib.blake2b(repr(sorted(metadata.items())).encode(), digest_size=16)
+    digest = hashlib.blake2b(ascii(sorted(metadata.items())).encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

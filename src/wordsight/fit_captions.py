@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from wordsight.backbones import Backbone, load_backbone
@@ -36,6 +39,7 @@ from wordsight.tasks.classify import tell_skipped
 from wordsight.train import train
 
 SAMPLE = 256  # images whose grids say how large each channel is
+STARTED = 4000  # images that start=ridge is solved on: its maps have a few hundred columns
 H_STATE = "h"  # in state/: the training of h
 
 log = logging.getLogger("wordsight")
@@ -224,8 +228,25 @@ def _method(parts: Parts, seen: Encoded, prompt: CaptionPrompt | None) -> Limber
         method.generator.load_state_dict(prompt.generator.state_dict())
     stream = torch.Generator().manual_seed(parts.settings.seed)
     rows = torch.randperm(len(seen.grids), generator=stream)[:SAMPLE].sort().values
-    method.start_at(seen.grids.centre(rows.tolist()).to(parts.backbone.device))
+    sample = seen.grids.centre(rows.tolist()).to(parts.backbone.device)
+    method.start_at(sample)
+    if parts.own.start == "ridge":
+        rows = torch.randperm(len(seen.grids), generator=stream)[:STARTED]
+        means = torch.cat([seen.grids.centre(some.tolist()).float().mean(1) for some in rows.split(SAMPLE)])
+        images = seen.features.vectors[rows, 0]
+        words = _words(parts, [seen.captions[row] for row in rows.tolist()])
+        method.start_at_words(sample, means.to(sample.device), images.to(sample.device), words)
     return method
+
+
+@torch.no_grad()
+def _words(parts: Parts, captions: Sequence[Sequence[str]]) -> Float[Tensor, "n W"]:
+    """The mean of the LM's own vectors of what is said of each image. float32, on the CPU."""
+    lm, found = parts.lm, []
+    for texts in captions:
+        tokens = [*chain.from_iterable(lm.tokenise(texts, parts.own.max_tokens)[0])]
+        found.append(lm.embed(torch.tensor([tokens], device=lm.device))[0].float().mean(0).cpu())
+    return torch.stack(found)
 
 
 def _batches(parts: Parts, seen: Encoded, prompt: CaptionPrompt | None) -> tuple[PairBatches, int]:

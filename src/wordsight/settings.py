@@ -200,6 +200,9 @@ class LimberSettings:
     # token more
     h: Literal["none", "image", "frozen", "finetuned"] = "none"
     encoder: str | None = None  # whose text vectors h learns: a backbone's; null: the run's own backbone's
+    # where the maps to soft tokens begin: random (LiMBeR), or ridge: solved before any training, so that soft
+    # tokens lie where the LM has the words that people say of such images
+    start: Literal["random", "ridge"] = "ridge"
     width: int = 256  # of h's inner layer; the paper's h for classes has 32
     # what condenses an image's captions: the paper's attention, or their mean, which did better on held-back
     # training photos (docs/methods/limber.md)

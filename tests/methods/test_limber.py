@@ -123,6 +123,40 @@ def test_soft_tokens_begin_at_the_size_of_tokens(lm):
     assert prefix[:, 3].std() == pytest.approx(made.lm.spread, rel=0.5)
 
 
+def test_soft_tokens_begin_where_the_lm_has_the_words(lm):
+    """Of images whose words are a linear function of what the tower sees, and of a part it does not see."""
+    made = method(lm, "image", grid=(3, 5))
+    means, images = torch.randn(400, 5), torch.randn(400, 6)
+    images[:, :5] = means  # the image vector has the same to say
+    words = 2 + means @ torch.randn(5, 16) + torch.randn(400, 16)
+    grids = means[:, None] + torch.randn(400, 3, 5)
+    made.start_at(grids)
+    made.start_at_words(grids, grids.mean(1), images, words)
+    tokens = made.prefix(grids, images).detach()
+    for one, large in ((tokens[:, :3], 0.5), (tokens[:, 3:], 0.5)):
+        assert torch.allclose(one.mean((0, 1)), words.mean(0), atol=0.05 * made.lm.spread)
+        away = one - one.mean((0, 1))
+        assert away.square().mean().sqrt() == pytest.approx(large * made.lm.spread, rel=0.05)
+        seen, said = away.mean(1).flatten(), (words - words.mean(0)).flatten()
+        assert F.cosine_similarity(seen, said, dim=0) > 0.7
+
+
+def test_images_or_captions_that_are_all_alike_are_a_start_too(lm):
+    made, alike = method(lm, "image"), torch.ones(4, 3, 5)
+    made.start_at(alike)
+    made.start_at_words(alike, alike.mean(1), torch.ones(4, 6), torch.ones(4, 16))
+    assert made.prefix(alike, torch.ones(4, 6)).isfinite().all()
+
+
+@pytest.mark.parametrize("start", ["random", "ridge"])
+def test_the_start_is_what_was_asked_for(table, tiny_clip, lm, tmp_path, start):
+    """A run that has hardly moved stands where it began: all soft tokens at zero on the mean, or not."""
+    barely = {"epochs": 1, "lr": 1e-9, "weight_decay": 0.0}
+    run = fit(settings(table, tiny_clip, lm, tmp_path / "run", barely, start=start))
+    bias = load_file(run.folder / "weights.safetensors")["map.bias"]
+    assert (bias.abs().max() > 1e-6) == (start == "ridge")
+
+
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "qwen2", "granite", "cohere", "gpt2"])
 def test_families_read_vectors_in_place_of_tokens(family, tmp_path):
     """Whatever an LM multiplies its token vectors or its logits with; a difference would be refused."""

@@ -367,7 +367,7 @@ def prints_of(backbone: Backbone, sides: Sequence[str]) -> list[str]:
 
 def fingerprint(tensors: dict[str, Tensor], *facts: object) -> str:
     """A hash of weights and of whatever else decides a vector."""
-    digest = hashlib.blake2b(repr(facts).encode(), digest_size=16)
+    digest = hashlib.blake2b(ascii(facts).encode(), digest_size=16)
     for key in sorted(tensors):
         tensor = tensors[key].detach().cpu().contiguous()
         digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())

@@ -50,7 +50,7 @@ def fingerprint(pairs: Pairs) -> str:
     """What a resumed run must find again: in another order, too, its batches would be others."""
     digest = hashlib.blake2b(digest_size=8)
     for picture, content, captions in zip(pairs.pictures, digests(pairs.pictures), pairs.captions):
-        digest.update(repr((nfc(picture.name), content, tuple(captions))).encode(errors="surrogatepass"))
+        digest.update(ascii((nfc(picture.name), content, tuple(captions))).encode())
     count = sum(map(len, pairs.captions))
     return f"{len(pairs)} images with {count} captions, fingerprint {digest.hexdigest()}"
 

@@ -87,7 +87,7 @@ class Store:
     def __init__(self, folder: str | Path | None, shape: tuple[int, ...], *key: object, form: Form = VECTORS):
         self.shape, self.form = shape, form
         features = Path(folder if folder is not None else cache_folder()).expanduser() / "features"
-        name = repr((*key, shape, NAMES[form.dtype][0], RECIPE))
+        name = ascii((*key, shape, NAMES[form.dtype][0], RECIPE))
         self.folder, self.keeps = features / hash_of(name.encode()).hex(), _keeping.get()
         try:
             if self.keeps:

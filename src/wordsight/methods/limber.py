@@ -19,9 +19,12 @@ from wordsight.backbones.prefixed import PrefixedLM
 from wordsight.backbones.prompted import prompt_generator
 from wordsight.config import RunSettings, TrainSettings, WordsightError
 from wordsight.methods import Captioner, Learner
+from wordsight.methods.evidence import Spectrum, ridge
 from wordsight.settings import LimberSettings
 
 LEAST_SPREAD = 1e-4  # of a channel of grids, by which it is divided
+RIDGE = 0.1  # the penalty of the start
+SHRUNK = 0.5  # of soft tokens at the start, where the LM's own have size 1: what tells images apart
 
 
 class Limber(Captioner, Learner):
@@ -32,8 +35,9 @@ class Limber(Captioner, Learner):
     and LM stay as they are. AAPE (Huang et al. 2024), section 5: h(x) behind the soft tokens as one
     more. As in the papers. Differs from LiMBeR: the grid is averaged to fewer tokens and each of its
     channels is centred and scaled by what a sample of images has, which is part of the linear map, so
-    that soft tokens start at the size of the LM's own; captions end in the LM's end token. A guess where
-    AAPE is silent: a linear map widens h(x)."""
+    that soft tokens start at the size of the LM's own, and at `start=ridge` where the LM has the words that
+    are said of such images, since a random start learns nothing in what a CPU reaches; captions end in the
+    LM's end token. A guess where AAPE is silent: a linear map widens h(x)."""
 
     Settings: ClassVar[type] = LimberSettings
     fits: ClassVar[str] = "wordsight.fit_captions:fit_captions"
@@ -42,7 +46,7 @@ class Limber(Captioner, Learner):
     training_defaults = TrainSettings(
         epochs=20,
         batch_size=64,
-        lr=1e-3,
+        lr=8e-3,
         weight_decay=0.01,
         clip_norm=1.0,
         schedule="step",
@@ -90,6 +94,33 @@ class Limber(Captioner, Learner):
         self.centre.copy_(channels.mean(0))
         self.scale.copy_(1 / channels.std(0).clamp_min(LEAST_SPREAD))
 
+    @torch.no_grad()
+    def start_at_words(
+        self,
+        sample: Float[Tensor, "n G Wv"],
+        grids: Float[Tensor, "m Wv"],
+        images: Float[Tensor, "m D"],
+        words: Float[Tensor, "m W"],
+    ) -> None:
+        """Let soft tokens begin where the LM has its words: each map becomes the ridge map from what it is
+        given of an image (of patches their mean, `grids`) to `words`, the mean of the image's words in the
+        LM's own layer of token vectors.
+
+        The soft tokens' mean is that of `words`; what tells one from another is SHRUNK of the LM's tokens'
+        size, of patches on `sample`."""
+        parts = [(self.map, self._patches(grids), self._patches(sample))]
+        if self.widen is not None:
+            said = self._widened(self.said(images))
+            parts.append((self.widen, said, said))
+        wanted = words.cpu() / self.lm.spread
+        for layer, given, seen in parts:
+            weight = ridge(Spectrum.of(given), wanted, RIDGE).map
+            mean = given.cpu().mean(0)
+            size = ((seen.cpu() - mean) @ weight).square().mean().sqrt()
+            weight = weight * (SHRUNK / size.clamp_min(LEAST_SPREAD))
+            layer.weight.copy_(weight.T)
+            layer.bias.copy_(wanted.mean(0) - mean @ weight)
+
     def prefix(self, grids: Float[Tensor, "B G Wv"], images: Float[Tensor, "B D"]) -> Float[Tensor, "B P W"]:
         """The soft tokens of images, of the size of the LM's own. float32."""
         return self._prefix(grids, self.said(images))
@@ -99,10 +130,17 @@ class Limber(Captioner, Learner):
         return self.generator(images) if self.generator is not None else images
 
     def _prefix(self, grids: Float[Tensor, "B G Wv"], said: Float[Tensor, "B E"]) -> Float[Tensor, "B P W"]:
-        tokens = self.map((grids.float() - self.centre) * self.scale)
-        if self.widen is not None:  # numbers of a unit vector are about 1 / sqrt(E) large; here of size 1
-            tokens = torch.cat([tokens, self.widen(said * self.inner**0.5)[:, None]], 1)
+        tokens = self.map(self._patches(grids))
+        if self.widen is not None:
+            tokens = torch.cat([tokens, self.widen(self._widened(said))[:, None]], 1)
         return self.lm.spread * tokens
+
+    def _patches(self, grids: Float[Tensor, "... Wv"]) -> Float[Tensor, "... Wv"]:
+        return (grids.float() - self.centre) * self.scale
+
+    def _widened(self, said: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
+        """Numbers of a unit vector are about 1 / sqrt(E) large; these of size 1."""
+        return said * self.inner**0.5
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """For a batch of `PairBatches` with grids: cross entropy of the captions, and h's distillation where

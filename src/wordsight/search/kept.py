@@ -178,7 +178,7 @@ def _nothing(data: str, account: Account, unreadable: list[tuple[str, str]]) -> 
 def _place(root: Path, backbone: Backbone, max_pixels: int | None) -> Path:
     device = backbone.device.type if backbone.device.type in TF32 else ""
     key = (os.path.realpath(root), backbone.image_fingerprint, backbone.dim, PIXEL_RECIPE, device)
-    name = hash_of(repr((*key, max_pixels, RECIPE)).encode("utf-8", "surrogatepass")).hex()
+    name = hash_of(ascii((*key, max_pixels, RECIPE)).encode()).hex()
     return cache_folder() / "search" / name / FILE
 
 

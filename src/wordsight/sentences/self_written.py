@@ -54,6 +54,6 @@ def _own(backbone: Backbone) -> tuple[WriterSettings, Path]:
     tower = writer_of(backbone)
     settings = WriterSettings(tower.plain.name_or_path or backbone.name, local=True)
     asked = header_of(settings, read_questions(settings.questions))
-    decides = repr((asked, tower.origin, tower.trunk.dtype, tower.tokenizer.chat_template))
+    decides = ascii((asked, tower.origin, tower.trunk.dtype, tower.tokenizer.chat_template))
     digest = hashlib.blake2b(decides.encode(), digest_size=12).hexdigest()
     return settings, cache_folder() / "sentences" / f"{digest}.json"
