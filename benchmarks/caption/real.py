@@ -2,7 +2,7 @@
 with the image vector in its place, beside the caption of the nearest training photo and one caption for all.
 
 python benchmarks/caption/real.py --lm gemma3-270m --backbone joined --out runs/caption --device cuda \
-    --dtype bfloat16 --batch 128 --epochs 40
+    --dtype bfloat16 --batch 128 --epochs 16 --starts ridge --rates 8e-3
 
 Every run is a folder below --out; the same command goes on where it stopped. Results are in
 results.jsonl, a line a run, with the table in table.md. Of several --starts and --rates one pair is
@@ -11,14 +11,15 @@ the 250 validation photos. Nothing is chosen on the test photos. With --cell one
 (choice/START/RATE, or ARM/SEED once these are finished), so that several processes can share them.
 
 `loss` is what people's captions of the test photos cost, in nats a token, of the first seed: of short
-trainings, whose own captions are poor, it says more. `over_limber` is the difference from LiMBeR's of the
-same seed, [mean, low, high], with a 95 % interval over the photos."""
+trainings, whose own captions are poor, it says more. The second table has what each arm adds to another, the
+mean over the seeds that both have, with a 95 % interval over the photos."""
 
 from __future__ import annotations
 
 import argparse
 import csv
 import io
+import itertools
 import json
 import logging
 import statistics
@@ -53,7 +54,10 @@ ARMS = {
 }
 NAMES = {arm: name for arm, (_, name) in ARMS.items()}
 NAMES |= {"nearest": "nearest training photo's caption", "constant": "one caption for all"}
-TRIAL_SEED = 11  # of the runs that choose the learning rate
+TRIAL_SEED = 11  # of the runs that choose the start and the learning rate
+COSTS = "costs.json"  # in a run's folder
+
+ByPhoto = dict[tuple[str, int], dict[str, np.ndarray]]  # of an arm and a seed: each figure, photo by photo
 SHOWN = ("cider_d", "bleu_4", "clip_score", "ref_clip_score", "distinct", "tokens", "loss")
 
 
@@ -68,37 +72,37 @@ def main() -> None:
         _cell_alone(options, data, backbone)
         return
     results = [] if options.no_baselines else _baselines(data, backbone)
+    by_photo: ByPhoto = {}
     if options.arms:
-        results += _runs(options, data, backbone, results)
-    _write(out, results, options)
+        found, by_photo = _runs(options, data, backbone, results)
+        results += found
+    _write(out, results, options, by_photo)
     print((out / "table.md").read_text())
 
 
 def _runs(
     options: argparse.Namespace, data: str, backbone: Backbone, before: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], ByPhoto]:
     """Every arm at every seed, all arms of a seed first: a table of fewer seeds is one, too."""
     lm = PrefixedLM.from_base(options.lm, device=backbone.device, dtype=options.dtype)
     (start, rate), results = _chosen(options, backbone, lm), []
+    by_photo: ByPhoto = {}
     for seed in options.seeds:
-        plain: dict[str, np.ndarray] = {}
         for arm in options.arms:
             began = time.monotonic()
-            run, by_photo = _trained(options, data, arm, seed, (start, rate), backbone, lm)
+            run, figures = _trained(options, data, arm, seed, (start, rate), backbone, lm)
+            by_photo[arm, seed] = figures
             result = {"arm": arm, "seed": seed, "start": start, "lr": rate, **run.events("captions")[-1]}
             fit = run.events("fit")[-1]
             steps = run.events("train")[-1]["step"]
-            if "loss" in by_photo:
-                result["loss"] = float(by_photo["loss"].mean())
-            if arm == "limber":
-                plain = by_photo
-            result["over_limber"] = {name: _over(by_photo[name], one) for name, one in plain.items()}
+            if "loss" in figures:
+                result["loss"] = float(figures["loss"].mean())
             result |= {"seconds": fit["seconds"], "steps": steps, "h": fit["h"]}
             result["seconds_per_step"] = round(fit["seconds"]["fit"] / steps, 4)
             results.append(result)
             print(json.dumps(result), f"in {time.monotonic() - began:.1f} s", flush=True)
-            _write(options.out, before + results, options)
-    return results
+            _write(options.out, before + results, options, by_photo)
+    return results, by_photo
 
 
 def _cell_alone(options: argparse.Namespace, data: str, backbone: Backbone) -> None:
@@ -108,6 +112,8 @@ def _cell_alone(options: argparse.Namespace, data: str, backbone: Backbone) -> N
             print(options.cell, _trial(options, start, float(rate), backbone, lm), flush=True)
         case [arm, seed]:
             _trained(options, data, arm, int(seed), _chosen(options, backbone, lm), backbone, lm)
+        case _:
+            raise SystemExit(f"--cell {options.cell}: give choice/START/RATE or ARM/SEED")
 
 
 def _trained(
@@ -125,17 +131,11 @@ def _trained(
     with open(next(run.folder.glob("captions-*.csv")), newline="", encoding="utf-8") as file:
         by_photo = {"cider_d": np.array([float(row["cider_d"]) for row in csv.DictReader(file)])}
     if seed == options.seeds[0]:
-        kept = out.with_suffix(".npy")
+        kept = run.folder / COSTS
         if not kept.exists():
-            np.save(kept, _costs(run, data, backbone, lm))
-        by_photo["loss"] = np.load(kept)
+            write_file(kept, json.dumps(_costs(run, data, backbone, lm).tolist()) + "\n")
+        by_photo["loss"] = np.array(json.loads(kept.read_text()))
     return run, by_photo
-
-
-def _over(scores: np.ndarray, plain: np.ndarray) -> list[float]:
-    """The mean difference, with the ends of its 95 % interval over photos."""
-    mean, error = float((scores - plain).mean()), margin([scores - plain])
-    return [mean, mean - error, mean + error]
 
 
 def _options() -> argparse.Namespace:
@@ -248,7 +248,7 @@ def _vectors(backbone: Backbone, pairs: Pairs) -> torch.Tensor:
     return features.vectors[:, 0]
 
 
-def _write(out: Path, results: list[dict[str, Any]], options: argparse.Namespace) -> None:
+def _write(out: Path, results: list[dict[str, Any]], options: argparse.Namespace, by_photo: ByPhoto) -> None:
     asked = {key: str(value) for key, value in vars(options).items()}
     lines = [json.dumps({"asked": asked, "device": _device(options.device)}), *map(json.dumps, results)]
     write_file(out / "results.jsonl", "".join(f"{line}\n" for line in lines))
@@ -258,7 +258,27 @@ def _write(out: Path, results: list[dict[str, Any]], options: argparse.Namespace
         if found:
             cells = [_cell([one[key] for one in found if key in one]) for key in SHOWN]
             rows.append(f"| {name} | {len(found)} | {' | '.join(cells)} |")
+    rows += ["", "| | over | seeds | CIDEr-D | loss |", "|---|---|---|---|---|"]
+    for other, arm in itertools.combinations(ARMS, 2):
+        added = [_added(by_photo, figure, arm, other) for figure in ("cider_d", "loss")]
+        if added[0]:
+            seeds = sum((arm, seed) in by_photo and (other, seed) in by_photo for seed in options.seeds)
+            rows.append(f"| {NAMES[arm]} | {NAMES[other]} | {seeds} | {' | '.join(added)} |")
     write_file(out / "table.md", "\n".join(rows) + "\n")
+
+
+def _added(by_photo: ByPhoto, figure: str, arm: str, other: str) -> str:
+    """What `arm` has more than `other`: the mean over the seeds of both, and its interval over photos."""
+    gaps = [
+        figures[figure] - by_photo[other, seed][figure]
+        for (name, seed), figures in by_photo.items()
+        if name == arm and figure in figures and figure in by_photo.get((other, seed), {})
+    ]
+    if not gaps:
+        return ""
+    gap = np.mean(gaps, 0)
+    mean, error = gap.mean(), margin([gap])
+    return f"{mean:+.3f} [{mean - error:.3f}, {mean + error:.3f}]"
 
 
 def _cell(values: list[float]) -> str:

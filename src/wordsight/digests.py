@@ -1,8 +1,9 @@
 """Digests: what only a file's content has, kept beside it, so that a bit that flipped is noticed before it is
 used. Imports no torch.
 
-Here and elsewhere texts go into a digest as `ascii` writes them. What `repr` writes depends on the Unicode
-tables of each Python: of the tokens of Gemma's vocabulary 3.11 escapes some that 3.12 does not."""
+Here and elsewhere texts go into a digest as UTF-8 or as `ascii` writes them. What `repr` writes depends on
+the Unicode tables of each Python: of the tokens of Gemma's vocabulary 3.11 escapes some that 3.12 does
+not."""
 
 from __future__ import annotations
 

@@ -36,10 +36,10 @@ from wordsight.runs import Run, RunFacts
 from wordsight.settings import LimberSettings
 from wordsight.tasks import caption
 from wordsight.tasks.classify import tell_skipped
-from wordsight.train import train
+from wordsight.train import STATE_FILE, train
 
 SAMPLE = 256  # images whose grids say how large each channel is
-STARTED = 4000  # images that start=ridge is solved on: its maps have a few hundred columns
+STARTED = 4000  # images that start=ridge is solved on
 H_STATE = "h"  # in state/: the training of h
 
 log = logging.getLogger("wordsight")
@@ -161,7 +161,7 @@ def _complete(run: Run, parts: Parts) -> None:
     began = time.monotonic()
     batches, cut = _batches(parts, seen, prompt)
     torch.manual_seed(settings.seed)
-    method = _method(parts, seen, prompt)
+    method = _method(parts, seen, prompt, resumed=(run.state / STATE_FILE).is_file())
     train(method, batches, settings.train, seed=settings.seed, device=parts.backbone.device, run=run)
     seconds["fit"] = round(time.monotonic() - began, 3)
     if cut:
@@ -220,8 +220,10 @@ def _prompt(run: Run, parts: Parts, seen: Encoded) -> tuple[CaptionPrompt | None
     return prompt, {name: value for name, value in keeper.last.items() if name != "event"}
 
 
-def _method(parts: Parts, seen: Encoded, prompt: CaptionPrompt | None) -> Limber:
-    """The method before the captions are learned, with h as it was trained."""
+def _method(parts: Parts, seen: Encoded, prompt: CaptionPrompt | None, *, resumed: bool) -> Limber:
+    """The method before the captions are learned, with h as it was trained. One that is `resumed` has left
+    its start behind.
+    """
     text_dim = prompt.captions.shape[2] if prompt is not None else 0
     method = Limber(parts.lm, parts.own, seen.grids.shape, seen.features.vectors.shape[2], text_dim)
     if prompt is not None and method.generator is not None:
@@ -230,8 +232,8 @@ def _method(parts: Parts, seen: Encoded, prompt: CaptionPrompt | None) -> Limber
     rows = torch.randperm(len(seen.grids), generator=stream)[:SAMPLE].sort().values
     sample = seen.grids.centre(rows.tolist()).to(parts.backbone.device)
     method.start_at(sample)
-    if parts.own.start == "ridge":
-        rows = torch.randperm(len(seen.grids), generator=stream)[:STARTED]
+    if parts.own.start == "ridge" and not resumed:
+        rows = torch.randperm(len(seen.grids), generator=stream)[:STARTED].sort().values
         means = torch.cat([seen.grids.centre(some.tolist()).float().mean(1) for some in rows.split(SAMPLE)])
         images = seen.features.vectors[rows, 0]
         words = _words(parts, [seen.captions[row] for row in rows.tolist()])
@@ -241,7 +243,9 @@ def _method(parts: Parts, seen: Encoded, prompt: CaptionPrompt | None) -> Limber
 
 @torch.no_grad()
 def _words(parts: Parts, captions: Sequence[Sequence[str]]) -> Float[Tensor, "n W"]:
-    """The mean of the LM's own vectors of what is said of each image. float32, on the CPU."""
+    """The mean of the LM's own vectors of each image's captions, their end tokens among them. float32, on the
+    CPU.
+    """
     lm, found = parts.lm, []
     for texts in captions:
         tokens = [*chain.from_iterable(lm.tokenise(texts, parts.own.max_tokens)[0])]

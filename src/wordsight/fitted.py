@@ -336,8 +336,8 @@ def _lm(run: Run, backbone: Backbone, moved: str | None, dtype: str | None) -> P
     if lm.origin != run.facts.lm:
         raise WordsightError(
             f"the LM {name!r} is not the one that {run.folder} was fitted to, or has been replaced since: "
-            f"its weights are others, and what was learned would not fit. Give lm=... where it has moved, or "
-            f"fit again"
+            f"its weights or tokens are others (or an older wordsight fitted it), and what was learned would "
+            f"not fit. Give lm=... where it has moved, or fit again"
         )
     return lm
 

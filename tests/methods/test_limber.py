@@ -7,9 +7,13 @@ from standins import captioned
 from torch.nn import functional as F
 
 from wordsight.backbones.prefixed import PrefixedLM
+from wordsight.captioner import seen_by
 from wordsight.config import RunSettings, WordsightError
+from wordsight.data.pairs import open_pairs
 from wordsight.fit import fit
-from wordsight.methods.limber import Limber
+from wordsight.fitted import open_generator
+from wordsight.methods.evidence import Spectrum, ridge
+from wordsight.methods.limber import RIDGE, SHRUNK, Limber
 from wordsight.reader import read
 from wordsight.settings import LimberSettings
 
@@ -133,12 +137,15 @@ def test_soft_tokens_begin_where_the_lm_has_the_words(lm):
     made.start_at(grids)
     made.start_at_words(grids, grids.mean(1), images, words)
     tokens = made.prefix(grids, images).detach()
-    for one, large in ((tokens[:, :3], 0.5), (tokens[:, 3:], 0.5)):
+    for one in (tokens[:, :3], tokens[:, 3:]):
         assert torch.allclose(one.mean((0, 1)), words.mean(0), atol=0.05 * made.lm.spread)
         away = one - one.mean((0, 1))
-        assert away.square().mean().sqrt() == pytest.approx(large * made.lm.spread, rel=0.05)
+        assert away.square().mean().sqrt() == pytest.approx(SHRUNK * made.lm.spread, rel=0.05)
         seen, said = away.mean(1).flatten(), (words - words.mean(0)).flatten()
         assert F.cosine_similarity(seen, said, dim=0) > 0.7
+    given = (grids.mean(1) - made.centre) * made.scale
+    solved = ridge(Spectrum.of(given), words, RIDGE).map.T
+    assert torch.allclose(made.map.weight / made.map.weight.norm(), solved / solved.norm(), atol=1e-5)
 
 
 def test_images_or_captions_that_are_all_alike_are_a_start_too(lm):
@@ -149,12 +156,21 @@ def test_images_or_captions_that_are_all_alike_are_a_start_too(lm):
 
 
 @pytest.mark.parametrize("start", ["random", "ridge"])
-def test_the_start_is_what_was_asked_for(table, tiny_clip, lm, tmp_path, start):
-    """A run that has hardly moved stands where it began: all soft tokens at zero on the mean, or not."""
+def test_a_run_starts_where_it_was_asked_to(table, tiny_clip, lm, tmp_path, start):
+    """One that has hardly moved: soft tokens are near the words of their own image, or of none."""
     barely = {"epochs": 1, "lr": 1e-9, "weight_decay": 0.0}
     run = fit(settings(table, tiny_clip, lm, tmp_path / "run", barely, start=start))
-    bias = load_file(run.folder / "weights.safetensors")["map.bias"]
-    assert (bias.abs().max() > 1e-6) == (start == "ridge")
+    generator, pairs, words = open_generator(run.folder), open_pairs(str(table)), []
+    for texts in pairs.captions:
+        ids = [id for text in texts for id in generator.lm.tokenise([text], 99)[0][0]]
+        words.append(generator.lm.embed(torch.tensor([ids]))[0].mean(0))
+    words = torch.stack(words)
+    seen, _ = seen_by(generator, pairs.pictures)
+    tokens = torch.stack([seen[row] for row in range(len(words))]).mean(1)
+    apart, said = tokens - tokens.mean(0), words - words.mean(0)
+    own, others = (float((apart * one).sum()) for one in (said, said.roll(1, 0)))
+    assert (own > 2 * abs(others)) == (start == "ridge")
+    assert torch.allclose(tokens.mean(0), words.mean(0), atol=0.1 * generator.lm.spread) == (start == "ridge")
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "qwen2", "granite", "cohere", "gpt2"])

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from standins import COLOURS, paint
 
+from wordsight.backbones import lm as lms
 from wordsight.backbones import load_backbone
 from wordsight.backbones.verify import verify
 from wordsight.batches import PairBatches
@@ -131,6 +132,23 @@ def test_a_fitted_run_is_a_backbone_that_passes_its_checks(table, tiny_clip, lm,
     backbone = load_backbone(run.folder, device="cpu")
     assert backbone.dim == 12 and backbone.encode_text(["red", "blue"]).shape == (2, 12)
     assert all(check.passed for check in verify(backbone.text).values())
+
+
+def test_a_tower_of_random_weights_is_known_by_its_seed(table, tiny_clip, lm, tmp_path, monkeypatch):
+    """The last bits of what is drawn differ between processors: a finished run is given back on another."""
+    own = {"random": True, "shape": {"num_hidden_layers": 1}, "train": "all", "keep_generation": False}
+    asked = settings(table, tiny_clip, lm, tmp_path / "run", {"epochs": 1}, prompts=0, pooling="mean", **own)
+    done = fit(asked)
+    drawn = lms._random
+
+    def elsewhere(*given):
+        made = drawn(*given)
+        with torch.no_grad():
+            next(made.parameters()).mul_(1.01)
+        return made
+
+    monkeypatch.setattr(lms, "_random", elsewhere)
+    assert fit(asked).events("fit") == done.events("fit")
 
 
 @pytest.mark.slow

@@ -366,21 +366,19 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
 
 def config_facts(config: Any) -> str:
     """What a tower computes besides its weights (heads, activation, epsilon), without what says who wrote the
-    file.
+    file, and without `vision_use_head`, which its tensors tell and an older transformers does not write.
     """
-    drop = (
-        "transformers_version",
-        "dtype",
-        "torch_dtype",
-        "architectures",
-        "attn_implementation",
-        "id2label",
-        "label2id",
-    )
-    kept = {
-        key: value for key, value in config.to_dict().items() if not key.startswith("_") and key not in drop
+    return json.dumps(_computing(config.to_dict()), sort_keys=True, default=str)
+
+
+def _computing(facts: Mapping[str, Any]) -> dict[str, Any]:
+    drop = {"transformers_version", "dtype", "torch_dtype", "architectures", "attn_implementation"}
+    drop |= {"id2label", "label2id", "vision_use_head"}
+    return {
+        key: _computing(value) if isinstance(value, dict) else value
+        for key, value in facts.items()
+        if not str(key).startswith("_") and key not in drop
     }
-    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def tokenizer_facts(tokenizer: Any) -> str:

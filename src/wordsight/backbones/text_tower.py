@@ -211,7 +211,7 @@ class TextTower(TextEncoding):
         if tower.origin != facts["base"]["sketch"]:
             raise WordsightError(
                 f"the tower in {str(folder)!r} was trained on another LM than {base or 'its base/'} now "
-                f"is: their weights or their tokens differ"
+                f"is: their weights or their tokens differ, or an older wordsight wrote it; fit it again"
             )
         named, own = f"the text tower in {str(folder)!r}", tower.own_tensors()
         found = exactly(folder / TENSORS_FILE, own, named)

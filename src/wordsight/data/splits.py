@@ -135,7 +135,8 @@ def fingerprint(split: Split) -> str:
     another label, or another order, which would change the draw, give another one. Reads every image once:
     digests are kept in the pictures."""
     whole = hashlib.blake2b(digest_size=8)
-    labels = split.labels.tolist() if split.shown is None else map(np.flatnonzero, split.shown)
+    several = [] if split.shown is None else (np.flatnonzero(row).tolist() for row in split.shown)
+    labels = split.labels.tolist() if split.shown is None else several
     for picture, label, digest in zip(split.pictures, labels, digests(split.pictures)):
         content = "unreadable" if digest is None else digest.hex()
         whole.update(f"{nfc(picture.name)}\0{content}\0{label}\n".encode(errors="surrogatepass"))

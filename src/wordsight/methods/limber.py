@@ -24,7 +24,7 @@ from wordsight.settings import LimberSettings
 
 LEAST_SPREAD = 1e-4  # of a channel of grids, by which it is divided
 RIDGE = 0.1  # the penalty of the start
-SHRUNK = 0.5  # of soft tokens at the start, where the LM's own have size 1: what tells images apart
+SHRUNK = 0.5  # how far soft tokens are from their mean at the start, where the LM's own have size 1
 
 
 class Limber(Captioner, Learner):
@@ -36,8 +36,8 @@ class Limber(Captioner, Learner):
     more. As in the papers. Differs from LiMBeR: the grid is averaged to fewer tokens and each of its
     channels is centred and scaled by what a sample of images has, which is part of the linear map, so
     that soft tokens start at the size of the LM's own, and at `start=ridge` where the LM has the words that
-    are said of such images, since a random start learns nothing in what a CPU reaches; captions end in the
-    LM's end token. A guess where AAPE is silent: a linear map widens h(x)."""
+    are said of such images, from where a short training comes further; captions end in the LM's end token.
+    A guess where AAPE is silent: a linear map widens h(x)."""
 
     Settings: ClassVar[type] = LimberSettings
     fits: ClassVar[str] = "wordsight.fit_captions:fit_captions"
@@ -98,17 +98,17 @@ class Limber(Captioner, Learner):
     def start_at_words(
         self,
         sample: Float[Tensor, "n G Wv"],
-        grids: Float[Tensor, "m Wv"],
+        means: Float[Tensor, "m Wv"],
         images: Float[Tensor, "m D"],
         words: Float[Tensor, "m W"],
     ) -> None:
-        """Let soft tokens begin where the LM has its words: each map becomes the ridge map from what it is
-        given of an image (of patches their mean, `grids`) to `words`, the mean of the image's words in the
-        LM's own layer of token vectors.
+        """Let soft tokens begin where the LM has its words: each map becomes, in direction, the ridge map
+        from what it is given of an image (of a grid its mean, in `means`) to `words`, the mean vector of an
+        image's words in the LM's own layer.
 
-        The soft tokens' mean is that of `words`; what tells one from another is SHRUNK of the LM's tokens'
-        size, of patches on `sample`."""
-        parts = [(self.map, self._patches(grids), self._patches(sample))]
+        Its size is such that what it makes of single patches of `sample`, or of image vectors, is SHRUNK of a
+        token's size away from the mean, which is that of `words`."""
+        parts = [(self.map, self._patches(means), self._patches(sample))]
         if self.widen is not None:
             said = self._widened(self.said(images))
             parts.append((self.widen, said, said))
@@ -116,7 +116,9 @@ class Limber(Captioner, Learner):
         for layer, given, seen in parts:
             weight = ridge(Spectrum.of(given), wanted, RIDGE).map
             mean = given.cpu().mean(0)
-            size = ((seen.cpu() - mean) @ weight).square().mean().sqrt()
+            away = (seen.cpu() - mean).flatten(0, -2)
+            second = away.T @ away / len(away)  # by which no soft token of the sample need be made
+            size = ((second @ weight) * weight).sum(0).mean().clamp_min(0).sqrt()
             weight = weight * (SHRUNK / size.clamp_min(LEAST_SPREAD))
             layer.weight.copy_(weight.T)
             layer.bias.copy_(wanted.mean(0) - mean @ weight)
