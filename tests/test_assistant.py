@@ -346,6 +346,7 @@ def test_what_is_no_text_or_name_is_refused(assistant, table):
     for call, says in (
         (lambda: assistant.embed(texts=[3]), "texts holds 3, a int"),
         (lambda: assistant.classify([image], ["", "cat"]), "classes has an empty name at place 1"),
+        (lambda: assistant.classify([image], ["sea_lion", "Sea lion"]), "classes names a class twice"),
         (lambda: assistant.embed(texts=["caf\udce9"]), "is not UTF-8"),
     ):
         with pytest.raises(WordsightError, match=says):

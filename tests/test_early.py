@@ -58,6 +58,7 @@ WRONG = {
     "predict run one.jpg --topp 3": "--topp is no option of predict",
     "predict run one.jpg --csv run/config.yaml": "is a file of the run, which would be replaced",
     "predict run one.jpg --csv some.npz": "is a file of vectors, which would be replaced",
+    "predict run list.csv --csv .": "csv='.' is a folder; give the name of a file in it",
     "predict run list.csv --csv ./list.csv": "csv='./list.csv' is read here, and would be replaced",
     "report run --csv run/metrics.jsonl": "csv='run/metrics.jsonl' is a file of the run",
     "report run --out run/weights.safetensors": "is a file of vectors",

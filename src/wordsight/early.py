@@ -77,6 +77,8 @@ def check_output(path: str | Path, name: str, read: Iterable[Any] = ()) -> None:
     """Refuse a file to write where it would replace what is read, a file of a run, images or vectors: `--csv
     photos/*.jpg` names the first of them."""
     place = Path(path).expanduser()
+    if place.is_dir():
+        raise WordsightError(f"{name}={str(path)!r} is a folder; give the name of a file in it")
     for what, is_one in (("an image's name", is_picture), ("a file of vectors", _is_vectors)):
         if is_one(place):
             raise WordsightError(

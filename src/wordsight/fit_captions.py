@@ -5,6 +5,7 @@ the map from grids that lie on the disk; neither the image tower nor the LM is t
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from wordsight.data import Pairs
 from wordsight.data.features import Features, image_features, text_features
 from wordsight.data.grids import Grids, grid_features
 from wordsight.data.pairs import distinct_texts, fingerprint
+from wordsight.files import write_file
 from wordsight.fit_pairs import default_pairs_folder, named, seen_of, training_pairs
 from wordsight.fitting import carry_out
 from wordsight.methods.caption_prompt import CaptionPrompt
@@ -67,14 +69,20 @@ class Encoded:
 
 
 class Quiet:
-    """Where the training of h keeps its state: beside that of the captions, whose events alone are logged."""
+    """Where the training of h keeps its state and its last event: beside the state of the captions, whose
+    events alone are logged.
+    """
 
     def __init__(self, state: Path):
         self.state: Path | None = state
-        self.last: dict[str, Any] = {}
+        self.file = state / "last.json"
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return json.loads(self.file.read_text()) if self.file.is_file() else {}
 
     def log(self, event: dict[str, Any]) -> None:
-        self.last = event
+        write_file(self.file, json.dumps(event))
 
     def rewind(self, step: float) -> None:
         pass

@@ -184,7 +184,7 @@ def training_pairs(settings: RunSettings) -> Pairs:
     pairs.account.tell()
     if len(pairs) < 2:
         raise WordsightError(
-            f"data={settings.data!r} has one image-text pair only; at least 2 are needed, to tell them apart"
+            f"data={settings.data!r} has captions of one image only; 2 at least are needed, to tell apart"
         )
     return pairs
 

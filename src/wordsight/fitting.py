@@ -20,6 +20,8 @@ from wordsight.batches import FeatureBatches
 from wordsight.config import RunSettings, WordsightError
 from wordsight.contrast import place, rank_0_first
 from wordsight.data.account import Account
+from wordsight.data.pictures import NoneReadable
+from wordsight.early import WEIGHTS_FILE
 from wordsight.files import in_use
 from wordsight.fitted import predict_logits
 from wordsight.meter import one_thread, torch_alone
@@ -47,7 +49,8 @@ def carry_out(
 ) -> Run:
     """The run of `settings` in `folder`, begun or gone on with; a finished one is given back as it is.
 
-    `complete` fits, keeps and measures what is missing. Last of all it is written that the run is finished.
+    `complete` fits, keeps and measures what is missing. Last of all it is written that the run is finished,
+    which it is, too, where no test image can be read: that is told.
     No other process uses the folder meanwhile; of several that train together rank 0 writes. Errors:
     WordsightError, where the folder holds another run or is in use too."""
     writes = place()[0] == 0
@@ -60,7 +63,12 @@ def carry_out(
             return run
         if writes:
             run.rewind(math.inf)
-        complete(run)
+        try:
+            complete(run)
+        except NoneReadable as error:
+            if not (run.folder / WEIGHTS_FILE).is_file():  # of the images that it learns from
+                raise
+            log.warning("nothing was measured: %s", error)
         with rank_0_first():
             if writes:
                 run.finish()

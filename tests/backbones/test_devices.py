@@ -55,6 +55,11 @@ def test_asking_for_it_outright_is_refused_before_anything_is_read(tmp_path):
         load_backbone("micro", device="cuda:99")
 
 
+def test_what_is_no_device_is_told_of_a_run_s_own_too():
+    with pytest.raises(WordsightError, match="device='warp9' is not known"):
+        device_or_cpu("warp9")
+
+
 def test_what_was_made_on_another_device_is_read_on_the_cpu_and_told(said):
     assert [device_or_cpu(device) for device in ("auto", "cpu", "cuda:99")] == ["auto", "cpu", "cpu"]
     assert said == ["device=cuda:99 is not on this machine; the CPU stands in for it"]

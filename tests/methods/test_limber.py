@@ -1,5 +1,8 @@
 """Captions from images: the linear map, the frozen LM behind it, h, and the run that holds them."""
 
+import csv
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +19,7 @@ from wordsight.methods.evidence import Spectrum, ridge
 from wordsight.methods.limber import RIDGE, SHRUNK, Limber
 from wordsight.reader import read
 from wordsight.settings import LimberSettings
+from wordsight.text_metrics import cider_d, tokens
 
 QUICK = {"epochs": 3, "min_steps": 0, "batch_size": 4, "warmup_steps": 1, "lr": 1e-2}
 LITTLE = {"tokens": 3, "width": 8, "h_epochs": 3, "h_batch": 4, "max_tokens": 24}
@@ -256,6 +260,34 @@ def test_an_interrupted_run_ends_in_the_same_bits(table, tiny_clip, lm, trained,
     assert [event["step"] for event in run.events("train")] == sorted(
         {event["step"] for event in run.events("train")}
     )
+    assert run.events("fit")[0]["h"] == trained.events("fit")[0]["h"]  # learned before it was stopped
+
+
+def test_captions_that_are_said_twice_count_twice(tiny_clip, lm, tmp_path):
+    """As pycocoevalcap has it: CIDEr-D is the mean over all captions of an image."""
+    data = captioned(tmp_path, ("{name} paint", "{name} paint", "a wall in {name}"))
+    run = fit(settings(data, tiny_clip, lm, tmp_path / "run"))
+    pairs = open_pairs(str(data), "test")
+    assert pairs.captions[0].count(pairs.captions[0][0]) == 2
+    with open(next(run.folder.glob("captions-*.csv")), newline="", encoding="utf-8") as file:
+        said = [tokens(row["caption"]) for row in csv.DictReader(file)]
+    people = [[tokens(text) for text in texts] for texts in pairs.captions]
+    assert run.events("captions")[0]["cider_d"] == pytest.approx(np.mean(cider_d(said, people)), abs=1e-9)
+
+
+def test_a_run_whose_test_images_cannot_be_read_is_finished_and_told(tiny_clip, lm, tmp_path, said):
+    data = captioned(tmp_path, ("{name} paint", "a wall in {name}"))
+    for place in data.glob("*2.png"):
+        place.write_bytes(b"no image")
+    run = fit(settings(data, tiny_clip, lm, tmp_path / "run"))
+    assert run.finished and run.events("captions") == []
+    assert "nothing was measured: none of 5 images could be read" in said.text
+
+
+def test_one_image_with_one_soft_token_is_a_sample(lm):
+    made = method(lm, grid=(1, 5))
+    made.start_at(torch.ones(1, 1, 5))
+    assert made.prefix(torch.ones(1, 1, 5), torch.ones(1, 6)).isfinite().all()
 
 
 @pytest.mark.slow

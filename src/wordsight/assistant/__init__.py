@@ -26,6 +26,7 @@ from wordsight.captioner import Captions
 from wordsight.config import RunSettings, WordsightError
 from wordsight.data.features import image_features, text_features
 from wordsight.data.given import names_in
+from wordsight.data.labels import check_distinct
 from wordsight.data.pictures import pictures_of
 from wordsight.early import is_run
 from wordsight.files import new_folder
@@ -148,8 +149,9 @@ class Assistant:
     ) -> list[dict[str, float]]:
         """The probability of each class, by its name alone, for each image; the likeliest first."""
         embedder, names = self._needs_embedder("classify"), names_in(classes, "classes")
-        if len(set(names)) < max(2, len(names)):
+        if len(names) < 2:
             raise WordsightError(f"classes={list(names)} cannot be chosen among; give at least 2, each once")
+        check_distinct(names, "classes")
         fitted = Fitted.by_names(embedder, names, template)
         chances = fitted.logits(self._vectors(embedder, images)).double().softmax(1)
         rows = [dict(zip(names, row)) for row in chances.tolist()]

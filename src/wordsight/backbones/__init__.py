@@ -315,12 +315,7 @@ def pick_device(device: str | torch.device) -> torch.device:
     Errors: WordsightError for what is no device, or is not on this machine."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise WordsightError(
-            f"device={str(device)!r} is not known; give auto, cpu, cuda, cuda:1 or mps"
-        ) from error
+    found = _device(device)
     if not _is_here(found):
         raise WordsightError(
             f"device={str(device)!r} is not on this machine; give auto, which takes what there is, or cpu"
@@ -328,6 +323,15 @@ def pick_device(device: str | torch.device) -> torch.device:
     if found.type == "cpu" or found.index is not None:
         return found
     return torch.device(found.type, torch.accelerator.current_device_index())
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        return torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise WordsightError(
+            f"device={str(name)!r} is not known; give auto, cpu, cuda, cuda:1 or mps"
+        ) from error
 
 
 def _is_here(device: torch.device) -> bool:
@@ -344,9 +348,9 @@ def _is_here(device: torch.device) -> bool:
 
 def device_or_cpu(device: str) -> str:
     """The device on which something that was made elsewhere is read: its own, or the CPU where this machine
-    has none such, which is told.
+    has none such, which is told. Errors: WordsightError for what is no device's name.
     """
-    if device == "auto" or _is_here(torch.device(device)):
+    if device == "auto" or _is_here(_device(device)):
         return device
     log.info("device=%s is not on this machine; the CPU stands in for it", device)
     return "cpu"

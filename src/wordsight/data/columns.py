@@ -166,23 +166,26 @@ def _captioned(
     parts: Sequence[str],
     account: Account,
 ) -> list[Row]:
-    """One row an image: captions of one image may stand in several columns, in a list, or in several rows."""
-    found: dict[tuple[str, str], tuple[Picture, dict[str, None]]] = {}
+    """One row an image: captions of one image may stand in several columns, in a list, or in several rows. A
+    row that says again what was said of its image is a repetition.
+    """
+    found: dict[tuple[str, str], tuple[Picture, list[str]]] = {}
     for row, texts in enumerate(zip(*(columns.cells(name) for name in names))):
         picture = pictures[row]
         if picture is None:
             continue
         place = f"row {row + 1} of {columns.where}, caption,"
-        words = dict.fromkeys(text for cell in texts for text in captions_of(cell, place))
+        words = [text for cell in texts for text in captions_of(cell, place)]
         again = (picture.name, parts[row]) in found
-        _, before = found.setdefault((picture.name, parts[row]), (picture, {}))
+        _, before = found.setdefault((picture.name, parts[row]), (picture, []))
         if again and not (words and before):
             account.leave(NO_CAPTION, picture.name)
-        elif again and not words.keys() - before.keys():
+        elif again and set(words) <= set(before):
             account.leave(REPEATED, picture.name)
+            words = []
         elif again:
             account.kept += 1  # more captions of an image that is counted already
-        before |= words
+        before += words
     return [Row(picture, None, tuple(words), part) for (_, part), (picture, words) in found.items()]
 
 

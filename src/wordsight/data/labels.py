@@ -68,8 +68,8 @@ def label_of(value: Any, where: str) -> Label | None:
 
 
 def captions_of(value: Any, where: str) -> tuple[str, ...]:
-    """One image's captions, each once; as `texts_of`."""
-    return tuple(dict.fromkeys(texts_of(value, where, "a caption")))
+    """One image's captions, as often as they were said, for that is how CIDEr counts them; as `texts_of`."""
+    return tuple(texts_of(value, where, "a caption"))
 
 
 def texts_of(value: Any, where: str, what: str) -> list[str]:

@@ -92,7 +92,7 @@ class Limber(Captioner, Learner):
         """Centre and scale each channel by a sample of grids."""
         channels = grids.float().flatten(0, 1)
         self.centre.copy_(channels.mean(0))
-        self.scale.copy_(1 / channels.std(0).clamp_min(LEAST_SPREAD))
+        self.scale.copy_(1 / channels.std(0, correction=0).clamp_min(LEAST_SPREAD))
 
     @torch.no_grad()
     def start_at_words(
