@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from wordsight.files import WordsightError
-from wordsight.terminal import evaluate, json_text, out, out_json, speaking
+from wordsight.terminal import caption, evaluate, json_text, out, out_json, speaking
 
 STEERS = "al\x1b]0;owned\x07pha \x9b31m \u202egnp.exe"
 NOT_UTF8 = os.fsdecode(b"a\xe9.jpg")
@@ -45,6 +45,13 @@ def test_no_name_steers_a_terminal_or_ends_in_a_traceback(stream, encoding):
         assert not set("\x1b\x07\x9b\u202e") & set(text)
         assert "al\\x1b]0;owned\\x07pha" in text and "a\\udce9.jpg" in text
     assert written("stderr").startswith("skipped al\\x1b")
+
+
+def test_an_image_is_a_line_whatever_its_name(capsys):
+    caption(
+        {"captions": [{"image": "new\nline.png", "caption": "a dog"}, {"image": "b.png", "caption": "a cat"}]}
+    )
+    assert capsys.readouterr().out == "new\\nline.png  a dog\nb.png  a cat\n"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "cp1252"])

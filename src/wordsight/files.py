@@ -315,13 +315,13 @@ def cache_folder() -> Path:
         ) from error
 
 
-def printable(text: str) -> str:
+def printable(text: str, kept: str = "\n\t") -> str:
     """`text` without control characters, which could move the cursor or rename the terminal: each is written
-    out, as are signs that turn the direction of text, and bytes that are not UTF-8. Lines and tabs stay."""
+    out, as are signs that turn the direction of text, and bytes that are not UTF-8. Those `kept` stay."""
     if text.isprintable():  # nearly every text, and much sooner known
         return text
     return "".join(
-        sign if sign in "\n\t" or not moves(sign) else sign.encode("unicode_escape").decode() for sign in text
+        sign if sign in kept or not moves(sign) else sign.encode("unicode_escape").decode() for sign in text
     )
 
 

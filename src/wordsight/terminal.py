@@ -50,9 +50,9 @@ def speaking() -> Iterator[None]:
         log.setLevel(level)
 
 
-def out(text: str = "") -> None:
-    """One line, or several, of a verb's answer."""
-    print(printable(text))
+def out(text: str = "", *, kept: str = "\n\t") -> None:
+    """What a verb answers; with `kept=""` on one line, whatever its names hold."""
+    print(printable(text, kept))
 
 
 def out_json(value: Any) -> None:
@@ -197,7 +197,7 @@ def _answers(event: Mapping[str, Any]) -> None:
 def predict(answer: Mapping[str, Any]) -> None:
     for entry in answer["predictions"]:
         chosen = "  ".join(f"{one['class']} {one['probability']:.1%}" for one in entry["classes"])
-        out(f"{entry['image']}  {chosen}{_marks(entry)}")
+        out(f"{entry['image']}  {chosen}{_marks(entry)}", kept="")
         if "sentences" in entry:
             out("    closest sentences:")
         for line in entry.get("sentences", []):
@@ -217,12 +217,12 @@ def _marks(entry: Mapping[str, Any]) -> str:
 
 def caption(answer: Mapping[str, Any]) -> None:
     for entry in answer["captions"]:
-        out(f"{entry['image']}  {entry['caption']}")
+        out(f"{entry['image']}  {entry['caption']}", kept="")
 
 
 def ask(answer: Mapping[str, Any]) -> None:
     for entry in answer["answers"]:
-        out(f"{entry['image']}  {entry['answer']}")
+        out(f"{entry['image']}  {entry['answer']}", kept="")
 
 
 def chat(answer: Mapping[str, Any]) -> None:
@@ -237,9 +237,9 @@ def chat(answer: Mapping[str, Any]) -> None:
 
 def search(answer: Mapping[str, Any]) -> None:
     for found in answer["results"]:
-        out(f"{found['score']:6.3f}  {found['image']}")
+        out(f"{found['score']:6.3f}  {found['image']}", kept="")
         for name in found["copies"]:
-            out(f"        the same as {name}")
+            out(f"        the same as {name}", kept="")
 
 
 def audit(answer: Mapping[str, Any]) -> None:
@@ -252,10 +252,10 @@ def audit(answer: Mapping[str, Any]) -> None:
     out(f"{len(answer['copies']):6,} groups of copies, {across:,} across train and test")
     out(f"{len(answer['outliers']):6,} outliers")
     for one in answer["confusing"][:1]:
-        share = f"{one['images']} of {one['of']} images"
-        out(f"        words confuse {' and '.join(one['classes'])} most: {share}")
+        classes, share = " and ".join(one["classes"]), f"{one['images']} of {one['of']} images"
+        out(f"        words confuse {classes} most: {share}")
     for one in answer["next"][:FIRST]:
-        out(f"        label next: {one['image']}, perhaps {one['predicted']}")
+        out(f"        label next: {one['image']}, perhaps {one['predicted']}", kept="")
     out(f"page: {answer['html']}")
 
 

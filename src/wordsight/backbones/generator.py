@@ -47,7 +47,7 @@ class Writing:
         if self.max_new_tokens < 1 or self.beams < 1 or not 0 <= self.temperature < math.inf:
             raise WordsightError(
                 f"max_new_tokens={self.max_new_tokens}, beams={self.beams}, temperature={self.temperature}: "
-                f"the first two are 1 or more, the last 0 or more"
+                f"the first two are 1 or more, the last is finite and 0 or more"
             )
         if not 0 < self.top_p <= 1 or (self.top_p < 1 and not self.temperature):
             raise WordsightError(
