@@ -184,7 +184,7 @@ def training_pairs(settings: RunSettings) -> Pairs:
     pairs.account.tell()
     if len(pairs) < 2:
         raise WordsightError(
-            f"data={settings.data!r} has captions of one image only; 2 at least are needed, to tell apart"
+            f"data={settings.data!r} has captions of one image only; give 2 or more, to be told apart"
         )
     return pairs
 
