@@ -218,7 +218,7 @@ def test_the_readme_s_tree_is_the_tree():
 def test_no_digest_is_made_of_a_repr():
     """Which differs with each Python's Unicode tables; `ascii` does not."""
     texts = {str(path.relative_to(ROOT)): path.read_text() for path in ROOT.rglob("*.py")}
-    makes = re.compile(r"\bhashlib\b|\bhash_of\b|\bfingerprint\(|\bdigest_of\(|\bStore\(")
+    makes = re.compile(r"\bhashlib\b|\bhash_of\b|\bfingerprint\(|\bdigest_of\(|\bcontent_hash\(|\bStore\(")
     digesting = [name for name, text in texts.items() if makes.search(text)]
     assert len(digesting) > 30 and "backbones/__init__.py" in digesting
     messages = {"fit.py", "files.py"}  # names in a sentence; digest_of has a test of its own

@@ -250,10 +250,15 @@ def parse_json(text: str, where: str, *, strict: bool = True) -> Any:
 
 
 def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """A hash of names, shapes, dtypes and bytes, and of the metadata beside them."""
+    """A hash of a file's tensors and of the metadata beside them."""
+    return content_hash(tensors, sorted(metadata.items()))
+
+
+def content_hash(tensors: Mapping[str, Tensor], facts: object) -> str:
+    """A hash of names, shapes, dtypes and bytes, and of whatever else decides."""
     import torch
 
-    digest = hashlib.blake2b(ascii(sorted(metadata.items())).encode(), digest_size=16)
+    digest = hashlib.blake2b(ascii(facts).encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

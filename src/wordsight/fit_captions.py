@@ -169,7 +169,7 @@ def _complete(run: Run, parts: Parts) -> None:
     began = time.monotonic()
     batches, cut = _batches(parts, seen, prompt)
     torch.manual_seed(settings.seed)
-    method = _method(parts, seen, prompt, resumed=(run.state / STATE_FILE).is_file())
+    method = _method(parts, seen, prompt, batches, resumed=(run.state / STATE_FILE).is_file())
     train(method, batches, settings.train, seed=settings.seed, device=parts.backbone.device, run=run)
     seconds["fit"] = round(time.monotonic() - began, 3)
     if cut:
@@ -228,7 +228,9 @@ def _prompt(run: Run, parts: Parts, seen: Encoded) -> tuple[CaptionPrompt | None
     return prompt, {name: value for name, value in keeper.last.items() if name != "event"}
 
 
-def _method(parts: Parts, seen: Encoded, prompt: CaptionPrompt | None, *, resumed: bool) -> Limber:
+def _method(
+    parts: Parts, seen: Encoded, prompt: CaptionPrompt | None, batches: PairBatches, *, resumed: bool
+) -> Limber:
     """The method before the captions are learned, with h as it was trained. One that is `resumed` has left
     its start behind.
     """
@@ -244,19 +246,19 @@ def _method(parts: Parts, seen: Encoded, prompt: CaptionPrompt | None, *, resume
         rows = torch.randperm(len(seen.grids), generator=stream)[:STARTED].sort().values
         means = torch.cat([seen.grids.centre(some.tolist()).float().mean(1) for some in rows.split(SAMPLE)])
         images = seen.features.vectors[rows, 0]
-        words = _words(parts, [seen.captions[row] for row in rows.tolist()])
+        words = _words(parts.lm, batches, rows.tolist())
         method.start_at_words(sample, means.to(sample.device), images.to(sample.device), words)
     return method
 
 
 @torch.no_grad()
-def _words(parts: Parts, captions: Sequence[Sequence[str]]) -> Float[Tensor, "n W"]:
-    """The mean of the LM's own vectors of each image's captions, their end tokens among them. float32, on the
-    CPU.
+def _words(lm: PrefixedLM, batches: PairBatches, rows: Sequence[int]) -> Float[Tensor, "n W"]:
+    """The mean of the LM's own vectors of these images' captions, their end tokens among them. float32, on
+    the CPU.
     """
-    lm, found = parts.lm, []
-    for texts in captions:
-        tokens = [*chain.from_iterable(lm.tokenise(texts, parts.own.max_tokens)[0])]
+    found = []
+    for row in rows:
+        tokens = [*chain.from_iterable(batches.tokens[caption] for caption in batches.captions[row])]
         found.append(lm.embed(torch.tensor([tokens], device=lm.device))[0].float().mean(0).cpu())
     return torch.stack(found)
 

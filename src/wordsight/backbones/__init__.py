@@ -5,7 +5,6 @@ name to one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import re
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from wordsight.config import BACKBONES, WordsightError, plugins, resolve
 from wordsight.early import check_utf8
+from wordsight.files import content_hash
 from wordsight.reader import nearest
 
 MICRO = Path(__file__).parent / "micro"  # the bundled micro CLIP, a folder in transformers' layout
@@ -371,12 +371,7 @@ def prints_of(backbone: Backbone, sides: Sequence[str]) -> list[str]:
 
 def fingerprint(tensors: dict[str, Tensor], *facts: object) -> str:
     """A hash of weights and of whatever else decides a vector."""
-    digest = hashlib.blake2b(ascii(facts).encode(), digest_size=16)
-    for key in sorted(tensors):
-        tensor = tensors[key].detach().cpu().contiguous()
-        digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
-    return digest.hexdigest()
+    return content_hash(tensors, facts)
 
 
 def batches(lengths: Sequence[int], extra: int, budget: int) -> Iterator[list[int]]:
